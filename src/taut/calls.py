@@ -1,0 +1,230 @@
+"""How a model is called: the example that fixes it, batches that follow it, and the modes under which we run it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from taut.errors import DataError, ModelError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Example:
+    """An input that fixes how a model is called.
+
+    A Mapping whose keys are all parameter names of `forward` goes as keywords, any other Mapping as the one positional
+    argument; a tuple as positional arguments; anything else as one argument.
+
+    Raises:
+        DataError: it holds no tensor, or an empty one.
+    """
+
+    def __init__(self, model: nn.Module, value: Any) -> None:
+        """Note how `value` is passed to `model`."""
+        self.value = detached(value)
+        self.keywords = isinstance(value, Mapping) and set(value) <= _parameter_names(model)
+        self.batch = batch_size(value)
+
+    def run(self, model: nn.Module, inputs: Any = None) -> Any:
+        """The model's output on `inputs` (default: on the example), moved to the model's device.
+
+        Raises:
+            ModelError: the model raised; its own error is the cause.
+        """
+        inputs = on_device(self.value if inputs is None else inputs, device_of(model))
+        try:
+            if self.keywords:
+                return model(**inputs)
+            return model(*inputs) if isinstance(self.value, tuple) else model(inputs)
+        except TautControl:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The model cannot be run on an input of structure {describe(inputs)}: {type(error).__name__}: {error}"
+            ) from error
+
+    def inputs_of(self, batch: Any) -> tuple[Any, Any]:
+        """A batch as (inputs, targets or None).
+
+        Raises:
+            DataError: the batch has neither the example's structure nor that of (inputs, targets).
+        """
+        mine = _structure(self.value)
+        if _structure(batch) == mine:
+            return batch, None
+        if isinstance(batch, list | tuple) and len(batch) in {1, 2} and _structure(batch[0]) == mine:
+            return batch[0], batch[1] if len(batch) == 2 else None
+        raise DataError(
+            f"A batch must look like the example, {describe(self.value)}, or be (inputs, targets) with such inputs. "
+            f"Got {describe(batch)} instead."
+        )
+
+
+class TautControl(Exception):  # noqa: N818 - control flow through a running model, not an error
+    """Raised by our own hooks to leave a forward pass early."""
+
+
+def _parameter_names(model: nn.Module) -> set[str]:
+    try:
+        return set(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples, dicts and registered containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nest with `function` applied to every tensor."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def detached(value: Any) -> Any:
+    """The same nest without autograd history; inference tensors become normal ones."""
+    return map_tensors(lambda t: t.detach().clone() if t.is_inference() else t.detach(), value)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """The same nest on `device`."""
+    return map_tensors(lambda t: t.to(device), value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or buffer lives; the CPU for a model that has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def batch_size(value: Any) -> int:
+    """Dimension 0 of the first tensor.
+
+    Raises:
+        DataError: there is no tensor, it has no dimension, or it is empty.
+    """
+    found = tensors(value)
+    if not found or found[0].ndim == 0 or found[0].numel() == 0:
+        raise DataError(f"Inputs must hold at least one tensor with a batch dimension. Got {describe(value)} instead.")
+    return int(found[0].shape[0])
+
+
+def _structure(value: Any) -> Any:
+    """What two inputs of one model have in common: containers, and the rank and number class of every tensor."""
+    if isinstance(value, Tensor):
+        return ("tensor", value.ndim, value.is_floating_point())
+    if isinstance(value, Mapping):
+        return ("mapping", tuple((key, _structure(value[key])) for key in sorted(value, key=str)))
+    if isinstance(value, list | tuple):
+        return ("sequence", tuple(_structure(item) for item in value))
+    return type(value).__name__
+
+
+def describe(value: Any) -> str:
+    """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(describe(item) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    return type(value).__name__
+
+
+def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -> list[tuple[Any, Any]]:
+    """The first batches of `data` as (inputs, targets), up to `limit` samples, read once and kept.
+
+    Keeping them is what lets several passes see the SAME samples, also from a shuffled loader or a generator.
+
+    Args:
+        example: what a batch must look like.
+        data: an iterable of batches, or one batch itself.
+        limit: samples at most; the last batch is cut to it.
+        max_bytes: stop after the batch with which the kept inputs reach this size.
+
+    Raises:
+        DataError: no batch comes out of `data`, or one has the wrong structure.
+    """
+    batches: list[tuple[Any, Any]] = []
+    seen = used = 0
+    for batch in _batches(example, data):
+        inputs, targets = (detached(part) for part in example.inputs_of(batch))
+        size = batch_size(inputs)
+        if size > limit - seen:
+            inputs, targets = (_first(part, limit - seen, size) for part in (inputs, targets))
+        batches.append((inputs, targets))
+        seen += min(size, limit - seen)
+        used += sum(t.numel() * t.element_size() for t in tensors(inputs))
+        if seen >= limit or used >= max_bytes:
+            break
+    if not batches:
+        raise DataError(
+            f"The calibration data ({type(data).__name__}) gave no batch. A generator can be read only once: "
+            "pass a list or a DataLoader."
+        )
+    return batches
+
+
+def _batches(example: Example, data: Any) -> Iterator[Any]:
+    if tensors(data):
+        try:
+            example.inputs_of(data)
+        except DataError:
+            if not isinstance(data, list | tuple):
+                raise
+        else:
+            return iter([data])
+    if not isinstance(data, Iterable):
+        raise DataError(f"Calibration data must be an iterable of batches. Got {type(data).__name__} instead.")
+    return iter(data)
+
+
+def _first(value: Any, count: int, size: int) -> Any:
+    """The first `count` samples of every tensor whose leading dimension is the batch."""
+    return map_tensors(lambda t: t[:count] if t.ndim and t.shape[0] == size else t, value)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; every module's own training flag is put back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+@contextmanager
+def quiet(seed: int = 0) -> Iterator[None]:
+    """Run without autograd, in normal (not inference) mode, from a fixed random state that is undone afterwards."""
+    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices()):
+        torch.manual_seed(seed)
+        yield
+
+
+def _cuda_devices() -> list[int]:
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+
+
+def quietly(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of the public verbs: `quiet`, so that they work under a caller's no_grad or inference_mode."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with quiet():
+            return function(*args, **kwargs)
+
+    return wrapper

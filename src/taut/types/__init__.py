@@ -1,0 +1,22 @@
+"""The words of taut: plain frozen data that every other module speaks. No algorithms, no tensors."""
+
+from taut.types.budget import Budget, Cost
+from taut.types.method import Factors, Method, Rewrite
+from taut.types.network import Group, Invocation, Layer, Network
+from taut.types.plan import Kept, Plan, Setting, Step
+
+__all__ = [
+    "Budget",
+    "Cost",
+    "Factors",
+    "Group",
+    "Invocation",
+    "Kept",
+    "Layer",
+    "Method",
+    "Network",
+    "Plan",
+    "Rewrite",
+    "Setting",
+    "Step",
+]

@@ -1,0 +1,69 @@
+"""The contract of every method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
+
+from taut.types.budget import Cost
+from taut.types.network import Group
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+class Factors(Protocol):
+    """The one decomposition of a group, from which a method cuts every candidate; its shape is the method's own."""
+
+
+@dataclass(frozen=True)
+class Rewrite:
+    """What `Method.rewrite` gives: new modules by layer name, and the method with its final settings."""
+
+    modules: Mapping[str, nn.Module]
+    resolved: Method
+
+
+@runtime_checkable
+class Method(Protocol):
+    """How a group of layers becomes smaller: a frozen dataclass with every setting in it.
+
+    Class attributes:
+        name: key in METHODS. family: methods that share one decomposition. needs: names of the statistics it uses.
+        default: whether `compress` tries it unasked. plain: whether its modules are plain torch.nn. exact: whether it
+        keeps the function of the network bit by bit or up to rounding (then the planner applies it first).
+    """
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]]
+    default: ClassVar[bool]
+    plain: ClassVar[bool]
+    exact: ClassVar[bool]
+
+    def refuses(self, group: Group) -> str | None:
+        """Why this method cannot rewrite the group, or None."""
+
+    def family(self) -> str:
+        """The key under which the decomposition is cached: methods of one family share it."""
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Factors:
+        """The one decomposition, of which every candidate is a truncation."""
+
+    def candidates(self, group: Group, factors: Factors) -> Sequence[Method]:
+        """Resolved methods that lower params, nonzero or MACs, cheapest grid that serves a planner."""
+
+    def damage(self, factors: Factors) -> float | None:
+        """Predicted damage of this resolved method; None for what must be measured."""
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Factors) -> Rewrite:
+        """New modules for the group. Never refuses, even where nothing shrinks."""
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """The modules that a resolved method builds, with uninitialized weights."""
+
+    def cost(self, group: Group) -> Cost:
+        """Exact for a resolved method."""
+
+    def exact_case(self, group: Group) -> tuple[Method, nn.Module] | None:
+        """A resolved method and a layer on which it is exact (full rank, or a planted kernel); None if refused."""

@@ -1,0 +1,159 @@
+"""What `taut.trace` finds: layers with their shapes, calls and costs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, ClassVar
+
+from pydantic import ConfigDict
+
+from taut.errors import CallError
+from taut.text import count, shape, table
+from taut.types.budget import FORBID, Cost
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One call of a layer while the example ran: shapes of its first input and of its output."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    input: tuple[int, ...]
+    output: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Layer:
+    """A module that owns parameters, as the example saw it.
+
+    Attributes:
+        name: dotted name in the original model.
+        kind: class name, such as "Conv2d".
+        weight: shape of `weight` (empty if it has none).
+        bias: whether there is a bias.
+        stride, padding, dilation: one entry per kernel axis; empty for a Linear. `padding` is what is added on the
+            left of each axis and on the right of each axis, as pairs.
+        groups: groups of a convolution.
+        padding_mode: "zeros", "reflect", "replicate" or "circular".
+        calls: one entry per call in one run of the example.
+        batch: samples in the example.
+        itemsize: bytes of one weight.
+        live: per kernel axis the range [first, end) of the taps that ever see something else than padding.
+        skip: why no method may touch it, or None.
+        macs: measured multiply-accumulates per sample where they are not weight times positions (recurrent cells).
+        params: parameters that the module itself owns, each counted once in the network.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    name: str
+    kind: str
+    weight: tuple[int, ...] = ()
+    bias: bool = False
+    stride: tuple[int, ...] = ()
+    padding: tuple[tuple[int, int], ...] = ()
+    dilation: tuple[int, ...] = ()
+    groups: int = 1
+    padding_mode: str = "zeros"
+    calls: tuple[Invocation, ...] = ()
+    batch: int = 1
+    itemsize: int = 4
+    live: tuple[tuple[int, int], ...] = ()
+    skip: str | None = None
+    macs: int = 0
+    params: int = 0
+
+    @property
+    def kernel(self) -> tuple[int, ...]:
+        """Kernel size; empty for a Linear."""
+        return self.weight[2:]
+
+    @property
+    def positions(self) -> int:
+        """Output positions over all calls in the whole example (not per sample)."""
+        if not self.weight or self.kind == "Embedding":
+            return 0
+        return sum(math.prod(call.output) for call in self.calls) // self.weight[0]
+
+    @property
+    def cost(self) -> Cost:
+        """What the layer costs as it is."""
+        return Cost(self.params, self.params, self.macs, self.params * self.itemsize)
+
+    def per_sample(self, macs: int) -> int:
+        """Multiply-accumulates of the whole example as a number per sample, rounded."""
+        return round(macs / self.batch)
+
+
+@dataclass(frozen=True)
+class Group:
+    """The layers that one step rewrites together: shapes and calls, no tensors."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    layers: tuple[Layer, ...]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the layers, in order."""
+        return tuple(layer.name for layer in self.layers)
+
+    @property
+    def layer(self) -> Layer:
+        """The only layer of a group of one."""
+        (layer,) = self.layers
+        return layer
+
+    @property
+    def cost(self) -> Cost:
+        """What the layers cost as they are."""
+        return sum((layer.cost for layer in self.layers), Cost())
+
+
+@dataclass(frozen=True)
+class Network:
+    """What `taut.trace` found: every layer that owns parameters, and the cost of the whole.
+
+    Attributes:
+        layers: in the order of the model's modules.
+        cost: of the whole model; `bytes` is the size of its model.safetensors.
+        example: how the model is called (`taut.structure.calls.Example`), for the verbs that run it.
+        uncounted: notes on what torch's counter does not see and taut counted itself (recurrent cells).
+    """
+
+    layers: tuple[Layer, ...]
+    cost: Cost
+    uncounted: tuple[str, ...] = ()
+    example: Any = field(default=None, repr=False, compare=False)
+
+    def __getitem__(self, name: str) -> Layer:
+        """The layer of that name.
+
+        Raises:
+            CallError: there is none.
+        """
+        for layer in self.layers:
+            if layer.name == name:
+                return layer
+        known = ", ".join(layer.name for layer in self.layers[:8])
+        raise CallError(f"The model has no layer '{name}'. Layers: {known}{', ...' if len(self.layers) > 8 else ''}.")
+
+    def group(self, names: Sequence[str]) -> Group:
+        """The group of the named layers."""
+        return Group(tuple(self[name] for name in names))
+
+    def __str__(self) -> str:
+        """A row for every layer: what it is, what it costs, why it is skipped."""
+        rows = [
+            (
+                layer.name or "(model)",
+                layer.kind,
+                shape(layer.weight),
+                count(layer.params),
+                count(layer.macs),
+                layer.skip or "",
+            )
+            for layer in self.layers
+        ]
+        rows.append(("total", "", "", count(self.cost.params), count(self.cost.macs), ""))
+        notes = "".join(f"\n{note}" for note in self.uncounted)
+        return table(("layer", "kind", "weight", "params", "MACs", "skipped because"), rows, right=(3, 4)) + notes

@@ -1,0 +1,153 @@
+"""A plan: which layers, which method with which settings, and why; plain data."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+from typing import ClassVar
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from taut.errors import CallError
+from taut.text import count, fold, table, unique_keys
+from taut.types.budget import FORBID, Cost
+from taut.types.network import Group
+
+Setting = bool | int | float | str | list[int] | None
+"""A value that a method's settings may hold: what JSON can carry."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One rewrite: which layers, which method with which settings, and why.
+
+    Attributes:
+        layers: names in the ORIGINAL model.
+        method: name in `taut.methods.METHODS`.
+        settings: the method's fields; missing ones take their defaults.
+        group: shapes of the layers as this step finds them (filled by `Plan.of` and `taut.plan`).
+        allow_growth: apply even though nothing shrinks.
+        before, after: cost of the layers.
+        damage: predicted, in the plan's unit.
+        reason: why this one was chosen.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    layers: tuple[str, ...]
+    method: str
+    settings: dict[str, Setting] = field(default_factory=dict)
+    group: Group | None = None
+    allow_growth: bool = False
+    before: Cost | None = None
+    after: Cost | None = None
+    damage: float | None = None
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Kept:
+    """A layer that the plan leaves as it is, and why."""
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    layer: str
+    reason: str
+    cost: Cost = Cost()
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Steps in the order in which they are applied; a later step sees the network that the earlier ones made.
+
+    Attributes:
+        steps: the rewrites.
+        kept: layers that stay as they are, with reasons.
+        before: cost of the original model. after: predicted cost of the result.
+        unit: what `damage` measures: "loss", "relative output error" or "relative weight error".
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    steps: tuple[Step, ...]
+    kept: tuple[Kept, ...] = ()
+    before: Cost = Cost()
+    after: Cost = Cost()
+    unit: str = "loss"
+
+    def to_json(self) -> str:
+        """The plan as JSON, to read, edit and replay."""
+        return json.dumps(TypeAdapter(Plan).dump_python(self, mode="json"), indent=1) + "\n"
+
+    @classmethod
+    def from_json(cls, text: str | bytes) -> Plan:
+        """The plan that `to_json` wrote, perhaps edited by hand.
+
+        Raises:
+            CallError: not JSON, an unknown or repeated key, or a value of the wrong type.
+        """
+        try:
+            return TypeAdapter(cls).validate_python(json.loads(text, object_pairs_hook=unique_keys))
+        except ValidationError as error:
+            first = error.errors()[0]
+            where = ".".join(str(part) for part in first["loc"])
+            raise CallError(f"The plan's '{where}' is wrong: {first['msg']}. Got {first['input']!r}.") from None
+        except (ValueError, RecursionError) as error:
+            raise CallError(f"The plan is not valid JSON: {error}") from None
+
+    def without(self, layers: Iterable[str]) -> Plan:
+        """The same plan, the steps on these layers left out."""
+        drop = set(layers)
+        kept = tuple(
+            Kept(name, "taken out of the plan", step.before or Cost())
+            for step in self.steps
+            for name in step.layers
+            if name in drop
+        )
+        return replace(self, steps=tuple(s for s in self.steps if not drop & set(s.layers)), kept=self.kept + kept)
+
+    def __str__(self) -> str:
+        """A row for every layer: method, settings, cost before and after, damage, reason."""
+        rows = [_step_row(step) for step in self.steps]
+        rows += [
+            (
+                kept.layer,
+                "keep",
+                "",
+                _change(kept.cost, kept.cost, "params"),
+                _change(kept.cost, kept.cost, "macs"),
+                "",
+                kept.reason,
+            )
+            for kept in self.kept
+        ]
+        rows.append(
+            (
+                "whole model",
+                "",
+                "",
+                _change(self.before, self.after, "params"),
+                _change(self.before, self.after, "macs"),
+                f"{sum(step.damage or 0.0 for step in self.steps):.3g}",
+                f"damage in units of {self.unit}",
+            )
+        )
+        return table(("layer", "method", "settings", "params", "MACs", "damage", "why"), rows, right=(3, 4, 5))
+
+
+def _step_row(step: Step) -> tuple[str, ...]:
+    settings = " ".join(f"{key}={value}" for key, value in step.settings.items() if value not in (None, "data"))
+    before, after = step.before or Cost(), step.after or Cost()
+    damage = "" if step.damage is None else f"{step.damage:.3g}"
+    return (
+        ", ".join(step.layers),
+        step.method,
+        settings,
+        _change(before, after, "params"),
+        _change(before, after, "macs"),
+        damage,
+        step.reason,
+    )
+
+
+def _change(before: Cost, after: Cost, key: str) -> str:
+    old, new = getattr(before, key), getattr(after, key)
+    return count(old) if old == new else f"{count(old)} -> {count(new)} ({fold(old, new)})"
