@@ -86,7 +86,7 @@ class Stage:
 
 
 def stage(description: str, total: float | None = None) -> Stage:
-    """A piece of long work: `with stage("Training", total=10) as step: ... step()`."""
+    """Announce a piece of long work, and count its parts: `with ... as step: step()`."""
     return Stage(description, total)
 
 
