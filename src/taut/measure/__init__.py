@@ -1,0 +1,23 @@
+"""What a network costs, how long it takes and how good it is: counted, timed and scored on the user's own terms."""
+
+from taut.measure.accuracy import Difference, Metric, Score, difference, measure
+from taut.measure.counting import Count, count, count_macs
+from taut.measure.storage import file_bytes, stored_tensors
+from taut.measure.timing import Latency, Pair, interleave, latencies
+
+__all__ = [
+    "Count",
+    "Difference",
+    "Latency",
+    "Metric",
+    "Pair",
+    "Score",
+    "count",
+    "count_macs",
+    "difference",
+    "file_bytes",
+    "interleave",
+    "latencies",
+    "measure",
+    "stored_tensors",
+]
