@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from taut import text
-from taut.calls import Example, quiet
+from taut.calls import Example
 from taut.measure import (
     Difference,
     Latency,
@@ -114,8 +114,7 @@ def compare(
         DataError: `evaluate` raised or returned something that is no metric, or the example holds no tensor.
         CallError: fewer than 1 round.
     """
-    with quiet():
-        call = example if isinstance(example, Example) or example is None else Example(model, example)
+    call = example if isinstance(example, Example) or example is None else Example(model, example)
     before, after = (_cost(each, call) for each in (model, small))
     scores = [None if evaluate is None else measure(evaluate, each) for each in (model, small)]
     return Comparison(

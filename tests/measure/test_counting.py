@@ -146,6 +146,15 @@ def test_the_model_is_left_as_it_was():
     assert torch.equal(torch.random.get_rng_state(), state)
 
 
+def test_a_model_that_changes_its_input_does_not_reach_the_example():
+    model, x = nn.Sequential(nn.ReLU(inplace=True), nn.Linear(3, 2)), torch.full((2, 3), -1.0)
+    assert counted(model, x).total == 6
+    assert bool((x == -1).all())
+    with torch.inference_mode():
+        x = torch.full((2, 3), -1.0)
+        assert counted(model, x).total == 6
+
+
 def test_a_failing_model_is_a_model_error_and_leaves_no_hooks():
     model = nn.Sequential(nn.Linear(3, 4))
     fast = torch.backends.mha.get_fastpath_enabled()

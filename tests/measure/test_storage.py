@@ -73,6 +73,8 @@ def test_views_and_memory_formats_become_plain_tensors():
     whole = torch.arange(12.0).reshape(3, 4)
     model.register_buffer("whole", whole)
     model.register_buffer("turned", whole.t())
+    model.register_buffer("square", whole[:, :3])
+    model.register_buffer("square_turned", whole[:, :3].t())
     model.register_buffer("rows", whole[:2])
     model.register_buffer("wide", torch.ones(1, 3).expand(2, 3))
     model.register_buffer("conj", torch.tensor([1 + 2j], dtype=torch.complex64).conj())
