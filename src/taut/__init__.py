@@ -1,0 +1,46 @@
+"""taut makes a trained PyTorch network smaller and faster, and proves it with measurements.
+
+    net   = taut.trace(model, example)
+    stats = taut.observe(net, model, calibration)
+    plan  = taut.plan(net, stats, budget=taut.Budget(macs=0.25))
+    small = taut.apply(model, plan, stats, data=calibration)
+    print(taut.compare(model, small, accuracy, example))
+    taut.save(small, plan, "small/")
+
+`taut.compress` is these verbs in a row; `taut.explore` measures what a model can become.
+"""
+
+from taut.applying import apply
+from taut.comparison import Comparison, compare
+from taut.compress import Result, compress
+from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
+from taut.front import Front
+from taut.measure.accuracy import Metric
+from taut.planning import plan
+from taut.structure.statistics import Statistics, observe
+from taut.structure.tracing import trace
+from taut.types import Budget, Network, Plan, Step
+
+__all__ = [
+    "ArtifactError",
+    "Budget",
+    "BudgetError",
+    "CallError",
+    "Comparison",
+    "DataError",
+    "Front",
+    "Metric",
+    "ModelError",
+    "Network",
+    "Plan",
+    "Result",
+    "Statistics",
+    "Step",
+    "TautError",
+    "apply",
+    "compare",
+    "compress",
+    "observe",
+    "plan",
+    "trace",
+]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -207,16 +208,35 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
             module.training = flag
 
 
+_QUIET: ContextVar[bool] = ContextVar("taut_quiet", default=False)
+
+
 @contextmanager
 def quiet(seed: int = 0) -> Iterator[None]:
-    """Run without autograd, in normal (not inference) mode, from a fixed random state that is undone afterwards."""
-    with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices()):
-        torch.manual_seed(seed)
-        yield
+    """Run without autograd, in normal (not inference) mode, from a fixed random state that is undone afterwards.
+
+    Nested, the outermost seed stays in force.
+    """
+    if _QUIET.get():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+        return
+    token = _QUIET.set(True)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices()):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        _QUIET.reset(token)
+
+
+def generator(offset: int = 0) -> torch.Generator:
+    """A random generator of our own, from the seed in force."""
+    return torch.Generator().manual_seed((torch.initial_seed() + offset) % (1 << 63))
 
 
 def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
 
 
 def quietly(function: Callable[P, R]) -> Callable[P, R]:

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from taut.errors import CallError
 from taut.text import count, fold, table, unique_keys
 from taut.types.budget import FORBID, Cost
-from taut.types.network import Group
+from taut.types.network import Group, Network
 
 Setting = bool | int | float | str | list[int] | None
 """A value that a method's settings may hold: what JSON can carry."""
@@ -52,7 +52,7 @@ class Kept:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
     layer: str
     reason: str
-    cost: Cost = Cost()
+    cost: Cost = field(default_factory=Cost)
 
 
 @dataclass(frozen=True)
@@ -69,9 +69,19 @@ class Plan:
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
     steps: tuple[Step, ...]
     kept: tuple[Kept, ...] = ()
-    before: Cost = Cost()
-    after: Cost = Cost()
+    before: Cost = field(default_factory=Cost)
+    after: Cost = field(default_factory=Cost)
     unit: str = "loss"
+
+    @classmethod
+    def of(cls, network: Network, steps: Iterable[Step]) -> Plan:
+        """A plan made by hand: the groups of its steps are filled in from the traced network.
+
+        Raises:
+            CallError: a step names a layer that the network does not have.
+        """
+        filled = tuple(s if s.group is not None else replace(s, group=network.group(s.layers)) for s in steps)
+        return cls(filled, before=network.cost, after=network.cost, unit="not predicted")
 
     def to_json(self) -> str:
         """The plan as JSON, to read, edit and replay."""

@@ -1,0 +1,18 @@
+"""Tensors in, factors out: the decompositions, without any network around them."""
+
+from taut.decompose.balance import equalize, orthogonalize
+from taut.decompose.projection import InputBasis, input_basis, unexplained
+from taut.decompose.svd import OutputBasis, directions, output_basis
+from taut.decompose.weighting import Weighting
+
+__all__ = [
+    "InputBasis",
+    "OutputBasis",
+    "Weighting",
+    "directions",
+    "equalize",
+    "input_basis",
+    "orthogonalize",
+    "output_basis",
+    "unexplained",
+]

@@ -1,0 +1,61 @@
+"""Singular value decomposition of a layer's weight in the metric of its inputs, and optionally of its outputs.
+
+W ~ P^{-1} Q_r Q_r^T P W with Q the left singular vectors of P W A^{1/2}: the best rank-r weight for
+tr(P dW A dW^T P^T) (Eckart-Young). P = I gives the data metric, P = B^{1/2} the Kronecker-factored Fisher.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taut.decompose.linalg import left_basis, root, spectrum
+from taut.decompose.weighting import Weighting
+
+
+@dataclass(frozen=True)
+class OutputBasis:
+    """Nested output directions of a weight.
+
+    Attributes:
+        up: (g, o, R), P^{-1} Q.
+        down: (g, R, o), Q^T P.
+        energy: (g, R), squared singular values, descending.
+    """
+
+    up: Tensor
+    down: Tensor
+    energy: Tensor
+
+    def lost(self, B: Tensor | None) -> Tensor:
+        """Damage tr(B dW A dW^T) of keeping the first r directions, for r = 0 ... R: (R + 1,), summed over groups."""
+        up = self.up.double()
+        weight = up.square().sum(-2) if B is None else torch.einsum("gor,gop,gpr->gr", up, B.double(), up)
+        tail = (self.energy * weight).sum(0).flip(0).cumsum(0).flip(0)
+        return torch.cat([tail, tail.new_zeros(1)])
+
+
+def output_basis(W: Tensor, weighting: Weighting, B: Tensor | None = None) -> OutputBasis:
+    """The nested output basis of W (g, o, c, s); with B (g, o, o) in the Fisher metric, else in the data metric."""
+    half = None if B is None else root(B)
+    o, k = W.shape[1], W.shape[2] * W.shape[3]
+    if o <= k and weighting.sketch is None:
+        S = weighting.gram(W)
+        return directions(S, half)
+    X = weighting.whitened(W)
+    Q, energy = left_basis(X if half is None else half[0] @ X)
+    return _basis(Q, energy, half)
+
+
+def directions(S: Tensor, half: tuple[Tensor, Tensor] | None = None) -> OutputBasis:
+    """The output basis of a second moment S = W A W^T (g, o, o); `half` is (B^{1/2}, B^{-1/2}) or None."""
+    Q, energy = spectrum(S if half is None else half[0] @ S @ half[0])
+    return _basis(Q, energy, half)
+
+
+def _basis(Q: Tensor, energy: Tensor, half: tuple[Tensor, Tensor] | None) -> OutputBasis:
+    if half is None:
+        return OutputBasis(Q, Q.mT, energy)
+    return OutputBasis(half[1] @ Q, Q.mT @ half[0], energy)

@@ -1,0 +1,134 @@
+"""`explore`: one decomposition, plans from 1x to 16x, each refitted and measured once."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
+
+from taut.calls import quiet
+from taut.comparison import compare
+from taut.compress import Workshop, along_path
+from taut.errors import ArtifactError
+from taut.files import write_atomic
+from taut.front import Front, Point
+from taut.methods import choose
+from taut.progress import stage
+from taut.types import Method
+
+RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
+"""How many times smaller the compressible part of the network becomes at each point."""
+
+
+def explore(
+    model: nn.Module,
+    example: Any,
+    *,
+    data: Any,
+    evaluate: Callable[[nn.Module], Any] | None,
+    methods: Iterable[str | Method] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Front:
+    """Measure what a model can become, without choosing.
+
+    Args:
+        model: a trained model; it is not changed.
+        example: fixes how the model is called.
+        data: calibration batches.
+        evaluate: as in `compress`, on validation data; None measures costs and latency only.
+        methods: names or method objects; None for those marked default.
+        seed: of everything random.
+        folder: where finished points are kept; started again with the same model and settings, only the missing ones
+            are measured.
+
+    Returns:
+        Up to nine points; ratios that no plan reaches are left out.
+    """
+    with quiet(seed):
+        store = None if folder is None else _Store(Path(folder), _fingerprint(model, methods, seed))
+        points: dict[float, Point] = {} if store is None else store.read()
+        missing = [ratio for ratio in RATIOS if ratio not in points]
+        if missing:
+            shop = Workshop.open(model, example, data, methods)
+            with stage("exploring", total=len(missing)) as bar:
+                for ratio in missing:
+                    point = _measure(shop, ratio, evaluate)
+                    if point is not None:
+                        points[ratio] = point
+                        if store is not None:
+                            store.write(point)
+                    bar()
+    return Front(tuple(points[ratio] for ratio in sorted(points)))
+
+
+def _measure(shop: Workshop, ratio: float, evaluate: Callable[[nn.Module], Any] | None) -> Point | None:
+    built = along_path(shop, ratio)
+    if built is None:
+        return None
+    small, plan = built
+    found = compare(shop.original, small, evaluate, shop.network.example)
+    best = found.latency.best if found.latency is not None else None
+    score = found.score_after
+    return Point(
+        ratio,
+        plan,
+        shop.network.cost,
+        shop.cost(small),
+        best.before if best else 0.0,
+        best.after if best else 0.0,
+        *((score.name, score.value, score.low, score.high) if score else ()),
+    )
+
+
+def _fingerprint(model: nn.Module, methods: Iterable[str | Method] | None, seed: int) -> str:
+    """A digest of the weights and settings: points of another model are never mixed in."""
+    digest = hashlib.sha256(repr((seed, [(m.name, asdict(m)) for m in choose(methods)])).encode())  # type: ignore[call-overload]
+    for name, tensor in model.state_dict().items():
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+    return digest.hexdigest()
+
+
+class _Store:
+    """Finished points as files of a folder, each with the digest of the model it belongs to."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def read(self) -> dict[float, Point]:
+        """Points of this model and these settings; damaged files count as missing."""
+        points = {}
+        for path in sorted(self.folder.glob("point-*.json")):
+            try:
+                record = TypeAdapter(_Record).validate_json(path.read_bytes())
+            except (ValidationError, OSError):
+                continue
+            if record["fingerprint"] == self.fingerprint:
+                points[record["point"].ratio] = record["point"]
+        return points
+
+    def write(self, point: Point) -> None:
+        """Keep a point.
+
+        Raises:
+            ArtifactError: the folder cannot be written.
+        """
+        record = _Record(fingerprint=self.fingerprint, point=point)
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            write_atomic(self.folder / f"point-{point.ratio:g}.json", TypeAdapter(_Record).dump_json(record, indent=1))
+        except OSError as error:
+            raise ArtifactError(f"The front cannot be kept in '{self.folder}': {error.strerror or error}") from error
+
+
+class _Record(TypedDict):
+    fingerprint: str
+    point: Point

@@ -1,0 +1,59 @@
+"""The methods: one file each, and the one table that is the whole registry."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, fields
+from typing import Any
+
+from taut.errors import CallError
+from taut.methods.dead_taps import DeadTaps
+from taut.methods.spatial import Spatial
+from taut.methods.svd import SVD
+from taut.methods.tucker import Tucker
+from taut.types import Method, Setting, Step
+
+METHODS: Mapping[str, type[Any]] = {
+    "svd": SVD,
+    "spatial": Spatial,
+    "tucker": Tucker,
+    "dead_taps": DeadTaps,
+}
+
+
+def resolve(step: Step) -> Method:
+    """The method object that a step names.
+
+    Raises:
+        CallError: the method or one of its settings is unknown.
+    """
+    kind = METHODS.get(step.method)
+    if kind is None:
+        raise CallError(f"Unknown method '{step.method}'. Known: {', '.join(METHODS)}.")
+    known = {f.name for f in fields(kind)}
+    unknown = sorted(set(step.settings) - known)
+    if unknown:
+        raise CallError(f"Unknown setting '{unknown[0]}' of method '{step.method}'. Known: {', '.join(sorted(known))}.")
+    method: Method = kind(**step.settings)
+    return method
+
+
+def settings(method: Method) -> dict[str, Setting]:
+    """The fields of a method as plain data."""
+    return asdict(method)  # type: ignore[call-overload, no-any-return]
+
+
+def choose(wish: Iterable[str | Method] | None) -> tuple[Method, ...]:
+    """Names or method objects as method objects; None gives the rows of METHODS marked default.
+
+    Raises:
+        CallError: a name is unknown, or none is given.
+    """
+    if wish is None:
+        return tuple(kind() for kind in METHODS.values() if kind.default)
+    if isinstance(wish, str):
+        wish = (wish,)
+    chosen = tuple(resolve(Step((), item)) if isinstance(item, str) else item for item in wish)
+    if not chosen:
+        raise CallError(f"At least one method is needed. Known: {', '.join(METHODS)}.")
+    return chosen

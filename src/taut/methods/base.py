@@ -1,0 +1,126 @@
+"""What all factorizations of one layer share: the group of one, the metric, and which candidates are worth offering."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from taut.decompose.weighting import Weighting
+from taut.errors import CallError
+from taut.methods.building import refuse_layer
+from taut.structure.patches import grouped_weight
+from taut.structure.statistics import LayerStatistics
+from taut.structure.tracing import describe_layer
+from taut.types import Cost, Group, Layer, Rewrite
+
+METRICS = ("data", "fisher", "frobenius")
+
+
+@dataclass(frozen=True)
+class Sight:
+    """A layer as a factorization sees it.
+
+    Attributes:
+        W: (g, o, c, s), at least float32.
+        weighting: metric of the inputs. response: (g, o, o) metric of the outputs, or None.
+        stats: for the damage.
+    """
+
+    W: Tensor
+    weighting: Weighting
+    response: Tensor | None
+    stats: LayerStatistics
+
+    def damages(self, errors: Tensor) -> list[float]:
+        """Squared errors tr(B dW A dW^T) as damages."""
+        energy = self.stats.weighting.energy(self.W) if self.stats.outputs is None else 0.0
+        return [max(0.0, value) for value in self.stats.damage(errors, energy).tolist()]
+
+
+class Factorization:
+    """Base of the methods that replace one layer by two or three; subclasses are frozen dataclasses."""
+
+    name: ClassVar[str]
+    needs: ClassVar[frozenset[str]] = frozenset({"inputs", "outputs"})
+    default: ClassVar[bool] = True
+    plain: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    metric: str
+
+    def refuses(self, group: Group) -> str | None:
+        """Why this method cannot rewrite the group, or None."""
+        if len(group.layers) != 1:
+            return f"{self.name} factorizes one layer at a time"
+        return refuse_layer(group.layer) or self.refuses_layer(group.layer)
+
+    def refuses_layer(self, layer: Layer) -> str | None:
+        """Why this factorization does not apply to a layer that others may factorize, or None."""
+        raise CallError(f"{self.name} does not say which layers it takes: '{layer.name}'.")
+
+    def family(self) -> str:
+        """Candidates of one method and metric share a decomposition."""
+        return f"{self.name}/{self.metric}"
+
+    def sight(self, modules: Mapping[str, nn.Module], stats: Mapping[str, LayerStatistics]) -> Sight:
+        """The one layer, seen in this method's metric.
+
+        Raises:
+            CallError: the metric is unknown.
+        """
+        if self.metric not in METRICS:
+            raise CallError(f"The 'metric' of {self.name} must be one of {', '.join(METRICS)}. Got '{self.metric}'.")
+        ((name, module),) = modules.items()
+        known = stats.get(name, LayerStatistics())
+        weighting = Weighting() if self.metric == "frobenius" else known.weighting
+        response = known.outputs if self.metric == "fisher" else None
+        return Sight(grouped_weight(module), weighting, None if response is None else regular(response), known)
+
+    def worthwhile(self, group: Group, options: Iterable[Self]) -> Sequence[Self]:
+        """The options that lower params or MACs and raise neither."""
+        return [option for option in options if option.cost(group).lowers(group.cost)]
+
+    def cost(self, group: Group) -> Cost:
+        """Exact for a resolved method."""
+        raise CallError(f"{self.name} has no cost for {group.names}.")
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """Modules with uninitialized weights."""
+        raise CallError(f"{self.name} builds nothing for {group.names}.")
+
+    def rewritten(self, modules: Mapping[str, nn.Module], weights: Sequence[Tensor]) -> Rewrite:
+        """The skeleton filled with `weights`, in order; the bias of the original goes to the last layer."""
+        ((name, module),) = modules.items()
+        built = self.skeleton(Group((describe_layer(name, module, (), 1),)))[name]
+        parts: list[Any] = list(built.children())
+        for part, weight in zip(parts, weights, strict=True):
+            like = module.weight
+            part.weight = nn.Parameter(
+                weight.reshape(part.weight.shape).to(like).contiguous(),
+                requires_grad=bool(like.requires_grad),
+            )
+        if isinstance(module.bias, Tensor):
+            parts[-1].bias = nn.Parameter(module.bias.detach().clone(), requires_grad=module.bias.requires_grad)
+        return Rewrite({name: built}, self)
+
+
+def regular(B: Tensor) -> Tensor:
+    """B with a ridge of 1e-2 of its mean eigenvalue: outputs that no sampled label moved still count a little."""
+    mean = B.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(torch.finfo(torch.float32).tiny)
+    return B.double() + 1e-2 * mean.double() * torch.eye(B.shape[-1], dtype=torch.float64, device=B.device)
+
+
+def integer(method: str, key: str, value: int | None, limit: int, layer: Layer) -> int:
+    """A rank as the integer it must be.
+
+    Raises:
+        CallError: it is missing or outside 1 ... `limit`.
+    """
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= limit:
+        raise CallError(
+            f"The '{key}' of {method} on layer '{layer.name}' must be between 1 and {limit}. Got {value} instead."
+        )
+    return value

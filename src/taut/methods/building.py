@@ -1,0 +1,110 @@
+"""Plain torch.nn layers from shapes, and what they cost: shared by the methods."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import nn
+from torch.nn.utils import skip_init
+
+from taut.types import Cost, Layer
+
+CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+Pads = Sequence[tuple[int, int]]
+
+GRID = (
+    *range(1, 9),
+    *range(10, 17, 2),
+    *range(20, 33, 4),
+    *range(40, 65, 8),
+    *range(80, 129, 16),
+    *range(160, 513, 32),
+)
+"""Ranks on offer: quarter octaves that fall on multiples of 16 above 64 and of 32 above 128, as kernels like them."""
+
+
+def rank_grid(limit: int) -> list[int]:
+    """The ranks on offer up to `limit` (beyond 512 in steps of an eighth, multiples of 64)."""
+    grid = [r for r in GRID if r <= limit]
+    rank = 576
+    while rank <= limit:
+        grid.append(rank)
+        rank += max(64, rank // 8 // 64 * 64)
+    return grid
+
+
+def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Module:
+    """A Linear with uninitialized weights."""
+    return skip_init(nn.Linear, inputs, outputs, bias=bias)
+
+
+def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: int, bias: bool) -> nn.Module:
+    """A convolution with uninitialized weights that takes over the kernel `axes` of `layer`, 1 along the others.
+
+    Args:
+        sizes: channels in and out.
+        layer: whose kernel size, stride, padding, dilation and padding mode are used along `axes`.
+        axes: indices of kernel axes.
+        groups: groups of the new convolution.
+        bias: whether it has one.
+    """
+    dims = len(layer.kernel)
+    pads = [layer.padding[a] if a in axes else (0, 0) for a in range(dims)]
+    settings: dict[str, Any] = {
+        "kernel_size": tuple(layer.kernel[a] if a in axes else 1 for a in range(dims)),
+        "stride": tuple(layer.stride[a] if a in axes else 1 for a in range(dims)),
+        "dilation": tuple(layer.dilation[a] if a in axes else 1 for a in range(dims)),
+        # only padding="same" with an even kernel pads unevenly
+        "padding": "same" if any(left != right for left, right in pads) else tuple(left for left, _ in pads),
+        "padding_mode": layer.padding_mode,
+        "groups": groups,
+        "bias": bias,
+    }
+    return skip_init(CONVOLUTIONS[dims], *sizes, **settings)
+
+
+def chain_cost(layer: Layer, parts: Sequence[tuple[int, int]]) -> Cost:
+    """Cost of layers in a row that replace `layer`: (weights, output positions in the example) of each.
+
+    A bias of the original stays, on the last of them. Every weight meets every position of its layer once per
+    output channel group, so MACs are weights times positions.
+    """
+    params = sum(weights for weights, _ in parts) + (layer.weight[0] if layer.bias else 0)
+    macs = layer.per_sample(sum(weights * places for weights, places in parts))
+    return Cost(params, params, macs, params * layer.itemsize)
+
+
+def output_places(layer: Layer) -> int:
+    """Output positions of all calls in the example."""
+    return layer.positions
+
+
+def input_places(layer: Layer) -> int:
+    """Input positions of all calls in the example: where a 1 x 1 convolution before the kernel runs."""
+    return sum(math.prod(call.input) for call in layer.calls) // (layer.weight[1] * layer.groups)
+
+
+def refuse_layer(layer: Layer) -> str | None:
+    """Why no factorization applies to a layer, or None."""
+    if layer.skip is not None:
+        return layer.skip
+    if layer.kind != "Linear" and not (layer.kind.startswith("Conv") and layer.kernel):
+        return f"{layer.kind} is not factorized"
+    return None
+
+
+def random_layer(layer: Layer) -> nn.Module:
+    """A layer of the given shape and settings with seeded random weights, for exact cases."""
+    if layer.kind == "Linear":
+        built = linear(layer.weight[1], layer.weight[0], bias=layer.bias)
+    else:
+        sizes = (layer.weight[1] * layer.groups, layer.weight[0])
+        built = conv(sizes, layer, range(len(layer.kernel)), groups=layer.groups, bias=layer.bias)
+    generator = torch.Generator().manual_seed(0)
+    for parameter in built.parameters():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    return built

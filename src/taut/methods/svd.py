@@ -1,0 +1,115 @@
+"""SVD of a layer: Linear -> two Linears; convolution -> the same convolution to r channels, then 1 x 1."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taut.decompose.balance import equalize
+from taut.decompose.svd import OutputBasis, output_basis
+from taut.methods.base import Factorization, integer
+from taut.methods.building import chain_cost, conv, linear, output_places, random_layer, rank_grid
+from taut.types import Cost, Group, Layer, Rewrite
+
+
+@dataclass(frozen=True)
+class SVDFactors:
+    """Nested output directions and the damage of keeping the first r, for every r."""
+
+    basis: OutputBasis
+    damages: list[float]
+
+
+@dataclass(frozen=True)
+class SVD(Factorization):
+    """Low rank: the r output directions that carry most of the layer's output on the calibration data.
+
+    Source: Denton et al. 2014, sections 3.2.2 and 3.3; the whole kernel is unfolded, per group of a grouped layer.
+
+    Attributes:
+        rank: components per group; None until resolved.
+        metric: "data" (inputs' second moment), "fisher" (outputs' too) or "frobenius".
+    """
+
+    rank: int | None = None
+    metric: str = "data"
+    name: ClassVar[str] = "svd"
+
+    def refuses_layer(self, layer: Layer) -> str | None:
+        """Every Linear and convolution of more than one output and input per group."""
+        return None if max_rank(layer) > 1 else "svd: one input or output per group leaves nothing to factorize"
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SVDFactors:
+        """One eigendecomposition of the smaller Gram matrix serves every rank."""
+        sight = self.sight(modules, stats)
+        basis = output_basis(sight.W, sight.weighting, sight.response)
+        damages = sight.damages(basis.lost(sight.stats.outputs))
+        dtype = sight.W.dtype
+        up = basis.up.to(dtype)
+        down = up.mT if sight.response is None else basis.down.to(dtype)
+        return SVDFactors(OutputBasis(up, down, basis.energy), damages)
+
+    def candidates(self, group: Group, factors: Any) -> Sequence[SVD]:
+        """Ranks of the grid that shrink the layer."""
+        del factors
+        return self.worthwhile(group, (replace(self, rank=r) for r in rank_grid(max_rank(group.layer))))
+
+    def damage(self, factors: Any) -> float | None:
+        """Tail of the spectrum."""
+        found: SVDFactors = factors
+        return found.damages[min(self.rank or 0, len(found.damages) - 1)]
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+        """Down W, then up; both with the same norm per component."""
+        W = self.sight(modules, {}).W.flatten(2)
+        found: SVDFactors = factors
+        r = self.rank or 0
+        up, down = (_padded(t, r, axis) for t, axis in ((found.basis.up, 2), (found.basis.down, 1)))
+        first, second = equalize(down @ W, up)
+        return self.rewritten(modules, (first, second))
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """Two layers."""
+        layer = group.layer
+        r = integer(self.name, "rank", self.rank, max_rank(layer), layer)
+        o, c = layer.weight[0], layer.weight[1] * layer.groups
+        if layer.kind == "Linear":
+            return {layer.name: nn.Sequential(linear(c, r, bias=False), linear(r, o, bias=layer.bias))}
+        inner, g = r * layer.groups, layer.groups
+        first = conv((c, inner), layer, range(len(layer.kernel)), groups=g, bias=False)
+        return {layer.name: nn.Sequential(first, conv((inner, o), layer, (), groups=g, bias=layer.bias))}
+
+    def cost(self, group: Group) -> Cost:
+        """R (fan-in + outputs) weights, all at the output positions."""
+        layer = group.layer
+        r = integer(self.name, "rank", self.rank, max_rank(layer), layer)
+        places = output_places(layer)
+        first = r * layer.groups * math.prod(layer.weight[1:])
+        return chain_cost(layer, ((first, places), (r * layer.weight[0], places)))
+
+    def exact_case(self, group: Group) -> tuple[SVD, nn.Module] | None:
+        """Full rank."""
+        if self.refuses(group):
+            return None
+        return replace(self, rank=max_rank(group.layer)), random_layer(group.layer)
+
+
+def max_rank(layer: Layer) -> int:
+    """Rank at which the factorization is exact: the smaller side of one group's matrix."""
+    return min(layer.weight[0] // layer.groups, math.prod(layer.weight[1:]))
+
+
+def _padded(factor: Tensor, r: int, axis: int) -> Tensor:
+    """The first r components; zeros beyond what the decomposition has (a sketch of few rows)."""
+    kept = factor.narrow(axis, 0, min(r, factor.shape[axis]))
+    missing = r - kept.shape[axis]
+    if missing <= 0:
+        return kept
+    shape = list(kept.shape)
+    shape[axis] = missing
+    return torch.cat([kept, kept.new_zeros(shape)], axis)

@@ -1,0 +1,140 @@
+"""Tucker-2: a convolution -> 1 x 1 to r_in channels, the kernel on r_in -> r_out, 1 x 1 to the outputs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from taut.decompose.balance import orthogonalize
+from taut.decompose.linalg import root
+from taut.decompose.projection import InputBasis, input_basis, unexplained
+from taut.decompose.svd import OutputBasis, directions
+from taut.methods.base import Factorization, Sight, integer
+from taut.methods.building import chain_cost, conv, input_places, output_places, random_layer, rank_grid
+from taut.types import Cost, Group, Layer, Rewrite
+
+
+@dataclass(frozen=True)
+class TuckerFactors:
+    """The nested input basis, and per r_in the damages of every r_out (made when first asked for).
+
+    Attributes:
+        basis: of the input channels.
+        base: squared error of keeping the first r input directions, r = 0 ... R.
+        sight: the layer; what the output bases and damages are made from.
+    """
+
+    basis: InputBasis
+    base: torch.Tensor
+    sight: Sight
+    damages: dict[int, list[float]] = field(default_factory=dict)
+
+    def output(self, r: int) -> OutputBasis:
+        """The output basis for r input channels."""
+        half = None if self.sight.response is None else root(self.sight.response)
+        return directions(self.basis.explained(r), half)
+
+    def damage(self, r_in: int, r_out: int) -> float:
+        """Error of the input basis plus the tail of the output basis."""
+        if r_in not in self.damages:
+            errors = self.base[r_in] + self.output(r_in).lost(self.sight.stats.outputs)
+            self.damages[r_in] = self.sight.damages(errors)
+        found = self.damages[r_in]
+        return found[min(r_out, len(found) - 1)]
+
+
+@dataclass(frozen=True)
+class Tucker(Factorization):
+    """Tucker-2 of a convolution: fewer channels in and out of the kernel; stride, dilation and padding in the core.
+
+    Input basis from the whitened unfolding, the rest by least squares on its features, output basis from what those
+    explain. The padding sits behind the bias-free 1 x 1 layer, which is exact and saves the padded border.
+    Source: Kim et al. 2016 (Tucker-2), with the data metric of Denton et al. 2014.
+
+    Attributes:
+        rank_in, rank_out: channels per group on either side of the core; None until resolved.
+        metric: "data", "fisher" or "frobenius".
+    """
+
+    rank_in: int | None = None
+    rank_out: int | None = None
+    metric: str = "data"
+    name: ClassVar[str] = "tucker"
+
+    def refuses_layer(self, layer: Layer) -> str | None:
+        """Convolutions with a kernel above 1 and more than one channel on either side of a group."""
+        if not layer.kernel or math.prod(layer.kernel) < 2:
+            return "tucker: needs a kernel larger than 1"
+        if min(max_ranks(layer)) < 2:
+            return "tucker: one input or output per group leaves nothing to factorize"
+        return None
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> TuckerFactors:
+        """One input basis serves every r_in; the output bases follow from it."""
+        sight = self.sight(modules, stats)
+        half = None if sight.response is None else torch.linalg.cholesky(sight.response).mT
+        basis = input_basis(sight.W, sight.weighting, sight.W.shape[2], half)
+        return TuckerFactors(basis, unexplained(sight.W, sight.weighting, sight.stats.outputs, basis), sight)
+
+    def candidates(self, group: Group, factors: Any) -> Sequence[Tucker]:
+        """Pairs of ranks of the grid that shrink the layer."""
+        del factors
+        ins, outs = (rank_grid(limit) for limit in max_ranks(group.layer))
+        return self.worthwhile(group, (replace(self, rank_in=i, rank_out=o) for i in ins for o in outs))
+
+    def damage(self, factors: Any) -> float | None:
+        """Error of both bases."""
+        found: TuckerFactors = factors
+        return found.damage(self.rank_in or 0, self.rank_out or 0)
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+        """V^T, the core on orthonormal outer factors, and the output directions; norms equal."""
+        found: TuckerFactors = factors
+        i, o = self.rank_in or 0, self.rank_out or 0
+        output = found.output(i)
+        core = torch.einsum("gqo,gorp->gqrp", output.down[:, :o], found.basis.solve(i))
+        first, core = orthogonalize(found.basis.V[..., :i].mT.double(), core)
+        last, flipped = orthogonalize(output.up[..., :o].mT, core.transpose(1, 2))
+        return self.rewritten(modules, (first, flipped.transpose(1, 2), last.mT))
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """Three convolutions."""
+        layer = group.layer
+        g, i, o = layer.groups, *self._ranks(layer)
+        first = conv((layer.weight[1] * g, i * g), layer, (), groups=g, bias=False)
+        core = conv((i * g, o * g), layer, range(len(layer.kernel)), groups=g, bias=False)
+        last = conv((o * g, layer.weight[0]), layer, (), groups=g, bias=layer.bias)
+        return {layer.name: nn.Sequential(first, core, last)}
+
+    def cost(self, group: Group) -> Cost:
+        """C r_in at the input's positions, r_in r_out k and r_out o at the output's."""
+        layer = group.layer
+        i, o = self._ranks(layer)
+        inputs, places = i * layer.weight[1] * layer.groups, output_places(layer)
+        core = i * o * layer.groups * math.prod(layer.kernel)
+        return chain_cost(layer, ((inputs, input_places(layer)), (core, places), (o * layer.weight[0], places)))
+
+    def _ranks(self, layer: Layer) -> tuple[int, int]:
+        limits = max_ranks(layer)
+        return (
+            integer(self.name, "rank_in", self.rank_in, limits[0], layer),
+            integer(self.name, "rank_out", self.rank_out, limits[1], layer),
+        )
+
+    def exact_case(self, group: Group) -> tuple[Tucker, nn.Module] | None:
+        """Full ranks."""
+        if self.refuses(group):
+            return None
+        i, o = max_ranks(group.layer)
+        return replace(self, rank_in=i, rank_out=o), random_layer(group.layer)
+
+
+def max_ranks(layer: Layer) -> tuple[int, int]:
+    """Ranks per group at which the factorization is exact."""
+    outputs, offsets = layer.weight[0] // layer.groups, math.prod(layer.kernel)
+    return min(layer.weight[1], outputs * offsets), min(outputs, layer.weight[1] * offsets)

@@ -1,0 +1,240 @@
+"""`plan`: the cheapest damage that meets a budget, over all layers, methods and ranks at once.
+
+A multiple-choice knapsack: one option per layer (keeping it is always one), damages add up in one unit, every budget
+key is one linear constraint. Solved to optimality (gap 1e-4) as an integer program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import Bounds, LinearConstraint, milp
+from scipy.sparse import csr_matrix
+
+from taut.calls import quietly
+from taut.errors import BudgetError, CallError
+from taut.methods import choose, settings
+from taut.progress import track
+from taut.structure.statistics import Statistics
+from taut.text import count
+from taut.types import Budget, Cost, Group, Kept, Method, Network, Plan, Step
+
+HEADER_BYTES = 96
+"""Upper estimate of what one more tensor adds to the header of a safetensors file."""
+
+Limits = Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that can be done to a layer: a resolved method, or None to keep it."""
+
+    method: Method | None
+    cost: Cost
+    damage: float
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer with everything that can be done to it; the first option keeps it."""
+
+    group: Group
+    options: tuple[Option, ...]
+
+
+@quietly
+def plan(net: Network, stats: Statistics, budget: Budget, methods: Iterable[str | Method] | None = None) -> Plan:
+    """The steps with the least predicted damage that meet `budget`.
+
+    Args:
+        net: what `trace` found.
+        stats: what `observe` found; they hold the decompositions, so that a second plan is cheap.
+        budget: ceilings on params, macs and bytes; `drop` needs an `evaluate` and is `compress`'s.
+        methods: names or method objects; None for those marked default.
+
+    Raises:
+        BudgetError: no combination of candidates is small enough; the message says how far they go.
+        CallError: an unknown method, or a budget of `drop` alone.
+    """
+    limits = budget.limits(net.cost)
+    if not limits:
+        raise CallError("A plan needs a budget of params, macs or bytes; 'drop' is for taut.compress.")
+    chosen = choose(methods)
+    choices = survey(net, stats, chosen)
+    picks = solve(net, choices, limits)
+    if picks is None:
+        raise BudgetError(unmet(net, choices, limits))
+    return describe(net, stats, choices, picks)
+
+
+def survey(net: Network, stats: Statistics, methods: Sequence[Method]) -> list[Choice]:
+    """Every layer that a method applies to, with the options that no other option beats in cost and damage."""
+    choices = []
+    free = [layer for layer in net.layers if layer.skip is None]
+    for layer in track(free, "decomposing"):
+        group = Group((layer,))
+        options = [Option(None, layer.cost, 0.0)]
+        for method in methods:
+            if method.refuses(group) is None:
+                factors = stats.factors(group, method)
+                options += [
+                    Option(candidate, candidate.cost(group), candidate.damage(factors) or 0.0)
+                    for candidate in method.candidates(group, factors)
+                ]
+        if len(options) > 1:
+            choices.append(Choice(group, tuple(pareto(options))))
+    return choices
+
+
+def pareto(options: Sequence[Option]) -> list[Option]:
+    """The options that none beats in params, MACs and damage together; the first one always stays."""
+    table = np.array([[o.damage, o.cost.macs, o.cost.params] for o in options], dtype=float)
+    order = np.lexsort(table.T[::-1])
+    kept: list[int] = []
+    for index in order:
+        if not kept or not (table[kept] <= table[index]).all(1).any():
+            kept.append(int(index))
+    return [options[i] for i in sorted({0, *kept})]
+
+
+def solve(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int] | None:
+    """The index of the chosen option per choice, or None where the limits cannot be met."""
+    table = _Table(net, choices, limits)
+    scale = 1.0
+    picks = None
+    for _ in range(2):  # again with the objective near 1: HiGHS has absolute tolerances
+        found = table.minimize(scale)
+        if found is None:
+            return picks
+        picks = found
+        total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
+        if not total > 0:
+            return picks
+        scale = 1.0 / total
+    return picks
+
+
+def closest(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int]:
+    """The choice whose worst ratio of cost to limit is lowest, for when the limits cannot be met."""
+    return _Table(net, choices, limits).shrink()
+
+
+class _Table:
+    """The integer program: variables are options, grouped by layer; costs are fractions of the limits."""
+
+    def __init__(self, net: Network, choices: Sequence[Choice], limits: Limits) -> None:
+        self.choices = choices
+        options = [option for choice in choices for option in choice.options]
+        self.damage = np.array([option.damage for option in options])
+        sizes = [len(choice.options) for choice in choices]
+        rows = np.repeat(np.arange(len(choices)), sizes)
+        self.one = csr_matrix((np.ones(len(options)), (rows, np.arange(len(options)))), (len(choices), len(options)))
+        before = [choice.options[0].cost for choice in choices]
+        self.cost = np.array([[_of(o, key) / limit for o in options] for key, limit in limits.items()])
+        fixed = [getattr(net.cost, key) - sum(getattr(c, key) for c in before) for key in limits]
+        self.room = np.array([1 - f / limit for f, limit in zip(fixed, limits.values(), strict=True)])
+        self.starts = np.cumsum([0, *sizes])
+
+    def minimize(self, scale: float) -> list[int] | None:
+        """Least damage within the limits."""
+        n = len(self.damage)
+        if not n:
+            return [] if (self.room >= 0).all() else None
+        thrift = 1e-6 * self.cost.mean(0)  # of two equal plans the cheaper
+        found = milp(
+            self.damage * scale + thrift,
+            constraints=[LinearConstraint(self.one, 1, 1), LinearConstraint(self.cost, -np.inf, self.room)],
+            integrality=np.ones(n),
+            bounds=Bounds(0, 1),
+            options={"mip_rel_gap": 1e-4},
+        )
+        return None if found.x is None else self._picks(found.x)
+
+    def shrink(self) -> list[int]:
+        """Least worst ratio: minimize t with cost + fixed <= t limit."""
+        n = len(self.damage)
+        if not n:
+            return []
+        padded = csr_matrix(np.hstack([self.cost, -np.ones((len(self.cost), 1))]))
+        one = csr_matrix((self.one.data, self.one.indices, self.one.indptr), (self.one.shape[0], n + 1))
+        found = milp(
+            np.append(1e-9 * self.damage / max(self.damage.max(), 1e-300), 1.0),
+            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(padded, -np.inf, self.room - 1)],
+            integrality=np.append(np.ones(n), 0),
+            bounds=Bounds(0, np.append(np.ones(n), np.inf)),
+        )
+        return self._picks(found.x[:n])
+
+    def _picks(self, x: np.ndarray) -> list[int]:
+        return [int(np.argmax(x[a:b])) for a, b in zip(self.starts, self.starts[1:], strict=False)]
+
+
+def _of(option: Option, key: str) -> float:
+    value = float(getattr(option.cost, key))
+    return value + 2 * HEADER_BYTES if key == "bytes" and option.method is not None else value
+
+
+def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
+    """Why the limits cannot be met: the least that every key can reach."""
+    parts = []
+    for key, limit in limits.items():
+        saved = sum(_of(c.options[0], key) - min(_of(o, key) for o in c.options) for c in choices)
+        least = getattr(net.cost, key) - saved
+        parts.append(
+            f"{key} <= {count(limit)} (the candidates alone reach {count(least)} of {count(getattr(net.cost, key))})"
+        )
+    skipped = sum(layer.skip is not None and layer.params > 0 for layer in net.layers)
+    return (
+        f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods; "
+        f"{skipped} layers are skipped, taut inspect says why."
+    )
+
+
+def describe(net: Network, stats: Statistics, choices: Sequence[Choice], picks: Sequence[int]) -> Plan:
+    """The picked options as a plan, with reasons."""
+    total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
+    steps: list[Step] = []
+    kept = [
+        Kept(layer.name, layer.skip or "no candidate makes it smaller", layer.cost)
+        for layer in net.layers
+        if layer.name not in {choice.group.layer.name for choice in choices} and (len(layer.weight) > 1 or layer.macs)
+    ]
+    after = net.cost
+    for choice, index in zip(choices, picks, strict=True):
+        option = choice.options[index]
+        if option.method is None:
+            kept.append(Kept(choice.group.layer.name, _keep_reason(choice, total), option.cost))
+            continue
+        after = after - (choice.options[0].cost - option.cost)
+        steps.append(_step(choice, option, total))
+    order = {layer.name: position for position, layer in enumerate(net.layers)}
+    kept.sort(key=lambda k: order[k.layer])
+    return Plan(tuple(steps), tuple(kept), net.cost, after, stats.unit)
+
+
+def _step(choice: Choice, option: Option, total: float) -> Step:
+    if option.method is None:
+        raise CallError("Keeping a layer is no step.")
+    share = option.damage / total if total > 0 else 0.0
+    old, new = choice.options[0].cost, option.cost
+    saved = 1 - new.macs / old.macs if old.macs else 1 - new.params / max(old.params, 1)
+    return Step(
+        choice.group.names,
+        option.method.name,
+        settings(option.method),
+        choice.group,
+        before=old,
+        after=new,
+        damage=option.damage,
+        reason=f"saves {saved:.0%} of its {'MACs' if old.macs else 'parameters'} for {share:.0%} of the damage",
+    )
+
+
+def _keep_reason(choice: Choice, total: float) -> str:
+    least = min((o for o in choice.options[1:]), key=lambda o: o.damage)
+    if total <= 0:
+        return "the budget is met without it"
+    saved = choice.options[0].cost.macs - least.cost.macs
+    return f"the gentlest change would add {least.damage / total:.1%} of the damage to save {count(saved)} MACs"

@@ -1,0 +1,1 @@
+"""Getting quality back without training."""

@@ -1,0 +1,242 @@
+"""Recovery without training: every layer, front to back, is solved again on the inputs that it now gets.
+
+One pass of the original notes what each layer should give; one pass of the compressed model stops before each layer,
+solves  dW = argmin E|y - (W + dW) x - b|^2 + lambda |dW|^2  in closed form on the compressed model's own inputs x, cuts
+the factors again from W + dW, and goes on. Batch norms re-estimate their statistics in the same pass.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from taut.calls import batch_size, collect, evaluating, map_tensors, tensors
+from taut.decompose.weighting import Weighting
+from taut.methods import resolve
+from taut.progress import Stage, stage
+from taut.recovery.solving import Moments, least_squares
+from taut.structure.collecting import form_of, second_moment, sketched
+from taut.structure.patches import choose, fan_in, input_rows, output_rows, positions, row_budget, weight_of
+from taut.structure.statistics import LayerStatistics, Statistics
+from taut.structure.surgery import shallow
+from taut.types import Method, Network, Step
+
+SAMPLES = 2048
+"""Samples of a refit at most."""
+
+ACTIVATION_BYTES = 1 << 29
+"""Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
+
+ROWS_PER_COLUMN = 20
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer gave in the original model.
+
+    Attributes:
+        index: chosen output positions. rows: (g, n, o), outputs there.
+        output: the whole output's shape, on the meta device.
+        normalized: whether a batch norm follows directly, which takes care of the mean.
+    """
+
+    index: Tensor
+    rows: Tensor
+    output: Tensor
+    normalized: bool = False
+
+
+def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: Statistics, data: Any) -> None:
+    """Refit every layer of `small` in place, and re-estimate its batch norms.
+
+    Args:
+        model: the original. small: what `steps` made of it.
+        steps: in order. stats: for the output weights of the second decomposition. data: calibration batches.
+    """
+    net = stats.network
+    batch = joined(collect(net.example, data, refit_samples(net)))
+    chains: dict[str, list[Method]] = {}
+    for step in steps:
+        for name in step.layers:
+            chains.setdefault(name, []).append(resolve(step))
+    names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
+    targets = note_targets(model, net, names, batch)
+    with stage("refitting", total=len(targets)) as bar:
+        _run_refit(_Refit(dict(model.named_modules()), small, chains, stats, targets), net, batch, bar)
+
+
+def refit_samples(net: Network) -> int:
+    """max(256, 20 K / T) over the layers, at most 2,048 and what the largest activation allows."""
+    free = [layer for layer in net.layers if layer.skip is None and layer.positions]
+    wanted, largest = 256, 1
+    for layer in free:
+        fan = layer.params // max(layer.weight[0], 1)
+        wanted = max(wanted, ROWS_PER_COLUMN * fan * layer.batch // layer.positions)
+        sizes = [torch.Size(call.input).numel() + torch.Size(call.output).numel() for call in layer.calls]
+        largest = max(largest, layer.itemsize * max(sizes) // layer.batch)
+    return max(8, min(wanted, SAMPLES, ACTIVATION_BYTES // max(largest, 1)))
+
+
+def joined(batches: list[tuple[Any, Any]]) -> Any:
+    """All batches whose tensors have the shape of the first, as one batch of inputs."""
+    first = batches[0][0]
+    size = batch_size(first)
+    inner = [t.shape[1:] for t in tensors(first)]
+    same = [b for b, _ in batches if [t.shape[1:] for t in tensors(b)] == inner]
+    parts = [tensors(b) for b in same]
+    merged = iter(
+        [
+            torch.cat([part[i] for part in parts]) if t.ndim and t.shape[0] == size else t
+            for i, t in enumerate(tensors(first))
+        ]
+    )
+    return map_tensors(lambda _: next(merged), first)
+
+
+def note_targets(model: nn.Module, net: Network, names: Sequence[str], batch: Any) -> dict[str, Target]:
+    """The original's outputs at chosen positions of every named layer."""
+    copied = shallow(model)
+    targets: dict[str, Target] = {}
+    last: list[tuple[str, Tensor]] = []
+
+    def note(name: str, seed: int) -> Any:
+        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+            total = positions(module, output)
+            rows = row_budget(max(fan_in(module), 1), total, ROWS_PER_COLUMN)
+            index = choose(total, rows, seed)
+            shape = torch.empty(output.shape, device="meta")
+            targets[name] = Target(index, output_rows(module, output, index), shape)
+            last[:] = [(name, output)]
+
+        return hook
+
+    def normalize(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        if last and args and args[0] is last[0][1]:
+            targets[last[0][0]] = replace(targets[last[0][0]], normalized=True)
+
+    for seed, name in enumerate(names):
+        copied.get_submodule(name).register_forward_hook(note(name, seed))
+    for module in copied.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(normalize)
+    with evaluating(copied):
+        net.example.run(copied, batch)
+    return targets
+
+
+def _run_refit(refit: _Refit, net: Network, batch: Any, bar: Stage) -> None:
+    handles = []
+    for name in refit.targets:
+        handles.append(refit.small.get_submodule(name).register_forward_pre_hook(refit.hook(name, bar)))
+    for module in refit.small.modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            handles.append(module.register_forward_pre_hook(reestimate))
+    try:
+        with evaluating(refit.small):
+            net.example.run(refit.small, batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def reestimate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+    """Set a batch norm's running statistics to those of the input that it is about to normalize."""
+    x = args[0].detach().double()
+    axes = [axis for axis in range(x.ndim) if axis != 1]
+    if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor) and x.numel() > x.shape[1]:
+        module.running_mean.copy_(x.mean(axes))
+        module.running_var.copy_(x.var(axes))
+
+
+class _Refit:
+    """State of one pass through the compressed model."""
+
+    def __init__(
+        self,
+        originals: dict[str, nn.Module],
+        small: nn.Module,
+        chains: dict[str, list[Method]],
+        stats: Statistics,
+        targets: dict[str, Target],
+    ) -> None:
+        self.originals, self.small, self.chains, self.stats, self.targets = originals, small, chains, stats, targets
+
+    def hook(self, name: str, bar: Stage) -> Any:
+        """Solve the layer just before it runs; every layer once."""
+        done = False
+
+        def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            nonlocal done
+            if done or not args:
+                return
+            done = True
+            self.solve(name, module, args[0])
+            bar()
+
+        return solve
+
+    def solve(self, name: str, module: nn.Module, x: Tensor) -> None:
+        """New weights for one layer, dense or factorized, from its present input x."""
+        original, target = self.originals[name], self.targets[name]
+        rows = input_rows(original, x, target.output, target.index)
+        centred = isinstance(original.bias, Tensor) or target.normalized
+        moments = Moments.of(rows, centred=centred)
+        weight, bias = least_squares(original, moments, target.rows, centred=centred)
+        dense = _dense(original, weight, bias)
+        for method in self.chains.get(name, ()):
+            dense = self.factorize(name, dense, method, moments)
+        if isinstance(original.bias, Tensor):
+            _shift(dense, self.mean_error(dense, original, x, target))
+        state = dense.state_dict()
+        if all(bool(torch.isfinite(t).all()) for t in state.values()):
+            module.load_state_dict(state)
+
+    def factorize(self, name: str, dense: nn.Module, method: Method, moments: Moments) -> nn.Module:
+        """Cut the factors again, in the metric of the present inputs and of the original output weights."""
+        before = self.stats.layers.get(name, LayerStatistics())
+        if method.needs and fan_in(dense) == moments.rows.shape[-1]:
+            now = replace(before, weighting=moment_form(dense, moments))
+            if before.outputs is not None and getattr(method, "metric", None) == "data":
+                method = replace(method, metric="fisher")
+        else:
+            now = LayerStatistics()
+        factors = method.factor({name: dense}, {name: now})
+        return method.rewrite({name: dense}, factors).modules[name]
+
+    def mean_error(self, dense: nn.Module, original: nn.Module, x: Tensor, target: Target) -> Tensor:
+        """Mean output still missing per channel at the chosen positions: what the bias takes."""
+        with evaluating(dense):
+            given = output_rows(original, dense(x), target.index)
+        return (target.rows - given).mean(1).flatten()
+
+
+def moment_form(module: nn.Module, moments: Moments) -> Weighting:
+    """The present input moments in the form that suits the layer's size."""
+    form = form_of(module)
+    if form == "full" and moments.gram is not None:
+        return Weighting(full=moments.gram)
+    scaled = moments.rows / moments.rows.shape[1] ** 0.5
+    if form == "sketch":
+        return Weighting(sketch=sketched(scaled, 1024, torch.Generator().manual_seed(0)))
+    return Weighting(**{form: second_moment(module, scaled, form)})
+
+
+def _dense(original: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Module:
+    """The original layer with other values."""
+    layer = shallow(original)
+    layer.weight = nn.Parameter(weight.reshape(weight_of(original).shape).to(weight_of(original)), requires_grad=False)
+    if bias is not None and isinstance(original.bias, Tensor):
+        layer.bias = nn.Parameter(bias.to(original.bias), requires_grad=False)
+    for attribute in ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks"):
+        getattr(layer, attribute).clear()
+    return layer
+
+
+def _shift(module: nn.Module, error: Tensor) -> None:
+    last = [m for m in module.modules() if isinstance(getattr(m, "bias", None), Tensor)][-1]
+    last.bias.data += error.to(last.bias)

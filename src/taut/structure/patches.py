@@ -1,0 +1,125 @@
+"""Rows of a layer seen as a matrix product: the inputs of chosen output positions, and the outputs there."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taut.calls import generator
+from taut.errors import ModelError
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
+
+PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
+
+
+def weight_of(module: nn.Module) -> Tensor:
+    """The weight of a layer.
+
+    Raises:
+        ModelError: it has none.
+    """
+    if not isinstance(module.weight, Tensor):
+        raise ModelError(f"A {type(module).__name__} without a weight tensor cannot be rewritten.")
+    return module.weight
+
+
+def bias_of(module: nn.Module) -> Tensor | None:
+    """The bias of a layer, if there is one."""
+    return module.bias if isinstance(module.bias, Tensor) else None
+
+
+def groups_of(module: nn.Module) -> int:
+    """Groups of a convolution; 1 for a Linear."""
+    groups = getattr(module, "groups", 1)
+    return groups if isinstance(groups, int) else 1
+
+
+def grouped_weight(module: nn.Module) -> Tensor:
+    """The weight as (g, o, c, s): groups, outputs and inputs per group, kernel offsets; at least float32."""
+    weight = weight_of(module).detach()
+    weight = weight if weight.dtype == torch.float64 else weight.float()
+    groups = groups_of(module)
+    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+
+
+def positions(module: nn.Module, output: Tensor) -> int:
+    """How many rows an output has: samples times output positions."""
+    return output.numel() // weight_of(module).shape[0]
+
+
+def choose(total: int, rows: int, seed: int) -> Tensor:
+    """`rows` of `total` positions at random, ascending; all of them where there are no more."""
+    if rows >= total:
+        return torch.arange(total)
+    random = generator(seed)
+    if rows * 8 > total:
+        return torch.randperm(total, generator=random)[:rows].sort().values
+    return torch.randint(total, (rows,), generator=random).sort().values
+
+
+def input_rows(module: nn.Module, x: Tensor, output: Tensor, index: Tensor) -> Tensor:
+    """Unfolded inputs (g, rows, c s) of the output positions `index`; at least float32.
+
+    Nothing is unfolded but the rows asked for, so memory is rows times fan-in.
+    """
+    x = x.detach()
+    if not isinstance(module, CONVOLUTIONS):
+        rows = x.reshape(-1, x.shape[-1])[index.to(x.device)]
+        return _at_least_float(rows)[None]
+    axes = weight_of(module).ndim - 2
+    x = x if x.ndim == axes + 2 else x[None]
+    padded = functional.pad(x, list(module._reversed_padding_repeated_twice), PAD_MODES[module.padding_mode])
+    n, c, *size = output.shape if output.ndim == axes + 2 else (1, *output.shape)
+    del c
+    view = _windows(module, padded, size)
+    places = torch.unravel_index(index.to(x.device), (n, *size))
+    rows = view[(places[0], slice(None), *places[1:])]  # (rows, C, *kernel)
+    groups = groups_of(module)
+    split = _at_least_float(rows).reshape(len(rows), groups, -1)
+    return split.transpose(0, 1).contiguous()
+
+
+def _windows(module: Convolution, padded: Tensor, size: list[int]) -> Tensor:
+    """A view (N, C, *out, *kernel) of a padded input."""
+    strides = padded.stride()
+    moved = [step * stride for step, stride in zip(module.stride, strides[2:], strict=True)]
+    taps = [step * stride for step, stride in zip(module.dilation, strides[2:], strict=True)]
+    kernel = list(weight_of(module).shape[2:])
+    return padded.as_strided([*padded.shape[:2], *size, *kernel], [*strides[:2], *moved, *taps])
+
+
+def output_rows(module: nn.Module, output: Tensor, index: Tensor | None = None) -> Tensor:
+    """Outputs (or their gradients) as (g, rows, o), at the positions `index` or at all; at least float32."""
+    output = output.detach()
+    if not isinstance(module, nn.Linear):
+        axes = weight_of(module).ndim - 2
+        output = output.movedim(-axes - 1, -1)
+    rows = output.reshape(-1, output.shape[-1])
+    rows = _at_least_float(rows if index is None else rows[index.to(rows.device)])
+    groups = groups_of(module)
+    return rows.reshape(len(rows), groups, -1).transpose(0, 1).contiguous()
+
+
+def _at_least_float(t: Tensor) -> Tensor:
+    return t if t.dtype == torch.float64 else t.float()
+
+
+def row_budget(columns: int, total: int, per_column: int = 12, least: int = 8192, max_bytes: int = 1 << 28) -> int:
+    """How many rows determine a second moment of `columns`: `per_column` times as many, within `max_bytes`."""
+    return min(total, max(per_column * columns, least), max(256, max_bytes // (4 * max(columns, 1))))
+
+
+def gram(rows: Tensor) -> Tensor:
+    """rows^T rows per group, (g, k, k), in float64."""
+    return (rows.mT @ rows).double()
+
+
+def fan_in(module: nn.Module) -> int:
+    """Columns of the unfolded input of one group."""
+    return math.prod(weight_of(module).shape[1:])

@@ -1,0 +1,224 @@
+"""`observe`: one calibration pass that says what each layer sees and how much its outputs matter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import batch_size, collect, evaluating, generator, quietly
+from taut.decompose.weighting import Weighting
+from taut.errors import CallError, DataError
+from taut.progress import track
+from taut.structure.collecting import LayerMoments
+from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
+from taut.structure.surgery import shallow
+from taut.types import Group, Layer, Network
+
+SAMPLES = 1024
+"""Calibration samples at most: second moments change little beyond."""
+
+
+@dataclass(frozen=True)
+class LayerStatistics:
+    """What calibration knows of one layer.
+
+    Attributes:
+        weighting: second moment of the unfolded input, summed over positions, mean over samples.
+        outputs: (g, o, o), the same of the per-sample loss gradient at the output; None without data.
+        positions: output positions per sample, T.
+        scale: loss per unit of relative output error, for a layer that no gradient reaches.
+    """
+
+    weighting: Weighting = field(default_factory=Weighting)
+    outputs: Tensor | None = None
+    positions: float = 1.0
+    scale: float | None = None
+
+    def damage(self, error: Tensor, energy: float) -> Tensor:
+        """Predicted damage of squared errors tr(B dW A dW^T).
+
+        With output gradients the Kronecker-factored rise of the loss, error / (2 T); without them (B = I) the error
+        relative to the layer's `energy` tr(W A W^T), times `scale` where one was measured.
+        """
+        if self.outputs is not None:
+            return error / (2 * self.positions)
+        relative = error / energy if energy > 0 else torch.zeros_like(error)
+        return relative * (1.0 if self.scale is None else self.scale)
+
+
+class Decomposer(Protocol):
+    """The part of a method that the cache of decompositions needs."""
+
+    def family(self) -> str:
+        """Methods of one family share a decomposition."""
+
+    def factor(self, modules: Any, stats: Any) -> Any:
+        """The decomposition."""
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What `observe` returns: per layer the second moments, and every decomposition once it was made.
+
+    Attributes:
+        network: the traced network.
+        modules: the model's own layers by name (references, not copies).
+        layers: statistics by layer name.
+        kinds: how each float output of the model was read.
+        unit: what damages are measured in.
+        samples: calibration samples seen.
+    """
+
+    network: Network
+    modules: dict[str, nn.Module]
+    layers: dict[str, LayerStatistics]
+    kinds: tuple[str, ...] = ()
+    unit: str = "relative weight error"
+    samples: int = 0
+    _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def factors(self, group: Group, method: Decomposer) -> Any:
+        """The decomposition of `group` that `method` cuts its candidates from, made once per method family."""
+        key = (group.names, method.family())
+        if key not in self._cache:
+            modules = {name: self.modules[name] for name in group.names}
+            stats = {name: self.layers.get(name, LayerStatistics()) for name in group.names}
+            self._cache[key] = method.factor(modules, stats)
+        return self._cache[key]
+
+    def __str__(self) -> str:
+        """One line: what was seen and how it was read."""
+        if not self.samples:
+            return "no calibration data: damage is the relative error of the weights"
+        return (
+            f"{self.samples} samples; output read as {', '.join(self.kinds) or 'loss'}; damage in units of {self.unit}"
+        )
+
+
+@quietly
+def observe(
+    net: Network, model: nn.Module, data: Any = None, *, output: str = "auto", loss: Loss | None = None
+) -> Statistics:
+    """Second moments of every layer's inputs and loss gradients, from one pass over calibration data.
+
+    Args:
+        net: what `trace` found in `model`.
+        model: the traced model; it is not changed.
+        data: an iterable of batches (inputs, or (inputs, targets)), or one batch; 1,024 samples are used at most.
+            None: the weights alone decide.
+        output: how the model's output is read: "auto", "logits", "probabilities", "sigmoid" or "values".
+        loss: `loss(outputs, targets)` in place of the sampled labels.
+
+    Raises:
+        DataError: no batch, a batch of the wrong structure, or values that are not finite.
+        CallError: `output` is unknown, `loss` without targets, or `net` is of another model.
+    """
+    modules = dict(model.named_modules())
+    free = [layer for layer in net.layers if layer.skip is None]
+    missing = [layer.name for layer in free if layer.name not in modules]
+    if missing:
+        raise CallError(f"The network was traced from another model: this one has no layer '{missing[0]}'.")
+    modules = {layer.name: modules[layer.name] for layer in free}
+    if data is None:
+        return Statistics(net, modules, {})
+    batches = collect(net.example, data, SAMPLES)
+    if loss is not None and any(targets is None for _, targets in batches):
+        raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
+    return _observe(net, model, modules, batches, _Scalar(output, loss))
+
+
+class _Scalar:
+    """The number whose gradient is taken, and how the first output was read."""
+
+    def __init__(self, output: str, loss: Loss | None) -> None:
+        self.wish, self.loss = output, loss
+        self.kinds: list[str] = []
+        self.generator = generator(1)
+
+    def __call__(self, output: Any, targets: Any) -> Tensor | None:
+        if not float_outputs(output):
+            return None
+        if not self.kinds:
+            self.kinds = choose_kinds(output, self.wish)
+        if self.loss is None:
+            return sampled_loss(output, self.kinds, self.generator)
+        value = self.loss(output, targets)
+        return value * batch_size(output) if value.ndim == 0 else value.sum()
+
+
+def _observe(
+    net: Network, model: nn.Module, modules: dict[str, nn.Module], batches: list[tuple[Any, Any]], scalar: _Scalar
+) -> Statistics:
+    samples = sum(batch_size(inputs) for inputs, _ in batches)
+    copied = shallow(model)
+    moments = {
+        name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
+    }
+    with _capturing(moments), evaluating(copied), torch.enable_grad():
+        for inputs, targets in track(batches, "observing"):
+            value = scalar(net.example.run(copied, inputs), targets)
+            _backward(value, moments)
+    layers = {name: LayerStatistics(*m.finish()) for name, m in moments.items()}
+    unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
+    if unit == "loss":
+        silent = [name for name, s in layers.items() if s.outputs is None]
+        layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
+    return Statistics(net, modules, layers, tuple(scalar.kinds), unit, samples)
+
+
+def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:
+    """Gradients of the scalar at every captured output; nothing is accumulated in any parameter."""
+    taken = [(m, t) for m in moments.values() for t in m.take_outputs()]
+    if value is None or not value.requires_grad or not taken:
+        return
+    if not bool(torch.isfinite(value)):
+        raise DataError("The loss on the calibration data is not finite: check the data and the model's output.")
+    grads = torch.autograd.grad(value, [t for _, t in taken], allow_unused=True)
+    for (m, _), grad in zip(taken, grads, strict=True):
+        if grad is not None:
+            m.add_gradient(grad)
+
+
+@contextmanager
+def _capturing(moments: dict[str, LayerMoments]) -> Iterator[None]:
+    """Hooks that hand inputs and outputs to the moments; outputs are cloned, for in-place ReLUs that follow."""
+
+    def hook(m: LayerMoments) -> Callable[..., Tensor]:
+        def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
+            m.add_input(args[0], output)
+            kept = output if output.requires_grad else output.detach().requires_grad_()
+            m.outputs.append(kept)
+            return kept.clone()
+
+        return record
+
+    handles = [m.module.register_forward_hook(hook(m)) for m in moments.values()]
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _calibrated(
+    layer: Layer, stats: LayerStatistics, copied: nn.Module, inputs: Any, net: Network, scalar: _Scalar
+) -> LayerStatistics:
+    """Measure what a relative output error of 0.1 at a layer without gradient does to the model's output."""
+    noise, share = generator(2), 0.1
+
+    def disturb(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        rms = output.float().square().mean().sqrt()
+        return output + (torch.randn(output.shape, generator=noise).to(output) * rms * share**0.5).to(output.dtype)
+
+    with evaluating(copied), torch.no_grad():
+        before = net.example.run(copied, inputs)
+        handle = copied.get_submodule(layer.name).register_forward_hook(disturb)
+        after = net.example.run(copied, inputs)
+        handle.remove()
+    scale = divergence(scalar.kinds, before, after) / share if scalar.kinds else 1.0
+    return LayerStatistics(stats.weighting, None, stats.positions, scale)

@@ -1,0 +1,68 @@
+"""Which modules can be rewritten at all, and the reason in words where they cannot."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
+
+SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+"""The layers that methods rewrite; a subclass counts if it computes the same."""
+
+NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+OTHERS: Mapping[type[nn.Module], str] = {
+    _ConvTransposeNd: "transposed convolutions are not factorized",
+    nn.Embedding: "an embedding is a table: nothing is multiplied",
+    nn.EmbeddingBag: "an embedding is a table: nothing is multiplied",
+    nn.RNNBase: "recurrent layers hold all gates in one parameter",
+    nn.RNNCellBase: "recurrent layers hold all gates in one parameter",
+    nn.MultiheadAttention: "its input projections are one packed parameter",
+    nn.Bilinear: "bilinear layers are not factorized",
+    nn.PReLU: "an activation has nothing to factorize",
+}
+
+
+def base_kind(module: nn.Module) -> str:
+    """The class name, or that of the supported layer of which it is a faithful subclass."""
+    for kind in SUPPORTED:
+        if isinstance(module, kind) and _computes_as(module, kind):
+            return kind.__name__
+    return type(module).__name__
+
+
+def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether neither the forward nor the convolution inside it is overridden."""
+    names = ("forward", "_conv_forward") if issubclass(kind, _ConvNd) else ("forward",)
+    own = vars(module)
+    return all(getattr(type(module), n) is getattr(kind, n) and n not in own for n in names)
+
+
+def refusal(module: nn.Module) -> str | None:
+    """Why a module that owns parameters cannot be rewritten, judged from the module alone; None if it can."""
+    if parametrize.is_parametrized(module):
+        return "its weight is computed by a parametrization (weight norm, mask): remove_parametrizations first"
+    if isinstance(module, SUPPORTED):
+        return _refuse_supported(module)
+    for kind, reason in OTHERS.items():
+        if isinstance(module, kind):
+            return reason
+    if isinstance(module, NORMS):
+        return "normalization has nothing to factorize"
+    return f"modules of type {type(module).__name__} are not handled"
+
+
+def _refuse_supported(module: nn.Module) -> str | None:
+    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+        return "its weight is recomputed by a hook (weight_norm, prune): make it permanent first"
+    if base_kind(module) not in {kind.__name__ for kind in SUPPORTED}:
+        return f"{type(module).__name__} overrides forward: it may compute something else"
+    if module.weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
+        return f"weights of type {str(module.weight.dtype).removeprefix('torch.')} are not handled"
+    if module.weight.numel() == 0:
+        return "its weight is empty"
+    return None

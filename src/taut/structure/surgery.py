@@ -1,0 +1,105 @@
+"""The only code that edits a network: copies that share tensors, and replacing a layer wherever it occurs."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+from torch import Tensor, nn
+
+from taut.errors import CallError, ModelError
+from taut.types import Layer
+
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_backward_hooks",
+    "_backward_pre_hooks",
+)
+"""What a module remembers of its user's hooks; all of it moves to the replacement."""
+
+
+def shallow(model: nn.Module) -> nn.Module:
+    """A copy of the module tree on the SAME storage, its parameters without gradient: to hook and to probe.
+
+    Nothing is copied but Python objects, so it costs no memory; editing the copy's tree leaves the model alone.
+    """
+    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
+    memo |= {id(b): b.detach() for b in model.buffers()}
+    return _deepcopy(model, memo)
+
+
+def clone(model: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:
+    """A deep copy; the parameters of the layers named in `without`, soon to be replaced, stay shared."""
+    memo: dict[int, Any] = {}
+    for name in without:
+        memo |= {id(p): p for p in model.get_submodule(name).parameters(recurse=False)}
+    return _deepcopy(model, memo)
+
+
+def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
+    for module in model.modules():
+        # Old-style weight_norm and prune keep a computed tensor as an attribute, which deepcopy refuses.
+        computed = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is not None)
+        memo |= {id(value): value.detach().clone() for value in computed}
+    keep = dict(memo)  # deepcopy trusts ids: hold what they belong to
+    try:
+        copied: nn.Module = copy.deepcopy(model, memo)
+    except Exception as error:
+        raise ModelError(f"The model cannot be copied: {type(error).__name__}: {error}") from error
+    del keep
+    return copied
+
+
+def replace(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put `module` wherever the layer `name` occurs; it takes over hooks, train flag and frozen parameters.
+
+    Raises:
+        CallError: there is no layer `name`, or it is the model itself.
+    """
+    try:
+        old = model.get_submodule(name)
+    except AttributeError:
+        raise CallError(f"The model has no layer '{name}'.") from None
+    if old is model:
+        raise CallError("The model itself is a single layer and cannot be replaced: wrap it in a torch.nn.Sequential.")
+    carry(old, module)
+    swap(model, old, module)
+
+
+def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
+    """Put `new` at every place of the tree where `old` stands."""
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[key] = new
+
+
+def carry(old: nn.Module, new: nn.Module) -> None:
+    """Hand hooks, train flag, device and frozen state of a layer to its replacement."""
+    for attribute in HOOKS:
+        getattr(new, attribute).update(getattr(old, attribute, {}))
+    new.train(old.training)
+    weight = getattr(old, "weight", None)
+    if isinstance(weight, Tensor) and not weight.requires_grad:
+        new.requires_grad_(requires_grad=False)
+
+
+def locate(model: nn.Module, layer: Layer) -> str:
+    """Where the layer stands now: its own name, or inside what an earlier step put there.
+
+    Raises:
+        CallError: nothing of the layer's kind and shape is found under its name.
+    """
+    try:
+        here = model.get_submodule(layer.name)
+    except AttributeError:
+        raise CallError(f"The model has no layer '{layer.name}'.") from None
+    for path, module in here.named_modules():
+        weight = getattr(module, "weight", None)
+        if isinstance(weight, Tensor) and tuple(weight.shape) == layer.weight:
+            return f"{layer.name}.{path}" if path else layer.name
+    raise CallError(f"Layer '{layer.name}' is no {layer.kind} of shape {layer.weight} (any more).")

@@ -1,0 +1,172 @@
+"""`trace`: what a network is made of, from one run of the example; no demands on the model's code."""
+
+from __future__ import annotations
+
+import math
+from collections import defaultdict
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from taut.calls import Example, quietly
+from taut.errors import CallError, ModelError
+from taut.measure.counting import count, count_macs
+from taut.structure.patches import weight_of
+from taut.structure.probing import live_ranges, read_by_others, record_calls
+from taut.structure.support import SUPPORTED, base_kind, refusal
+from taut.types import Invocation, Layer, Network
+
+
+@quietly
+def trace(model: nn.Module, example: Any) -> Network:
+    """Layers, shapes, calls and costs of `model`, and for every layer that cannot be rewritten the reason.
+
+    Args:
+        model: any module; it is run in eval mode on the example and left as it was.
+        example: fixes how the model is called (`taut.calls.Example`).
+
+    Returns:
+        The network; costs are per sample of the example.
+
+    Raises:
+        CallError: `model` is no module.
+        ModelError: it cannot be run on the example, or holds NaN, Inf or uninitialized weights.
+    """
+    if not isinstance(model, nn.Module):
+        raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    check_finite(model)
+    call = example if isinstance(example, Example) else Example(model, example)
+    calls = record_calls(model, call)
+    counted = count_macs(model, call)
+    reasons = _reasons(model, calls)
+    free = [name for name, reason in reasons.items() if reason is None]
+    reasons |= {name: _read_reason(name, what) for name, what in read_by_others(model, call, free).items()}
+    convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
+    extents = live_ranges(model, call, convs)
+    owned = _owned_parameters(model)
+    layers = []
+    for name, module in model.named_modules():
+        if name not in reasons:
+            continue
+        layer = describe_layer(name, module, tuple(calls.get(name, ())), call.batch)
+        fields = vars(layer) | {
+            "skip": reasons[name],
+            "macs": counted.by_module.get(name, 0),
+            "params": owned[name],
+            "live": _live_taps(layer, extents.get(name)),
+        }
+        layers.append(Layer(**fields))
+    return Network(tuple(layers), count(model, call), counted.notes, call)
+
+
+def check_finite(model: nn.Module) -> None:
+    """Refuse weights that no decomposition survives.
+
+    Raises:
+        ModelError: a parameter is uninitialized, or holds NaN or Inf (named, with the count).
+    """
+    for name, parameter in model.named_parameters():
+        if is_lazy(parameter):
+            raise ModelError(f"The parameter '{name}' is not initialized yet: run the lazy model on an input first.")
+        if parameter.is_floating_point():
+            bad = int((~torch.isfinite(parameter)).sum())
+            if bad:
+                raise ModelError(
+                    f"The parameter '{name}' holds {bad} NaN or Inf of {parameter.numel()} values: "
+                    "load weights that are finite."
+                )
+
+
+def _owned_parameters(model: nn.Module) -> dict[str, int]:
+    """Parameters held by each module itself; a tied one counts where it first occurs."""
+    seen: set[int] = set()
+    owned: dict[str, int] = {}
+    for name, module in model.named_modules():
+        own = [p for p in module.parameters(recurse=False) if id(p) not in seen]
+        if isinstance(getattr(module, "parametrizations", None), nn.Module):
+            own += [p for p in module.parametrizations.parameters() if id(p) not in seen]
+        seen |= {id(p) for p in own}
+        owned[name] = sum(p.numel() for p in own)
+    return owned
+
+
+def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, str | None]:
+    """For every module that owns parameters why it is skipped, None where it is not."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    for name, module in model.named_modules():
+        for parameter in module.parameters(recurse=False):
+            owners[id(parameter)].append(name)
+    reasons: dict[str, str | None] = {}
+    for name, module in model.named_modules():
+        own = list(module.parameters(recurse=False))
+        computed = hasattr(module, "parametrizations") and not isinstance(module, nn.ParameterList)
+        if (not own and not computed) or ".parametrizations." in f".{name}.":
+            continue
+        tied = [other for p in own for other in owners[id(p)] if other != name]
+        reasons[name] = refusal(module) or _refuse_use(name, tied, calls)
+    return reasons
+
+
+def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) -> str | None:
+    if not name:
+        return "the model itself is this layer: wrap it in a torch.nn.Sequential"
+    if tied:
+        return f"its weight is shared with '{tied[0]}'"
+    if not calls.get(name):
+        return "it is never called on the example (other code may use its weight directly)"
+    if any(math.prod(call.output) == 0 or len(call.input) < 1 for call in calls[name]):
+        return "its output on the example is empty"
+    return None
+
+
+def _read_reason(name: str, attribute: str) -> str:
+    return f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
+
+
+def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:
+    """Shapes and settings of one module as a `Layer`; costs and skip reason are the tracer's."""
+    weight = getattr(module, "weight", None)
+    weight = weight if isinstance(weight, Tensor) else None
+    fields: dict[str, Any] = {
+        "name": name,
+        "kind": base_kind(module),
+        "weight": () if weight is None else tuple(weight.shape),
+        "bias": isinstance(getattr(module, "bias", None), Tensor),
+        "calls": calls,
+        "batch": batch,
+        "itemsize": 4 if weight is None else weight.element_size(),
+    }
+    if isinstance(module, SUPPORTED) and not isinstance(module, nn.Linear):
+        flat = module._reversed_padding_repeated_twice
+        fields |= {
+            "stride": tuple(module.stride),
+            "padding": tuple((flat[i], flat[i + 1]) for i in range(len(flat) - 2, -1, -2)),
+            "dilation": tuple(module.dilation),
+            "groups": module.groups,
+            "padding_mode": module.padding_mode,
+        }
+    return Layer(**fields)
+
+
+def _live_taps(layer: Layer, extents: list[Tensor] | None) -> tuple[tuple[int, int], ...]:
+    """Per kernel axis the range of taps that some output position places on something else than zero padding."""
+    if layer.skip is not None or not layer.kernel or not layer.calls:
+        return ()
+    ranges = []
+    for axis, taps in enumerate(layer.kernel):
+        sizes = {(call.input[axis - len(layer.kernel)], call.output[axis - len(layer.kernel)]) for call in layer.calls}
+        mask = None if extents is None or len(sizes) > 1 else extents[axis]
+        alive = [k for k in range(taps) if any(_sees(layer, axis, k, *size, mask) for size in sizes)]
+        ranges.append((alive[0], alive[-1] + 1) if alive else (0, taps))
+    return tuple(ranges)
+
+
+def _sees(layer: Layer, axis: int, tap: int, size: int, outputs: int, mask: Tensor | None) -> bool:
+    if layer.padding_mode != "zeros":
+        return True
+    offset = tap * layer.dilation[axis] - layer.padding[axis][0]
+    places = torch.arange(outputs) * layer.stride[axis] + offset
+    places = places[(places >= 0) & (places < size)]
+    return bool(len(places)) and (mask is None or len(mask) != size or bool(mask[places.to(mask.device)].any()))
