@@ -176,7 +176,8 @@ def along_path(shop: Workshop, ratio: float, caps: dict[str, int] | None = None)
 
     Args:
         shop: the model.
-        ratio: of the compressible part. caps: further absolute ceilings.
+        ratio: of the compressible part.
+        caps: further absolute ceilings.
 
     Returns:
         None where no plan is that small.

@@ -80,7 +80,7 @@ def survey(net: Network, stats: Statistics, methods: Sequence[Method]) -> list[C
             if method.refuses(group) is None:
                 factors = stats.factors(group, method)
                 options += [
-                    Option(candidate, candidate.cost(group), candidate.damage(factors) or 0.0)
+                    Option(candidate, candidate.cost(group), stats.damage(group, candidate))
                     for candidate in method.candidates(group, factors)
                 ]
         if len(options) > 1:

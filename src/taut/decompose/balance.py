@@ -13,7 +13,8 @@ def equalize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Scale each of r components so that both factors carry the same norm.
 
     Args:
-        first: (g, r, n), rows feed the components. second: (g, o, r), columns read them.
+        first: (g, r, n), rows feed the components.
+        second: (g, o, r), columns read them.
 
     Returns:
         The scaled factors; their product is unchanged. Zero components stay as they are.
@@ -27,7 +28,8 @@ def orthogonalize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     """Make the rows of `first` orthonormal, their triangular factor folded into `second`; then `equalize`.
 
     Args:
-        first: (g, r, n) with r <= n. second: (g, o, r, p).
+        first: (g, r, n) with r <= n.
+        second: (g, o, r, p).
     """
     Q, R = torch.linalg.qr(first.mT)
     moved = torch.einsum("gsr,gorp->gosp", R, second)

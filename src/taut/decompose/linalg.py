@@ -18,7 +18,8 @@ def ridge(A: Tensor, share: float) -> Tensor:
     k = A.shape[-1]
     mean = A.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
     lift = torch.where(mean > 0, share * mean, 1.0)
-    return A + torch.diag_embed(lift.expand(*A.shape[:-2], k))
+    lifted: Tensor = A + torch.diag_embed(lift.expand(*A.shape[:-2], k))
+    return lifted
 
 
 def cholesky(A: Tensor) -> Tensor:

@@ -44,7 +44,7 @@ class InputBasis:
         U = self.Z[:, :k].double()
         if self.inverse is not None:
             U = self.inverse[:, :k, :k].double().mT @ U
-        return U.mT.unflatten(-1, (r, self.P))
+        return U.mT.reshape(*U.mT.shape[:2], r, self.P)
 
     def explained(self, r: int) -> Tensor:
         """U_r M_r A W^T = Z_r^T Z_r (g, o, o): the part of W A W^T that r features keep."""
@@ -113,7 +113,7 @@ def unexplained(W: Tensor, weighting: Weighting, B: Tensor | None, basis: InputB
     """tr(B (W A W^T - Z_r^T Z_r)) for r = 0 ... R, (R + 1,), summed over groups: what r features leave out."""
     Z = basis.Z.double()
     weighed = Z if B is None else Z @ B.double()
-    gained = (weighed * Z).sum(-1).sum(0).unflatten(0, (-1, basis.P)).sum(-1).cumsum(0)
+    gained = (weighed * Z).sum(-1).sum(0).reshape(-1, basis.P).sum(-1).cumsum(0)
     S = weighting.gram(W)
     total = S.diagonal(dim1=-2, dim2=-1).sum() if B is None else (S * B.double()).sum()
     return (total - torch.cat([gained.new_zeros(1), gained])).clamp_min(0)

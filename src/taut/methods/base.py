@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Self
+from typing import Any, ClassVar, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError
 from taut.methods.building import refuse_layer
-from taut.structure.patches import grouped_weight
+from taut.structure.patches import grouped_weight, weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.tracing import describe_layer
-from taut.types import Cost, Group, Layer, Rewrite
+from taut.types import Cost, Group, Layer, Method, Rewrite
 
 METRICS = ("data", "fisher", "frobenius")
 
@@ -97,14 +97,14 @@ class Factorization:
         built = self.skeleton(Group((describe_layer(name, module, (), 1),)))[name]
         parts: list[Any] = list(built.children())
         for part, weight in zip(parts, weights, strict=True):
-            like = module.weight
+            like = weight_of(module)
             part.weight = nn.Parameter(
                 weight.reshape(part.weight.shape).to(like).contiguous(),
-                requires_grad=bool(like.requires_grad),
+                requires_grad=like.requires_grad,
             )
         if isinstance(module.bias, Tensor):
             parts[-1].bias = nn.Parameter(module.bias.detach().clone(), requires_grad=module.bias.requires_grad)
-        return Rewrite({name: built}, self)
+        return Rewrite({name: built}, cast(Method, self))
 
 
 def regular(B: Tensor) -> Tensor:

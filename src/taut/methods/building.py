@@ -8,7 +8,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn.utils import skip_init
 
 from taut.types import Cost, Layer
 
@@ -39,7 +38,12 @@ def rank_grid(limit: int) -> list[int]:
 
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Module:
     """A Linear with uninitialized weights."""
-    return skip_init(nn.Linear, inputs, outputs, bias=bias)
+    return _empty(nn.Linear, inputs, outputs, bias=bias)
+
+
+def _empty(kind: type[nn.Module], *sizes: int, **settings: Any) -> nn.Module:
+    """A layer whose memory is allocated but not written: no random numbers are drawn."""
+    return kind(*sizes, **settings, device="meta").to_empty(device="cpu")
 
 
 def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: int, bias: bool) -> nn.Module:
@@ -64,7 +68,7 @@ def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: i
         "groups": groups,
         "bias": bias,
     }
-    return skip_init(CONVOLUTIONS[dims], *sizes, **settings)
+    return _empty(CONVOLUTIONS[dims], *sizes, **settings)
 
 
 def chain_cost(layer: Layer, parts: Sequence[tuple[int, int]]) -> Cost:

@@ -2,7 +2,8 @@
 
 One pass of the original notes what each layer should give; one pass of the compressed model stops before each layer,
 solves  dW = argmin E|y - (W + dW) x - b|^2 + lambda |dW|^2  in closed form on the compressed model's own inputs x, cuts
-the factors again from W + dW, and goes on. Batch norms re-estimate their statistics in the same pass.
+the factors again from W + dW, and goes on; lambda is the one that predicts held-out samples best. Batch norms
+re-estimate their statistics in the same pass.
 """
 
 from __future__ import annotations
@@ -15,12 +16,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import batch_size, collect, evaluating, map_tensors, tensors
+from taut.calls import batch_size, collect, evaluating, generator, map_tensors, tensors
 from taut.decompose.weighting import Weighting
-from taut.methods import resolve
+from taut.methods import resolve, settings
 from taut.progress import Stage, stage
 from taut.recovery.solving import Moments, least_squares
-from taut.structure.collecting import form_of, second_moment, sketched
+from taut.structure.collecting import SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.patches import choose, fan_in, input_rows, output_rows, positions, row_budget, weight_of
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow
@@ -55,8 +56,11 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     """Refit every layer of `small` in place, and re-estimate its batch norms.
 
     Args:
-        model: the original. small: what `steps` made of it.
-        steps: in order. stats: for the output weights of the second decomposition. data: calibration batches.
+        model: the original.
+        small: what `steps` made of it.
+        steps: in order.
+        stats: for the output weights of the second decomposition.
+        data: calibration batches.
     """
     net = stats.network
     batch = joined(collect(net.example, data, refit_samples(net)))
@@ -202,7 +206,7 @@ class _Refit:
         if method.needs and fan_in(dense) == moments.rows.shape[-1]:
             now = replace(before, weighting=moment_form(dense, moments))
             if before.outputs is not None and getattr(method, "metric", None) == "data":
-                method = replace(method, metric="fisher")
+                method = resolve(Step((), method.name, settings(method) | {"metric": "fisher"}))
         else:
             now = LayerStatistics()
         factors = method.factor({name: dense}, {name: now})
@@ -222,7 +226,7 @@ def moment_form(module: nn.Module, moments: Moments) -> Weighting:
         return Weighting(full=moments.gram)
     scaled = moments.rows / moments.rows.shape[1] ** 0.5
     if form == "sketch":
-        return Weighting(sketch=sketched(scaled, 1024, torch.Generator().manual_seed(0)))
+        return Weighting(sketch=sketched(scaled, SKETCH_ROWS, generator(0)))
     return Weighting(**{form: second_moment(module, scaled, form)})
 
 
@@ -238,5 +242,5 @@ def _dense(original: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Modul
 
 
 def _shift(module: nn.Module, error: Tensor) -> None:
-    last = [m for m in module.modules() if isinstance(getattr(m, "bias", None), Tensor)][-1]
-    last.bias.data += error.to(last.bias)
+    bias = [b for b in (getattr(m, "bias", None) for m in module.modules()) if isinstance(b, Tensor)][-1]
+    bias.data += error.to(bias)

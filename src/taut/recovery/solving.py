@@ -9,8 +9,11 @@ from torch import Tensor, nn
 
 from taut.structure.patches import gram, grouped_weight
 
-RIDGE = 1e-2
-"""Share of the mean input variance that holds a weight where it is."""
+RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
+"""Shares of the mean input variance that hold a weight where it is; the best on held-out rows is taken."""
+
+HELD_OUT = 0.2
+"""Share of the rows, the last ones and so other samples, on which the ridge is chosen."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +42,7 @@ class Moments:
 def least_squares(
     module: nn.Module, moments: Moments, target: Tensor, *, centred: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """Argmin over dW of E|y - (W + dW) x - b|^2 + lambda |dW|^2, lambda = 1e-2 times the mean input variance.
+    """Argmin over dW of E|y - (W + dW) x - b|^2 + lambda |dW|^2, lambda a share of the mean input variance.
 
     Args:
         module: the layer with its weight W.
@@ -54,22 +57,38 @@ def least_squares(
     bias = module.bias if isinstance(module.bias, Tensor) else None
     wanted = target - target.mean(1, keepdim=True) if centred else target
     residual = wanted - moments.rows @ W.mT
-    W = W + _step(moments, residual).to(W)
+    W = W + _step(moments.rows, residual).to(W)
     if bias is None:
         return W, None
     shift = target.mean(1, keepdim=True) - moments.mean @ W.mT
     return W, shift.flatten()
 
 
-def _step(moments: Moments, residual: Tensor) -> Tensor:
-    """DW (g, o, k); by the k x k normal equations, or by the n x n dual where there are fewer rows."""
-    rows = moments.rows
-    n = rows.shape[1]
-    lift = RIDGE * rows.double().square().mean((1, 2))[:, None, None] + 1e-30
-    if moments.gram is not None:
-        H = (residual.mT @ rows).double() / n
-        G = moments.gram + lift * torch.eye(rows.shape[2], dtype=torch.float64, device=rows.device)
-        return torch.cholesky_solve(H.mT, torch.linalg.cholesky(G)).mT
-    K = gram(rows.mT) / n + lift * torch.eye(n, dtype=torch.float64, device=rows.device)
-    dual = torch.cholesky_solve(residual.double(), torch.linalg.cholesky(K)) / n
-    return dual.mT.to(rows) @ rows
+def _step(rows: Tensor, residual: Tensor) -> Tensor:
+    """Change of the weight (g, o, k) on all rows, with the ridge that predicts held-out rows best."""
+    cut = int(rows.shape[1] * (1 - HELD_OUT))
+    trial = _Solver(rows[:, :cut], residual[:, :cut])
+    held, wanted = rows[:, cut:], residual[:, cut:]
+
+    def error(share: float) -> float:
+        return float((wanted - held @ trial.solve(share).to(held).mT).square().sum())
+
+    best = min(RIDGES, key=error) if 0 < cut < rows.shape[1] else RIDGES[-1]
+    return _Solver(rows, residual).solve(best)
+
+
+class _Solver:
+    """Normal equations (k x k), or their dual (n x n) where there are fewer rows than columns."""
+
+    def __init__(self, rows: Tensor, residual: Tensor) -> None:
+        n, k = rows.shape[1:]
+        self.rows, self.residual, self.dual = rows, residual, n < k
+        self.lift = rows.double().square().mean((1, 2))[:, None, None] + 1e-30
+        self.gram = gram(rows.mT if self.dual else rows) / n
+        self.right = residual.double() if self.dual else (rows.mT @ residual).double() / n
+
+    def solve(self, share: float) -> Tensor:
+        """Change of the weight (g, o, k) for a ridge of `share` times the mean input variance."""
+        eye = torch.eye(self.gram.shape[-1], dtype=torch.float64, device=self.rows.device)
+        found = torch.cholesky_solve(self.right, torch.linalg.cholesky(self.gram + share * self.lift * eye))
+        return (found / self.rows.shape[1]).mT.to(self.rows) @ self.rows if self.dual else found.mT

@@ -30,7 +30,7 @@ def second_moment(module: nn.Module, rows: Tensor, form: str) -> Tensor:
     if form == "full":
         return gram(rows)
     per_group = weight_of(module).shape[1]
-    taps = rows.unflatten(-1, (per_group, -1))
+    taps = rows.reshape(*rows.shape[:2], per_group, -1)
     flat = taps.transpose(2, 3).flatten(1, 2)
     return gram(flat) / taps.shape[-1]
 
@@ -41,7 +41,8 @@ def sketched(rows: Tensor, size: int, random: torch.Generator) -> Tensor:
     if n <= size:
         return rows
     signs = torch.randint(0, 2, (size, n), generator=random).to(rows) * 2 - 1
-    return (signs / size**0.5) @ rows
+    mixed: Tensor = (signs / size**0.5) @ rows
+    return mixed
 
 
 class LayerMoments:
@@ -61,7 +62,7 @@ class LayerMoments:
     def add_input(self, x: Tensor, output: Tensor) -> None:
         """Add x x^T of sampled output positions, scaled to all of them."""
         if not bool(torch.isfinite(x).all()):
-            raise StopObserving(self.name)
+            raise ObservationError(self.name)
         total = positions(self.module, output)
         whole = round(self.positions * self.samples)
         share = row_budget(fan_in(self.module), whole) / max(whole, 1)
@@ -94,7 +95,7 @@ class LayerMoments:
         return weighting, None if self.B is None else (self.B / self.samples).float(), self.positions
 
 
-class StopObserving(DataError, TautControl):
+class ObservationError(DataError, TautControl):
     """A layer saw values that are not finite."""
 
     def __init__(self, name: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -79,7 +80,8 @@ def input_rows(module: nn.Module, x: Tensor, output: Tensor, index: Tensor) -> T
     del c
     view = _windows(module, padded, size)
     places = torch.unravel_index(index.to(x.device), (n, *size))
-    rows = view[(places[0], slice(None), *places[1:])]  # (rows, C, *kernel)
+    where: tuple[Any, ...] = (places[0], slice(None), *places[1:])
+    rows = view[where]  # (rows, C, *kernel)
     groups = groups_of(module)
     split = _at_least_float(rows).reshape(len(rows), groups, -1)
     return split.transpose(0, 1).contiguous()

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import math
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -17,7 +19,7 @@ from taut.progress import track
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
 from taut.structure.surgery import shallow
-from taut.types import Group, Layer, Network
+from taut.types import Group, Layer, Method, Network
 
 SAMPLES = 1024
 """Calibration samples at most: second moments change little beyond."""
@@ -51,14 +53,26 @@ class LayerStatistics:
         return relative * (1.0 if self.scale is None else self.scale)
 
 
-class Decomposer(Protocol):
-    """The part of a method that the cache of decompositions needs."""
+@dataclass(frozen=True)
+class Curve:
+    """Measured damage over predicted damage of one layer and method.
 
-    def family(self) -> str:
-        """Methods of one family share a decomposition."""
+    Attributes:
+        points: (predicted, measured) pairs, both positive.
+    """
 
-    def factor(self, modules: Any, stats: Any) -> Any:
-        """The decomposition."""
+    points: tuple[tuple[float, float], ...]
+
+    def __call__(self, predicted: float) -> float:
+        """Interpolated in logarithms, made monotone; in proportion outside the measured range."""
+        if predicted <= 0:
+            return 0.0
+        pairs = sorted((p, max(m, 1e-12)) for p, m in self.points if p > 0)
+        logs = np.log(np.array(pairs))
+        measured = np.maximum.accumulate(logs[:, 1])
+        x = math.log(predicted)
+        inside = float(np.interp(x, logs[:, 0], measured))
+        return math.exp(inside + min(0.0, x - logs[0, 0]) + max(0.0, x - logs[-1, 0]))
 
 
 @dataclass(frozen=True)
@@ -72,6 +86,7 @@ class Statistics:
         kinds: how each float output of the model was read.
         unit: what damages are measured in.
         samples: calibration samples seen.
+        curves: measured damages, where `taut.sensitivity` made them.
     """
 
     network: Network
@@ -80,9 +95,10 @@ class Statistics:
     kinds: tuple[str, ...] = ()
     unit: str = "relative weight error"
     samples: int = 0
+    curves: Mapping[tuple[tuple[str, ...], str], Curve] = field(default_factory=dict)
     _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
 
-    def factors(self, group: Group, method: Decomposer) -> Any:
+    def factors(self, group: Group, method: Method) -> Any:
         """The decomposition of `group` that `method` cuts its candidates from, made once per method family."""
         key = (group.names, method.family())
         if key not in self._cache:
@@ -90,6 +106,12 @@ class Statistics:
             stats = {name: self.layers.get(name, LayerStatistics()) for name in group.names}
             self._cache[key] = method.factor(modules, stats)
         return self._cache[key]
+
+    def damage(self, group: Group, method: Method) -> float:
+        """Damage of a resolved method: measured and interpolated where that was done, else predicted."""
+        predicted = method.damage(self.factors(group, method)) or 0.0
+        curve = self.curves.get((group.names, method.family()))
+        return predicted if curve is None else curve(predicted)
 
     def __str__(self) -> str:
         """One line: what was seen and how it was read."""
@@ -213,7 +235,10 @@ def _calibrated(
 
     def disturb(_: nn.Module, __: Any, output: Tensor) -> Tensor:
         rms = output.float().square().mean().sqrt()
-        return output + (torch.randn(output.shape, generator=noise).to(output) * rms * share**0.5).to(output.dtype)
+        disturbed: Tensor = output + (torch.randn(output.shape, generator=noise).to(output) * rms * share**0.5).to(
+            output.dtype
+        )
+        return disturbed
 
     with evaluating(copied), torch.no_grad():
         before = net.example.run(copied, inputs)

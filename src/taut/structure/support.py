@@ -57,12 +57,13 @@ def refusal(module: nn.Module) -> str | None:
 
 
 def _refuse_supported(module: nn.Module) -> str | None:
-    if not isinstance(module._parameters.get("weight"), nn.Parameter):
+    weight = module._parameters.get("weight")
+    if not isinstance(weight, nn.Parameter):
         return "its weight is recomputed by a hook (weight_norm, prune): make it permanent first"
     if base_kind(module) not in {kind.__name__ for kind in SUPPORTED}:
         return f"{type(module).__name__} overrides forward: it may compute something else"
-    if module.weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
-        return f"weights of type {str(module.weight.dtype).removeprefix('torch.')} are not handled"
-    if module.weight.numel() == 0:
+    if weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
+        return f"weights of type {str(weight.dtype).removeprefix('torch.')} are not handled"
+    if weight.numel() == 0:
         return "its weight is empty"
     return None

@@ -12,11 +12,12 @@ from torch.nn.parameter import is_lazy
 
 from taut.calls import Example, quietly
 from taut.errors import CallError, ModelError
-from taut.measure.counting import count, count_macs
+from taut.measure.counting import count_macs, count_parameters
+from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.patches import weight_of
 from taut.structure.probing import live_ranges, read_by_others, record_calls
 from taut.structure.support import SUPPORTED, base_kind, refusal
-from taut.types import Invocation, Layer, Network
+from taut.types import Cost, Invocation, Layer, Network
 
 
 @quietly
@@ -58,7 +59,9 @@ def trace(model: nn.Module, example: Any) -> Network:
             "live": _live_taps(layer, extents.get(name)),
         }
         layers.append(Layer(**fields))
-    return Network(tuple(layers), count(model, call), counted.notes, call)
+    params, nonzero = count_parameters(model)
+    cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
+    return Network(tuple(layers), cost, counted.notes, call)
 
 
 def check_finite(model: nn.Module) -> None:
