@@ -14,9 +14,11 @@ from taut.applying import apply
 from taut.comparison import Comparison, compare
 from taut.compress import Result, compress
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
+from taut.exploring import explore
 from taut.front import Front
 from taut.measure.accuracy import Metric
 from taut.planning import plan
+from taut.sensitivity import sensitivity
 from taut.structure.statistics import Statistics, observe
 from taut.structure.tracing import trace
 from taut.types import Budget, Network, Plan, Step
@@ -40,7 +42,9 @@ __all__ = [
     "apply",
     "compare",
     "compress",
+    "explore",
     "observe",
     "plan",
+    "sensitivity",
     "trace",
 ]

@@ -26,6 +26,7 @@ def cholesky(A: Tensor) -> Tensor:
     """Lower L with L L^T = A, (g, k, k); a ridge is added, ten times more each time, where A is not definite enough."""
     A = symmetric(A)
     share = 1e-12
+    L: Tensor
     while True:
         L, info = torch.linalg.cholesky_ex(ridge(A, share))
         if not bool(info.any()):
@@ -38,7 +39,8 @@ def root(A: Tensor) -> tuple[Tensor, Tensor]:
     values, vectors = torch.linalg.eigh(symmetric(A))
     floor = values.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-14
     s = values.clamp_min(floor).sqrt()
-    return vectors * s[..., None, :] @ vectors.mT, vectors / s[..., None, :] @ vectors.mT
+    half: Tensor = (vectors * s[..., None, :]) @ vectors.mT
+    return half, (vectors / s[..., None, :]) @ vectors.mT
 
 
 def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
