@@ -11,6 +11,7 @@
 """
 
 from taut.applying import apply
+from taut.checkpoint import load, save
 from taut.comparison import Comparison, compare
 from taut.compress import Result, compress
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
@@ -43,8 +44,10 @@ __all__ = [
     "compare",
     "compress",
     "explore",
+    "load",
     "observe",
     "plan",
+    "save",
     "sensitivity",
     "trace",
 ]

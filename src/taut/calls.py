@@ -178,17 +178,24 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
 
 
 def _batches(example: Example, data: Any) -> Iterator[Any]:
-    if tensors(data):
-        try:
-            example.inputs_of(data)
-        except DataError:
-            if not isinstance(data, list | tuple):
-                raise
-        else:
-            return iter([data])
+    """The batches in `data`; a list of which every item is a batch is a list of batches, even where it has two."""
+    alone = bool(tensors(data)) and not (
+        isinstance(data, list | tuple) and all(_is_batch(example, item) for item in data)
+    )
+    if alone:
+        example.inputs_of(data)
+        return iter([data])
     if not isinstance(data, Iterable):
         raise DataError(f"Calibration data must be an iterable of batches. Got {type(data).__name__} instead.")
     return iter(data)
+
+
+def _is_batch(example: Example, value: Any) -> bool:
+    try:
+        example.inputs_of(value)
+    except DataError:
+        return False
+    return True
 
 
 def _first(value: Any, count: int, size: int) -> Any:

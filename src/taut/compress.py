@@ -11,6 +11,7 @@ from torch import nn
 
 from taut.applying import apply_plan
 from taut.calls import collect, quiet
+from taut.checkpoint import save
 from taut.comparison import Comparison, compare
 from taut.errors import BudgetError, CallError
 from taut.measure.accuracy import Score, measure
@@ -41,8 +42,6 @@ class Result:
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write model.safetensors, manifest.json and comparison.json into `folder` (`taut.save`)."""
-        from taut.checkpoint import save
-
         save(self.model, self.plan, folder, comparison=self.comparison, overwrite=overwrite)
 
 
@@ -87,7 +86,7 @@ class Workshop:
         return count_cost(model, self.network.example)
 
 
-def compress(
+def compress(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     example: Any,
     *,

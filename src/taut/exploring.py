@@ -27,7 +27,7 @@ RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 """How many times smaller the compressible part of the network becomes at each point."""
 
 
-def explore(
+def explore(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     example: Any,
     *,
