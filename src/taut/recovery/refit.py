@@ -33,7 +33,7 @@ SAMPLES = 2048
 ACTIVATION_BYTES = 1 << 29
 """Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
 
-ROWS_PER_COLUMN = 20
+ROWS_PER_COLUMN = 40
 
 
 @dataclass(frozen=True)
@@ -75,7 +75,7 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
 
 
 def refit_samples(net: Network) -> int:
-    """max(256, 20 K / T) over the layers, at most 2,048 and what the largest activation allows."""
+    """max(256, 40 K / T) over the layers, at most 2,048 and what the largest activation allows."""
     free = [layer for layer in net.layers if layer.skip is None and layer.positions]
     wanted, largest = 256, 1
     for layer in free:

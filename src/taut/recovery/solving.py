@@ -65,15 +65,14 @@ def least_squares(
 
 
 def _step(rows: Tensor, residual: Tensor) -> Tensor:
-    """Change of the weight (g, o, k) on all rows, with the ridge that predicts held-out rows best."""
+    """Change of the weight (g, o, k) on all rows, with the ridge that predicts held-out rows best; or none at all."""
     cut = int(rows.shape[1] * (1 - HELD_OUT))
     trial = _Solver(rows[:, :cut], residual[:, :cut])
     held, wanted = rows[:, cut:], residual[:, cut:]
-
-    def error(share: float) -> float:
-        return float((wanted - held @ trial.solve(share).to(held).mT).square().sum())
-
-    best = min(RIDGES, key=error) if 0 < cut < rows.shape[1] else RIDGES[-1]
+    errors = {share: float((wanted - held @ trial.solve(share).to(held).mT).square().sum()) for share in RIDGES if cut}
+    best = min(errors, key=errors.__getitem__, default=None)
+    if best is None or errors[best] >= float(wanted.square().sum()):
+        return residual.new_zeros(residual.shape[0], residual.shape[2], rows.shape[2])
     return _Solver(rows, residual).solve(best)
 
 
