@@ -1,0 +1,36 @@
+# make demo | test | check: each makes .venv first, from constraints.txt. Another Python: make PYTHON=python3.12 test
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.installed
+# The tests use small nets: two processes of one thread each beat one process of two.
+WORKERS ?= 2
+THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
+
+.PHONY: demo test check format readme
+.DELETE_ON_ERROR:
+
+demo: $(STAMP)
+	$(BIN)/taut demo --out taut-demo
+
+test: $(STAMP)
+	$(THREADS) $(BIN)/pytest -n $(WORKERS)
+
+check: $(STAMP)
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(MAKE) test
+
+format: $(STAMP)
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+readme: $(STAMP)
+	$(BIN)/python benchmarks/readme.py
+
+$(STAMP): pyproject.toml constraints.txt
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	touch $@

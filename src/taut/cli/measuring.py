@@ -1,0 +1,72 @@
+"""`taut evaluate` and `taut benchmark`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from torch import nn
+
+import taut
+from taut import text
+from taut.calls import Example
+from taut.cli import models, tasks
+from taut.cli.options import Base, ModelArgument, TaskFile, Weights
+from taut.cli.output import show
+from taut.measure import Score, latencies, measure
+
+
+def evaluate(model: ModelArgument, task: TaskFile, weights: Weights = None, base: Base = None) -> None:
+    """Print the task's metric of a model, with a 95 % interval where the number of samples is known."""
+    job = tasks.read(task)
+    metric = job.required_evaluate("evaluate")
+    net = models.load(model, weights, base)
+    taut.trace(net, job.example)
+    score = measure(metric, net)
+    show(_shown(score))
+    for name, value in score.others.items():
+        show(f"{name} {value:.4f}")
+
+
+def benchmark(
+    model: ModelArgument,
+    task: TaskFile,
+    against: Annotated[
+        str | None, typer.Option(metavar="MODEL2", help="A second model, measured in turns with the first.")
+    ] = None,
+    weights: Weights = None,
+    against_weights: Annotated[Path | None, typer.Option(help="Weights of MODEL2.")] = None,
+    base: Base = None,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 15,
+) -> None:
+    """Print the latency of a model on the task's example, alone or against a second one."""
+    job = tasks.read(task)
+    net = models.load(model, weights, base or _base(model, against))
+    taut.trace(net, job.example)
+    if against is None:
+        show(_alone(net, job, rounds))
+        return
+    other = models.load(against, against_weights, base or _base(against, model))
+    taut.trace(other, job.example)
+    show(taut.compare(net, other, None, job.example, rounds=rounds))
+
+
+def _base(model: str, other: str | None) -> str | None:
+    """A saved folder beside a factory is most likely built from it."""
+    return other if other is not None and Path(model).is_dir() and not Path(other).is_dir() else None
+
+
+def _alone(net: nn.Module, job: tasks.Task, rounds: int) -> str:
+    example = Example(net, job.example)
+    found = latencies(net, net, example, rounds)
+    times = {name: pair.before for name, pair in found.runtimes.items()}
+    rows = [(name, f"{ms:.3g}", f"{1e3 * example.batch / ms:.4g}") for name, ms in times.items()]
+    rows += [(name, "-", reason) for name, reason in found.skipped.items()]
+    return text.table((f"batch {example.batch}", "ms", "samples per second"), rows, right=(1, 2))
+
+
+def _shown(score: Score) -> str:
+    interval = "" if score.low is None or score.high is None else f" [{score.low:.4f}, {score.high:.4f}]"
+    samples = "" if score.n is None else f", n = {score.n}"
+    return f"{score.name} {score.value:.4f}{interval}{samples}"

@@ -1,0 +1,104 @@
+"""The --task file: what the network is for, as Python functions."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from taut.errors import CallError, DataError
+from taut.progress import stage
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a task file defines.
+
+    Attributes:
+        path: the file.
+        example: an input that fixes how the model is called.
+        evaluate: the user's metric of a model, higher is better; None if it is not defined.
+        calibration: gives batches to calibrate on; `train_loader` of the file where it has no `calibration`.
+    """
+
+    path: Path
+    example: Any
+    evaluate: Callable[[nn.Module], object] | None
+    calibration: Callable[[], Any] | None
+
+    def data(self) -> Any:
+        """The calibration batches, or None if the file defines none.
+
+        Raises:
+            DataError: the function raised.
+        """
+        return None if self.calibration is None else _call(self.calibration, self.path)
+
+    def required_evaluate(self, command: str) -> Callable[[nn.Module], object]:
+        """The metric.
+
+        Raises:
+            CallError: the file does not define one, and `command` cannot do without.
+        """
+        if self.evaluate is None:
+            raise CallError(f"`taut {command}` needs evaluate(model) in '{self.path}': a number, higher is better.")
+        return self.evaluate
+
+
+def read(path: Path) -> Task:
+    """Import the file and call its example().
+
+    Raises:
+        CallError: there is no such file, or it does not define example().
+        DataError: importing it or calling example() raised.
+    """
+    if not path.is_file():
+        raise CallError(f"There is no task file '{path}'.")
+    module = _imported(path)
+    example, evaluate = _function(module, path, "example"), _function(module, path, "evaluate")
+    calibration = _function(module, path, "calibration") or _function(module, path, "train_loader")
+    if example is None:
+        raise CallError(f"The task file '{path}' must define example(): return an input of the model.")
+    return Task(path, _call(example, path), evaluate, calibration)
+
+
+def _imported(path: Path) -> ModuleType:
+    """The file as a module, under its own name unless another module has it."""
+    known = sys.modules.get(path.stem)
+    if known is not None and getattr(known, "__file__", None) == str(path.resolve()):
+        return known
+    name = path.stem if known is None else f"_taut_task_{path.stem}"
+    spec = importlib.util.spec_from_file_location(name, path.resolve())
+    if spec is None or spec.loader is None:
+        raise CallError(f"The task file '{path}' must be a Python file (*.py).")
+    module = importlib.util.module_from_spec(spec)
+    sys.path.insert(0, str(path.resolve().parent))
+    sys.modules[name] = module
+    try:
+        with stage(f"Importing {path.name}"):
+            spec.loader.exec_module(module)
+    except Exception as error:
+        del sys.modules[name]
+        raise DataError(f"Importing the task file '{path}' failed: {type(error).__name__}: {error}") from error
+    return module
+
+
+def _function(module: ModuleType, path: Path, name: str) -> Callable[..., Any] | None:
+    found = getattr(module, name, None)
+    if found is not None and not callable(found):
+        raise CallError(f"'{name}' in the task file '{path}' must be a function. Got {type(found).__name__}.")
+    return found
+
+
+def _call(function: Callable[[], Any], path: Path) -> Any:
+    try:
+        return function()
+    except Exception as error:
+        name = getattr(function, "__name__", "function")
+        raise DataError(f"{name}() in the task file '{path}' raised {type(error).__name__}: {error}") from error

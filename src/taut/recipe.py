@@ -1,0 +1,141 @@
+"""A recipe: the settings of one compression as a YAML file, to keep beside the model and to run again.
+
+    budget: {macs: 0.25, params: 100000}     # or "macs=0.25,params=100000"
+    methods:
+      - svd
+      - tucker: {metric: fisher}
+    seed: 0
+
+A recipe never names code: which model and which task to import stands on the command line only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from taut.errors import CallError
+from taut.methods import resolve
+from taut.types import Budget, Method, Step
+
+MAX_BYTES = 1 << 20
+"""A recipe is written by hand; a larger file is something else."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What `taut.compress` is asked for.
+
+    Attributes:
+        budget: what the result may cost; None where the front is wanted.
+        methods: what the planner may use; None for the default ones.
+        seed: of everything random.
+    """
+
+    budget: Budget | None = None
+    methods: tuple[Method, ...] | None = None
+    seed: int = 0
+
+    @classmethod
+    def read(cls, path: str | Path) -> Recipe:
+        """The recipe in a YAML file.
+
+        Raises:
+            CallError: no such file, not YAML, an unknown or repeated key, or a value that its dataclass refuses.
+        """
+        path = Path(path)
+        try:
+            with path.open("rb") as file:
+                text = file.read(MAX_BYTES + 1)
+            if len(text) > MAX_BYTES:
+                raise yaml.YAMLError(f"it is larger than {MAX_BYTES} bytes")
+            content = yaml.load(text, _Strict)  # noqa: S506 - derives from SafeLoader
+        except OSError as error:
+            raise CallError(f"The recipe '{path}' cannot be read: {error.strerror}.") from None
+        except RecursionError:
+            raise CallError(f"The recipe '{path}' is nested too deeply.") from None
+        except (yaml.YAMLError, ValueError) as error:
+            raise CallError(f"The recipe '{path}' is not valid: {_one_line(error)}") from None
+        try:
+            return cls.of({} if content is None else content)
+        except CallError as error:
+            raise CallError(f"In the recipe '{path}': {error}") from None
+
+    @classmethod
+    def of(cls, content: Any) -> Recipe:
+        """The recipe in the mapping that a YAML file holds.
+
+        Raises:
+            CallError: an unknown key, or a value that its dataclass refuses.
+        """
+        given = _keys(content, "recipe", [f.name for f in fields(cls)])
+        budget, methods, seed = given.get("budget"), given.get("methods"), given.get("seed", 0)
+        if isinstance(seed, bool) or not isinstance(seed, int):
+            raise CallError(f"The 'seed' must be a whole number. Got {_short(seed)} instead.")
+        return cls(
+            budget=None if budget is None else _budget(budget),
+            methods=None if methods is None else _methods(methods),
+            seed=seed,
+        )
+
+
+class _Strict(yaml.SafeLoader):
+    """Safe loading without what YAML silently allows: repeated keys, and aliases that grow beyond all memory."""
+
+    def compose_node(self, parent: yaml.Node | None, index: int) -> yaml.Node | None:
+        if self.check_event(yaml.AliasEvent):
+            event = self.peek_event()  # type: ignore[no-untyped-call]
+            raise yaml.constructor.ConstructorError(None, None, "aliases are not allowed", event.start_mark)
+        return super().compose_node(parent, index)
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
+        keys = [self.construct_object(key, deep=True) for key, _ in node.value]
+        for place, (key, (at, _)) in enumerate(zip(keys, node.value, strict=True)):
+            if key in keys[:place]:
+                raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is repeated", at.start_mark)
+        return super().construct_mapping(node, deep)
+
+
+def _budget(value: Any) -> Budget:
+    if isinstance(value, str):
+        return Budget.parse(value)
+    return Budget(**_keys(value, "budget", [f.name for f in fields(Budget)]))
+
+
+def _methods(value: Any) -> tuple[Method, ...]:
+    if not isinstance(value, list) or not value:
+        raise CallError(f"The 'methods' must be a list of names or of name: settings. Got {_short(value)} instead.")
+    return tuple(_method(item) for item in value)
+
+
+def _method(item: Any) -> Method:
+    if isinstance(item, str):
+        return resolve(Step((), item))
+    if not isinstance(item, Mapping) or len(item) != 1:
+        raise CallError(f"A method must be a name or one name: settings. Got {_short(item)} instead.")
+    ((name, settings),) = item.items()
+    if not isinstance(settings, Mapping):
+        raise CallError(f"The settings of method '{name}' must be a mapping. Got {_short(settings)} instead.")
+    return resolve(Step((), str(name), {str(key): value for key, value in settings.items()}))
+
+
+def _keys(value: Any, what: str, known: list[str]) -> dict[str, Any]:
+    if not isinstance(value, Mapping):
+        raise CallError(f"The {what} must be a mapping of {', '.join(known)}. Got {_short(value)} instead.")
+    for key in value:
+        if key not in known:
+            raise CallError(f"Unknown {what} key '{key}'. Known: {', '.join(known)}.")
+    return dict(value)
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "..."
+
+
+def _one_line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,63 @@
+"""What is public: every name typed in `__all__`, documented, importable, and nothing else without an underscore."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import taut
+
+PACKAGES = ("taut", "taut.decompose", "taut.measure", "taut.methods")
+VERBS = ("apply", "compare", "compress", "explore", "load", "observe", "plan", "save", "trace")
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_is_a_function_of_the_package(verb: str) -> None:
+    assert verb in taut.__all__
+    assert inspect.isfunction(getattr(taut, verb))
+
+
+@pytest.mark.parametrize("name", taut.__all__)
+def test_every_public_name_is_documented(name: str) -> None:
+    found = getattr(taut, name)
+    assert inspect.getdoc(found), f"taut.{name} has no docstring"
+    if inspect.isfunction(found):
+        hints = {p.name: p.annotation for p in inspect.signature(found).parameters.values()}
+        assert inspect.Parameter.empty not in hints.values(), f"taut.{name} has an untyped argument"
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_all_is_sorted_and_resolves(package: str) -> None:
+    module = importlib.import_module(package)
+    names = getattr(module, "__all__", [])
+    assert list(names) == sorted(names)
+    assert all(hasattr(module, name) for name in names)
+
+
+def test_nothing_else_of_ours_is_public() -> None:
+    """Submodules appear as attributes once imported; functions and classes must be in `__all__`."""
+    own = {
+        name
+        for name, value in vars(taut).items()
+        if not name.startswith("_") and (inspect.isfunction(value) or inspect.isclass(value))
+    }
+    assert own == set(taut.__all__)
+
+
+def test_public_names_are_in_the_documentation() -> None:
+    pages = [ROOT / "README.md", *(ROOT / "docs").rglob("*.md"), ROOT / "src/taut/__init__.py"]
+    words = set(re.findall(r"\w+", "\n".join(page.read_text() for page in pages)))
+    assert set(taut.__all__) <= words, set(taut.__all__) - words
+
+
+def test_importing_taut_prints_nothing_and_needs_no_extra() -> None:
+    code = "import sys, taut; assert not {'matplotlib', 'mlxtend', 'onnx', 'typer'} & set(sys.modules), sys.modules"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")

@@ -1,0 +1,77 @@
+"""Recipes: the settings as YAML, and everything that YAML silently allows refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import taut
+from taut.methods.svd import SVD
+from taut.methods.tucker import Tucker
+from taut.recipe import MAX_BYTES, Recipe
+
+
+def read(folder: Path, text: str) -> Recipe:
+    path = folder / "recipe.yaml"
+    path.write_text(text)
+    return Recipe.read(path)
+
+
+def test_a_full_recipe(tmp_path: Path) -> None:
+    text = "budget: {macs: 0.25, params: 1000}\nmethods: [svd, tucker: {metric: fisher}]\nseed: 3\n"
+    found = read(tmp_path, text)
+    assert found == Recipe(taut.Budget(macs=0.25, params=1000), (SVD(), Tucker(metric="fisher")), 3)
+
+
+def test_the_short_form_of_a_budget(tmp_path: Path) -> None:
+    assert read(tmp_path, "budget: macs=0.25,drop=0.01").budget == taut.Budget(macs=0.25, drop=0.01)
+
+
+def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
+    assert read(tmp_path, "# nothing yet\n") == Recipe()
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("budgets: {macs: 0.5}", "Unknown recipe key 'budgets'. Known: budget, methods, seed."),
+        ("budget: {latency: 3}", "Unknown budget key 'latency'"),
+        ("budget: {macs: 0.5, macs: 0.25}", "the key 'macs' is repeated"),
+        ("seed: 1\nseed: 2", "the key 'seed' is repeated"),
+        ("budget: {macs: 1.5}", "fraction kept"),
+        ("budget: {macs: true}", "must be a number"),
+        ("budget: {macs: '0.5'}", "must be a number"),
+        ("budget: [1]", "must be a mapping"),
+        ("methods: [magic]", "Unknown method 'magic'"),
+        ("methods: [svd: {rang: 3}]", "Unknown setting 'rang'"),
+        ("methods: [svd: 3]", "must be a mapping"),
+        ("methods: [{svd: {}, tucker: {}}]", "one name: settings"),
+        ("methods: svd", "must be a list"),
+        ("methods: []", "must be a list"),
+        ("seed: 1.5", "must be a whole number"),
+        ("seed: true", "must be a whole number"),
+        ("- 1", "must be a mapping"),
+        ("budget: {macs", "is not valid"),
+        ("seed: 2024-99-99", "is not valid"),
+        ("? [1]\n: 2", "is not valid"),
+        ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
+        ("a: &a [1]\nb: *a", "aliases are not allowed"),
+        ("seed: " + "[" * 5000, "nested too deeply"),
+        ("#" * (MAX_BYTES + 1), "larger than"),
+        ("seed: \x00", "is not valid"),
+    ],
+)
+def test_bad_recipes_are_one_line_that_names_the_file(tmp_path: Path, text: str, said: str) -> None:
+    with pytest.raises(taut.CallError) as caught:
+        read(tmp_path, text)
+    message = str(caught.value)
+    assert said in message
+    assert "recipe.yaml" in message
+    assert "\n" not in message
+    assert len(message) < 600
+
+
+def test_a_missing_file(tmp_path: Path) -> None:
+    with pytest.raises(taut.CallError, match="cannot be read: No such file"):
+        Recipe.read(tmp_path / "none.yaml")
