@@ -1,0 +1,164 @@
+"""Bytes on disk: complete or absent, hashed, and read with suspicion."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import stat
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NoReturn
+
+from taut.errors import ArtifactError
+from taut.text import unique_keys
+
+LIMIT = 64 << 20
+"""The largest JSON file, or safetensors header, that is read into memory."""
+
+MODE = 0o644
+NEW = ".taut-new-"
+"""Prefix of what is not complete yet, or no longer wanted: the next write of the same name removes it."""
+
+
+@contextmanager
+def guarded(what: str) -> Iterator[None]:
+    """Turn an error of the operating system into one line: `what`, its reason and the file.
+
+    Raises:
+        ArtifactError: the block raised an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        where = f" ({error.filename!r})" if error.filename else ""
+        raise ArtifactError(f"{what}: {error.strerror or one_line(error)}{where}.") from error
+
+
+def one_line(error: object, width: int = 300) -> str:
+    """The first line of an error's message, cut to `width` characters."""
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0] if len(lines[0]) <= width else lines[0][:width] + " ..."
+
+
+def write(path: Path, data: bytes) -> None:
+    """Write a file that does not exist yet and flush it to the disk; mode 0644 less the umask."""
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), MODE)
+    try:
+        left = memoryview(data)
+        while left:
+            left = left[os.write(handle, left) :]
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
+    """Write or replace a file so that at any moment, a kill included, it holds the old bytes or the new.
+
+    Raises:
+        ArtifactError: it cannot be written; what was there is intact.
+    """
+    target = Path(path).resolve()
+    new = target.with_name(NEW + target.name)
+    with guarded(f"Cannot write '{path}'"):
+        new.unlink(missing_ok=True)
+        try:
+            write(new, data)
+            os.replace(new, target)  # noqa: PTH105 - one way to write, one way to test its failure
+        except BaseException:
+            new.unlink(missing_ok=True)
+            raise
+        sync_folder(target.parent)
+
+
+def sync_folder(path: Path) -> None:
+    """Flush a folder's list of names to the disk, where the system can."""
+    if os.name != "posix":
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def read(path: Path, limit: int = LIMIT) -> bytes:
+    """The bytes of a regular file.
+
+    Raises:
+        ArtifactError: it is missing, not a regular file, or larger than `limit`.
+    """
+    size = size_of(path)
+    if size > limit:
+        raise ArtifactError(f"'{path}' holds {size} bytes, more than the {limit} that are read.")
+    with guarded(f"Cannot read '{path}'"):
+        return path.read_bytes()
+
+
+def size_of(path: Path) -> int:
+    """The size of a regular file.
+
+    Raises:
+        ArtifactError: it is missing, or not a regular file (reading a pipe or a device could hang).
+    """
+    with guarded(f"Cannot read '{path}'"):
+        found = path.stat()
+    if not stat.S_ISREG(found.st_mode):
+        raise ArtifactError(f"'{path}' is not a regular file.")
+    return found.st_size
+
+
+def sha256(path: Path) -> str:
+    """The SHA-256 of a file in hexadecimal, read in pieces."""
+    with guarded(f"Cannot read '{path}'"), path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def parse_json(data: bytes, what: str) -> dict[str, Any]:
+    """A JSON object: UTF-8, no repeated key, no NaN, no excessive depth.
+
+    Raises:
+        ArtifactError: it is not that; `what` names it.
+    """
+    try:
+        found = json.loads(data.decode(), object_pairs_hook=unique_keys, parse_constant=_no_constant)
+    except RecursionError:
+        raise ArtifactError(f"{what} is nested too deep.") from None
+    except ValueError as error:
+        raise ArtifactError(f"{what} is not valid JSON: {one_line(error)}.") from None
+    if not isinstance(found, dict):
+        raise ArtifactError(f"{what} must be a JSON object. Got a {type(found).__name__} instead.")
+    return found
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not a number of JSON")
+
+
+def seal(content: Mapping[str, Any]) -> bytes:
+    """JSON with a checksum of its own: the only bytes that `unseal` takes for this content.
+
+    Raises:
+        ValueError: the content holds NaN or Inf.
+    """
+    checksum = hashlib.sha256(_dump(content)).hexdigest()
+    return _dump({"checksum": checksum, **content})
+
+
+def _dump(content: Mapping[str, Any]) -> bytes:
+    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+
+
+def unseal(data: bytes, what: str) -> dict[str, Any]:
+    """The content that `seal` wrote, every byte of it as it was written.
+
+    Raises:
+        ArtifactError: not JSON, or a byte differs.
+    """
+    content = parse_json(data, what)
+    content.pop("checksum", None)
+    if seal(content) != data:
+        raise ArtifactError(f"{what} is damaged: its content does not match its checksum.")
+    return content
