@@ -1,0 +1,1 @@
+"""What a network is made of: tracing, statistics, and the only code that edits one."""
