@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -9,12 +10,15 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
+from torch.utils.flop_counter import FlopCounterMode
 
-from taut.calls import map_tensors
+from taut.calls import Example, evaluating, map_tensors, tensors
 
 
 @dataclass(frozen=True)
@@ -306,6 +310,12 @@ def frozen() -> nn.Module:
     return net
 
 
+def frozen_weight() -> nn.Module:
+    net = mlp()
+    net.fc1.weight.requires_grad_(requires_grad=False)
+    return net
+
+
 class CountCalls:
     """A user's forward hook, with a memory; copies of a hooked model share it."""
 
@@ -325,6 +335,39 @@ def hooked() -> nn.Module:
     net.fc1.register_forward_hook(CountCalls())
     net.fc2.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
     return net
+
+
+class Everything(nn.Module):
+    """What breaks other tools, in one net."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 16, 3, padding=1)
+        self.block = Block(16, 16, 1)  # residual add
+        self.one, self.three = nn.Conv2d(16, 8, 1), nn.Conv2d(16, 8, 3, padding=1)  # concatenation
+        self.grouped = nn.Conv2d(16, 16, 3, stride=2, padding=1, groups=2)
+        self.up = nn.ConvTranspose2d(16, 16, 2, stride=2)
+        self.normed = parametrizations.weight_norm(nn.Conv2d(16, 16, 3))
+        self.embed = nn.Embedding(24, 16)
+        self.lstm = nn.LSTM(16, 16, batch_first=True)
+        self.attend = nn.MultiheadAttention(16, 2, batch_first=True)
+        self.encode = nn.TransformerEncoderLayer(16, 2, 24, dropout=0.1, batch_first=True)
+        self.mix = nn.Linear(16, 16)
+        self.classes = nn.Linear(16, 10)
+        self.out = nn.Linear(16, 24, bias=False)
+        self.out.weight = self.embed.weight  # tied
+        self.spare = nn.Linear(16, 16)  # never called
+
+    def forward(self, image: Tensor, tokens: Tensor) -> dict[str, Tensor]:
+        x = self.block(F.relu(self.stem(image), inplace=True))
+        x = torch.cat([self.one(x), self.three(x)], 1)
+        x = F.relu(self.normed(self.up(F.relu(self.grouped(x)))))
+        seen = x.mean((2, 3))
+        y, _ = self.lstm(self.embed(tokens))
+        z, _ = self.attend(y, y, y, need_weights=False)
+        y = self.encode(y + z) + seen[:, None]
+        y = torch.tanh(self.mix(y))
+        return {"classes": self.classes(seen), "next": self.out(y)}
 
 
 def with_weight(layer: nn.Module, change: Callable[[Tensor], Tensor]) -> nn.Module:
@@ -388,6 +431,7 @@ NETS = (
     Case("reads_weight", ReadsWeight, randn(2, 16)),
     Case("pruned", pruned, randn(2, 24)),
     Case("frozen", frozen, randn(2, 24)),
+    Case("frozen_weight", frozen_weight, randn(2, 24)),
     Case("hooked", hooked, randn(2, 24)),
     Case("float16", lambda: mlp().half(), randn(2, 24, dtype=torch.float16)),
     Case("bfloat16", lambda: vgg().bfloat16(), randn(2, 3, 8, 8, dtype=torch.bfloat16)),
@@ -399,6 +443,7 @@ NETS = (
         lambda: sequential(down=nn.Conv2d(4, 8, 3, 2, 1), up=nn.ConvTranspose2d(8, 4, 3, 2, 1, 1)),
         randn(2, 4, 8, 8),
     ),
+    Case("everything", Everything, lambda: {"image": torch.randn(2, 3, 12, 12), "tokens": tokens(24, 2, 6)}),
 )
 
 
@@ -476,3 +521,71 @@ CASES = NETS + LAYERS
 def case(name: str) -> Case:
     """The case of that name."""
     return next(one for one in CASES if one.name == name)
+
+
+# What must not change.
+
+
+def state(model: nn.Module) -> dict[str, Any]:
+    """Everything of a model that somebody could notice: bits, layout, flags, hooks, gradients, identity of modules."""
+    tensors = [(f"parameter {name}", t) for name, t in model.named_parameters(remove_duplicate=False)]
+    tensors += [(f"buffer {name}", t) for name, t in model.named_buffers(remove_duplicate=False)]
+    found: dict[str, Any] = {
+        name: (bits(t), t.dtype, t.shape, t.stride(), t.data_ptr(), t.requires_grad, t.grad is None, type(t), id(t))
+        for name, t in tensors
+    }
+    for name, module in model.named_modules(remove_duplicate=False):
+        hooks = [list(value) for key, value in vars(module).items() if key.endswith(("_hooks", "_hooks_with_kwargs"))]
+        found[f"module {name}"] = (id(module), type(module), module.training, hooks, sorted(vars(module)))
+    return found
+
+
+def bits(tensor: Tensor) -> bytes:
+    """The values of a tensor, exactly."""
+    return tensor.detach().contiguous().view(torch.uint8 if tensor.ndim else tensor.dtype).numpy().tobytes()
+
+
+def surroundings() -> dict[str, Any]:
+    """The global state of torch, numpy and Python that a library must leave alone."""
+    return {
+        "torch": torch.get_rng_state().numpy().tobytes(),
+        "numpy": repr(np.random.get_state()),  # noqa: NPY002 - the legacy global state is what must not move
+        "python": random.getstate(),
+        "grad": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "threads": torch.get_num_threads(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+        "fast attention": torch.backends.mha.get_fastpath_enabled(),
+        "mkldnn": torch.backends.mkldnn.enabled,
+    }
+
+
+@contextmanager
+def untouched(model: nn.Module) -> Iterator[None]:
+    """Assert that neither the model nor any global state is different afterwards, also after an error."""
+    before, around = state(model), surroundings()
+    try:
+        yield
+    finally:
+        after = state(model)
+        changed = [key for key in before if before[key] != after.get(key)] + [key for key in after if key not in before]
+        assert not changed, f"changed: {changed}"
+        assert surroundings() == around
+
+
+def run(model: nn.Module, example: Any) -> list[Tensor]:
+    """The output's tensors, in eval mode, called as `example` says."""
+    with evaluating(model), torch.no_grad():
+        return [t.clone() for t in tensors(Example(model, example).run(model))]
+
+
+def macs(model: nn.Module, example: Any) -> int:
+    """Half of torch's FlopCounterMode over the batch, without fused attention: an oracle of its own."""
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            run(model, example)
+    finally:
+        torch.backends.mha.set_fastpath_enabled(True)
+    return counter.get_total_flops() // 2

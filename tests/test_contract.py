@@ -1,0 +1,513 @@
+"""The contract of every method: each row of METHODS on every net and layer flavour of cases.py."""
+
+from __future__ import annotations
+
+import copy
+import json
+from functools import cache
+
+import pytest
+import torch
+from torch import nn
+
+import taut
+from cases import CASES, LAYERS, case, macs, run, state, surroundings, untouched
+from taut import CallError, Plan, Step
+from taut.calls import tensors
+from taut.methods import METHODS, resolve, settings
+from taut.structure.surgery import clone, replace
+
+TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
+"""Largest error relative to the largest output where a method is exact; the halves have 8 and 11 bits."""
+
+EVERY_CASE = pytest.mark.parametrize("name", [one.name for one in CASES])
+EVERY_LAYER = pytest.mark.parametrize("name", [one.name for one in LAYERS])
+EVERY_METHOD = pytest.mark.parametrize("method", METHODS)
+DEFAULT_METHODS = [name for name, kind in METHODS.items() if kind.default]
+
+
+class Setup:
+    """A case traced and observed once; every test must leave it as it is."""
+
+    def __init__(self, name):
+        self.case = case(name)
+        self.model, self.example = self.case.make()
+        with untouched(self.model):
+            self.net = taut.trace(self.model, self.example)
+            self.stats = taut.observe(self.net, self.model, self.case.data())
+
+    def groups(self, method):
+        """The groups to which a method applies."""
+        groups = [self.net.group([layer.name]) for layer in self.net.layers if layer.skip is None]
+        return [group for group in groups if METHODS[method]().refuses(group) is None]
+
+    def candidates(self, method, group):
+        kind = METHODS[method]()
+        return kind.candidates(group, self.stats.factors(group, kind))
+
+    def resolved(self, method, group):
+        """Three resolved methods from smallest to exact, whether they shrink anything or not."""
+        full = METHODS[method]().exact_case(group)[0]
+        ranks = {key: value for key, value in settings(full).items() if key.startswith("rank")}
+        small = dict.fromkeys(ranks, 1)
+        middle = {key: max(1, value // 2) for key, value in ranks.items()}
+        return [resolve(Step(group.names, method, settings(full) | some)) for some in (small, middle, {})]
+
+    def plan(self, method, size):
+        """Every layer that the method takes rewritten, `size` 0 to 2 from smallest to exact."""
+        steps = []
+        for group in self.groups(method):
+            chosen = self.resolved(method, group)[size]
+            steps.append(Step(group.names, method, settings(chosen), allow_growth=True))
+        return Plan.of(self.net, steps)
+
+
+@cache
+def setup(name):
+    return Setup(name)
+
+
+def error(found, wanted):
+    """The largest deviation relative to the largest wanted value."""
+    scale = max(float(wanted.double().abs().max()), 1e-30)
+    return float((found.double() - wanted.double()).abs().max()) / scale
+
+
+def owned(module):
+    """Names and tensors of a module tree, by reference."""
+    return dict(module.named_parameters(remove_duplicate=False)) | dict(module.named_buffers(remove_duplicate=False))
+
+
+# Shapes, harmlessness, plain layers.
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_shape_kept_model_untouched_layers_plain(method, name):
+    s = setup(name)
+    plan = s.plan(method, 0)
+    with untouched(s.model):
+        small = taut.apply(s.model, plan, s.stats)
+        before, after = run(s.model, s.example), run(small, s.example)
+    assert [(t.shape, t.dtype, t.device) for t in after] == [(t.shape, t.dtype, t.device) for t in before]
+    assert all(bool(t.isfinite().all()) for t in after)
+    assert {t.untyped_storage().data_ptr() for t in owned(small).values()}.isdisjoint(
+        t.untyped_storage().data_ptr() for t in owned(s.model).values()
+    )
+    for step in plan.steps:
+        parts = list(small.get_submodule(step.layers[0]).modules())
+        assert parts[0] is not None
+        if METHODS[method].plain:
+            assert all(type(part).__module__.startswith("torch.nn.") for part in parts)
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "inception", "encoder", "tied", "shared", "float64", "bfloat16"])
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_recovery_leaves_the_model_untouched_too(method, name):
+    s = setup(name)
+    with untouched(s.model):
+        small = taut.apply(s.model, s.plan(method, 1), s.stats, data=s.case.data())
+    for before, after in zip(run(s.model, s.example), run(small, s.example), strict=True):
+        assert (before.shape, before.dtype) == (after.shape, after.dtype)
+        assert bool(after.isfinite().all())
+
+
+# Exactness.
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_exact_case(method, name):
+    """The planted layer takes the original's place; the net with its rewrite computes the same on other inputs."""
+    s = setup(name)
+    for group in s.groups(method):
+        exact, layer = METHODS[method]().exact_case(group)
+        planted = clone(s.model)
+        dtype = s.model.get_submodule(group.names[0]).weight.dtype
+        replace(planted, group.names[0], layer.to(dtype))
+        net = taut.trace(planted, s.example)
+        stats = taut.observe(net, planted, s.case.data())
+        step = Step(group.names, method, settings(exact), allow_growth=True)
+        done = taut.apply(planted, Plan.of(net, [step]), stats)
+        assert type(done.get_submodule(group.names[0])) is not type(layer) or METHODS[method].exact
+        for batch in (s.example, *s.case.data(batches=1, size=3)):
+            for wanted, found in zip(run(planted, batch), run(done, batch), strict=True):
+                if wanted.is_floating_point():
+                    assert error(found, wanted) <= TOLERANCE[wanted.dtype], group.names
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+@pytest.mark.parametrize("metric", ["frobenius", "data", "fisher"])
+def test_every_metric_is_exact_at_full_rank_and_finite_at_rank_one(method, metric, name):
+    s = setup(name)
+    for group in s.groups(method):
+        small, _, full = (
+            Step(group.names, method, settings(m) | {"metric": metric}, allow_growth=True)
+            for m in s.resolved(method, group)
+        )
+        (wanted,) = run(s.model, s.example)
+        (found,) = run(taut.apply(s.model, Plan.of(s.net, [full]), s.stats), s.example)
+        assert error(found, wanted) <= TOLERANCE[wanted.dtype]
+        (rough,) = run(taut.apply(s.model, Plan.of(s.net, [small]), s.stats), s.example)
+        assert bool(rough.isfinite().all())
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_refit_keeps_full_rank_exact(method, name):
+    s = setup(name)
+    small = taut.apply(s.model, s.plan(method, 2), s.stats, data=s.case.data())
+    for wanted, found in zip(run(s.model, s.example), run(small, s.example), strict=True):
+        assert error(found, wanted) <= 10 * TOLERANCE[wanted.dtype]
+
+
+@EVERY_LAYER
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_more_rank_never_hurts_on_the_calibration_data(method, name):
+    """Damage falls with the rank, and is zero at full rank."""
+    s = setup(name)
+    for group in s.groups(method):
+        kind = METHODS[method]()
+        factors = s.stats.factors(group, kind)
+        small, middle, full = (m.damage(factors) for m in s.resolved(method, group))
+        assert 0 <= full <= middle * (1 + 1e-6) + 1e-9
+        assert middle <= small * (1 + 1e-6) + 1e-9
+        assert full <= 1e-4 * small + 1e-12
+
+
+# Costs.
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_cost_equals_the_built_module(method, name):
+    s = setup(name)
+    batch = tensors(s.example)[0].shape[0]
+    before = macs(s.model, s.example)
+    for group in s.groups(method):
+        original = s.model.get_submodule(group.names[0])
+        assert group.cost.params == sum(p.numel() for p in original.parameters())
+        for chosen in s.resolved(method, group):
+            cost = chosen.cost(group)
+            step = Step(group.names, method, settings(chosen), allow_growth=True)
+            small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+            parameters = list(small.get_submodule(group.names[0]).parameters())
+            assert cost.params == sum(p.numel() for p in parameters)
+            assert cost.bytes == sum(p.numel() * p.element_size() for p in parameters)
+            nonzero = sum(int(p.count_nonzero()) for p in parameters)
+            assert nonzero <= cost.nonzero
+            assert nonzero == cost.nonzero or name == "degenerate"
+            assert (cost.macs - group.cost.macs) * batch == macs(small, s.example) - before
+
+
+@EVERY_CASE
+def test_costs_of_layers_add_up(name):
+    s = setup(name)
+    batch = tensors(s.example)[0].shape[0]
+    assert s.net.cost.params == sum(p.numel() for p in s.model.parameters())
+    assert sum(layer.params for layer in s.net.layers) == s.net.cost.params
+    if not s.net.uncounted:
+        assert s.net.cost.macs * batch == macs(s.model, s.example)
+
+
+# Plans as data, skeletons.
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_plan_round_trips_and_replays(method, name):
+    s = setup(name)
+    plan = s.plan(method, 1)
+    again = Plan.from_json(plan.to_json())
+    assert again == plan
+    assert again.to_json() == plan.to_json()
+    assert all(isinstance(json.loads(plan.to_json())["steps"], list) for _ in plan.steps)
+    assert all(layer in str(plan) for step in plan.steps for layer in step.layers)
+    first, second = taut.apply(s.model, plan, s.stats), taut.apply(s.model, again, s.stats)
+    for a, b in zip(run(first, s.example), run(second, s.example), strict=True):
+        assert torch.equal(a, b)
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_skeleton_and_state_dict_reload_to_equal_bits(method, name):
+    s = setup(name)
+    plan = s.plan(method, 1)
+    small = taut.apply(s.model, plan, s.stats)
+    rebuilt = s.case.make()[0]
+    for step in plan.steps:
+        for layer, module in resolve(step).skeleton(step.group).items():
+            replace(rebuilt, layer, module.to(s.model.get_submodule(layer).weight.dtype))
+    rebuilt.load_state_dict(small.state_dict(), strict=True)
+    for step in plan.steps:
+        assert repr(rebuilt.get_submodule(step.layers[0])) == repr(small.get_submodule(step.layers[0]))
+    for a, b in zip(run(small, s.example), run(rebuilt, s.example), strict=True):
+        assert torch.equal(a, b)
+
+
+# What is refused, and what is not.
+
+
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+@pytest.mark.parametrize("rank", [10**6, 0, -1, 2.5, True, "8", None])
+def test_impossible_rank_is_a_call_error(method, rank):
+    s = setup("conv2d_padding")
+    group = s.net.group(["conv"])
+    (key, *_) = (key for key in settings(METHODS[method]()) if key.startswith("rank"))
+    full = settings(s.resolved(method, group)[2])
+    step = Step(("conv",), method, full | {key: rank}, allow_growth=True)
+    with untouched(s.model), pytest.raises(CallError, match=rf"'{key}' of {method} on layer 'conv'.*Got {rank}"):
+        taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_candidates_only_shrink(method, name):
+    s = setup(name)
+    for group in s.groups(method):
+        offered = s.candidates(method, group)
+        assert all(one.cost(group).lowers(group.cost) for one in offered)
+        assert len(set(map(repr, offered))) == len(offered)
+        assert all(resolve(Step(group.names, one.name, settings(one))) == one for one in offered)
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_growth_only_on_request(method, name):
+    s = setup(name)
+    for group in s.groups(method):
+        full = s.resolved(method, group)[2]
+        step = Step(group.names, method, settings(full))
+        if full.cost(group).lowers(group.cost):
+            taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+            continue
+        with untouched(s.model), pytest.raises(CallError, match=f"layer '{group.names[0]}'.*allow_growth"):
+            taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+
+
+@EVERY_CASE
+def test_planner_never_grows_a_layer(name):
+    s = setup(name)
+    budget = taut.Budget(params=0.9)
+    try:
+        plan = taut.plan(s.net, s.stats, budget)
+    except taut.BudgetError:
+        return  # nothing to shrink; test_bad_input reads the message
+    assert all(step.after.lowers(step.before) for step in plan.steps)
+    assert plan.after.params <= 0.9 * plan.before.params
+    assert Plan.from_json(plan.to_json()) == plan
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_nothing_is_dropped_without_a_reason(method, name):
+    """Every module that owns parameters is in the network, and is rewritten, or refused in words."""
+    s = setup(name)
+    listed = {layer.name for layer in s.net.layers}
+    owners = {n for n, m in s.model.named_modules() if any(True for _ in m.parameters(recurse=False))}
+    assert {owner for owner in owners if ".parametrizations." not in owner} <= listed
+    for layer in s.net.layers:
+        reason = METHODS[method]().refuses(s.net.group([layer.name]))
+        assert reason is None or len(reason.split()) >= 3
+        if layer.skip is not None:
+            assert reason == layer.skip
+            step = Step((layer.name,), method, {}, allow_growth=True)
+            with untouched(s.model), pytest.raises(CallError, match=f"layer '{layer.name}'"):
+                taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+
+
+@pytest.mark.parametrize(
+    ("layer", "example"),
+    [
+        (nn.ConvTranspose1d(4, 4, 3), torch.randn(2, 4, 8)),
+        (nn.ConvTranspose2d(4, 4, 3, stride=2, groups=2), torch.randn(2, 4, 5, 5)),
+        (nn.ConvTranspose3d(4, 4, 2), torch.randn(2, 4, 4, 4, 4)),
+        (nn.Bilinear(4, 4, 4), (torch.randn(2, 4), torch.randn(2, 4))),
+        (nn.PReLU(), torch.randn(2, 4)),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_unsupported_layers_are_skipped_with_a_reason(layer, example):
+    class Holder(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.inner = layer
+
+        def forward(self, *args):
+            return self.inner(*args)
+
+    net = taut.trace(Holder(), example)
+    assert len(net["inner"].skip.split()) >= 3
+    assert net["inner"].skip in str(net).replace("\n", " ") or net["inner"].skip.split()[0] in str(net)
+
+
+@pytest.mark.parametrize(("method", "layer"), [("nonsense", "conv"), ("svd", "no_such_layer")])
+def test_unknown_names_are_call_errors(method, layer):
+    s = setup("conv2d_padding")
+    with untouched(s.model), pytest.raises(CallError, match=r"nonsense|no_such_layer"):
+        taut.apply(s.model, Plan.of(s.net, [Step((layer,), method, {"rank": 1})]), s.stats)
+
+
+def test_unknown_settings_are_call_errors():
+    with pytest.raises(CallError, match="Unknown setting 'ranks' of method 'svd'"):
+        resolve(Step(("conv",), "svd", {"ranks": 3}))
+    s = setup("conv2d_padding")
+    step = Step(("conv",), "svd", {"rank": 3, "metric": "nonsense"})
+    with untouched(s.model), pytest.raises(CallError, match="nonsense"):
+        taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+
+
+# What a layer carries beside its weight.
+
+
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+def test_hooks_are_kept(method, data):
+    s = setup("hooked")
+    if not s.groups(method):
+        pytest.skip("no layer of this method in the net")
+    small = taut.apply(s.model, s.plan(method, 2), s.stats, data=s.case.data() if data else None)
+    for wanted, found in zip(run(s.model, s.example), run(small, s.example), strict=True):
+        assert error(found, wanted) <= 1e-4  # the hooks double, and add: losing one would be seen
+    for before, after in zip(state(s.model).items(), state(s.model).items(), strict=True):
+        assert before == after
+    (hook,) = s.model.fc1._forward_hooks.values()
+    calls = hook.calls
+    run(small, s.example)
+    assert hook.calls == calls + 1
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+def test_frozen_stays_frozen(data):
+    s = setup("frozen")
+    small = taut.apply(s.model, s.plan("svd", 1), s.stats, data=s.case.data() if data else None)
+    assert not any(p.requires_grad for p in small.fc1.parameters())
+    parts = dict(small.fc2.named_parameters())
+    assert {name: p.requires_grad for name, p in parts.items()} == {name: not name.endswith("bias") for name in parts}
+    assert all(p.requires_grad for p in small.fc3.parameters())
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+def test_frozen_weight_with_a_trainable_bias(data):
+    s = setup("frozen_weight")
+    small = taut.apply(s.model, s.plan("svd", 1), s.stats, data=s.case.data() if data else None)
+    assert {n: p.requires_grad for n, p in small.fc1.named_parameters()} == {
+        n: n.endswith("bias") for n, _ in small.fc1.named_parameters()
+    }
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+def test_training_flags_are_kept_module_by_module(data):
+    s = setup("resnet")
+    model = copy.deepcopy(s.model).train()
+    model.block1.eval()
+    model.block2.conv2.eval()
+    net = taut.trace(model, s.example)
+    stats = taut.observe(net, model, s.case.data())
+    plan = Plan.of(net, s.plan("svd", 1).steps)
+    with untouched(model):
+        small = taut.apply(model, plan, stats, data=s.case.data() if data else None)
+    flags = {name: module.training for name, module in model.named_modules()}
+    for name, module in small.named_modules():
+        known = name if name in flags else name.rpartition(".")[0]
+        assert module.training == flags[known], name
+
+
+@EVERY_CASE
+@EVERY_METHOD
+def test_dtype_and_names_kept(method, name):
+    s = setup(name)
+    small = taut.apply(s.model, s.plan(method, 1), s.stats)
+    rewritten = {layer for step in s.plan(method, 1).steps for layer in step.layers}
+    old, new = owned(s.model), owned(small)
+    assert {t.dtype for t in new.values()} <= {t.dtype for t in old.values()}
+    for key, tensor in old.items():
+        if not any(key.startswith(f"{layer}.") for layer in rewritten | aliases(s.model, rewritten)):
+            assert new[key].dtype == tensor.dtype
+            assert torch.equal(new[key], tensor)
+            assert new[key].requires_grad == tensor.requires_grad
+            assert new[key].stride() == tensor.stride()
+
+
+def aliases(model, names):
+    """Other names of the same modules."""
+    inside = {id(model.get_submodule(name)) for name in names}
+    return {name for name, module in model.named_modules(remove_duplicate=False) if id(module) in inside}
+
+
+@EVERY_METHOD
+def test_ties_are_kept(method):
+    s = setup("tied")
+    small = taut.apply(s.model, s.plan(method, 1), s.stats)
+    assert small.out.weight is small.embed.weight
+    assert isinstance(small.out.weight, nn.Parameter)
+    s = setup("shared")
+    plan = s.plan(method, 1)
+    small = taut.apply(s.model, plan, s.stats)
+    assert small.conv is small.alias
+    touched = {layer for step in plan.steps for layer in step.layers}
+    assert small.conv is not s.model.conv
+    assert ("conv" in touched) == (type(small.conv) is not nn.Conv2d)
+
+
+def test_alternating_dtypes_and_devices_are_those_of_the_layer():
+    """A float64 layer between float32 ones keeps its own dtype."""
+
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first = nn.Linear(12, 12)
+            self.second = nn.Linear(12, 12).double()
+
+        def forward(self, x):
+            return self.second(self.first(x).double())
+
+    model, example = Mixed(), torch.randn(4, 12)
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, [torch.randn(16, 12)])
+    plan = Plan.of(net, [Step((name,), "svd", {"rank": 2}) for name in ("first", "second")])
+    for data in (None, [torch.randn(16, 12)]):
+        small = taut.apply(model, plan, stats, data=data)
+        assert {p.dtype for p in small.first.parameters()} == {torch.float32}
+        assert {p.dtype for p in small.second.parameters()} == {torch.float64}
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU")
+@pytest.mark.parametrize("name", ["vgg", "resnet", "encoder", "tied", "lstm", "conv2d_groups", "conv1d_same_even"])
+@pytest.mark.parametrize("method", DEFAULT_METHODS)
+def test_device_kept(method, name):
+    s = setup(name)
+    model = copy.deepcopy(s.model).cuda()
+    net = taut.trace(model, s.example)
+    stats = taut.observe(net, model, s.case.data())
+    for data in (None, s.case.data()):
+        small = taut.apply(model, Plan.of(net, s.plan(method, 1).steps), stats, data=data)
+        assert {t.device.type for t in owned(small).values()} == {"cuda"}
+        assert all(bool(t.isfinite().all()) for t in run(small, s.example))
+
+
+# Repeatability.
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "lstm", "encoder", "tied", "everything", "float16"])
+def test_one_seed_gives_the_same_bytes(name, tmp_path):
+    s = setup(name)
+    folders = []
+    for turn in range(2):
+        torch.manual_seed(turn)  # the caller's random state must not matter
+        torch.rand(turn)
+        around = surroundings()
+        result = taut.compress(
+            s.model, s.example, budget=taut.Budget(params=0.985), data=s.case.data(), methods=DEFAULT_METHODS, seed=3
+        )
+        assert surroundings() == around
+        assert result.plan.steps
+        folders.append(tmp_path / str(turn))
+        result.save(folders[-1])
+    first, second = (
+        {path.name: path.read_bytes() for path in folder.iterdir() if path.name != "comparison.json"}
+        for folder in folders
+    )
+    assert "model.safetensors" in first
+    assert first == second
