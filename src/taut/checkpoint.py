@@ -1,0 +1,157 @@
+"""`save` and `load`: a folder that holds the model without pickle, and says itself when it is damaged.
+
+model.safetensors   every tensor once
+manifest.json       steps to rebuild the structure, ties, SHA-256 and size of the file above; sealed
+comparison.json     what was measured; sealed, and not part of the promise of identical bytes
+
+The folder is replaced as a whole (`taut.folders`), so that at any moment the old one or the new one can be had.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from hashlib import sha256
+
+from torch import nn
+
+from taut.calls import quietly
+from taut.errors import ArtifactError, CallError
+from taut.files import guarded, one_line, write
+from taut.folders import reading, replacing, resolved
+from taut.manifest import (
+    COMPARISON,
+    FORMAT,
+    MANIFEST,
+    OURS,
+    WEIGHTS,
+    Manifest,
+    Stamp,
+    finite,
+    has_manifest,
+    read_manifest,
+    sealed_comparison,
+    taut_version,
+)
+from taut.measure.storage import stored_tensors
+from taut.replaying import replay, split
+from taut.structure.surgery import clone
+from taut.tensors import fill, layouts, read_tensors, to_bytes
+from taut.types import Plan
+
+
+def save(
+    model: nn.Module,
+    plan: Plan,
+    folder: str | os.PathLike[str],
+    *,
+    comparison: object | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write `model` so that `load` gives it back bit by bit; the same model and plan give the same bytes.
+
+    Args:
+        model: what `apply`, `finetune` or `compress` returned, plan in hand.
+        plan: what was done to the original.
+        folder: missing, empty, or one that taut saved. It is replaced as a whole: a kill or a full disk at any moment
+            leaves the old content or the new. Files in it that are not taut's stay.
+        comparison: `taut.compare`'s result, kept beside the model.
+        overwrite: write also into a folder that taut did not save.
+
+    Raises:
+        CallError: the folder holds something else, or a step of the plan has no group.
+        ModelError: a tensor cannot be stored without pickle.
+        ArtifactError: the model is not what the plan makes, or the folder cannot be written.
+    """
+    if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
+        raise CallError(f"save needs a model and its Plan. Got {type(model).__name__} and {type(plan).__name__}.")
+    weights, manifest = _packed(model, plan)
+    content = {WEIGHTS: weights, MANIFEST: manifest}
+    if comparison is not None:
+        content[COMPARISON] = sealed_comparison(comparison)
+    with replacing(resolved(folder), OURS) as new:
+        check_folder(folder, overwrite=overwrite)
+        for name, data in content.items():
+            write(new / name, data)
+
+
+@quietly
+def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Module) -> nn.Module:
+    """The model that `save` wrote, in eval mode, with outputs equal bit by bit.
+
+    Nothing is decomposed and nothing in the folder is executed. Tensors have the dtype they were saved with and the
+    device of the base; layers that were not rewritten keep the base's `requires_grad` and hooks.
+
+    Args:
+        folder: a folder that taut saved.
+        base: builds the ORIGINAL architecture (its weights do not matter); or such a model, which is copied.
+
+    Raises:
+        CallError: `base` is neither a model nor builds one.
+        ArtifactError: the folder is damaged, foreign or of another format, or the base does not fit.
+    """
+    target = resolved(folder)
+    with reading(target):
+        if not target.is_dir():
+            raise ArtifactError(f"There is no folder '{folder}'.")
+        manifest = read_manifest(target)
+        tensors = read_tensors(target / WEIGHTS)
+    model = _built(base)
+    replay(model, manifest.steps)
+    fill(model, tensors, manifest.ties, manifest.layouts)
+    return model.eval()
+
+
+def load_plan(folder: str | os.PathLike[str]) -> Plan:
+    """The plan of a saved folder, to read or to replay.
+
+    Raises:
+        ArtifactError: the folder is damaged or foreign.
+    """
+    target = resolved(folder)
+    with reading(target):
+        return read_manifest(target).plan
+
+
+def check_folder(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
+    """Whether `save` will take the folder; asked before long work.
+
+    Raises:
+        CallError: it is a file, or holds files and was not saved by taut.
+        ArtifactError: it cannot be read.
+    """
+    path = resolved(folder)
+    with guarded(f"Cannot read '{folder}'"):
+        if path.exists() and not path.is_dir():
+            raise CallError(f"'{folder}' is a file. Give a folder.")
+        free = overwrite or not path.exists() or not any(path.iterdir()) or has_manifest(path)
+    if not free:
+        raise CallError(
+            f"The folder '{folder}' holds files that taut did not save. Choose another, or pass overwrite=True "
+            f"(only {', '.join(sorted(OURS))} are replaced)."
+        )
+
+
+def _packed(model: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
+    """The bytes of model.safetensors and of manifest.json."""
+    plan = finite(plan)
+    steps, rolled_back = split(model, plan)
+    tensors, ties = stored_tensors(model)
+    weights = to_bytes(tensors)
+    files = {WEIGHTS: Stamp(sha256(weights).hexdigest(), len(weights))}
+    manifest = Manifest(FORMAT, taut_version(), files, steps, rolled_back, ties, layouts(model, tensors), plan)
+    try:
+        return weights, manifest.to_bytes()
+    except ValueError as error:
+        raise CallError(f"The plan cannot be written as JSON: {one_line(error)}.") from None
+
+
+def _built(base: Callable[[], nn.Module] | nn.Module) -> nn.Module:
+    if isinstance(base, nn.Module):
+        return clone(base)
+    if not callable(base):
+        raise CallError(f"base must be a function that builds the original model. Got {type(base).__name__} instead.")
+    model = base()
+    if not isinstance(model, nn.Module):
+        raise CallError(f"base() must return a torch.nn.Module. It returned a {type(model).__name__} instead.")
+    return model
