@@ -66,9 +66,10 @@ def test_conv_along_one_axis_leaves_the_other_alone(axis):
 
 
 def test_layers_are_built_without_drawing_random_numbers():
+    layer = describe_layer("c", nn.Conv2d(4, 3, 3), (), 1)
     before = torch.get_rng_state()
     built = linear(4, 3, bias=True)
-    conv((4, 3), describe_layer("c", nn.Conv2d(4, 3, 3), (), 1), (0, 1), groups=1, bias=True)
+    conv((4, 3), layer, (0, 1), groups=1, bias=True)
     assert torch.equal(before, torch.get_rng_state())
     assert built.weight.shape == (3, 4)
     assert built.weight.device.type == "cpu"
