@@ -163,7 +163,7 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
         inputs, targets = (detached(part) for part in example.inputs_of(batch))
         size = batch_size(inputs)
         if size > limit - seen:
-            inputs, targets = (_first(part, limit - seen, size) for part in (inputs, targets))
+            inputs, targets = (_part(part, slice(limit - seen), size) for part in (inputs, targets))
         batches.append((inputs, targets))
         seen += min(size, limit - seen)
         used += sum(t.numel() * t.element_size() for t in tensors(inputs))
@@ -198,9 +198,18 @@ def _is_batch(example: Example, value: Any) -> bool:
     return True
 
 
-def _first(value: Any, count: int, size: int) -> Any:
-    """The first `count` samples of every tensor whose leading dimension is the batch."""
-    return map_tensors(lambda t: t[:count] if t.ndim and t.shape[0] == size else t, value)
+def chunks(batches: Iterable[tuple[Any, Any]], size: int) -> Iterator[tuple[Any, Any]]:
+    """The same samples in batches of at most `size`."""
+    for inputs, targets in batches:
+        whole = batch_size(inputs)
+        for start in range(0, whole, size):
+            part = slice(start, start + size)
+            yield (inputs, targets) if size >= whole else (_part(inputs, part, whole), _part(targets, part, whole))
+
+
+def _part(value: Any, part: slice, size: int) -> Any:
+    """Some samples of every tensor whose leading dimension is the batch."""
+    return map_tensors(lambda t: t[part] if t.ndim and t.shape[0] == size else t, value)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from hashlib import sha256
 
 from torch import nn
 
-from taut.calls import quietly
+from taut.calls import quiet
 from taut.errors import ArtifactError, CallError
 from taut.files import guarded, one_line, write
 from taut.folders import reading, replacing, resolved
@@ -75,7 +75,6 @@ def save(
             write(new / name, data)
 
 
-@quietly
 def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Module) -> nn.Module:
     """The model that `save` wrote, in eval mode, with outputs equal bit by bit.
 
@@ -96,10 +95,11 @@ def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Modu
             raise ArtifactError(f"There is no folder '{folder}'.")
         manifest = read_manifest(target)
         tensors = read_tensors(target / WEIGHTS)
-    model = _built(base)
-    replay(model, manifest.steps)
-    fill(model, tensors, manifest.ties, manifest.layouts)
-    return model.eval()
+    with quiet():
+        model = _built(base)
+        replay(model, manifest.steps)
+        fill(model, tensors, manifest.ties, manifest.layouts)
+        return model.eval()
 
 
 def load_plan(folder: str | os.PathLike[str]) -> Plan:

@@ -17,6 +17,8 @@ from taut.text import unique_keys
 LIMIT = 64 << 20
 """The largest JSON file, or safetensors header, that is read into memory."""
 
+OPENING = b"{\n"
+
 MODE = 0o644
 NEW = ".taut-new-"
 """Prefix of what is not complete yet, or no longer wanted: the next write of the same name removes it."""
@@ -138,27 +140,28 @@ def _no_constant(name: str) -> NoReturn:
 
 
 def seal(content: Mapping[str, Any]) -> bytes:
-    """JSON with a checksum of its own: the only bytes that `unseal` takes for this content.
+    """JSON whose first key is the checksum of all that follows; the content must not be empty.
 
     Raises:
         ValueError: the content holds NaN or Inf.
     """
-    checksum = hashlib.sha256(_dump(content)).hexdigest()
-    return _dump({"checksum": checksum, **content})
+    body = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode().removeprefix(OPENING)
+    return _head(body) + body
 
 
-def _dump(content: Mapping[str, Any]) -> bytes:
-    return (json.dumps(content, indent=1, allow_nan=False) + "\n").encode()
+def _head(body: bytes) -> bytes:
+    return OPENING + f' "checksum": "{hashlib.sha256(body).hexdigest()}",\n'.encode()
 
 
 def unseal(data: bytes, what: str) -> dict[str, Any]:
-    """The content that `seal` wrote, every byte of it as it was written.
+    """The content that `seal` wrote, every byte of it as it was written; parsed only after that is sure.
 
     Raises:
-        ArtifactError: not JSON, or a byte differs.
+        ArtifactError: a byte differs, or it is not JSON.
     """
+    body = data[len(_head(b"")) :]
+    if data != _head(body) + body:
+        raise ArtifactError(f"{what} is damaged or was not written by taut: its checksum does not match.")
     content = parse_json(data, what)
-    content.pop("checksum", None)
-    if seal(content) != data:
-        raise ArtifactError(f"{what} is damaged: its content does not match its checksum.")
+    del content["checksum"]
     return content

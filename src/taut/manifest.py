@@ -130,14 +130,15 @@ def has_manifest(folder: Path) -> bool:
 
 
 def sealed_comparison(comparison: object) -> bytes:
-    """A comparison (anything with `to_dict`, or plain data) as sealed JSON.
+    """A comparison (anything with `to_dict`, or plain data) as sealed JSON, its own keys on the top level.
 
     Raises:
         CallError: it holds something else than plain data.
     """
     to_dict = getattr(comparison, "to_dict", None)
     try:
-        return seal({"comparison": _plain(comparison if to_dict is None else to_dict())})
+        content = _plain(comparison if to_dict is None else to_dict())
+        return seal(content if isinstance(content, dict) and content else {"comparison": content})
     except (TypeError, ValueError) as error:
         raise CallError(f"The comparison cannot be written as JSON: {one_line(error)}.") from None
 

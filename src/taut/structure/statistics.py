@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import batch_size, collect, evaluating, generator, quietly
+from taut.calls import batch_size, chunks, collect, evaluating, generator, quietly
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError, DataError
 from taut.progress import track
@@ -23,6 +23,10 @@ from taut.types import Group, Layer, Method, Network
 
 SAMPLES = 1024
 """Calibration samples at most: second moments change little beyond."""
+
+
+GRAPH_BYTES = 1 << 29
+"""Bytes of activations that one backward pass may hold (an estimate: three tensors per layer output)."""
 
 
 @dataclass(frozen=True)
@@ -182,7 +186,7 @@ def _observe(
         name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
     }
     with _capturing(moments), evaluating(copied), torch.enable_grad():
-        for inputs, targets in track(batches, "observing"):
+        for inputs, targets in track(list(chunks(batches, chunk_size(net))), "observing"):
             value = scalar(net.example.run(copied, inputs), targets)
             _backward(value, moments)
     layers = {name: LayerStatistics(*m.finish()) for name, m in moments.items()}
@@ -191,6 +195,13 @@ def _observe(
         silent = [name for name, s in layers.items() if s.outputs is None]
         layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
     return Statistics(net, modules, layers, tuple(scalar.kinds), unit, samples)
+
+
+def chunk_size(net: Network) -> int:
+    """Samples that may pass at once for their activations, kept for the gradient, to stay within GRAPH_BYTES."""
+    outputs = sum(math.prod(call.output) * layer.itemsize for layer in net.layers for call in layer.calls)
+    samples: int = max(1, GRAPH_BYTES * net.example.batch // max(1, 3 * outputs))
+    return samples
 
 
 def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:

@@ -73,13 +73,19 @@ def check_finite(model: nn.Module) -> None:
     for name, parameter in model.named_parameters():
         if is_lazy(parameter):
             raise ModelError(f"The parameter '{name}' is not initialized yet: run the lazy model on an input first.")
-        if parameter.is_floating_point():
+        if parameter.is_floating_point() and parameter.numel() and not _is_finite(parameter):
             bad = int((~torch.isfinite(parameter)).sum())
             if bad:
                 raise ModelError(
                     f"The parameter '{name}' holds {bad} NaN or Inf of {parameter.numel()} values: "
                     "load weights that are finite."
                 )
+
+
+def _is_finite(parameter: Tensor) -> bool:
+    """Whether no value is NaN or Inf, without a temporary as large as the parameter."""
+    low, high = torch.aminmax(parameter.detach())
+    return math.isfinite(float(low)) and math.isfinite(float(high))
 
 
 def _owned_parameters(model: nn.Module) -> dict[str, int]:
