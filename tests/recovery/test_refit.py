@@ -1,0 +1,279 @@
+"""Recovery on whole nets: better on held-out inputs, batch norms as torch's own, nothing touched that should not be."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+
+import taut
+from cases import case, sequential, settle
+from taut.calls import collect
+from taut.methods import METHODS
+from taut.planning import solve, survey
+from taut.recovery.refit import joined, note_targets, recover, reestimate, refit_samples
+from taut.types import Plan, Step
+
+
+class Smooth(nn.Module):
+    """Noise with a spectrum, as real images have: what makes calibration data worth something."""
+
+    def forward(self, n):
+        x = torch.randn(n, 3, 8, 8)
+        return F.avg_pool2d(F.pad(x, (1, 1, 1, 1)), 3, 1) * 3
+
+
+def smooth(n, seed):
+    torch.manual_seed(seed)
+    return Smooth()(n)
+
+
+def fitted(name):
+    """A net whose batch norms know the data."""
+    model, _ = case(name).make()
+    for norm in model.modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            norm.reset_running_stats()
+            norm.momentum = None
+    with torch.no_grad():
+        for seed in range(10, 20):
+            model.train()(smooth(200, seed))
+    return model.eval()
+
+
+def prepared(name="vgg", share=0.35, n=400):
+    """A net, its plan at a share of the MACs, statistics and calibration data."""
+    model, data = fitted(name), smooth(n, 1)
+    net = taut.trace(model, data[:2])
+    stats = taut.observe(net, model, data)
+    return model, net, stats, taut.plan(net, stats, taut.Budget(macs=share)), data
+
+
+def output_error(model, small, x):
+    with torch.no_grad():
+        wanted = model(x)
+        return float((small.eval()(x) - wanted).square().sum() / (wanted - wanted.mean(0)).square().sum())
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+@pytest.mark.parametrize("share", [0.6, 0.3])
+def test_refit_lowers_the_error_on_held_out_inputs(name, share):
+    model, _, stats, plan, data = prepared(name, share)
+    assert plan.steps
+    bare, refitted = taut.apply(model, plan, stats), taut.apply(model, plan, stats, data=data)
+    held = smooth(300, 2)
+    assert output_error(model, refitted, held) < 0.9 * output_error(model, bare, held)
+
+
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker"])
+def test_one_layer_alone_is_refitted_well(method):
+    """Upstream nothing changes, so the dense layer stays and its factors are cut in the present metric."""
+    model = sequential(conv=nn.Conv2d(3, 16, 3, padding=1), act=nn.ReLU(), conv2=nn.Conv2d(16, 12, 3)).eval()
+    data = smooth(200, 1)
+    net = taut.trace(model, data[:2])
+    stats = taut.observe(net, model, data)
+    ranks = {"svd": {"rank": 4}, "spatial": {"rank": 8}, "tucker": {"rank_in": 8, "rank_out": 6}}[method]
+    plan = Plan.of(net, [Step(("conv2",), method, ranks)])
+    held = smooth(200, 2)
+    bare, refitted = taut.apply(model, plan, stats), taut.apply(model, plan, stats, data=data)
+    assert output_error(model, refitted, held) <= 1.02 * output_error(model, bare, held)
+    torch.testing.assert_close(refitted.conv.weight, model.conv.weight, rtol=0, atol=1e-4)
+
+
+def test_bias_takes_the_mean_of_what_is_missing():
+    model, net, stats, plan, data = prepared()
+    assert "fc" in {layer.name for layer in net.layers}
+    small = taut.apply(model, plan, stats, data=data)
+    batch = joined(collect(net.example, data, refit_samples(net)))
+    with torch.no_grad():
+        missing = (model(batch) - small.eval()(batch)).mean(0)
+        spread = (model(batch) - model(batch).mean(0)).square().mean().sqrt()
+    assert float(missing.abs().max()) < 1e-3 * float(spread)
+
+
+def test_factors_come_out_balanced():
+    model, _, stats, plan, data = prepared()
+    small = taut.apply(model, plan, stats, data=data)
+    for step in plan.steps:
+        first, *_, last = small.get_submodule(step.layers[0])
+        ratio = float(first.weight.detach().norm() / last.weight.detach().norm())
+        assert 0.02 < ratio < 50, (step.layers, ratio)
+        if step.method == "svd":
+            torch.testing.assert_close(
+                first.weight.flatten(1).norm(dim=1), last.weight.flatten(1).norm(dim=0), rtol=1e-3, atol=1e-7
+            )
+
+
+# Batch norm.
+
+
+@pytest.mark.parametrize(
+    ("norm", "shape"),
+    [
+        (nn.BatchNorm1d(5), (40, 5)),
+        (nn.BatchNorm1d(5), (10, 5, 7)),
+        (nn.BatchNorm2d(5), (6, 5, 4, 4)),
+        (nn.BatchNorm3d(5, affine=False), (4, 5, 2, 3, 2)),
+    ],
+    ids=repr,
+)
+def test_reestimate_is_torchs_own_train_mode(norm, shape):
+    x = 3 * torch.randn(shape) + 2
+    torchs = type(norm)(5, momentum=None)
+    torchs.train()(x)
+    reestimate(norm, (x,))
+    torch.testing.assert_close(norm.running_mean, torchs.running_mean)
+    torch.testing.assert_close(norm.running_var, torchs.running_var)
+
+
+def test_reestimate_leaves_one_value_per_channel_and_untracked_norms_alone():
+    norm = nn.BatchNorm1d(5)
+    reestimate(norm, (torch.randn(1, 5),))
+    assert torch.equal(norm.running_var, torch.ones(5))
+    untracked = nn.BatchNorm1d(5, track_running_stats=False)
+    reestimate(untracked, (torch.randn(4, 5),))
+    assert untracked.running_mean is None
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_statistics_of_the_result_are_those_of_its_own_activations(name):
+    model, net, stats, plan, data = prepared(name)
+    small = taut.apply(model, plan, stats, data=data)
+    batch = joined(collect(net.example, data, refit_samples(net)))
+    seen = {}
+    norms = {n: m for n, m in small.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for name_, norm in norms.items():
+        norm.register_forward_pre_hook(lambda _, args, n=name_: seen.update({n: args[0].detach()}))
+    with torch.no_grad():
+        small.eval()(batch)
+    for name_, norm in norms.items():
+        x = seen[name_].double()
+        torch.testing.assert_close(norm.running_mean.double(), x.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(norm.running_var.double(), x.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
+        assert not torch.equal(norm.running_mean, model.get_submodule(name_).running_mean)
+
+
+def test_a_norm_that_follows_a_layer_takes_the_mean_and_others_do_not():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(4, 4, bias=False), nn.Linear(4, 4, bias=False)
+            self.norm = nn.BatchNorm1d(4)
+
+        def forward(self, x):
+            return self.b(torch.relu(self.norm(self.a(x))))
+
+    model = Two().eval()
+    x = torch.randn(20, 4)
+    net = taut.trace(model, x[:2])
+    targets = note_targets(model, net, ["a", "b"], x)
+    assert targets["a"].normalized
+    assert not targets["b"].normalized
+    torch.testing.assert_close(targets["a"].rows[0], model.a(x).detach()[targets["a"].index])
+
+
+def test_targets_survive_an_activation_in_place():
+    plain, inplace = (
+        sequential(a=nn.Linear(4, 6), act=nn.ReLU(inplace=flag), b=nn.Linear(6, 2)).eval() for flag in (False, True)
+    )
+    inplace.load_state_dict(plain.state_dict())
+    x = torch.randn(30, 4)
+    net = taut.trace(plain, x[:2])
+    one, two = (note_targets(m, net, ["a", "b"], x) for m in (plain, inplace))
+    assert all(torch.equal(one[n].rows, two[n].rows) for n in "ab")
+    assert float(two["a"].rows.min()) < 0
+
+
+# What refit must leave alone.
+
+
+def test_a_layer_called_twice_is_left_as_its_rewrite_made_it():
+    model, example = case("shared").make()
+    data = torch.randn(300, 4, 4, 4)
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, data)
+    plan = Plan.of(net, [Step(("twice",), "svd", {"rank": 3}), Step(("fc",), "svd", {"rank": 2})])
+    bare, refitted = taut.apply(model, plan, stats), taut.apply(model, plan, stats, data=data)
+    for a, b in zip(bare.twice.parameters(), refitted.twice.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert torch.equal(bare.conv.weight, refitted.conv.weight)
+    assert not torch.equal(bare.fc[1].bias, refitted.fc[1].bias)
+
+
+def test_hooks_of_the_user_run_once_per_forward_and_stay():
+    model, example = case("hooked").make()
+    data = torch.randn(300, 24)
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, data)
+    plan = Plan.of(net, [Step(("fc1",), "svd", {"rank": 4})])
+    small = taut.apply(model, plan, stats, data=data)
+    assert len(small.fc1._forward_hooks) == 1
+    assert len(small.fc2._forward_pre_hooks) == 1
+    assert not any(m._forward_pre_hooks for n, m in small.named_modules() if n != "fc2")
+
+
+def test_exact_steps_alone_start_no_refit():
+    model = sequential(conv=nn.Conv1d(2, 3, 64, padding=32), norm=nn.BatchNorm1d(3)).eval()
+    data = torch.randn(40, 2, 4)
+    net = taut.trace(model, data[:2])
+    stats = taut.observe(net, model, data)
+    (method,) = METHODS["dead_taps"]().candidates(net.group(["conv"]), None)
+    small = taut.apply(model, Plan.of(net, [Step(("conv",), "dead_taps", vars(method))]), stats, data=data)
+    assert torch.equal(small.norm.running_mean, model.norm.running_mean)
+
+
+def test_refit_is_repeatable_and_restores_random_state():
+    model, _, stats, plan, data = prepared()
+    before = torch.get_rng_state()
+    one, two = (taut.apply(model, plan, stats, data=data) for _ in range(2))
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(one.state_dict().values(), two.state_dict().values(), strict=True))
+
+
+def test_wide_layers_with_few_samples_are_refitted_too():
+    """Fewer rows than columns: the dual form, a channel or sketch metric."""
+    model = settle(
+        sequential(conv=nn.Conv2d(257, 150, 3, padding=1), act=nn.ReLU(), flat=nn.Flatten(), fc=nn.Linear(150 * 16, 4)),
+        torch.randn(4, 257, 4, 4),
+    )
+    x = torch.randn(12, 257, 4, 4)
+    net = taut.trace(model, x[:1])
+    stats = taut.observe(net, model, x)
+    assert stats.layers["conv"].weighting.channel is not None
+    assert stats.layers["fc"].weighting.sketch is not None
+    plan = Plan.of(net, [Step(("conv",), "tucker", {"rank_in": 20, "rank_out": 4}), Step(("fc",), "svd", {"rank": 2})])
+    small = taut.apply(model, plan, stats, data=x)
+    assert all(bool(p.isfinite().all()) for p in small.parameters())
+    assert output_error(model, small, x) < output_error(model, taut.apply(model, plan, stats), x)
+
+
+# Samples.
+
+
+def test_samples_grow_with_the_fan_in_and_are_bounded():
+    def samples(model, x):
+        return refit_samples(taut.trace(model, x))
+
+    assert samples(sequential(fc=nn.Linear(4, 3)), torch.randn(2, 4)) == 256
+    wide = samples(sequential(fc=nn.Linear(40, 3)), torch.randn(2, 40))
+    assert 256 < wide <= 2048
+    assert samples(sequential(fc=nn.Linear(4000, 3)), torch.randn(2, 4000)) == 2048
+    assert samples(sequential(conv=nn.Conv1d(1, 64, 3)), torch.randn(1, 1, 10_000)) < 256
+
+
+def test_joined_concatenates_what_has_the_shape_of_the_first():
+    a, b, odd = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2, 5)
+    assert torch.equal(joined([(a, None), (b, None), (odd, None)]), torch.cat([a, b]))
+    nested = [({"x": a, "flag": torch.tensor(1.0)}, None), ({"x": b, "flag": torch.tensor(2.0)}, None)]
+    found = joined(nested)
+    assert torch.equal(found["x"], torch.cat([a, b]))
+    assert found["flag"] == 1
+
+
+def test_recover_works_on_a_model_that_the_planner_left_mostly_alone():
+    model, net, stats, plan, data = prepared(share=0.95)
+    picks = solve(net, survey(net, stats, [METHODS["svd"]()]), taut.Budget(macs=0.95).limits(net.cost))
+    assert picks is not None
+    small = taut.apply(model, plan, stats)
+    recover(model, small, plan.steps, stats, data)
+    held = smooth(200, 3)
+    assert output_error(model, small, held) < 0.05
