@@ -87,6 +87,11 @@ def test_sealed_json_round_trips():
     assert json.loads(data)["steps"] == CONTENT["steps"]
 
 
+def test_a_key_that_the_seal_needs_is_refused():
+    with pytest.raises(ValueError, match="checksum"):
+        files.seal({"a": 1, "checksum": "mine"})
+
+
 def test_every_bit_flip_and_truncation_of_sealed_json_is_detected():
     data = files.seal(CONTENT)
     damaged = [data[:end] for end in range(len(data))]

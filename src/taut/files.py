@@ -143,8 +143,10 @@ def seal(content: Mapping[str, Any]) -> bytes:
     """JSON whose first key is the checksum of all that follows; the content must not be empty.
 
     Raises:
-        ValueError: the content holds NaN or Inf.
+        ValueError: the content holds NaN or Inf, or a key "checksum" of its own.
     """
+    if "checksum" in content:
+        raise ValueError("the key 'checksum' is taken")
     body = (json.dumps(content, indent=1, allow_nan=False) + "\n").encode().removeprefix(OPENING)
     return _head(body) + body
 
