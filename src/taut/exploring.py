@@ -16,8 +16,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 from taut.calls import quiet
 from taut.comparison import compare
 from taut.compress import Workshop, along_path
-from taut.errors import ArtifactError
-from taut.files import write_atomic
+from taut.files import guarded, write_atomic
 from taut.front import Front, Point
 from taut.methods import choose
 from taut.progress import stage
@@ -122,11 +121,9 @@ class _Store:
             ArtifactError: the folder cannot be written.
         """
         record = _Record(fingerprint=self.fingerprint, point=point)
-        try:
+        with guarded(f"Cannot keep the front in '{self.folder}'"):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_atomic(self.folder / f"point-{point.ratio:g}.json", TypeAdapter(_Record).dump_json(record, indent=1))
-        except OSError as error:
-            raise ArtifactError(f"The front cannot be kept in '{self.folder}': {error.strerror or error}") from error
+        write_atomic(self.folder / f"point-{point.ratio:g}.json", TypeAdapter(_Record).dump_json(record, indent=1))
 
 
 class _Record(TypedDict):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
-from torch import Tensor, nn
+from torch import nn
 
 from taut.calls import device_of
 from taut.errors import ArtifactError, CallError
@@ -53,7 +53,6 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
             for name, module in _skeleton(step).items():
                 place = places[name]
                 old = model.get_submodule(place)
-                _freeze_biases(old, module)
                 replace(model, place, module.to(device_of(old)))
         except CallError as error:
             raise ArtifactError(f"The base does not fit the saved folder: {error}") from None
@@ -71,15 +70,6 @@ def _located(model: nn.Module, layer: Layer) -> str:
     if groups != layer.groups:
         raise CallError(f"The layer '{layer.name}' has {groups} groups in the base and {layer.groups} in the folder.")
     return place
-
-
-def _freeze_biases(old: nn.Module, new: nn.Module) -> None:
-    """`replace` follows the weight; a bias stays frozen on its own."""
-    bias = getattr(old, "bias", None)
-    if isinstance(bias, Tensor) and not bias.requires_grad:
-        for name, parameter in new.named_parameters():
-            if name.endswith("bias"):
-                parameter.requires_grad_(False)
 
 
 def _group(step: Step) -> Group:

@@ -83,9 +83,12 @@ def carry(old: nn.Module, new: nn.Module) -> None:
     for attribute in HOOKS:
         getattr(new, attribute).update(getattr(old, attribute, {}))
     new.train(old.training)
-    weight = getattr(old, "weight", None)
-    if isinstance(weight, Tensor) and not weight.requires_grad:
-        new.requires_grad_(requires_grad=False)
+    for key in ("weight", "bias"):
+        value = getattr(old, key, None)
+        if isinstance(value, Tensor) and not value.requires_grad:
+            for name, parameter in new.named_parameters():
+                if name.endswith(key):
+                    parameter.requires_grad = False
 
 
 def locate(model: nn.Module, layer: Layer) -> str:

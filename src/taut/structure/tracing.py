@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -49,16 +50,15 @@ def trace(model: nn.Module, example: Any) -> Network:
     owned = _owned_parameters(model)
     layers = []
     for name, module in model.named_modules():
-        if name not in reasons:
-            continue
-        layer = describe_layer(name, module, tuple(calls.get(name, ())), call.batch)
-        fields = vars(layer) | {
-            "skip": reasons[name],
-            "macs": counted.by_module.get(name, 0),
-            "params": owned[name],
-            "live": _live_taps(layer, extents.get(name)),
-        }
-        layers.append(Layer(**fields))
+        if name in reasons:
+            layer = describe_layer(name, module, tuple(calls.get(name, ())), call.batch)
+            facts: dict[str, Any] = {
+                "skip": reasons[name],
+                "macs": counted.by_module.get(name, 0),
+                "params": owned[name],
+            }
+            layer = replace(layer, **facts)
+            layers.append(replace(layer, live=_live_taps(layer, extents.get(name))))
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
     return Network(tuple(layers), cost, counted.notes, call)
