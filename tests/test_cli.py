@@ -257,7 +257,7 @@ def test_train_loader_stands_in_for_calibration(place: Place) -> None:
         (["compress", "NETS:build", "--methods", "magic"], ["Unknown method 'magic'", "svd"]),
         (["compress", "NETS:build", "--recipe", "none.yaml"], ["none.yaml", "cannot be read"]),
         (["compress", "NETS:build", "--budget", "macs=0.5", "--seed", "x"], ["--seed"]),
-        (["compress", "NETS:build", "--budget", "macs=0.5", "--out", "."], ["did not save"]),
+        (["compress", "NETS:build", "--budget", "macs=0.5", "--out", "."], ["did not save", "--overwrite"]),
         (["benchmark", "NETS:build", "--rounds", "0"], ["--rounds"]),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, list) else str(value),

@@ -18,7 +18,6 @@ from torch import Tensor, nn
 from taut.checkpoint import check_folder
 from taut.compress import compress
 from taut.errors import CallError
-from taut.measure import Metric
 from taut.progress import stage
 from taut.structure.tracing import trace
 from taut.types import Budget
@@ -81,13 +80,13 @@ def digits(seed: int = 0) -> Digits:
     return Digits(*(Part(*part) for part in parts))
 
 
-def accuracy(part: Part) -> Callable[[nn.Module], Metric]:
-    """A function of a network: the share of `part` that it names correctly."""
+def accuracy(part: Part) -> Callable[[nn.Module], Tensor]:
+    """A function of a network: for each image of `part` 1 where it names the digit, else 0."""
 
-    def evaluate(model: nn.Module) -> Metric:
+    def evaluate(model: nn.Module) -> Tensor:
         with torch.no_grad():
             guesses = torch.cat([model(images).argmax(1) for images in part.batches(250)])
-        return Metric(float((guesses == part.labels).float().mean()), len(part.labels))
+        return (guesses == part.labels).double()
 
     evaluate.__name__ = "accuracy"
     return evaluate
@@ -108,7 +107,7 @@ def train(data: Digits, seed: int = 0, epochs: int = EPOCHS) -> nn.Sequential:
                     schedule.step()
                     step.note(f"loss {loss:.3f}")
                     step()
-                value = accuracy(data.valid)(model.eval()).value
+                value = float(accuracy(data.valid)(model.eval()).mean())
                 if value >= best:
                     best, weights = value, copy.deepcopy(model.state_dict())
     model.load_state_dict(weights)
@@ -157,7 +156,8 @@ def run(folder: str | Path, seed: int = 0, epochs: int = EPOCHS) -> Iterator[str
         model, example, budget=BUDGET, data=data.train.batches(256), evaluate=accuracy(data.test), seed=seed
     )
     yield str(result.plan)
-    yield f"On the 1,000 test images, which neither training nor compression has seen:\n\n{result.comparison}"
+    yield "On the 1,000 test images, which neither training nor compression has seen:"
+    yield str(result.comparison)
     result.save(folder)
     yield f"{folder} holds model.safetensors, manifest.json and comparison.json. Load it with\n\n{_loading(folder)}"
 

@@ -13,7 +13,7 @@ from taut.checkpoint import check_folder
 from taut.cli import models, tasks
 from taut.cli.options import Base, BudgetText, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
 from taut.cli.output import say, show
-from taut.errors import BudgetError
+from taut.errors import BudgetError, CallError
 from taut.methods import choose
 from taut.recipe import Recipe
 
@@ -57,7 +57,7 @@ def compress(
     """Compress a model to a budget and save it. Without a budget: show what is possible, change nothing."""
     wish = _wish(recipe, budget, methods, seed)
     if wish.budget is not None:
-        check_folder(out, overwrite=overwrite)
+        _check(out, overwrite)
     net, job = models.load(model, weights, base), tasks.read(task)
     if wish.budget is None:
         show(_front(net, job, wish, None))
@@ -79,6 +79,14 @@ def compress(
             say(f"The closest result is saved in {out}, although it does not meet the budget.")
         raise
     _finish(result, job, out, overwrite)
+
+
+def _check(out: Path, overwrite: bool) -> None:
+    """Whether the folder can be written, before the long work."""
+    try:
+        check_folder(out, overwrite=overwrite)
+    except CallError as error:
+        raise CallError(str(error).replace("overwrite=True", "--overwrite")) from None
 
 
 def _finish(result: taut.Result, job: tasks.Task, out: Path, overwrite: bool) -> None:
