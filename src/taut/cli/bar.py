@@ -32,6 +32,7 @@ class Bar:
             TextColumn("{task.fields[note]}"),
             console=Console(file=sys.stderr),
             transient=True,
+            refresh_per_second=4,  # latency is measured while it runs
             disable=not sys.stderr.isatty(),
         )
         self._running = 0

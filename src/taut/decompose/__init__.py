@@ -3,6 +3,7 @@
 from taut.decompose.balance import equalize, orthogonalize
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.decompose.svd import OutputBasis, directions, output_basis
+from taut.decompose.tucker import tucker2
 from taut.decompose.weighting import Weighting
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "input_basis",
     "orthogonalize",
     "output_basis",
+    "tucker2",
     "unexplained",
 ]

@@ -26,14 +26,16 @@ GRID = (
 """Ranks on offer: quarter octaves that fall on multiples of 16 above 64 and of 32 above 128, as kernels like them."""
 
 
-def rank_grid(limit: int) -> list[int]:
-    """The ranks on offer up to `limit` (beyond 512 in steps of an eighth, multiples of 64)."""
+def rank_grid(limit: int, most: int = 64) -> list[int]:
+    """The ranks on offer up to `limit` (beyond 512 in steps of an eighth, multiples of 64), thinned to `most`."""
     grid = [r for r in GRID if r <= limit]
     rank = 576
     while rank <= limit:
         grid.append(rank)
         rank += max(64, rank // 8 // 64 * 64)
-    return grid
+    if len(grid) <= most:
+        return grid
+    return [grid[round(i * (len(grid) - 1) / (most - 1))] for i in range(most)]
 
 
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Module:

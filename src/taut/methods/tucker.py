@@ -14,9 +14,13 @@ from taut.decompose.balance import orthogonalize
 from taut.decompose.linalg import root
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.decompose.svd import OutputBasis, directions
+from taut.decompose.tucker import tucker2
 from taut.methods.base import Factorization, Sight, integer
 from taut.methods.building import chain_cost, conv, input_places, output_places, random_layer, rank_grid
 from taut.types import Cost, Group, Layer, Rewrite
+
+PAIRS = 20
+"""Ranks on offer on either side of the core; each r_in costs an eigendecomposition."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +42,15 @@ class TuckerFactors:
         """The output basis for r input channels."""
         half = None if self.sight.response is None else root(self.sight.response)
         return directions(self.basis.explained(r), half)
+
+    def cut(self, r_in: int, r_out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """V (g, c, r_in), core (g, r_out, r_in, s) and U (g, o, r_out); by HOOI where only the weights are known."""
+        if not self.sight.weighting.known and self.sight.response is None:
+            V, core, U = tucker2(self.sight.W, r_in, r_out)
+            return V.double(), core.double(), U.double()
+        output = self.output(r_in)
+        core = torch.einsum("gqo,gorp->gqrp", output.down[:, :r_out], self.basis.solve(r_in))
+        return self.basis.V[..., :r_in].double(), core, output.up[..., :r_out]
 
     def damage(self, r_in: int, r_out: int) -> float:
         """Error of the input basis plus the tail of the output basis."""
@@ -84,7 +97,7 @@ class Tucker(Factorization):
     def candidates(self, group: Group, factors: Any) -> Sequence[Tucker]:
         """Pairs of ranks of the grid that shrink the layer."""
         del factors
-        ins, outs = (rank_grid(limit) for limit in max_ranks(group.layer))
+        ins, outs = (rank_grid(limit, most=PAIRS) for limit in max_ranks(group.layer))
         return self.worthwhile(group, (replace(self, rank_in=i, rank_out=o) for i in ins for o in outs))
 
     def damage(self, factors: Any) -> float | None:
@@ -96,10 +109,9 @@ class Tucker(Factorization):
         """V^T, the core on orthonormal outer factors, and the output directions; norms equal."""
         found: TuckerFactors = factors
         i, o = self.rank_in or 0, self.rank_out or 0
-        output = found.output(i)
-        core = torch.einsum("gqo,gorp->gqrp", output.down[:, :o], found.basis.solve(i))
-        first, core = orthogonalize(found.basis.V[..., :i].mT.double(), core)
-        last, flipped = orthogonalize(output.up[..., :o].mT, core.transpose(1, 2))
+        V, core, up = found.cut(i, o)
+        first, core = orthogonalize(V.mT, core)
+        last, flipped = orthogonalize(up.mT, core.transpose(1, 2))
         return self.rewritten(modules, (first, flipped.transpose(1, 2), last.mT))
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
