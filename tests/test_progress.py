@@ -47,11 +47,16 @@ def test_track_counts_every_item() -> None:
 
 def test_stages_nest_and_end_after_an_error() -> None:
     listener = Listener()
-    with pytest.raises(ZeroDivisionError), reporting(listener), stage("outer", 2) as outer:
-        outer(0.5)
-        with stage("inner") as inner:
-            inner.note("almost")
-            raise ZeroDivisionError
+
+    def fail() -> None:
+        with stage("outer", 2) as outer:
+            outer(0.5)
+            with stage("inner") as inner:
+                inner.note("almost")
+                raise ZeroDivisionError
+
+    with reporting(listener), pytest.raises(ZeroDivisionError):
+        fail()
     kinds = [event[0] for event in listener.heard]
     assert kinds == ["start", "advance", "start", "note", "end", "end"]
     assert listener.heard[-1] == ("end", 1)
