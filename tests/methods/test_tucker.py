@@ -83,14 +83,15 @@ def spectrum(kind):
 @pytest.mark.parametrize("kind", ["gauss", "decay", "noisy"])
 @pytest.mark.parametrize(("i", "o"), [(1, 1), (3, 8), (6, 4), (5, 5), (10, 14), (12, 16)])
 def test_error_beside_hosvd_and_tensorly(kind, i, o):
-    """Never above the truncated HOSVD; tensorly's 100 alternating sweeps gain at most 3 % on one sequential pass."""
+    """Never above the truncated HOSVD, and within 0.3 % of tensorly's 100 sweeps; the prediction is an upper bound."""
     conv = nn.Conv2d(12, 16, 3).double()
     conv.weight.data.copy_(spectrum(kind))
     ours, damage = error(conv, i, o)
     W = conv.weight.detach()
-    assert damage == pytest.approx(ours**2, rel=1e-6, abs=1e-9)
+    assert ours**2 <= damage * (1 + 1e-6) + 1e-9
+    assert damage <= 1.05 * ours**2 + 1e-9
     assert ours <= hosvd(W, i, o) * (1 + 1e-9) + 1e-7
-    assert ours <= 1.03 * by_tensorly(W, i, o, 100) + 1e-7
+    assert ours <= 1.003 * by_tensorly(W, i, o, 100) + 1e-7
 
 
 @pytest.mark.parametrize("metric", ["data", "fisher"])

@@ -140,13 +140,16 @@ def test_hooks_lists_all_that_a_module_has():
 
 
 @pytest.mark.parametrize("training", [False, True])
-@pytest.mark.parametrize("frozen", [False, True])
-def test_carry_keeps_flags(training, frozen):
+@pytest.mark.parametrize("weight", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_carry_keeps_flags(training, weight, bias):
     old, new = nn.Linear(3, 3).train(training), nn.Sequential(nn.Linear(3, 2), nn.Linear(2, 3))
-    old.weight.requires_grad_(not frozen)
+    old.weight.requires_grad_(weight)
+    old.bias.requires_grad_(bias)
     carry(old, new)
     assert {m.training for m in new.modules()} == {training}
-    assert {p.requires_grad for p in new.parameters()} == {not frozen}
+    assert {p.requires_grad for n, p in new.named_parameters() if n.endswith("weight")} == {weight}
+    assert {p.requires_grad for n, p in new.named_parameters() if n.endswith("bias")} == {bias}
 
 
 def test_swap_without_an_occurrence_changes_nothing():
