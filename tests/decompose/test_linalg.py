@@ -60,6 +60,30 @@ def test_left_basis_columns_are_orthonormal_or_zero(m, n):
         assert bool((energy >= 0).all())
 
 
+@pytest.mark.xfail(strict=True, reason="float32 eigenvalues of a tall matrix are noise below 3e-4 of the largest s")
+def test_large_tall_matrices_have_orthonormal_columns_too(monkeypatch):
+    """Eigenvectors in float32 from LARGE on: all directions together must still give the matrix back."""
+    monkeypatch.setattr("taut.decompose.linalg.LARGE", 8)
+    X = randn(1, 60, 40) * torch.logspace(0, -6, 40)
+    U, _ = left_basis(X)
+    gram = U.mT @ U
+    torch.testing.assert_close(gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)), rtol=0, atol=1e-3)
+    assert float(gram.diagonal(dim1=-2, dim2=-1).max()) < 1 + 1e-3
+    torch.testing.assert_close(U @ (U.mT @ X), X, rtol=0, atol=1e-3 * float(X.abs().max()))
+
+
+def test_large_matrices_keep_their_dominant_directions(monkeypatch):
+    X = randn(2, 30, 60) * torch.logspace(0, -3, 60)
+    exact, energy = left_basis(X)
+    monkeypatch.setattr("taut.decompose.linalg.LARGE", 8)
+    for Y in (X, X.mT):
+        U, rough = left_basis(Y)
+        torch.testing.assert_close(rough, energy, rtol=0, atol=1e-5 * float(energy.max()))
+        if Y is X:
+            near, wanted = (basis[..., :8] @ basis[..., :8].mT @ X for basis in (U, exact))
+            torch.testing.assert_close(near, wanted, rtol=0, atol=1e-3 * float(X.abs().max()))
+
+
 def test_left_basis_keeps_every_group_apart():
     X = torch.stack([randn(4, 9), torch.zeros(4, 9, dtype=torch.float64), 1e6 * randn(4, 9)])
     _, together = left_basis(X)
