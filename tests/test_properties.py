@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import pairwise
 from unittest.mock import patch
 
@@ -16,8 +17,8 @@ from cases import run, seeded, untouched
 from taut import Budget, BudgetError, Plan
 from taut.comparison import compare
 
-EXAMPLES = 60
-"""Nets per test; four tests draw them."""
+NETS = int(os.environ.get("TAUT_RANDOM_NETS", "240"))
+"""How many nets the four tests draw together; with HYPOTHESIS_PROFILE=search others each time."""
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -149,7 +150,7 @@ def check(drawn, budget, methods, samples):
 def drawn_from(kind, samples):
     """A test over random nets of one kind."""
 
-    @settings(max_examples=EXAMPLES, suppress_health_check=list(HealthCheck))
+    @settings(max_examples=NETS // 4, suppress_health_check=list(HealthCheck))
     @given(drawn=nets(kind), budget=BUDGETS, methods=METHODS)
     def test(drawn, budget, methods):
         check(drawn, budget, methods, samples)
