@@ -1,20 +1,21 @@
 """Writes the measured results into README.md, between its markers, from the committed JSON files.
 
-python benchmarks/readme.py            write
-python benchmarks/readme.py --check    exit 1 if the README differs from what would be written
+    benchmarks/results/demo.json           comparison.json of `taut demo`
+    */results/*.json with "bounds"         limits beside what was measured
+
+    python benchmarks/readme.py            write
+    python benchmarks/readme.py --check    exit 1 if the README differs from what would be written
 """
 
 from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
-BEGIN = "<!-- results:begin (written by benchmarks/readme.py from benchmarks/results/*.json) -->"
+BEGIN = "<!-- results:begin (written by benchmarks/readme.py from committed JSON) -->"
 END = "<!-- results:end -->"
 
 
@@ -37,22 +38,41 @@ def demo(found: dict[str, Any]) -> str:
     return "\n".join(["`make demo`, untrained after compression:", "", *_head("", "before", "after", "change"), *lines])
 
 
+def bounds(name: str, found: dict[str, Any]) -> str:
+    """The stated limits of a result file beside what was measured; a limit that does not hold is said in bold."""
+    rows = [
+        f"| {bound['name']} | {'at most' if bound['at_most'] else 'at least'} {bound['limit']:g} "
+        f"| {bound['found']:.4g} | {'yes' if bound['holds'] else '**no**'} |"
+        for bound in found["bounds"]
+    ]
+    return "\n".join([f"`{name}`:", "", *_head("what", "limit", "measured", "holds"), *rows])
+
+
 def _head(*names: str) -> list[str]:
     return [f"| {' | '.join(names)} |", f"|{'---|' * len(names)}"]
 
 
-SECTIONS: dict[str, Callable[[dict[str, Any]], str]] = {"demo.json": demo}
-"""Which committed files are shown, in this order, and how; a missing file is left out."""
+def _machine(found: dict[str, Any]) -> str:
+    machine = found["environment"]
+    return f"{machine['cpu']}, {machine['cores']} cores, torch {machine['versions']['torch']}"
+
+
+def sections() -> list[str]:
+    """What the committed files say: the demo first, then every file that tested a bound."""
+    files = sorted([*ROOT.glob("benchmarks/results/*.json"), *ROOT.glob("experiments/*/results/*.json")])
+    found = {path: json.loads(path.read_text()) for path in files}
+    shown = [demo(content) for path, content in found.items() if path.name == "demo.json"]
+    tested = {path: content for path, content in found.items() if content.get("bounds")}
+    shown += [bounds(path.relative_to(ROOT).as_posix(), content) for path, content in tested.items()]
+    machines = sorted({_machine(content) for content in tested.values()})
+    return [*shown, *([f"Measured on: {'; '.join(machines)}."] if machines else [])]
 
 
 def written(readme: str) -> str:
     """The README with its results replaced by what the committed files say."""
     before, _, rest = readme.partition(BEGIN)
     _, _, after = rest.partition(END)
-    shown = [
-        show(json.loads((RESULTS / name).read_text())) for name, show in SECTIONS.items() if (RESULTS / name).exists()
-    ]
-    return "\n".join([before + BEGIN, *(f"\n{section}\n" for section in shown), END + after])
+    return "\n".join([before + BEGIN, *(f"\n{section}" for section in sections()), "", END + after])
 
 
 def main() -> int:
