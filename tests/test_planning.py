@@ -110,7 +110,6 @@ def test_of_equal_plans_the_cheaper():
     assert solve(net, choices, {"params": 80}) == [2]
 
 
-@pytest.mark.xfail(strict=True, reason="the solver's tolerance of 1e-6 of the limit is not taken off the limit")
 def test_large_costs_are_within_the_limit_to_the_unit():
     million = 10**9
     net, choices = problem([[(10, 2 * million, 0.0), (9, million + 1, 1.0), (8, million // 2, 2.0)]])

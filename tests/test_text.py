@@ -36,7 +36,6 @@ def test_count_is_short_and_close(n):
     assert len(text) <= 6
 
 
-@pytest.mark.xfail(strict=True, reason="rounding to three digits turns the largest values of a unit into 1e+03")
 @pytest.mark.parametrize("n", [999_600, 999_999, 999_999_999])
 def test_count_rounds_up_into_the_next_unit(n):
     assert "e" not in count(n)
@@ -66,12 +65,7 @@ def test_table_wraps_only_the_last_column():
     assert text.count("layer") == 1
 
 
-BACKSLASH = pytest.param(
-    "\\[x]", marks=pytest.mark.xfail(strict=True, reason="escaping the bracket alone turns it into markup again")
-)
-
-
-@pytest.mark.parametrize("cell", ["[bold]x[/bold]", "[/]", BACKSLASH, "a\\", "[link=x]"])
+@pytest.mark.parametrize("cell", ["[bold]x[/bold]", "[/]", "\\[x]", "a\\", "[link=x]"])
 def test_markup_in_a_cell_is_text(cell):
     assert cell in table(("a", "b"), [(cell, "end")])
 

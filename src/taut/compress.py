@@ -184,6 +184,8 @@ def along_path(shop: Workshop, ratio: float, caps: dict[str, int] | None = None)
     if ratio <= 1 and not caps:
         return unchanged(shop)
     limits = path_limits(shop, ratio)
+    if not limits and not caps:
+        return None
     for key, cap in (caps or {}).items():
         limits[key] = min(limits.get(key, cap), cap)
     picks = solve(shop.stats.network, shop.choices, limits)

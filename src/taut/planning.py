@@ -101,19 +101,33 @@ def pareto(options: Sequence[Option]) -> list[Option]:
 
 def solve(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int] | None:
     """The index of the chosen option per choice, or None where the limits cannot be met."""
+    aims = dict(limits)
+    for _ in range(4):  # the solver tolerates an excess of 1e-6 of a limit, a budget does not
+        picks = _least_damage(net, choices, aims)
+        if picks is None:
+            return None
+        over = {key: excess for key in limits if (excess := _total(net, choices, picks, key) - limits[key]) > 0}
+        if not over:
+            return picks
+        aims = {key: aim - max(2 * over[key], 2e-6 * limits[key]) if key in over else aim for key, aim in aims.items()}
+    return None
+
+
+def _total(net: Network, choices: Sequence[Choice], picks: Sequence[int], key: str) -> float:
+    changes = (_of(c.options[i], key) - _of(c.options[0], key) for c, i in zip(choices, picks, strict=True))
+    return float(getattr(net.cost, key)) + sum(changes)
+
+
+def _least_damage(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int] | None:
     table = _Table(net, choices, limits)
-    scale = 1.0
-    picks = None
-    for _ in range(2):  # again with the objective near 1: HiGHS has absolute tolerances
-        found = table.minimize(scale)
-        if found is None:
-            return picks
-        picks = found
-        total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
-        if not total > 0:
-            return picks
-        scale = 1.0 / total
-    return picks
+    picks = table.minimize(1.0)
+    if picks is None:
+        return None
+    total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
+    if total < 1e-12:  # rounding noise ranks nothing
+        return picks
+    again = table.minimize(1.0 / total)  # the objective near 1: HiGHS has absolute tolerances
+    return picks if again is None else again
 
 
 def closest(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int]:

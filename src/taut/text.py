@@ -9,6 +9,7 @@ from typing import Any
 from rich import box
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), width: int = 160) -> str:
@@ -18,7 +19,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
         last = index == len(headers) - 1
         grid.add_column(header, justify="right" if index in right else "left", no_wrap=not last, overflow="fold")
     for row in rows:
-        grid.add_row(*(str(cell).replace("[", "\\[") for cell in row))
+        grid.add_row(*(Text(str(cell)) for cell in row))
     out = StringIO()
     Console(file=out, width=width, color_system=None).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
@@ -27,7 +28,7 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
 def count(n: float) -> str:
     """A count in at most five characters: 950, 12.3k, 4.56M, 15.5G."""
     for size, unit in ((1e9, "G"), (1e6, "M"), (1e3, "k")):
-        if abs(n) >= size:
+        if abs(n) >= 0.9995 * size:
             return f"{n / size:.3g}{unit}"
     return f"{n:.0f}"
 

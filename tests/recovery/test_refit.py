@@ -10,7 +10,7 @@ from cases import case, sequential, settle
 from taut.calls import collect
 from taut.methods import METHODS
 from taut.planning import solve, survey
-from taut.recovery.refit import joined, note_targets, recover, reestimate, refit_samples
+from taut.recovery.refit import joined, moments_of, note_targets, recover, reestimate, refit_samples
 from taut.types import Plan, Step
 
 
@@ -116,40 +116,52 @@ def test_factors_come_out_balanced():
     ],
     ids=repr,
 )
-def test_reestimate_is_torchs_own_train_mode(norm, shape):
-    x = 3 * torch.randn(shape) + 2
+def test_reestimate_is_torchs_own_train_mode_where_the_stored_statistics_were_those_of_the_samples(norm, shape):
+    x, before = 3 * torch.randn(shape) + 2, torch.randn(shape)
     torchs = type(norm)(5, momentum=None)
     torchs.train()(x)
-    reestimate(norm, (x,))
+    norm.running_mean, norm.running_var = (m.float() for m in moments_of(before))
+    reestimate(moments_of(before))(norm, (x,))
     torch.testing.assert_close(norm.running_mean, torchs.running_mean)
     torch.testing.assert_close(norm.running_var, torchs.running_var)
 
 
-def test_reestimate_leaves_one_value_per_channel_and_untracked_norms_alone():
-    norm = nn.BatchNorm1d(5)
-    reestimate(norm, (torch.randn(1, 5),))
-    assert torch.equal(norm.running_var, torch.ones(5))
+def test_reestimate_leaves_what_did_not_move_and_untracked_norms_alone():
+    norm, x = nn.BatchNorm1d(5), 7 * torch.randn(9, 5)
+    reestimate(moments_of(x))(norm, (x,))
+    torch.testing.assert_close(norm.running_var, torch.ones(5))
+    torch.testing.assert_close(norm.running_mean, torch.zeros(5))
     untracked = nn.BatchNorm1d(5, track_running_stats=False)
-    reestimate(untracked, (torch.randn(4, 5),))
+    reestimate(moments_of(x))(untracked, (torch.randn(4, 5),))
     assert untracked.running_mean is None
 
 
+def test_one_value_per_channel_has_no_moments():
+    model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).eval()
+    x = torch.randn(1, 3)
+    assert note_targets(model, taut.trace(model, x), ["0"], x)[1] == {}
+
+
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
-def test_statistics_of_the_result_are_those_of_its_own_activations(name):
+def test_statistics_of_the_result_moved_as_far_as_its_activations_did(name):
     model, net, stats, plan, data = prepared(name)
     small = taut.apply(model, plan, stats, data=data)
     batch = joined(collect(net.example, data, refit_samples(net)))
     seen = {}
     norms = {n: m for n, m in small.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    for net_ in (small, model):
+        for name_ in norms:
+            note = lambda _, args, key=(net_, name_): seen.update({key: args[0].detach().double()})  # noqa: E731
+            net_.get_submodule(name_).register_forward_pre_hook(note)
+        with torch.no_grad():
+            net_.eval()(batch)
     for name_, norm in norms.items():
-        norm.register_forward_pre_hook(lambda _, args, n=name_: seen.update({n: args[0].detach()}))
-    with torch.no_grad():
-        small.eval()(batch)
-    for name_, norm in norms.items():
-        x = seen[name_].double()
-        torch.testing.assert_close(norm.running_mean.double(), x.mean((0, 2, 3)), rtol=1e-3, atol=1e-4)
-        torch.testing.assert_close(norm.running_var.double(), x.var((0, 2, 3)), rtol=1e-3, atol=1e-5)
-        assert not torch.equal(norm.running_mean, model.get_submodule(name_).running_mean)
+        old, now, then = model.get_submodule(name_), seen[small, name_], seen[model, name_]
+        moved = now.mean((0, 2, 3)) - then.mean((0, 2, 3))
+        torch.testing.assert_close(norm.running_mean.double(), old.running_mean + moved, rtol=1e-3, atol=1e-4)
+        grown = now.var((0, 2, 3)) / then.var((0, 2, 3))
+        torch.testing.assert_close(norm.running_var.double(), old.running_var * grown, rtol=5e-3, atol=1e-5)
+        assert not torch.equal(norm.running_mean, old.running_mean)
 
 
 def test_a_norm_that_follows_a_layer_takes_the_mean_and_others_do_not():
@@ -165,7 +177,7 @@ def test_a_norm_that_follows_a_layer_takes_the_mean_and_others_do_not():
     model = Two().eval()
     x = torch.randn(20, 4)
     net = taut.trace(model, x[:2])
-    targets = note_targets(model, net, ["a", "b"], x)
+    targets, _ = note_targets(model, net, ["a", "b"], x)
     assert targets["a"].normalized
     assert not targets["b"].normalized
     torch.testing.assert_close(targets["a"].rows[0], model.a(x).detach()[targets["a"].index])
@@ -178,7 +190,7 @@ def test_targets_survive_an_activation_in_place():
     inplace.load_state_dict(plain.state_dict())
     x = torch.randn(30, 4)
     net = taut.trace(plain, x[:2])
-    one, two = (note_targets(m, net, ["a", "b"], x) for m in (plain, inplace))
+    one, two = (note_targets(m, net, ["a", "b"], x)[0] for m in (plain, inplace))
     assert all(torch.equal(one[n].rows, two[n].rows) for n in "ab")
     assert float(two["a"].rows.min()) < 0
 

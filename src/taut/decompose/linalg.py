@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from taut.errors import ModelError
+
 
 def symmetric(A: Tensor) -> Tensor:
     """(A + A^T) / 2 over the last two axes, in float64."""
@@ -31,6 +33,8 @@ def cholesky(A: Tensor) -> Tensor:
         L, info = torch.linalg.cholesky_ex(ridge(A, share))
         if not bool(info.any()):
             return L
+        if not share < 1:
+            raise ModelError("A second moment of the calibration data is not finite: its values are too large.")
         share *= 10
 
 
@@ -70,6 +74,8 @@ def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
         return spectrum(X @ X.mT)
     values, V = _eigh(X.mT @ X)
     values, V = values.flip(-1).clamp_min(0), V.flip(-1)
+    if n > LARGE:  # float32 vectors of small values are not orthogonal after the division below
+        return torch.linalg.qr(X.double() @ V)[0], values
     s = values.sqrt()
     good = s > s.amax(-1, keepdim=True) * 1e-7
     U = (X.double() @ V) / torch.where(good, s, 1.0)[..., None, :]

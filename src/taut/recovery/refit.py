@@ -36,6 +36,10 @@ ACTIVATION_BYTES = 1 << 29
 ROWS_PER_COLUMN = 40
 
 
+Norm = tuple[Tensor, Tensor]
+"""Mean and variance per channel."""
+
+
 @dataclass(frozen=True)
 class Target:
     """What a layer gave in the original model.
@@ -69,9 +73,9 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
         for name in step.layers:
             chains.setdefault(name, []).append(resolve(step))
     names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
-    targets = note_targets(model, net, names, batch)
+    targets, norms = note_targets(model, net, names, batch)
     with stage("refitting", total=len(targets)) as bar:
-        _run_refit(_Refit(dict(model.named_modules()), small, chains, stats, targets), net, batch, bar)
+        _run_refit(_Refit(dict(model.named_modules()), small, chains, stats, targets), norms, batch, bar)
 
 
 def refit_samples(net: Network) -> int:
@@ -102,10 +106,13 @@ def joined(batches: list[tuple[Any, Any]]) -> Any:
     return map_tensors(lambda _: next(merged), first)
 
 
-def note_targets(model: nn.Module, net: Network, names: Sequence[str], batch: Any) -> dict[str, Target]:
-    """The original's outputs at chosen positions of every named layer."""
+def note_targets(
+    model: nn.Module, net: Network, names: Sequence[str], batch: Any
+) -> tuple[dict[str, Target], dict[str, Norm]]:
+    """The original's outputs at chosen positions of every named layer, and what its batch norms see."""
     copied = shallow(model)
     targets: dict[str, Target] = {}
+    norms: dict[str, Norm] = {}
     last: list[tuple[str, Tensor]] = []
 
     def note(name: str, seed: int) -> Any:
@@ -119,42 +126,63 @@ def note_targets(model: nn.Module, net: Network, names: Sequence[str], batch: An
 
         return hook
 
-    def normalize(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        if last and args and args[0] is last[0][1]:
-            targets[last[0][0]] = replace(targets[last[0][0]], normalized=True)
+    def normalize(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if last and args and args[0] is last[0][1]:
+                targets[last[0][0]] = replace(targets[last[0][0]], normalized=True)
+            if args and args[0].numel() > args[0].shape[1]:
+                norms.setdefault(name, moments_of(args[0]))
+
+        return hook
 
     for seed, name in enumerate(names):
         copied.get_submodule(name).register_forward_hook(note(name, seed))
-    for module in copied.modules():
+    for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(normalize)
+            module.register_forward_pre_hook(normalize(name))
     with evaluating(copied):
         net.example.run(copied, batch)
-    return targets
+    return targets, norms
 
 
-def _run_refit(refit: _Refit, net: Network, batch: Any, bar: Stage) -> None:
+def _run_refit(refit: _Refit, norms: dict[str, Norm], batch: Any, bar: Stage) -> None:
     handles = []
     for name in refit.targets:
         handles.append(refit.small.get_submodule(name).register_forward_pre_hook(refit.hook(name, bar)))
-    for module in refit.small.modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            handles.append(module.register_forward_pre_hook(reestimate))
+    for name, norm in norms.items():
+        handles.append(refit.small.get_submodule(name).register_forward_pre_hook(reestimate(norm)))
     try:
         with evaluating(refit.small):
-            net.example.run(refit.small, batch)
+            refit.stats.network.example.run(refit.small, batch)
     finally:
         for handle in handles:
             handle.remove()
 
 
-def reestimate(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-    """Set a batch norm's running statistics to those of the input that it is about to normalize."""
-    x = args[0].detach().double()
+def reestimate(before: Norm) -> Any:
+    """A hook that moves a batch norm's running statistics as far as its input moved, relative to the original's.
+
+    mean' = mean + (m - m0), var' = var v / v0, with m, v of the input that it is about to normalize and m0, v0 of the
+    original's on the same samples: what training stored stays, where nothing moved.
+    """
+
+    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+        mean, var = module.running_mean, module.running_var
+        if isinstance(mean, Tensor) and isinstance(var, Tensor):
+            now = moments_of(args[0])
+            stored = mean.double(), var.double()
+            tiny = 1e-6 * before[1].mean() + 1e-30
+            mean.copy_(stored[0] + now[0] - before[0])
+            var.copy_(stored[1] * (now[1] + tiny) / (before[1] + tiny))
+
+    return hook
+
+
+def moments_of(x: Tensor) -> Norm:
+    """Mean and variance of every channel, in float64."""
+    wide = x.detach().double()
     axes = [axis for axis in range(x.ndim) if axis != 1]
-    if isinstance(module.running_mean, Tensor) and isinstance(module.running_var, Tensor) and x.numel() > x.shape[1]:
-        module.running_mean.copy_(x.mean(axes))
-        module.running_var.copy_(x.var(axes))
+    return wide.mean(axes), wide.var(axes)
 
 
 class _Refit:

@@ -56,6 +56,7 @@ class LayerMoments:
         self.seen = 0
         self.A: Tensor | None = None
         self.B: Tensor | None = None
+        self.lost = False
         self.positions = layer.positions / layer.batch
         self.generator = generator(seed)
 
@@ -77,7 +78,10 @@ class LayerMoments:
             self.A = new if self.A is None else self.A.add_(new)
 
     def add_gradient(self, grad: Tensor) -> None:
-        """Add g g^T over all positions of a batch."""
+        """Add g g^T over all positions of a batch; a layer with a gradient that is not finite goes without."""
+        if self.lost or not bool(torch.isfinite(grad).all()):
+            self.B, self.lost = None, True
+            return
         new = gram(output_rows(self.module, grad))
         self.B = new if self.B is None else self.B.add_(new)
 

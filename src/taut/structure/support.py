@@ -60,7 +60,7 @@ def _refuse_supported(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if not isinstance(weight, nn.Parameter):
         return "its weight is recomputed by a hook (weight_norm, prune): make it permanent first"
-    if base_kind(module) not in {kind.__name__ for kind in SUPPORTED}:
+    if not any(isinstance(module, kind) and _computes_as(module, kind) for kind in SUPPORTED):
         return f"{type(module).__name__} overrides forward: it may compute something else"
     if weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
         return f"weights of type {str(weight.dtype).removeprefix('torch.')} are not handled"

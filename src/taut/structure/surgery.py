@@ -82,6 +82,7 @@ def carry(old: nn.Module, new: nn.Module) -> None:
     """Hand hooks, train flag, device and frozen state of a layer to its replacement."""
     for attribute in HOOKS:
         getattr(new, attribute).update(getattr(old, attribute, {}))
+    new._is_full_backward_hook = old._is_full_backward_hook
     new.train(old.training)
     for key in ("weight", "bias"):
         value = getattr(old, key, None)

@@ -86,6 +86,8 @@ class Budget:
             key, _, value = (piece.strip() for piece in part.partition("="))
             if key not in known:
                 raise CallError(f"Unknown budget key '{key}'. Known: {', '.join(known)}.")
+            if key in values:
+                raise CallError(f"The budget '{key}' is given twice.")
             try:
                 values[key] = float(value) if key == "drop" or not value.isdigit() else int(value)
             except ValueError:
