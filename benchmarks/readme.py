@@ -5,6 +5,8 @@
 
     python benchmarks/readme.py            write
     python benchmarks/readme.py --check    exit 1 if the README differs from what would be written
+
+Numbers are never typed into the README by hand.
 """
 
 from __future__ import annotations
