@@ -16,7 +16,7 @@ from taut.methods import resolve, settings
 from taut.progress import track
 from taut.recovery.refit import recover
 from taut.structure.statistics import Statistics
-from taut.structure.surgery import clone, locate
+from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
 from taut.types import Group, Kept, Method, Plan, Step
 
@@ -72,7 +72,8 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
     refused = method.refuses(group)
     if refused:
         raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
-    if not step.allow_growth and not method.cost(group).lowers(group.cost):
+    cost = method.cost(group)  # refuses settings outside their range
+    if not step.allow_growth and not cost.lowers(group.cost):
         raise CallError(
             f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': "
             f"{method.cost(group).params} parameters and {method.cost(group).macs} MACs instead of "
@@ -109,8 +110,9 @@ def _short(values: Mapping[str, Any]) -> str:
 
 
 def _output(model: nn.Module, example: Example) -> list[torch.Tensor]:
-    with evaluating(model):
-        return tensors(example.run(model))
+    copied = shallow(model)  # code that writes to buffers in forward writes to the copy's
+    with evaluating(copied):
+        return tensors(example.run(copied))
 
 
 def _check(model: nn.Module, example: Example, exact: list[torch.Tensor] | None) -> str | None:

@@ -23,6 +23,7 @@ from taut.measure import (
     stored_tensors,
 )
 from taut.measure.counting import Count, count_parameters
+from taut.structure.surgery import shallow
 from taut.types import Cost
 
 NOISE = 1.03
@@ -115,13 +116,14 @@ def compare(
         CallError: fewer than 1 round.
     """
     call = example if isinstance(example, Example) or example is None else Example(model, example)
-    before, after = (_cost(each, call) for each in (model, small))
+    copies = [shallow(each) for each in (model, small)]
+    before, after = (_cost(each, call) for each in copies)
     scores = [None if evaluate is None else measure(evaluate, each) for each in (model, small)]
     return Comparison(
         before=before[0],
         after=after[0],
         batch=None if call is None else call.batch,
-        latency=None if call is None else latencies(model, small, call, rounds),
+        latency=None if call is None else latencies(copies[0], copies[1], call, rounds),
         score_before=scores[0],
         score_after=scores[1],
         uncounted=tuple(dict.fromkeys(before[1] + after[1])),

@@ -20,7 +20,7 @@ from taut.methods import choose, settings
 from taut.planning import Choice, closest, describe, solve, survey, unmet
 from taut.recovery.refit import SAMPLES
 from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import clone
+from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
 from taut.types import Budget, Cost, Group, Method, Network, Plan, Step
 
@@ -83,7 +83,7 @@ class Workshop:
 
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""
-        return count_cost(model, self.network.example)
+        return count_cost(shallow(model), self.network.example)
 
 
 def compress(  # noqa: PLR0913 - the call is documented with these

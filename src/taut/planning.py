@@ -140,6 +140,7 @@ class _Table:
 
     def __init__(self, net: Network, choices: Sequence[Choice], limits: Limits) -> None:
         self.choices = choices
+        limits = {key: max(limit, 0.5) for key, limit in limits.items()}
         options = [option for choice in choices for option in choice.options]
         self.damage = np.array([option.damage for option in options])
         sizes = [len(choice.options) for choice in choices]

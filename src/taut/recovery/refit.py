@@ -75,7 +75,11 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     targets, norms = note_targets(model, net, names, batch)
     with stage("refitting", total=len(targets)) as bar:
-        _run_refit(_Refit(dict(model.named_modules()), small, chains, stats, targets), norms, batch, bar)
+        copied = shallow(small)  # the same weights, but buffers of its own: only batch norms' are handed back
+        _run_refit(_Refit(dict(model.named_modules()), copied, chains, stats, targets), norms, batch, bar)
+    for mine, found in zip(small.modules(), copied.modules(), strict=True):
+        if isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor):
+            mine.load_state_dict(found.state_dict())
 
 
 def refit_samples(net: Network) -> int:
@@ -136,7 +140,7 @@ def note_targets(
         return hook
 
     for seed, name in enumerate(names):
-        copied.get_submodule(name).register_forward_hook(note(name, seed))
+        copied.get_submodule(name).register_forward_hook(note(name, seed), prepend=True)
     for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(normalize(name))

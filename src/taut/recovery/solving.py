@@ -57,37 +57,66 @@ def least_squares(
     bias = module.bias if isinstance(module.bias, Tensor) else None
     wanted = target - target.mean(1, keepdim=True) if centred else target
     residual = wanted - moments.rows @ W.mT
-    W = W + _step(moments.rows, residual).to(W)
+    W = W + _step(moments, residual).to(W)
     if bias is None:
         return W, None
     shift = target.mean(1, keepdim=True) - moments.mean @ W.mT
     return W, shift.flatten()
 
 
-def _step(rows: Tensor, residual: Tensor) -> Tensor:
+def _step(moments: Moments, residual: Tensor) -> Tensor:
     """Change of the weight (g, o, k) on all rows, with the ridge that predicts held-out rows best; or none at all."""
-    cut = int(rows.shape[1] * (1 - HELD_OUT))
-    trial = _Solver(rows[:, :cut], residual[:, :cut])
+    rows = moments.rows
+    n, k = rows.shape[1:]
+    cut = int(n * (1 - HELD_OUT))
+    if cut == 0:
+        return residual.new_zeros(residual.shape[0], residual.shape[2], k)
+    if moments.gram is None:
+        return _dual_step(rows, residual, cut)
+    held = gram(rows[:, cut:]), _cross(residual[:, cut:], rows[:, cut:])
+    whole = moments.gram * n, _cross(residual, rows)
+    trial = whole[0] - held[0], whole[1] - held[1]
+
+    def gain(share: float) -> float:
+        """How much smaller the held-out squared error becomes, from the second moments alone."""
+        D = _solve(*trial, share)
+        return float((2 * D * held[1]).sum() - (D @ held[0] * D).sum())
+
+    best = max(RIDGES, key=gain)
+    return _solve(*whole, best) if gain(best) > 0 else torch.zeros_like(whole[1])
+
+
+def _cross(residual: Tensor, rows: Tensor) -> Tensor:
+    return (residual.mT @ rows).double()
+
+
+def _solve(G: Tensor, H: Tensor, share: float) -> Tensor:
+    """H (G + share (mean variance) I)^{-1}, (g, o, k)."""
+    lift = share * G.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] + 1e-30
+    eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
+    return torch.cholesky_solve(H.mT, torch.linalg.cholesky(G + lift * eye)).mT
+
+
+def _dual_step(rows: Tensor, residual: Tensor, cut: int) -> Tensor:
+    """The same where there are fewer rows than columns: X^T (X X^T + lambda I)^{-1} R."""
     held, wanted = rows[:, cut:], residual[:, cut:]
-    errors = {share: float((wanted - held @ trial.solve(share).to(held).mT).square().sum()) for share in RIDGES if cut}
-    best = min(errors, key=errors.__getitem__, default=None)
-    if best is None or errors[best] >= float(wanted.square().sum()):
+    before = float(wanted.square().sum())
+
+    def error(share: float) -> float:
+        D = _dual(rows[:, :cut], residual[:, :cut], share)
+        return float((wanted - held @ D.mT).square().sum())
+
+    errors = {share: error(share) for share in RIDGES}
+    best = min(errors, key=errors.__getitem__)
+    if errors[best] >= before:
         return residual.new_zeros(residual.shape[0], residual.shape[2], rows.shape[2])
-    return _Solver(rows, residual).solve(best)
+    return _dual(rows, residual, best)
 
 
-class _Solver:
-    """Normal equations (k x k), or their dual (n x n) where there are fewer rows than columns."""
-
-    def __init__(self, rows: Tensor, residual: Tensor) -> None:
-        n, k = rows.shape[1:]
-        self.rows, self.residual, self.dual = rows, residual, n < k
-        self.lift = rows.double().square().mean((1, 2))[:, None, None] + 1e-30
-        self.gram = gram(rows.mT if self.dual else rows) / n
-        self.right = residual.double() if self.dual else (rows.mT @ residual).double() / n
-
-    def solve(self, share: float) -> Tensor:
-        """Change of the weight (g, o, k) for a ridge of `share` times the mean input variance."""
-        eye = torch.eye(self.gram.shape[-1], dtype=torch.float64, device=self.rows.device)
-        found = torch.cholesky_solve(self.right, torch.linalg.cholesky(self.gram + share * self.lift * eye))
-        return (found / self.rows.shape[1]).mT.to(self.rows) @ self.rows if self.dual else found.mT
+def _dual(rows: Tensor, residual: Tensor, share: float) -> Tensor:
+    n, k = rows.shape[1:]
+    K = gram(rows.mT)
+    lift = share * K.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / k + 1e-30
+    eye = torch.eye(n, dtype=torch.float64, device=rows.device)
+    solved = torch.cholesky_solve(residual.double(), torch.linalg.cholesky(K + lift * eye))
+    return solved.mT.to(rows) @ rows

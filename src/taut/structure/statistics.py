@@ -230,7 +230,7 @@ def _capturing(moments: dict[str, LayerMoments]) -> Iterator[None]:
 
         return record
 
-    handles = [m.module.register_forward_hook(hook(m)) for m in moments.values()]
+    handles = [m.module.register_forward_hook(hook(m), prepend=True) for m in moments.values()]
     try:
         yield
     finally:

@@ -27,9 +27,13 @@ def shallow(model: nn.Module) -> nn.Module:
 
     Nothing is copied but Python objects, so it costs no memory; editing the copy's tree leaves the model alone.
     """
-    memo: dict[int, Any] = {id(p): nn.Parameter(p.detach(), requires_grad=False) for p in model.parameters()}
-    memo |= {id(b): b.detach() for b in model.buffers()}
+    memo: dict[int, Any] = {id(p): nn.Parameter(_usable(p), requires_grad=False) for p in model.parameters()}
+    memo |= {id(b): b.detach().clone() for b in model.buffers()}
     return _deepcopy(model, memo)
+
+
+def _usable(t: Tensor) -> Tensor:
+    return t.detach().clone() if t.is_inference() else t.detach()
 
 
 def clone(model: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:

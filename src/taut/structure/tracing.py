@@ -18,6 +18,7 @@ from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.patches import weight_of
 from taut.structure.probing import live_ranges, read_by_others, record_calls
 from taut.structure.support import SUPPORTED, base_kind, refusal
+from taut.structure.surgery import shallow
 from taut.types import Cost, Invocation, Layer, Network
 
 
@@ -38,10 +39,16 @@ def trace(model: nn.Module, example: Any) -> Network:
     """
     if not isinstance(model, nn.Module):
         raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
+    if scripted is not None:
+        raise ModelError(
+            f"The module '{scripted or '(model)'}' is compiled TorchScript, which cannot be observed: "
+            "pass the model as it was before torch.jit.script or torch.jit.trace."
+        )
     check_finite(model)
     call = example if isinstance(example, Example) else Example(model, example)
     calls = record_calls(model, call)
-    counted = count_macs(model, call)
+    counted = count_macs(shallow(model), call)
     reasons = _reasons(model, calls)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: _read_reason(name, what) for name, what in read_by_others(model, call, free).items()}
