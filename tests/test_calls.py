@@ -360,3 +360,18 @@ def test_generators_follow_the_seed_in_force_and_do_not_touch_it():
     assert other == two  # seed plus offset
     torch.manual_seed(-1)
     assert draw(5)
+
+
+def test_a_mapping_that_is_no_dict_goes_as_keywords():
+    """A tokenizer's output is a UserDict."""
+    from collections import UserDict  # noqa: PLC0415
+
+    class Named(torch.nn.Module):
+        def forward(self, ids, mask):
+            return ids * mask
+
+    value = UserDict(ids=torch.ones(3, 2), mask=torch.zeros(3, 2))
+    example = Example(Named(), value)
+    assert example.batch == 3
+    assert torch.equal(example.run(Named()), torch.zeros(3, 2))
+    assert set(example.inputs_of(value)[0]) == {"ids", "mask"}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -51,6 +52,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
         if reason is None:
             done.append(resolved)
         else:
+            warnings.warn(f"Layer '{', '.join(step.layers)}' is left as it was: {reason}", stacklevel=2)
             kept += [Kept(name, reason, step.before or Group(()).cost) for name in step.layers]
     if data is not None and any(not resolve(step).exact for step in done):
         recover(model, small, done, stats, data)

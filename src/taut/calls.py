@@ -31,9 +31,9 @@ class Example:
 
     def __init__(self, model: nn.Module, value: Any) -> None:
         """Note how `value` is passed to `model`."""
-        self.value = detached(value)
+        self.value = detached(plain(value))
         self.keywords = isinstance(value, Mapping) and set(value) <= _parameter_names(model)
-        self.batch = batch_size(value)
+        self.batch = batch_size(self.value)
 
     def run(self, model: nn.Module, inputs: Any = None) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.
@@ -59,7 +59,7 @@ class Example:
         Raises:
             DataError: the batch has neither the example's structure nor that of (inputs, targets).
         """
-        mine = _structure(self.value)
+        batch, mine = plain(batch), _structure(self.value)
         if _structure(batch) == mine:
             return batch, None
         if isinstance(batch, list | tuple) and len(batch) in {1, 2} and _structure(batch[0]) == mine:
@@ -79,6 +79,15 @@ def _parameter_names(model: nn.Module) -> set[str]:
         return set(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         return set()
+
+
+def plain(value: Any) -> Any:
+    """The same nest with every Mapping, such as a tokenizer's output, as a dict: what torch's utilities see into."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(plain(item) for item in value)
+    return value
 
 
 def tensors(value: Any) -> list[Tensor]:
@@ -179,7 +188,7 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
 
 def _batches(example: Example, data: Any) -> Iterator[Any]:
     """The batches in `data`; a list of which every item is a batch is a list of batches, even where it has two."""
-    alone = bool(tensors(data)) and not (
+    alone = bool(tensors(plain(data))) and not (
         isinstance(data, list | tuple) and all(_is_batch(example, item) for item in data)
     )
     if alone:
@@ -252,7 +261,7 @@ def generator(offset: int = 0) -> torch.Generator:
 
 
 def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_available() else []
+    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 def quietly(function: Callable[P, R]) -> Callable[P, R]:

@@ -24,6 +24,8 @@ from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
 from taut.types import Budget, Cost, Group, Method, Network, Plan, Step
 
+Evaluate = Callable[[nn.Module], Any]
+
 TRIES = 4
 """Plans until the budget holds on the counted model; the second is only needed for file headers and roll-backs."""
 
@@ -92,7 +94,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     *,
     budget: Budget,
     data: Any = None,
-    evaluate: Callable[[nn.Module], Any] | None = None,
+    evaluate: Evaluate | None = None,
     methods: Iterable[str | Method] | None = None,
     seed: int = 0,
 ) -> Result:
@@ -119,22 +121,29 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         raise CallError(f"The budget must be a taut.Budget. Got {type(budget).__name__} instead.")
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
+    dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
     with quiet(seed):
         shop = Workshop.open(model, example, data, methods)
-        if budget.drop is not None and evaluate is not None:
-            built, problem = _search_drop(shop, budget, evaluate)
+        if budget.drop is not None and evaluate is not None and dense is not None:
+            built, problem = _search_drop(shop, budget, evaluate, dense)
         else:
             built, problem = meet(shop, budget.limits(shop.network.cost))
-        result = finished(shop, *built, evaluate)
+        result = finished(shop, *built, evaluate, dense)
     if problem is not None:
         raise BudgetError(problem, result)
     return result
 
 
-def finished(shop: Workshop, small: nn.Module, plan: Plan, evaluate: Callable[[nn.Module], Any] | None) -> Result:
+def finished(shop: Workshop, small: nn.Module, plan: Plan, evaluate: Evaluate | None, dense: Score | None) -> Result:
     """The result with its comparison and the counted cost."""
-    comparison = compare(shop.original, small, evaluate, shop.network.example)
-    return Result(small, replace(plan, after=shop.cost(small)), comparison)
+    return Result(small, replace(plan, after=shop.cost(small)), compared(shop, small, evaluate, dense))
+
+
+def compared(shop: Workshop, small: nn.Module, evaluate: Evaluate | None, dense: Score | None) -> Comparison:
+    """The comparison with the original, whose metric is known already."""
+    score = None if evaluate is None else measure(evaluate, small)
+    costs = compare(shop.original, small, None, shop.network.example)
+    return replace(costs, score_before=dense, score_after=score)
 
 
 def meet(shop: Workshop, limits: dict[str, int]) -> tuple[tuple[nn.Module, Plan], str | None]:
@@ -188,25 +197,30 @@ def along_path(shop: Workshop, ratio: float, caps: dict[str, int] | None = None)
         return None
     for key, cap in (caps or {}).items():
         limits[key] = min(limits.get(key, cap), cap)
-    picks = solve(shop.stats.network, shop.choices, limits)
-    return None if picks is None else shop.build(picks)
+    for _ in range(TRIES):
+        picks = solve(shop.stats.network, shop.choices, limits)
+        if picks is None:
+            return None
+        built = shop.build(picks)
+        cost = shop.cost(built[0])
+        over = {key: getattr(cost, key) - cap for key, cap in (caps or {}).items() if getattr(cost, key) > cap}
+        if not over:
+            return built
+        limits = {key: max(1.0, limit - 1.02 * over.get(key, 0)) for key, limit in limits.items()}
+    return None
 
 
 def _search_drop(
-    shop: Workshop, budget: Budget, evaluate: Callable[[nn.Module], Any], evaluations: int = 6, top: float = 32.0
+    shop: Workshop, budget: Budget, evaluate: Evaluate, dense: Score, evaluations: int = 6, top: float = 32.0
 ) -> tuple[tuple[nn.Module, Plan], str | None]:
     """The smallest model on the path whose metric falls by at most `budget.drop`: bisection on log ratio."""
-    dense = measure(evaluate, shop.original)
     floor = dense.value - (budget.drop or 0.0)
     caps = budget.limits(shop.network.cost)
     best: tuple[nn.Module, Plan] | None = None
-    least: tuple[tuple[nn.Module, Plan], Score] | None = None
     low, high, ratio = 1.0, top, 4.0
     for _ in range(evaluations):
         built = along_path(shop, ratio, caps)
         score = None if built is None else measure(evaluate, built[0])
-        if built is not None and score is not None:
-            least = (built, score) if least is None or score.value > least[1].value else least
         if built is not None and score is not None and score.value >= floor:
             best, low = built, ratio
         else:

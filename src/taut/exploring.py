@@ -3,23 +3,24 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import nn
+from torch import Tensor, nn
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from taut.calls import quiet
-from taut.comparison import compare
-from taut.compress import Workshop, along_path
+from taut.calls import Example, collect, quiet, tensors
+from taut.compress import Evaluate, Workshop, along_path, compared
 from taut.files import guarded, write_atomic
 from taut.front import Front, Point
+from taut.measure.accuracy import Score, measure
 from taut.methods import choose
 from taut.progress import stage
+from taut.recovery.refit import SAMPLES
 from taut.types import Method
 
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
@@ -31,7 +32,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     example: Any,
     *,
     data: Any,
-    evaluate: Callable[[nn.Module], Any] | None,
+    evaluate: Evaluate | None,
     methods: Iterable[str | Method] | None = None,
     seed: int = 0,
     folder: str | Path | None = None,
@@ -51,15 +52,20 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     Returns:
         Up to nine points; ratios that no plan reaches are left out.
     """
+    dense = None if evaluate is None else measure(evaluate, model)
     with quiet(seed):
-        store = None if folder is None else _Store(Path(folder), _fingerprint(model, methods, seed))
+        example = Example(model, example)
+        data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
+        used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
+        mark = _fingerprint(model, (example.value, data), (used, seed, dense))
+        store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         missing = [ratio for ratio in RATIOS if ratio not in points]
         if missing:
             shop = Workshop.open(model, example, data, methods)
             with stage("exploring", total=len(missing)) as bar:
                 for ratio in missing:
-                    point = _measure(shop, ratio, evaluate)
+                    point = _measure(shop, ratio, evaluate, dense)
                     if point is not None:
                         points[ratio] = point
                         if store is not None:
@@ -68,12 +74,12 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     return Front(tuple(points[ratio] for ratio in sorted(points)))
 
 
-def _measure(shop: Workshop, ratio: float, evaluate: Callable[[nn.Module], Any] | None) -> Point | None:
+def _measure(shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Score | None) -> Point | None:
     built = along_path(shop, ratio)
     if built is None:
         return None
     small, plan = built
-    found = compare(shop.original, small, evaluate, shop.network.example)
+    found = compared(shop, small, evaluate, dense)
     best = found.latency.best if found.latency is not None else None
     score = found.score_after
     return Point(
@@ -87,12 +93,15 @@ def _measure(shop: Workshop, ratio: float, evaluate: Callable[[nn.Module], Any] 
     )
 
 
-def _fingerprint(model: nn.Module, methods: Iterable[str | Method] | None, seed: int) -> str:
-    """A digest of the weights and settings: points of another model are never mixed in."""
-    digest = hashlib.sha256(repr((seed, [(m.name, asdict(m)) for m in choose(methods)])).encode())  # type: ignore[call-overload]
-    for name, tensor in model.state_dict().items():
+def _fingerprint(model: nn.Module, inputs: Any, settings: Any) -> str:
+    """A digest of weights, inputs and settings: points of another model, data or metric are never mixed in."""
+    digest = hashlib.sha256(repr(settings).encode())
+    named: list[tuple[str, Any]] = [*model.state_dict().items(), *(("input", t) for t in tensors(inputs))]
+    for name, value in named:
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        if isinstance(value, Tensor):
+            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
+            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
 
 

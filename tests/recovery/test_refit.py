@@ -289,3 +289,22 @@ def test_recover_works_on_a_model_that_the_planner_left_mostly_alone():
     recover(model, small, plan.steps, stats, data)
     held = smooth(200, 3)
     assert output_error(model, small, held) < 0.05
+
+
+def test_a_norm_called_twice_keeps_what_training_stored():
+    class Siamese(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.left, self.right = nn.Linear(6, 6), nn.Linear(6, 6)
+            self.norm = nn.BatchNorm1d(6)
+
+        def forward(self, x):
+            return self.norm(self.left(x)) + self.norm(self.right(x))
+
+    model, x = Siamese().eval(), torch.randn(200, 6)
+    net = taut.trace(model, x[:2])
+    stats = taut.observe(net, model, x)
+    plan = Plan.of(net, [Step(("left",), "svd", {"rank": 2})])
+    small = taut.apply(model, plan, stats, data=x)
+    assert torch.equal(small.norm.running_mean, model.norm.running_mean)
+    assert torch.equal(small.norm.running_var, model.norm.running_var)

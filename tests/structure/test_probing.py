@@ -15,14 +15,14 @@ def test_recording_leaves_the_model_alone(name):
     model, value = case(name).make()
     example = Example(model, value)
     with untouched(model):
-        calls = record_calls(model, example)
+        calls, _ = record_calls(model, example)
         read_by_others(model, example, [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n])
     assert calls
 
 
 def test_calls_are_in_order_with_shapes_of_first_tensors():
     model, value = case("shared").make()
-    calls = record_calls(model, Example(model, value))
+    calls, _ = record_calls(model, Example(model, value))
     assert [(c.input, c.output) for c in calls["twice"]] == [((2, 16), (2, 16))] * 2
     assert [(c.input, c.output) for c in calls["conv"]] == [((2, 4, 4, 4), (2, 4, 4, 4))] * 2
     assert "unused" not in calls
@@ -38,7 +38,7 @@ def test_keyword_arguments_of_a_layer_are_seen():
             return self.fc(input=x)
 
     model = ByName()
-    calls = record_calls(model, Example(model, torch.randn(2, 4)))
+    calls, _ = record_calls(model, Example(model, torch.randn(2, 4)))
     assert calls["fc"][0].input == (2, 4)
 
 

@@ -241,3 +241,19 @@ def test_positions_of_unbatched_and_multidimensional_linear():
     assert net["fc"].positions == 21
     assert net["fc"].macs == 7 * 20
     assert math.prod(net["fc"].calls[0].output) == 84
+
+
+def test_a_layer_called_with_keywords_is_left_alone():
+    class Keywords(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc, self.out = nn.Linear(8, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.out(self.fc(input=x))
+
+    model, x = Keywords(), torch.randn(20, 8)
+    net = taut.trace(model, x[:2])
+    assert net["fc"].skip == "it is called with keyword arguments"
+    assert net["out"].skip is None
+    taut.observe(net, model, x)

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
 from torch import nn
 
 from taut.decompose.balance import orthogonalize
+from taut.decompose.linalg import cholesky
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.methods.base import Factorization, integer
 from taut.methods.building import chain_cost, conv, output_places, random_layer, rank_grid
@@ -52,7 +52,7 @@ class Spatial(Factorization):
         ((_, module),) = modules.items()
         sight = self.sight(modules, stats)
         height = weight_of(module).shape[2]
-        half = None if sight.response is None else torch.linalg.cholesky(sight.response).mT
+        half = None if sight.response is None else cholesky(sight.response).mT
         basis = input_basis(sight.W, sight.weighting, sight.W.shape[2] * height, half)
         errors = unexplained(sight.W, sight.weighting, sight.stats.outputs, basis)
         return SpatialFactors(basis, sight.damages(errors))

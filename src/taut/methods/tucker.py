@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from taut.decompose.balance import orthogonalize
-from taut.decompose.linalg import root
+from taut.decompose.linalg import cholesky, root
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.decompose.svd import OutputBasis, directions
 from taut.decompose.tucker import tucker2
@@ -90,7 +90,7 @@ class Tucker(Factorization):
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> TuckerFactors:
         """One input basis serves every r_in; the output bases follow from it."""
         sight = self.sight(modules, stats)
-        half = None if sight.response is None else torch.linalg.cholesky(sight.response).mT
+        half = None if sight.response is None else cholesky(sight.response).mT
         basis = input_basis(sight.W, sight.weighting, sight.W.shape[2], half)
         return TuckerFactors(basis, unexplained(sight.W, sight.weighting, sight.stats.outputs, basis), sight)
 

@@ -17,11 +17,12 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from taut.calls import batch_size, collect, evaluating, generator, map_tensors, tensors
+from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
 from taut.progress import Stage, stage
 from taut.recovery.solving import Moments, least_squares
-from taut.structure.collecting import SKETCH_ROWS, form_of, second_moment, sketched
+from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.patches import choose, fan_in, input_rows, output_rows, positions, row_budget, weight_of
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow
@@ -34,6 +35,9 @@ ACTIVATION_BYTES = 1 << 29
 """Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
 
 ROWS_PER_COLUMN = 40
+
+DUAL_ROWS = 2048
+"""Rows of a layer too wide for its full second moment: the dual problem is of this size."""
 
 
 Norm = tuple[Tensor, Tensor]
@@ -72,7 +76,9 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     for step in steps:
         for name in step.layers:
             chains.setdefault(name, []).append(resolve(step))
-    names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
+    cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method in chain)}
+    free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
+    names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)
     with stage("refitting", total=len(targets)) as bar:
         copied = shallow(small)  # the same weights, but buffers of its own: only batch norms' are handed back
@@ -118,11 +124,13 @@ def note_targets(
     targets: dict[str, Target] = {}
     norms: dict[str, Norm] = {}
     last: list[tuple[str, Tensor]] = []
+    seen: dict[str, str] = {}
 
     def note(name: str, seed: int) -> Any:
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
             total = positions(module, output)
             rows = row_budget(max(fan_in(module), 1), total, ROWS_PER_COLUMN)
+            rows = min(rows, DUAL_ROWS) if fan_in(module) > FULL_LIMIT else rows
             index = choose(total, rows, seed)
             shape = torch.empty(output.shape, device="meta")
             targets[name] = Target(index, output_rows(module, output, index), shape)
@@ -130,23 +138,30 @@ def note_targets(
 
         return hook
 
-    def normalize(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if last and args and args[0] is last[0][1]:
-                targets[last[0][0]] = replace(targets[last[0][0]], normalized=True)
-            if args and args[0].numel() > args[0].shape[1]:
-                norms.setdefault(name, moments_of(args[0]))
-
-        return hook
-
     for seed, name in enumerate(names):
         copied.get_submodule(name).register_forward_hook(note(name, seed), prepend=True)
     for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(normalize(name))
+            module.register_forward_pre_hook(_note_norm(name, last, seen, norms))
     with evaluating(copied):
         net.example.run(copied, batch)
+    for layer in {seen[name] for name in norms} & set(targets):
+        targets[layer] = replace(targets[layer], normalized=True)
     return targets, norms
+
+
+def _note_norm(name: str, last: list[tuple[str, Tensor]], seen: dict[str, str], norms: dict[str, Norm]) -> Any:
+    """A hook that notes what a batch norm sees, and which layer's output that is (`last`)."""
+
+    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+        follows = last[0][0] if last and args and args[0] is last[0][1] else ""
+        if name in seen:  # one set of statistics serves several inputs: leave it alone
+            norms.pop(name, None)
+        elif args and args[0].numel() > args[0].shape[1]:
+            norms[name] = moments_of(args[0])
+        seen[name] = follows
+
+    return hook
 
 
 def _run_refit(refit: _Refit, norms: dict[str, Norm], batch: Any, bar: Stage) -> None:
@@ -237,7 +252,8 @@ class _Refit:
         before = self.stats.layers.get(name, LayerStatistics())
         if method.needs and fan_in(dense) == moments.rows.shape[-1]:
             now = replace(before, weighting=moment_form(dense, moments))
-            if before.outputs is not None and getattr(method, "metric", None) == "data":
+            known = before.outputs is not None and before.outputs.shape[-1] <= LARGE
+            if known and getattr(method, "metric", None) == "data":
                 method = resolve(Step((), method.name, settings(method) | {"metric": "fisher"}))
         else:
             now = LayerStatistics()

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from taut.decompose.linalg import cholesky
 from taut.structure.patches import gram, grouped_weight
 
 RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
@@ -77,13 +78,14 @@ def _step(moments: Moments, residual: Tensor) -> Tensor:
     whole = moments.gram * n, _cross(residual, rows)
     trial = whole[0] - held[0], whole[1] - held[1]
 
-    def gain(share: float) -> float:
-        """How much smaller the held-out squared error becomes, from the second moments alone."""
-        D = _solve(*trial, share)
-        return float((2 * D * held[1]).sum() - (D @ held[0] * D).sum())
+    gains = {share: _gain(_solve(*trial, share), *held) for share in RIDGES}
+    best = max(gains, key=gains.__getitem__)
+    return _solve(*whole, best) if gains[best] > 0 else torch.zeros_like(whole[1])
 
-    best = max(RIDGES, key=gain)
-    return _solve(*whole, best) if gain(best) > 0 else torch.zeros_like(whole[1])
+
+def _gain(D: Tensor, G: Tensor, H: Tensor) -> float:
+    """How much smaller the squared error becomes by the change D, from second moments alone."""
+    return float((2 * D * H).sum() - (D @ G * D).sum())
 
 
 def _cross(residual: Tensor, rows: Tensor) -> Tensor:
@@ -93,8 +95,9 @@ def _cross(residual: Tensor, rows: Tensor) -> Tensor:
 def _solve(G: Tensor, H: Tensor, share: float) -> Tensor:
     """H (G + share (mean variance) I)^{-1}, (g, o, k)."""
     lift = share * G.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] + 1e-30
-    eye = torch.eye(G.shape[-1], dtype=G.dtype, device=G.device)
-    return torch.cholesky_solve(H.mT, torch.linalg.cholesky(G + lift * eye)).mT
+    lifted = G.clone()
+    lifted.diagonal(dim1=-2, dim2=-1).add_(lift[..., 0])
+    return torch.cholesky_solve(H.mT, cholesky(lifted)).mT
 
 
 def _dual_step(rows: Tensor, residual: Tensor, cut: int) -> Tensor:
@@ -118,5 +121,5 @@ def _dual(rows: Tensor, residual: Tensor, share: float) -> Tensor:
     K = gram(rows.mT)
     lift = share * K.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / k + 1e-30
     eye = torch.eye(n, dtype=torch.float64, device=rows.device)
-    solved = torch.cholesky_solve(residual.double(), torch.linalg.cholesky(K + lift * eye))
+    solved = torch.cholesky_solve(residual.double(), cholesky(K + lift * eye))
     return solved.mT.to(rows) @ rows

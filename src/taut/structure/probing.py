@@ -16,14 +16,17 @@ from taut.structure.surgery import shallow, swap
 from taut.types import Invocation
 
 
-def record_calls(model: nn.Module, example: Example) -> dict[str, list[Invocation]]:
-    """Every call of every module while the example runs, by module name: shapes of first input and first output."""
+def record_calls(model: nn.Module, example: Example) -> tuple[dict[str, list[Invocation]], set[str]]:
+    """Every call of every module while the example runs, by module name; and the modules called with keywords only."""
     copied = shallow(model)
     calls: dict[str, list[Invocation]] = defaultdict(list)
+    keywords: set[str] = set()
 
     def hook(name: str) -> Any:
         def record(_: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
             given, made = tensors((args, kwargs)), tensors(output)
+            if given and made and not tensors(args):
+                keywords.add(name)
             if given and made:
                 calls[name].append(Invocation(tuple(given[0].shape), tuple(made[0].shape)))
 
@@ -33,7 +36,7 @@ def record_calls(model: nn.Module, example: Example) -> dict[str, list[Invocatio
         module.register_forward_hook(hook(name), with_kwargs=True)
     with evaluating(copied):
         example.run(copied)
-    return calls
+    return calls, keywords
 
 
 class Probe(nn.Module):

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import batch_size, chunks, collect, evaluating, generator, quietly
+from taut.calls import batch_size, chunks, collect, device_of, evaluating, generator, on_device, quietly
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError, DataError
 from taut.progress import track
@@ -169,6 +169,8 @@ class _Scalar:
     def __call__(self, output: Any, targets: Any) -> Tensor | None:
         if not float_outputs(output):
             return None
+        if not all(bool(torch.isfinite(t).all()) for t in float_outputs(output)):
+            raise DataError("The model's output on the calibration data is not finite: check data and weights.")
         if not self.kinds:
             self.kinds = choose_kinds(output, self.wish)
         if self.loss is None:
@@ -187,7 +189,7 @@ def _observe(
     }
     with _capturing(moments), evaluating(copied), torch.enable_grad():
         for inputs, targets in track(list(chunks(batches, chunk_size(net))), "observing"):
-            value = scalar(net.example.run(copied, inputs), targets)
+            value = scalar(net.example.run(copied, inputs), on_device(targets, device_of(copied)))
             _backward(value, moments)
     layers = {name: LayerStatistics(*m.finish()) for name, m in moments.items()}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"

@@ -47,10 +47,12 @@ def trace(model: nn.Module, example: Any) -> Network:
         )
     check_finite(model)
     call = example if isinstance(example, Example) else Example(model, example)
-    calls = record_calls(model, call)
+    calls, keywords = record_calls(model, call)
     counted = count_macs(shallow(model), call)
     reasons = _reasons(model, calls)
     free = [name for name, reason in reasons.items() if reason is None]
+    reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
+    free = [name for name in free if name not in keywords]
     reasons |= {name: _read_reason(name, what) for name, what in read_by_others(model, call, free).items()}
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
