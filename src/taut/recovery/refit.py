@@ -31,7 +31,7 @@ from taut.types import Method, Network, Step
 SAMPLES = 2048
 """Samples of a refit at most."""
 
-ACTIVATION_BYTES = 1 << 29
+ACTIVATION_BYTES = 400 << 20
 """Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
 
 ROWS_PER_COLUMN = 40

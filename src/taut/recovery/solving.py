@@ -58,7 +58,7 @@ def least_squares(
     bias = module.bias if isinstance(module.bias, Tensor) else None
     wanted = target - target.mean(1, keepdim=True) if centred else target
     residual = wanted - moments.rows @ W.mT
-    W = W + _step(moments, residual).to(W)
+    W = _step(moments, residual).to(W).add_(W)  # in place: a wide layer is most of a model
     if bias is None:
         return W, None
     shift = target.mean(1, keepdim=True) - moments.mean @ W.mT
