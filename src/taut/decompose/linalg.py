@@ -60,8 +60,8 @@ def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
 def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
     """Left singular vectors and squared singular values of X, by the eigenvectors of the SMALLER Gram matrix.
 
-    Five to twenty-five times faster than a full SVD. The squares lose what is below 1e-8 of the largest singular
-    value (float64), which no truncation keeps; the vectors of such values are set to zero.
+    Faster than a full SVD, the more so the less square X is. The squares lose what is below 1e-8 of the largest
+    singular value (float64), which no truncation keeps; the vectors of such values are set to zero.
 
     Args:
         X: (g, m, n).
