@@ -22,10 +22,10 @@ from taut.progress import stage
 from taut.structure.tracing import trace
 from taut.types import Budget
 
-BUDGET = Budget(macs=0.2)
-EPOCHS = 6
+BUDGET = Budget(macs=0.15)
+EPOCHS = 5
 BATCH = 64
-WIDTHS = (32, 32, 64, 64, 128, 128)
+WIDTHS = (64, 64, 128, 128, 256, 256)
 EXAMPLE_BATCH = 32
 SIZES = [3000, 1000, 1000]
 
@@ -99,7 +99,7 @@ def train(data: Digits, seed: int = 0, epochs: int = EPOCHS) -> nn.Sequential:
         model = _laid_out(net(), torch.channels_last)  # a third less time
         steps = epochs * len(data.train.batches(BATCH))
         optimizer = torch.optim.Adam(model.parameters(), weight_decay=1e-4)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 4e-3, total_steps=steps)
+        schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 3e-3, total_steps=steps)
         best, weights = -1.0, copy.deepcopy(model.state_dict())
         with stage("Training", steps) as step:
             for _ in range(epochs):
