@@ -47,6 +47,9 @@ def root(A: Tensor) -> tuple[Tensor, Tensor]:
     return half, (vectors / s[..., None, :]) @ vectors.mT
 
 
+SMALL = 256
+"""Up to this size a Gram matrix is one product: blocks would cost more than the symmetry saves."""
+
 LARGE = 1024
 """From this size on eigenvectors are found in float32, three times faster; what they lose, no truncation keeps."""
 
@@ -71,8 +74,8 @@ def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
     """
     m, n = X.shape[-2:]
     if m <= n:
-        return spectrum(X @ X.mT)
-    values, V = _eigh(X.mT @ X)
+        return spectrum(gram(X))
+    values, V = _eigh(gram(X.mT))
     values, V = values.flip(-1).clamp_min(0), V.flip(-1)
     if n > LARGE:  # float32 vectors of small values are not orthogonal after the division below
         return torch.linalg.qr(X.double() @ V)[0], values
@@ -80,6 +83,21 @@ def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
     good = s > s.amax(-1, keepdim=True) * 1e-7
     U = (X.double() @ V) / torch.where(good, s, 1.0)[..., None, :]
     return U * good[..., None, :], values * good
+
+
+def gram(X: Tensor, blocks: int = 4) -> Tensor:
+    """X X^T (g, n, n) of X (g, n, m) in its dtype; what symmetry gives is not computed."""
+    n = X.shape[-2]
+    if n < SMALL:
+        return X @ X.mT
+    S = X.new_empty(*X.shape[:-1], n)
+    step = -(-n // blocks)
+    for start in range(0, n, step):
+        rows = slice(start, min(n, start + step))
+        piece = X[..., rows, :] @ X[..., : rows.stop, :].mT
+        S[..., rows, : rows.stop] = piece
+        S[..., :start, rows] = piece[..., :start].mT
+    return S
 
 
 def spectrum(S: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,8 +1,8 @@
-"""Tucker-2 of a kernel in the Frobenius norm: higher-order orthogonal iteration on Gram matrices.
+"""Tucker-2 of a kernel in the Frobenius norm: higher-order orthogonal iteration without decomposing any unfolding.
 
 W[o, c, s] ~ sum_{q, r} U[o, q] G[q, r, s] V[c, r]. Starting from the sequentially truncated HOSVD, U and V are improved
-in turn; each is the dominant subspace of a small Gram matrix, found by subspace iteration from the one before, so that
-no unfolding is ever decomposed. Source: De Lathauwer et al. 2000 (HOOI); Kim et al. 2016 (Tucker-2 of kernels).
+in turn; each is the dominant subspace of an unfolding, found by subspace iteration from the one before. Source: De
+Lathauwer et al. 2000 (HOOI); Kim et al. 2016 (Tucker-2 of kernels).
 """
 
 from __future__ import annotations
@@ -10,67 +10,80 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taut.decompose.linalg import spectrum
+from taut.decompose.linalg import gram, spectrum
 
 MARGIN = 4
 """One in so many further directions is carried along by the subspace iteration, for it to converge."""
 
+STEEP = 0.1
+"""Below this relative error the small directions drown in the rounding of a Gram matrix, which squares them."""
 
-def tucker2(W: Tensor, r_in: int, r_out: int, tol: float = 1e-5, sweeps: int = 16) -> tuple[Tensor, Tensor, Tensor]:
+ROUNDING = 2e-7
+"""Of a sum of squares in float32, relative: smaller gains are not seen."""
+
+
+def tucker2(W: Tensor, r_in: int, r_out: int, tol: float = 4e-5, sweeps: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     """Outer factors with orthonormal columns, and the core.
 
     Args:
         W: (g, o, c, s).
         r_in: input channels kept, at most min(c, o s).
         r_out: output channels kept, at most min(o, c s).
-        tol: stop when the relative error falls by less.
+        tol: stop when U lowers the relative error by no more than this share of it.
         sweeps: improvements of both factors at most.
 
     Returns:
         V (g, c, r_in), G (g, r_out, r_in, s), U (g, o, r_out), in W's dtype.
     """
-    total = float(W.double().square().sum())
-    V = _start(_gram(W.transpose(1, 2)), r_in)
-    U = _start(_gram(_project(W, V[..., :r_in])), r_out)
-    error = 1.0
-    for _ in range(sweeps):
-        outer = torch.einsum("gop,gocs->gpcs", U[..., :r_out], W)
-        V = _follow(_gram(outer.transpose(1, 2)), V, r_in)
-        inner = _project(W, V[..., :r_in])
-        U = _follow(_gram(inner), U, r_out)
-        core = torch.einsum("gop,gors->gprs", U[..., :r_out], inner)
-        last, error = error, max(0.0, 1 - float(core.double().square().sum()) / max(total, 1e-300)) ** 0.5
-        if last - error < tol:
-            break
+    s, c = W.shape[3], W.shape[2]
+    last = W.transpose(2, 3).contiguous()  # channels last: no unfolding below has to be copied
+    rows = last.flatten(1, 2)
+    S = gram(rows.mT)
+    total = float(S.diagonal(dim1=-2, dim2=-1).double().sum())
+    V, _ = _start(S, r_in)
+    inner = (rows @ V[..., :r_in]).reshape(*W.shape[:2], -1)  # (g, o, s r_in)
+    U, kept = _start(gram(inner), r_out)
+    errors = [_error(kept, total)]
+    while len(errors) <= 2 * sweeps and not _settled(errors, tol):
+        outer = (U[..., :r_out].mT @ last.flatten(2)).reshape(len(W), -1, c)  # (g, r_out s, c)
+        V, kept = _follow(outer.mT, V, r_in, errors[-1])
+        errors.append(_error(kept, total))
+        inner = (rows @ V[..., :r_in]).reshape(*W.shape[:2], -1)
+        U, kept = _follow(inner, U, r_out, errors[-1])
+        errors.append(_error(kept, total))
+    core = (U[..., :r_out].mT @ inner).unflatten(2, (s, r_in)).transpose(2, 3)
     return V[..., :r_in], core, U[..., :r_out]
 
 
-def _project(W: Tensor, V: Tensor) -> Tensor:
-    return torch.einsum("gocs,gcr->gors", W, V)
+def _error(kept: float, total: float) -> float:
+    return max(0.0, 1 - kept / max(total, 1e-300)) ** 0.5
 
 
-def _gram(T: Tensor) -> Tensor:
-    """T T^T over all but the first two axes."""
-    flat = T.flatten(2)
-    return flat @ flat.mT
+def _settled(errors: list[float], tol: float) -> bool:
+    """Whether U's last improvement was worth less than `tol`: V's next one answers to it and is about as large."""
+    last = errors[-1]
+    rounding = ROUNDING / max(last, 1e-300)  # of the squares, as it appears in their root
+    return last == 0 or (len(errors) > 1 and errors[-2] - last <= max(tol * last, rounding))
 
 
 def _width(rank: int, size: int) -> int:
     return min(size, rank + max(8, rank // MARGIN))
 
 
-def _start(S: Tensor, rank: int) -> Tensor:
-    """The dominant eigenvectors of S (g, n, n), a few more than `rank`."""
-    basis, _ = spectrum(S)
-    return basis[..., : _width(rank, S.shape[-1])].to(S.dtype)
+def _start(S: Tensor, rank: int) -> tuple[Tensor, float]:
+    """The dominant eigenvectors of S (g, n, n), a few more than `rank`, and the sum of its `rank` largest values."""
+    basis, values = spectrum(S)
+    return basis[..., : _width(rank, S.shape[-1])].to(S.dtype), float(values[..., :rank].sum())
 
 
-def _follow(S: Tensor, basis: Tensor, rank: int) -> Tensor:
-    """The dominant subspace of S by two steps of subspace iteration from `basis`, its directions in order."""
-    if basis.shape[-1] == S.shape[-1] or rank * 2 > S.shape[-1]:
-        return _start(S, rank)
+def _follow(T: Tensor, basis: Tensor, rank: int, error: float) -> tuple[Tensor, float]:
+    """Two steps of subspace iteration for T T^T from `basis`; its directions in order, and what `rank` of them keep."""
+    size = T.shape[-2]
+    if basis.shape[-1] == size or rank * 2 > size:
+        return _start(gram(T), rank)
+    S = gram(T) if error >= STEEP else None
     for _ in range(2):
-        basis = torch.linalg.qr(S @ basis)[0]
-    _, turn = torch.linalg.eigh(basis.mT @ (S @ basis))
-    turned: Tensor = basis @ turn.flip(-1)
-    return turned
+        basis = torch.linalg.qr(T @ (T.mT @ basis) if S is None else S @ basis)[0]
+    small = gram(basis.mT @ T) if S is None else basis.mT @ (S @ basis)
+    values, turn = torch.linalg.eigh(small.double())
+    return basis @ turn.flip(-1).to(basis), float(values[..., -rank:].sum())

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taut.decompose.linalg import cholesky, ridge
+from taut.decompose.linalg import cholesky, gram, ridge
 
 RIDGE = 1e-4
 """Share of the mean eigenvalue added to A: directions that calibration never saw keep some weight."""
@@ -66,7 +66,7 @@ class Weighting:
             flat = W.flatten(2).double()
             return flat @ self.regular() @ flat.mT
         X = self.whitened(W)
-        return X @ X.mT
+        return gram(X)
 
     def energy(self, W: Tensor) -> float:
         """tr(W A W^T): mean squared output of the layer."""
