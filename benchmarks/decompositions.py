@@ -4,8 +4,8 @@
 
 Both sides work on the same kernel in the same process, in turns; the ratio is that of the medians. Kernels are seeded
 Gaussians whose mode spectra decay like i^-alpha; trained kernels lie around alpha 0.5. tensorly runs partial_tucker
-with its defaults (SVD start, tolerance 1e-4, at most 100 sweeps) on the torch backend. Errors are relative Frobenius
-errors; ours may exceed the peer's by the rounding that `equal` states.
+with its defaults (SVD start, tolerance 1e-4, at most 100 sweeps) on the torch backend. Truncated SVDs are of rank
+n / 8 and n / 16. Errors are relative Frobenius errors; ours may exceed the peer's by what EQUAL states.
 """
 
 from __future__ import annotations
@@ -28,8 +28,11 @@ from taut.decompose import Weighting, output_basis, tucker2
 EQUAL = 1e-4
 """Relative excess over the peer's error that counts as equal (two local optima of one problem)."""
 
+EQUAL_SVD = 1e-5
+"""The same for truncated SVDs in float32, which have one optimum."""
+
 KERNELS = {"512x512x3x3": ((512, 512, 9), 6.0), "512x256x64": ((512, 256, 64), 15.0)}
-MATRICES = {"4096x4096": (4096, 4096, 5.0), "1000x4096": (1000, 4096, 5.0), "4096x9216": (4096, 9216, 5.0)}
+MATRICES = {"1000x4096": (1000, 4096, 5.0), "2048x2048": (2048, 2048, 5.0), "4096x4096": (4096, 4096, 5.0)}
 
 
 def kernel(shape: tuple[int, int, int], alpha: float) -> Tensor:
@@ -86,14 +89,13 @@ def tucker(name: str, rank: int, alpha: float, rounds: int) -> dict[str, Any]:
     return row
 
 
-def svd(name: str, alpha: float, rounds: int) -> dict[str, Any]:
+def svd(name: str, rank: int, alpha: float, rounds: int) -> dict[str, Any]:
     """A truncated SVD with its factors, against the full one truncated."""
     m, n, _ = MATRICES[name]
     W = kernel((m, n, 1), alpha)[..., 0]
-    rank = min(m, n) // 8
 
     def ours() -> tuple[Tensor, Tensor]:
-        up = output_basis(W[None, :, :, None], Weighting()).up[0, :, :rank].to(W)
+        up = output_basis(W[None, :, :, None], Weighting(), rank=rank).up[0].to(W)
         return up, up.mT @ W
 
     def theirs() -> tuple[Tensor, Tensor]:
@@ -110,7 +112,10 @@ def svd(name: str, alpha: float, rounds: int) -> dict[str, Any]:
         "error": relative(W, given["taut"][0] @ given["taut"][1]),
         "error_torch": relative(W, given["torch"][0] @ given["torch"][1]),
     }
-    print(f"{name} rank {rank}: {row['ratio']:.1f}x faster, error {row['error']:.7f} against {row['error_torch']:.7f}")
+    print(
+        f"{name} alpha {alpha} rank {rank}: {row['ratio']:.1f}x faster, "
+        f"error {row['error']:.7f} against {row['error_torch']:.7f}"
+    )
     return row
 
 
@@ -124,12 +129,11 @@ def bounds(tuckers: list[dict[str, Any]], svds: list[dict[str, Any]]) -> list[Bo
         )
     excess = max(row["error"] / row["error_tensorly"] - 1 for row in tuckers)
     found.append(Bound("Tucker-2: relative excess over tensorly's error", EQUAL, excess, at_most=True))
-    for row in svds:
-        found.append(
-            Bound(f"{row['matrix']}: times faster than torch.linalg.svd", MATRICES[row["matrix"]][2], row["ratio"])
-        )
+    for name, (_, _, least) in MATRICES.items():
+        ratios = [row["ratio"] for row in svds if row["matrix"] == name]
+        found.append(Bound(f"{name}: times faster than torch.linalg.svd, median", least, statistics.median(ratios)))
     excess = max(row["error"] / row["error_torch"] - 1 for row in svds)
-    found.append(Bound("SVD: relative excess over torch's error", 1e-6, excess, at_most=True))
+    found.append(Bound("SVD: relative excess over torch's error", EQUAL_SVD, excess, at_most=True))
     return found
 
 
@@ -142,8 +146,14 @@ def main() -> None:
     tensorly.set_backend("pytorch")
     alphas, ranks = ((0.5,), (128,)) if args.quick else ((0.25, 0.5, 1.0), (64, 128))
     tuckers = [tucker(name, r, a, args.rounds) for name in KERNELS for a in alphas for r in ranks]
-    svds = [svd(name, 0.5, max(1, args.rounds // 2)) for name in MATRICES]
-    settings = {"rounds": args.rounds, "alphas": alphas, "ranks": ranks, "load": load_average()}
+    parts = (8,) if args.quick else (8, 16)
+    svds = [
+        svd(name, min(MATRICES[name][:2]) // part, a, max(1, args.rounds // 2))
+        for name in MATRICES
+        for a in alphas
+        for part in parts
+    ]
+    settings = {"rounds": args.rounds, "alphas": alphas, "ranks": ranks, "rank_parts": parts, "load": load_average()}
     name = "decompositions-quick.json" if args.quick else "decompositions.json"
     finish(Path(__file__).parent / "results" / name, settings, {"tucker": tuckers, "svd": svds}, bounds(tuckers, svds))
 

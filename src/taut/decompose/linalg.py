@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from taut.decompose.krylov import leading
 from taut.errors import ModelError
 
 
@@ -50,6 +51,9 @@ def root(A: Tensor) -> tuple[Tensor, Tensor]:
 SMALL = 256
 """Up to this size a Gram matrix is one product: blocks would cost more than the symmetry saves."""
 
+FEW = 6
+"""Up to one in so many directions, block Lanczos is quicker than a dense eigensolver."""
+
 LARGE = 1024
 """From this size on eigenvectors are found in float32, three times faster; what they lose, no truncation keeps."""
 
@@ -60,7 +64,12 @@ def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
     return values.double(), vectors.double()
 
 
-def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
+def few(rank: int | None, size: int) -> bool:
+    """Whether finding `rank` directions alone is quicker than all of them."""
+    return rank is not None and size >= 2 * SMALL and rank * FEW <= size
+
+
+def left_basis(X: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """Left singular vectors and squared singular values of X, by the eigenvectors of the SMALLER Gram matrix.
 
     Faster than a full SVD, the more so the less square X is. The squares lose what is below 1e-8 of the largest
@@ -68,11 +77,18 @@ def left_basis(X: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         X: (g, m, n).
+        rank: directions wanted, None for all; a few are found without decomposing anything, in X's dtype.
 
     Returns:
-        U (g, m, r) with orthonormal or zero columns and s^2 (g, r), descending, r = min(m, n).
+        U (g, m, r) with orthonormal or zero columns and s^2 (g, r), descending, r = min(m, n, rank), in float64.
     """
     m, n = X.shape[-2:]
+    if rank is not None:
+        if not few(rank, min(m, n)):
+            U, values = left_basis(X)
+            return U[..., :rank], values[..., :rank]
+        found = [_leading_left(x, rank) for x in X]
+        return torch.stack([U for U, _ in found]), torch.stack([values for _, values in found])
     if m <= n:
         return spectrum(gram(X))
     values, V = _eigh(gram(X.mT))
@@ -100,7 +116,23 @@ def gram(X: Tensor, blocks: int = 4) -> Tensor:
     return S
 
 
-def spectrum(S: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvectors (g, m, m) and eigenvalues (g, m), descending and not negative, of a second moment S."""
+def _leading_left(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    energy = float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
+    return leading(lambda V: x @ (x.mT @ V), x, rank, energy)
+
+
+def spectrum(S: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
+    """Eigenvectors (g, m, r) and eigenvalues (g, r), descending and not negative, of a second moment S (g, m, m).
+
+    Args:
+        S: in any dtype.
+        rank: how many are wanted, None for all m.
+    """
+    if rank is not None:
+        if not few(rank, S.shape[-1]):
+            U, values = spectrum(S)
+            return U[..., :rank], values[..., :rank]
+        found = [leading(s.matmul, s, rank, float(s.diagonal().double().sum())) for s in S]
+        return torch.stack([U for U, _ in found]), torch.stack([values for _, values in found])
     values, U = _eigh(S)
     return U.flip(-1), values.flip(-1).clamp_min(0)

@@ -52,7 +52,9 @@ class InputBasis:
         return Z.mT @ Z
 
 
-def input_basis(W: Tensor, weighting: Weighting, features: int, response: Tensor | None = None) -> InputBasis:
+def input_basis(
+    W: Tensor, weighting: Weighting, features: int, response: Tensor | None = None, rank: int | None = None
+) -> InputBasis:
     """The nested basis of the first `features` = F input coordinates.
 
     Args:
@@ -60,6 +62,7 @@ def input_basis(W: Tensor, weighting: Weighting, features: int, response: Tensor
         weighting: metric of the inputs; its sketch form is not supported here.
         features: F.
         response: (g, o, o) weight of the outputs (B^{1/2}), or None: it turns the basis towards what matters.
+        rank: columns wanted, None for all; the work after the basis grows with their square.
 
     Returns:
         The basis, stored in W's dtype.
@@ -70,14 +73,14 @@ def input_basis(W: Tensor, weighting: Weighting, features: int, response: Tensor
     weighed = flat if response is None else torch.einsum("gqo,gofp->gqfp", response.double(), flat)
     unfolded = weighed.permute(0, 2, 3, 1).flatten(2)  # (g, F, P o)
     if weighting.full is not None:
-        V, Z, inverse = _project_full(unfolded, flat, weighting.regular(), P)
+        V, Z, inverse = _project_full(unfolded, flat, weighting.regular(), P, rank)
         return InputBasis(V.to(W.dtype), Z.to(W.dtype), inverse.to(W.dtype), P)
     L = _channel_root(weighting, W.shape[2], features)
     if L is None:
-        U, _ = left_basis(unfolded)
+        U, _ = left_basis(unfolded, rank)
         V, back = U, U.mT
     else:
-        U, _ = left_basis(L.mT @ unfolded)
+        U, _ = left_basis(L.mT @ unfolded, rank)
         V, back = torch.linalg.solve_triangular(L.mT, U, upper=True), U.mT @ L.mT
     Z = torch.einsum("grf,gofp->grpo", back, flat).flatten(1, 2)
     return InputBasis(V.to(W.dtype), Z.to(W.dtype), None, P)
@@ -93,11 +96,11 @@ def _channel_root(weighting: Weighting, channels: int, features: int) -> Tensor 
     return torch.einsum("gcd,ij->gcidj", L, eye).flatten(3).flatten(1, 2) if rest > 1 else L
 
 
-def _project_full(unfolded: Tensor, flat: Tensor, A: Tensor, P: int) -> tuple[Tensor, Tensor, Tensor]:
+def _project_full(unfolded: Tensor, flat: Tensor, A: Tensor, P: int, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
     g, F = unfolded.shape[:2]
     A4 = A.view(g, F, P, F, P)
     L_f = cholesky(torch.einsum("gfphp->gfh", A4) / P)
-    U, _ = left_basis(L_f.mT @ unfolded)
+    U, _ = left_basis(L_f.mT @ unfolded, rank)
     V = torch.linalg.solve_triangular(L_f.mT, U, upper=True)
     MA = torch.einsum("gfr,gfphq->grphq", V, A4)  # (g, R, P, F, P)
     G = torch.einsum("grphq,ghs->grpsq", MA, V)

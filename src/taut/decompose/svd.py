@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taut.decompose.linalg import left_basis, root, spectrum
+from taut.decompose.linalg import few, left_basis, root, spectrum
 from taut.decompose.weighting import Weighting
 
 
@@ -37,21 +37,27 @@ class OutputBasis:
         return torch.cat([tail, tail.new_zeros(1)])
 
 
-def output_basis(W: Tensor, weighting: Weighting, B: Tensor | None = None) -> OutputBasis:
-    """The nested output basis of W (g, o, c, s); with B (g, o, o) in the Fisher metric, else in the data metric."""
+def output_basis(W: Tensor, weighting: Weighting, B: Tensor | None = None, rank: int | None = None) -> OutputBasis:
+    """The nested output basis of W (g, o, c, s); with B (g, o, o) in the Fisher metric, else in the data metric.
+
+    `rank` is how many directions are wanted, None for all: a few are found much faster.
+    """
     half = None if B is None else root(B)
     o, k = W.shape[1], W.shape[2] * W.shape[3]
+    if rank is not None and few(rank, min(o, k)) and half is None and not weighting.known:
+        Q, energy = left_basis(W.flatten(2), rank)  # float32 will do: no square is formed
+        return _basis(Q, energy, None)
     if o <= k and weighting.sketch is None:
         S = weighting.gram(W)
-        return directions(S, half)
+        return directions(S, half, rank)
     X = weighting.whitened(W)
-    Q, energy = left_basis(X if half is None else half[0] @ X)
+    Q, energy = left_basis(X if half is None else half[0] @ X, rank)
     return _basis(Q, energy, half)
 
 
-def directions(S: Tensor, half: tuple[Tensor, Tensor] | None = None) -> OutputBasis:
+def directions(S: Tensor, half: tuple[Tensor, Tensor] | None = None, rank: int | None = None) -> OutputBasis:
     """The output basis of a second moment S = W A W^T (g, o, o); `half` is (B^{1/2}, B^{-1/2}) or None."""
-    Q, energy = spectrum(S if half is None else half[0] @ S @ half[0])
+    Q, energy = spectrum(S if half is None else half[0] @ S @ half[0], rank)
     return _basis(Q, energy, half)
 
 

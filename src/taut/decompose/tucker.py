@@ -7,6 +7,8 @@ Lathauwer et al. 2000 (HOOI); Kim et al. 2016 (Tucker-2 of kernels).
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -51,12 +53,12 @@ def tucker2(W: Tensor, r_in: int, r_out: int, tol: float = 4e-5, sweeps: int = 1
         inner = (rows @ V[..., :r_in]).reshape(*W.shape[:2], -1)
         U, kept = _follow(inner, U, r_out, errors[-1])
         errors.append(_error(kept, total))
-    core = (U[..., :r_out].mT @ inner).unflatten(2, (s, r_in)).transpose(2, 3)
+    core = (U[..., :r_out].mT @ inner).reshape(len(W), r_out, s, r_in).transpose(2, 3)
     return V[..., :r_in], core, U[..., :r_out]
 
 
 def _error(kept: float, total: float) -> float:
-    return max(0.0, 1 - kept / max(total, 1e-300)) ** 0.5
+    return math.sqrt(max(0.0, 1 - kept / max(total, 1e-300)))
 
 
 def _settled(errors: list[float], tol: float) -> bool:

@@ -79,6 +79,10 @@ class Factorization:
         response = known.outputs if self.metric == "fisher" else None
         return Sight(grouped_weight(module), weighting, None if response is None else regular(response), known)
 
+    def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Any:
+        """The factors that `rewrite` of this resolved method needs, and no more; `factor` serves every rank."""
+        return cast(Method, self).factor(modules, stats)
+
     def worthwhile(self, group: Group, options: Iterable[Self]) -> Sequence[Self]:
         """The options that lower params or MACs and raise neither."""
         return [option for option in options if option.cost(group).lowers(group.cost)]

@@ -11,7 +11,7 @@ from torch import nn
 from taut.decompose.balance import orthogonalize
 from taut.decompose.linalg import cholesky
 from taut.decompose.projection import InputBasis, input_basis, unexplained
-from taut.methods.base import Factorization, integer
+from taut.methods.base import Factorization, Sight, integer
 from taut.methods.building import chain_cost, conv, output_places, random_layer, rank_grid
 from taut.structure.patches import weight_of
 from taut.types import Cost, Group, Layer, Rewrite
@@ -49,13 +49,20 @@ class Spatial(Factorization):
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SpatialFactors:
         """One basis and one Cholesky factor serve every rank."""
-        ((_, module),) = modules.items()
         sight = self.sight(modules, stats)
-        height = weight_of(module).shape[2]
-        half = None if sight.response is None else cholesky(sight.response).mT
-        basis = input_basis(sight.W, sight.weighting, sight.W.shape[2] * height, half)
+        basis = self._basis(modules, sight, None)
         errors = unexplained(sight.W, sight.weighting, sight.stats.outputs, basis)
         return SpatialFactors(basis, sight.damages(errors))
+
+    def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SpatialFactors:
+        """The basis up to its own rank."""
+        return SpatialFactors(self._basis(modules, self.sight(modules, stats), self.rank), [])
+
+    def _basis(self, modules: Mapping[str, nn.Module], sight: Sight, rank: int | None) -> InputBasis:
+        ((_, module),) = modules.items()
+        features = sight.W.shape[2] * weight_of(module).shape[2]
+        half = None if sight.response is None else cholesky(sight.response).mT
+        return input_basis(sight.W, sight.weighting, features, half, rank)
 
     def candidates(self, group: Group, factors: Any) -> Sequence[Spatial]:
         """Ranks of the grid that shrink the layer."""

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from taut.decompose.balance import equalize
 from taut.decompose.svd import OutputBasis, output_basis
-from taut.methods.base import Factorization, integer
+from taut.methods.base import Factorization, Sight, integer
 from taut.methods.building import chain_cost, conv, linear, output_places, random_layer, rank_grid
 from taut.types import Cost, Group, Layer, Rewrite
 
@@ -46,8 +46,14 @@ class SVD(Factorization):
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SVDFactors:
         """One eigendecomposition of the smaller Gram matrix serves every rank."""
-        sight = self.sight(modules, stats)
-        basis = output_basis(sight.W, sight.weighting, sight.response)
+        return self._factor(self.sight(modules, stats), None)
+
+    def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SVDFactors:
+        """The directions of its own rank."""
+        return self._factor(self.sight(modules, stats), self.rank)
+
+    def _factor(self, sight: Sight, rank: int | None) -> SVDFactors:
+        basis = output_basis(sight.W, sight.weighting, sight.response, rank)
         damages = sight.damages(basis.lost(sight.stats.outputs))
         dtype = sight.W.dtype
         up = basis.up.to(dtype)

@@ -38,17 +38,17 @@ class TuckerFactors:
     sight: Sight
     damages: dict[int, list[float]] = field(default_factory=dict)
 
-    def output(self, r: int) -> OutputBasis:
-        """The output basis for r input channels."""
+    def output(self, r: int, r_out: int | None = None) -> OutputBasis:
+        """The output basis for r input channels, whole or up to r_out."""
         half = None if self.sight.response is None else root(self.sight.response)
-        return directions(self.basis.explained(r), half)
+        return directions(self.basis.explained(r), half, r_out)
 
     def cut(self, r_in: int, r_out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """V (g, c, r_in), core (g, r_out, r_in, s) and U (g, o, r_out); by HOOI where only the weights are known."""
         if not self.sight.weighting.known and self.sight.response is None:
             V, core, U = tucker2(self.sight.W, r_in, r_out)
             return V.double(), core.double(), U.double()
-        output = self.output(r_in)
+        output = self.output(r_in, r_out)
         core = torch.einsum("gqo,gorp->gqrp", output.down[:, :r_out], self.basis.solve(r_in))
         return self.basis.V[..., :r_in].double(), core, output.up[..., :r_out]
 
@@ -90,9 +90,17 @@ class Tucker(Factorization):
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> TuckerFactors:
         """One input basis serves every r_in; the output bases follow from it."""
         sight = self.sight(modules, stats)
-        half = None if sight.response is None else cholesky(sight.response).mT
-        basis = input_basis(sight.W, sight.weighting, sight.W.shape[2], half)
+        basis = self._basis(sight, None)
         return TuckerFactors(basis, unexplained(sight.W, sight.weighting, sight.stats.outputs, basis), sight)
+
+    def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> TuckerFactors:
+        """The basis up to its own rank."""
+        sight = self.sight(modules, stats)
+        return TuckerFactors(self._basis(sight, self.rank_in), torch.zeros(0), sight)
+
+    def _basis(self, sight: Sight, rank: int | None) -> InputBasis:
+        half = None if sight.response is None else cholesky(sight.response).mT
+        return input_basis(sight.W, sight.weighting, sight.W.shape[2], half, rank)
 
     def candidates(self, group: Group, factors: Any) -> Sequence[Tucker]:
         """Pairs of ranks of the grid that shrink the layer."""

@@ -20,6 +20,7 @@ from taut.calls import batch_size, collect, evaluating, generator, map_tensors, 
 from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
+from taut.methods.base import Factorization
 from taut.progress import Stage, stage
 from taut.recovery.solving import Moments, least_squares
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
@@ -257,7 +258,8 @@ class _Refit:
                 method = resolve(Step((), method.name, settings(method) | {"metric": "fisher"}))
         else:
             now = LayerStatistics()
-        factors = method.factor({name: dense}, {name: now})
+        once = method.factor_once if isinstance(method, Factorization) else method.factor
+        factors = once({name: dense}, {name: now})
         return method.rewrite({name: dense}, factors).modules[name]
 
     def mean_error(self, dense: nn.Module, original: nn.Module, x: Tensor, target: Target) -> Tensor:
