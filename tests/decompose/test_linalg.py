@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taut import TautError
-from taut.decompose.linalg import cholesky, left_basis, ridge, root, spectrum, symmetric
+from taut.decompose.linalg import cholesky, left_basis, ridge, root, spectrum
 
 
 def randn(*shape):
@@ -22,12 +22,6 @@ def matrix(kind, m, n):
         r = max(1, min(m, n) // 3)
         return randn(2, m, r) @ randn(2, r, n)
     return randn(2, m, n)
-
-
-def test_symmetric_is_the_mean_with_the_transpose():
-    A = torch.randn(3, 4, 4)
-    assert symmetric(A).dtype == torch.float64
-    assert torch.equal(symmetric(A), (A.double() + A.double().mT) / 2)
 
 
 @pytest.mark.parametrize("kind", ["full", "deficient", "zero"])

@@ -1,4 +1,7 @@
-"""Small dense algebra shared by the decompositions; batched over groups, in float64."""
+"""Small dense algebra shared by the decompositions; batched over groups, in float64.
+
+Of a symmetric matrix the factorizations read the lower triangle alone: none is made symmetric first.
+"""
 
 from __future__ import annotations
 
@@ -9,25 +12,17 @@ from taut.decompose.krylov import leading
 from taut.errors import ModelError
 
 
-def symmetric(A: Tensor) -> Tensor:
-    """(A + A^T) / 2 over the last two axes, in float64."""
-    A = A.double()
-    return (A + A.mT) / 2
-
-
 def ridge(A: Tensor, share: float) -> Tensor:
     """A + share * (mean eigenvalue) * I, (g, k, k); an all-zero matrix becomes the identity."""
-    A = symmetric(A)
-    k = A.shape[-1]
-    mean = A.diagonal(dim1=-2, dim2=-1).mean(-1, keepdim=True)
-    lift = torch.where(mean > 0, share * mean, 1.0)
-    lifted: Tensor = A + torch.diag_embed(lift.expand(*A.shape[:-2], k))
+    lifted = A.to(torch.float64, copy=True)
+    diagonal = lifted.diagonal(dim1=-2, dim2=-1)
+    mean = diagonal.mean(-1, keepdim=True)
+    diagonal.add_(torch.where(mean > 0, share * mean, 1.0))
     return lifted
 
 
 def cholesky(A: Tensor) -> Tensor:
     """Lower L with L L^T = A, (g, k, k); a ridge is added, ten times more each time, where A is not definite enough."""
-    A = symmetric(A)
     share = 1e-12
     L: Tensor
     while True:
@@ -41,7 +36,7 @@ def cholesky(A: Tensor) -> Tensor:
 
 def root(A: Tensor) -> tuple[Tensor, Tensor]:
     """Symmetric A^{1/2} and A^{-1/2} of a positive definite A, (g, k, k)."""
-    values, vectors = torch.linalg.eigh(symmetric(A))
+    values, vectors = torch.linalg.eigh(A.double())
     floor = values.amax(-1, keepdim=True).clamp_min(1e-300) * 1e-14
     s = values.clamp_min(floor).sqrt()
     half: Tensor = (vectors * s[..., None, :]) @ vectors.mT
@@ -59,8 +54,7 @@ LARGE = 1024
 
 
 def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
-    S = symmetric(S)
-    values, vectors = torch.linalg.eigh(S if S.shape[-1] <= LARGE else S.float())
+    values, vectors = torch.linalg.eigh(S.double() if S.shape[-1] <= LARGE else S.float())
     return values.double(), vectors.double()
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -24,7 +24,7 @@ from taut.methods.base import Factorization
 from taut.progress import Stage, stage
 from taut.recovery.solving import Moments, least_squares
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
-from taut.structure.patches import choose, fan_in, input_rows, output_rows, positions, row_budget, weight_of
+from taut.structure.patches import choose, fan_in, groups_of, input_rows, output_rows, positions, row_budget, weight_of
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow
 from taut.types import Method, Network, Step
@@ -242,8 +242,8 @@ class _Refit:
         dense = _dense(original, weight, bias)
         for method in self.chains.get(name, ()):
             dense = self.factorize(name, dense, method, moments)
-        if isinstance(original.bias, Tensor):
-            _shift(dense, self.mean_error(dense, original, x, target))
+        if isinstance(original.bias, Tensor) and any(isinstance(m, Factorization) for m in self.chains.get(name, ())):
+            _shift(dense, (target.rows.mean(1) - mean_output(original, dense, moments.mean)).flatten())
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
             module.load_state_dict(state)
@@ -262,11 +262,32 @@ class _Refit:
         factors = once({name: dense}, {name: now})
         return method.rewrite({name: dense}, factors).modules[name]
 
-    def mean_error(self, dense: nn.Module, original: nn.Module, x: Tensor, target: Target) -> Tensor:
-        """Mean output still missing per channel at the chosen positions: what the bias takes."""
-        with evaluating(dense):
-            given = output_rows(original, dense(x), target.index)
-        return (target.rows - given).mean(1).flatten()
+
+def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
+    """Mean output (g, o) of the chain `dense`: a layer is affine, so that is its output for the mean input patch.
+
+    Args:
+        original: says how a patch is shaped.
+        dense: the linear layers or convolutions that replace it.
+        row: (g, 1, c s), the mean unfolded input.
+    """
+    groups = groups_of(original)
+    weight = weight_of(original)
+    patch = row.reshape(1, groups * weight.shape[1], *weight.shape[2:]) if weight.ndim > 2 else row.reshape(1, -1)
+    given = patch.to(weight)
+    for part in dense.children():
+        given = _bare(part)(given)
+    return given.reshape(groups, -1).to(row)
+
+
+def _bare(module: nn.Module) -> nn.Module:
+    """A convolution that sees one patch: its taps lie side by side, and nothing is padded."""
+    if isinstance(module, nn.Linear):
+        return module
+    copied: Any = shallow(module)
+    axes = len(copied.kernel_size)
+    copied.padding, copied.dilation, copied.padding_mode = (0,) * axes, (1,) * axes, "zeros"
+    return cast(nn.Module, copied)
 
 
 def moment_form(module: nn.Module, moments: Moments) -> Weighting:

@@ -101,25 +101,24 @@ def _solve(G: Tensor, H: Tensor, share: float) -> Tensor:
 
 
 def _dual_step(rows: Tensor, residual: Tensor, cut: int) -> Tensor:
-    """The same where there are fewer rows than columns: X^T (X X^T + lambda I)^{-1} R."""
-    held, wanted = rows[:, cut:], residual[:, cut:]
-    before = float(wanted.square().sum())
+    """The same where there are fewer rows than columns: X^T (X X^T + lambda I)^{-1} R; one X X^T serves all ridges."""
+    k = rows.shape[2]
+    K, R = gram(rows.mT), residual.double()
+    train, wanted = K[:, :cut, :cut], R[:, cut:]
 
-    def error(share: float) -> float:
-        D = _dual(rows[:, :cut], residual[:, :cut], share)
-        return float((wanted - held @ D.mT).square().sum())
-
-    errors = {share: error(share) for share in RIDGES}
+    errors = {}
+    for share in RIDGES:
+        solved = _dual(train, R[:, :cut], share, k)
+        errors[share] = float((wanted - K[:, cut:, :cut] @ solved).square().sum())
     best = min(errors, key=errors.__getitem__)
-    if errors[best] >= before:
-        return residual.new_zeros(residual.shape[0], residual.shape[2], rows.shape[2])
-    return _dual(rows, residual, best)
+    if errors[best] >= float(wanted.square().sum()):
+        return residual.new_zeros(residual.shape[0], residual.shape[2], k)
+    return _dual(K, R, best, k).mT.to(rows) @ rows
 
 
-def _dual(rows: Tensor, residual: Tensor, share: float) -> Tensor:
-    n, k = rows.shape[1:]
-    K = gram(rows.mT)
-    lift = share * K.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None, None] / k + 1e-30
-    eye = torch.eye(n, dtype=torch.float64, device=rows.device)
-    solved = torch.cholesky_solve(residual.double(), cholesky(K + lift * eye))
-    return solved.mT.to(rows) @ rows
+def _dual(K: Tensor, R: Tensor, share: float, k: int) -> Tensor:
+    """(K + share (mean variance) I)^{-1} R, with K = X X^T of k columns."""
+    lift = share * K.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None] / k + 1e-30
+    lifted = K.clone()
+    lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
+    return torch.cholesky_solve(R, cholesky(lifted))

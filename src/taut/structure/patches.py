@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taut.calls import generator
+from taut.decompose import linalg
 from taut.errors import ModelError
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -119,7 +120,7 @@ def row_budget(columns: int, total: int, per_column: int = 12, least: int = 8192
 
 def gram(rows: Tensor) -> Tensor:
     """rows^T rows per group, (g, k, k), in float64."""
-    return (rows.mT @ rows).double()
+    return linalg.gram(rows.mT).double()
 
 
 def fan_in(module: nn.Module) -> int:
