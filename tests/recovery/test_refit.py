@@ -10,8 +10,9 @@ from cases import case, sequential, settle
 from taut.calls import collect
 from taut.methods import METHODS
 from taut.planning import solve, survey
-from taut.recovery.refit import joined, moments_of, note_targets, recover, reestimate, refit_samples
-from taut.types import Plan, Step
+from taut.recovery.refit import joined, mean_output, moments_of, note_targets, recover, reestimate, refit_samples
+from taut.structure.patches import input_rows, output_rows, positions
+from taut.types import Group, Plan, Step
 
 
 class Smooth(nn.Module):
@@ -308,3 +309,36 @@ def test_a_norm_called_twice_keeps_what_training_stored():
     small = taut.apply(model, plan, stats, data=x)
     assert torch.equal(small.norm.running_mean, model.norm.running_mean)
     assert torch.equal(small.norm.running_var, model.norm.running_var)
+
+
+CONVOLUTIONS = {
+    "plain": (nn.Conv2d(6, 8, 3, padding=1), (6, 9, 9)),
+    "strided, dilated, grouped": (nn.Conv2d(6, 8, 3, stride=2, dilation=2, padding=(2, 1), groups=2), (6, 11, 12)),
+    "reflected": (nn.Conv2d(6, 8, (3, 5), padding=(1, 2), padding_mode="reflect"), (6, 9, 9)),
+    "one axis": (nn.Conv1d(6, 8, 5, stride=2, padding=3), (6, 20)),
+    "three axes": (nn.Conv3d(4, 6, 3, padding=1), (4, 5, 5, 5)),
+    "linear": (nn.Linear(12, 9), (12,)),
+}
+
+
+@pytest.mark.parametrize("name", CONVOLUTIONS)
+@pytest.mark.parametrize("method", ["svd", "spatial", "tucker"])
+def test_the_output_of_the_mean_patch_is_the_mean_output(name, method):
+    layer, shape = CONVOLUTIONS[name]
+    x = torch.randn(7, *shape, generator=torch.Generator().manual_seed(0))
+    net = taut.trace(nn.Sequential(layer), x)
+    group = Group((net.layers[0],))
+    cut = METHODS[method]()
+    if cut.refuses(group):
+        assert name in {"linear", "one axis", "three axes"}
+        return
+    modules = {"0": layer}
+    found = cut.factor(modules, {})
+    small = cut.candidates(group, found)
+    chain = next(iter(small[-1].rewrite(modules, found).modules.values()))
+    with torch.no_grad():
+        y = layer(x)
+        index = torch.arange(positions(layer, y))
+        mean = input_rows(layer, x, y, index).mean(1, keepdim=True)
+        wanted = output_rows(layer, chain(x), index).mean(1)
+        torch.testing.assert_close(mean_output(layer, chain, mean), wanted, rtol=0, atol=1e-5)

@@ -46,7 +46,7 @@ def problem(n, noise, groups=2, c=3, o=4):
 @pytest.mark.parametrize("centred", [True, False])
 def test_least_squares_is_the_ridge_of_numpy(n, noise, centred):
     conv, rows, target = problem(n, noise)
-    moments = Moments.of(rows, centred=centred)
+    moments = Moments.of(rows.clone(), centred=centred)
     W, bias = least_squares(conv, moments, target, centred=centred)
     X, Y = rows.numpy(), target.numpy()
     if centred:
@@ -62,7 +62,7 @@ def test_least_squares_is_the_ridge_of_numpy(n, noise, centred):
 def test_a_layer_without_bias_gets_none():
     fc = nn.Linear(5, 3, bias=False)
     rows = torch.randn(1, 40, 5)
-    W, bias = least_squares(fc, Moments.of(rows, centred=False), rows @ torch.randn(1, 5, 3), centred=False)
+    W, bias = least_squares(fc, Moments.of(rows.clone(), centred=False), rows @ torch.randn(1, 5, 3), centred=False)
     assert bias is None
     assert W.shape == (1, 3, 5)
 
@@ -74,7 +74,7 @@ def test_dual_and_primal_meet_where_rows_and_columns_are_as_many():
     for n in (23, 24, 25):
         rows = X[:, :n]
         target = rows @ torch.randn(1, 24, 2, dtype=torch.float64)
-        W, _ = least_squares(conv, Moments.of(rows, centred=False), target, centred=False)
+        W, _ = least_squares(conv, Moments.of(rows.clone(), centred=False), target, centred=False)
         wanted = oracle(grouped_weight(conv).flatten(2).numpy(), rows.numpy(), target.numpy())
         np.testing.assert_allclose(W.numpy(), wanted, rtol=1e-7, atol=1e-9)
 
@@ -83,7 +83,7 @@ def test_a_perfect_layer_stays_bit_by_bit():
     fc = nn.Linear(6, 4)
     rows = torch.randn(1, 50, 6)
     target = rows @ fc.weight.detach().T[None]
-    W, _ = least_squares(fc, Moments.of(rows, centred=False), target, centred=False)
+    W, _ = least_squares(fc, Moments.of(rows.clone(), centred=False), target, centred=False)
     torch.testing.assert_close(W[0], fc.weight.detach(), rtol=0, atol=1e-6)
 
 
@@ -92,7 +92,7 @@ def test_noise_alone_moves_nothing():
     fc = nn.Linear(30, 4).double()
     rows = torch.randn(1, 40, 30, dtype=torch.float64)
     target = rows @ fc.weight.detach().T + 5 * torch.randn(1, 40, 4, dtype=torch.float64)
-    W, _ = least_squares(fc, Moments.of(rows, centred=True), target, centred=True)
+    W, _ = least_squares(fc, Moments.of(rows.clone(), centred=True), target, centred=True)
     wanted = oracle(
         fc.weight.detach().numpy()[None], *(t - t.mean(1, keepdims=True) for t in (rows.numpy(), target.numpy()))
     )
@@ -106,7 +106,7 @@ def test_noise_alone_moves_nothing():
 def test_few_rows_are_no_error(n):
     fc = nn.Linear(6, 4)
     rows = torch.randn(1, n, 6)
-    W, bias = least_squares(fc, Moments.of(rows, centred=True), torch.randn(1, n, 4), centred=True)
+    W, bias = least_squares(fc, Moments.of(rows.clone(), centred=True), torch.randn(1, n, 4), centred=True)
     assert bool(W.isfinite().all())
     assert bool(bias.isfinite().all())
     if n == 1:
@@ -118,14 +118,14 @@ def test_inputs_without_variance_leave_the_weight_alone(change):
     fc = nn.Linear(6, 4)
     rows = change(torch.empty(1, 50, 6))
     target = torch.randn(1, 50, 4)
-    W, bias = least_squares(fc, Moments.of(rows, centred=True), target, centred=True)
+    W, bias = least_squares(fc, Moments.of(rows.clone(), centred=True), target, centred=True)
     torch.testing.assert_close(W[0], fc.weight.detach(), rtol=0, atol=1e-6)
     torch.testing.assert_close(rows[0, :1] @ W[0].T + bias, target[0].mean(0, keepdim=True), rtol=1e-4, atol=1e-5)
 
 
 def test_moments():
     rows = torch.randn(2, 20, 5, dtype=torch.float64) + 3
-    centred, plain = Moments.of(rows, centred=True), Moments.of(rows, centred=False)
+    centred, plain = Moments.of(rows.clone(), centred=True), Moments.of(rows.clone(), centred=False)
     torch.testing.assert_close(centred.gram[0], torch.from_numpy(np.cov(rows[0].numpy().T, bias=True)))
     torch.testing.assert_close(plain.gram, rows.mT @ rows / 20)
     assert torch.equal(centred.rows + centred.mean, rows) or torch.allclose(centred.rows + centred.mean, rows)
@@ -137,7 +137,7 @@ def test_half_precision_layers_are_solved_in_float32():
     fc = nn.Linear(5, 3).half()
     rows = torch.randn(1, 60, 5)
     truth = torch.randn(3, 5)
-    W, bias = least_squares(fc, Moments.of(rows, centred=True), rows @ truth.T + 1, centred=True)
+    W, bias = least_squares(fc, Moments.of(rows.clone(), centred=True), rows @ truth.T + 1, centred=True)
     assert W.dtype == torch.float32
     torch.testing.assert_close(W[0], truth, rtol=0, atol=0.02)
     torch.testing.assert_close(bias.float(), torch.ones(3), rtol=0, atol=0.02)

@@ -33,9 +33,9 @@ class Moments:
 
     @classmethod
     def of(cls, rows: Tensor, *, centred: bool) -> Moments:
-        """Moments of unfolded inputs (g, n, k)."""
+        """Moments of unfolded inputs (g, n, k), which are centred in place: a copy would double a layer's memory."""
         mean = rows.mean(1, keepdim=True) if centred else torch.zeros_like(rows[:, :1])
-        rows = rows - mean if centred else rows
+        rows = rows.sub_(mean) if centred else rows
         n, k = rows.shape[1:]
         return cls(rows, mean, gram(rows) / n if n >= k else None)
 
