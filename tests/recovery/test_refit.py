@@ -342,3 +342,24 @@ def test_the_output_of_the_mean_patch_is_the_mean_output(name, method):
         mean = input_rows(layer, x, y, index).mean(1, keepdim=True)
         wanted = output_rows(layer, chain(x), index).mean(1)
         torch.testing.assert_close(mean_output(layer, chain, mean), wanted, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("kernel", "padding", "ranges"), [(5, 2, [2, 3, 2, 3]), (4, "same", [1, 2, 1, 2])])
+def test_dead_taps_beside_a_factorization_are_refitted_too(kernel, padding, ranges):
+    """A cut kernel has no mean patch of the original's size; being exact, it needs no shift of its bias either."""
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 16, 3, padding=1),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Conv2d(16, 16, kernel, padding=padding),
+        nn.Flatten(),
+        nn.Linear(16, 5),
+    ).eval()
+    x = torch.randn(64, 3, 8, 8)
+    traced = taut.trace(net, x)
+    steps = [Step(("0",), "svd", {"rank": 8}), Step(("3",), "dead_taps", {"ranges": ranges})]
+    small = taut.apply(net, Plan.of(traced, steps), taut.observe(traced, net, x), data=x)
+    with torch.no_grad():
+        assert float((small(x) - net(x)).norm() / net(x).norm()) < 0.2
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())

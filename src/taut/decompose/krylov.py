@@ -2,8 +2,8 @@
 
 A truncation of rank r needs r directions, not all n: products with a basis of about 1.6 r columns and a few restarts
 find them to rounding, where a dense eigensolver would work on the whole n x n matrix. Random sketches (Halko et al.
-2011) are quicker still, and off by 1e-3 on the flat spectra that trained kernels have. Source: Wu and Simon 2000
-(thick restart).
+2011) are quicker still, and off by 1e-3 on flat spectra. What does not converge is given back to the dense solver.
+Source: Wu and Simon 2000 (thick restart).
 """
 
 from __future__ import annotations
@@ -16,61 +16,100 @@ from torch import Tensor
 TOLERANCE = 1e-6
 """Stop when what is left to gain is expected below this share of what the directions leave out."""
 
-CYCLES = 20
-"""Restarts at most; a spectrum without any decay may end there, with an error of a few 1e-6."""
+CYCLES = 12
+"""Restarts at most: after these a dense solver would have been quicker."""
+
+LOOSE = 1e-3
+"""Inner products of basis vectors above this betray a basis that is none."""
+
+Product = Callable[[Tensor], Tensor]
 
 
-def leading(product: Callable[[Tensor], Tensor], like: Tensor, rank: int, total: float) -> tuple[Tensor, Tensor]:
+def leading(product: Product, like: Tensor, rank: int, total: float) -> tuple[Tensor, Tensor] | None:
     """The `rank` leading eigenvectors and eigenvalues of a positive semidefinite S (n, n).
 
     Args:
         product: X (n, b) -> S X.
         like: any (n, ...) tensor of the dtype and device to work in.
-        rank: directions wanted, well below n.
+        rank: directions wanted, at most a fifth of n.
         total: trace of S.
 
     Returns:
-        U (n, rank) with orthonormal columns and the values (rank,), descending, in float64.
+        U (n, rank) with orthonormal columns and the values (rank,), descending, in float64; None where the spectrum
+        is too flat, or too degenerate, for it to converge.
     """
     n, block = like.shape[0], max(16, -(-rank // 8))
-    room = min(n - block, max(4 * block, int(1.6 * rank) + 2 * block)) // block * block
-    V, H = like.new_zeros(n, room + block), like.new_zeros(room, room)
-    random = torch.Generator().manual_seed(0)
-    V[:, :block] = torch.linalg.qr(torch.randn(n, block, generator=random).to(like))[0]
-    k, before = 0, float("inf")
+    room = (int(1.6 * rank) + 3 * block) // block * block
+    if not 0 < rank <= room - 2 * block <= n - 3 * block:
+        raise ValueError(f"{rank} of {n} directions are too many for a Krylov basis")
+    basis = _Basis(product, like, block, room)
+    got = before = -1.0
     for _ in range(CYCLES):
-        k, R = _extend(product, V, H, k, block)
-        values, turn = (t.flip(-1) for t in torch.linalg.eigh(H[:k, :k].double()))
-        outside = max(0.0, total - float(values.sum())) / max(n - k, 1)
-        left = _left(values[:rank], R.double() @ turn[k - block : k, :rank], outside)
-        if left <= TOLERANCE * (total - float(values[:rank].sum())) or left >= before / 2:
-            break  # converged, or down to rounding
+        broken = basis.fill()
+        values, turn = (t.flip(-1) for t in torch.linalg.eigh(basis.H.double()))
+        left = _left(values, basis.R.double() @ turn[-block:, :rank], rank, (total - float(values.sum())) / (n - room))
+        gain, got = float(values[:rank].sum()) - got, float(values[:rank].sum())
+        rounding = torch.finfo(like.dtype).eps * total
+        enough = TOLERANCE * max(total - got, rounding)
+        if (broken and gain <= enough) or (not broken and left <= enough) or (gain <= rounding and left >= before / 2):
+            return basis.vectors(turn[:, :rank], values[:rank])
         before = left
-        keep = min(-(-(rank + block) // block) * block, k - block)
-        V[:, : keep + block] = torch.cat([V[:, :k] @ turn[:, :keep].to(V), V[:, k : k + block]], 1)
-        H.zero_()[:keep, :keep] = torch.diag(values[:keep]).to(H)
-        k, turn = keep, torch.eye(keep, dtype=turn.dtype, device=turn.device)
-    U = torch.linalg.qr(V[:, :k] @ turn[:k, :rank].to(V))[0]
-    return U.double(), values[:rank].clamp_min(0)
+        basis.restart(values, turn, -(-(rank + block) // block) * block)
+    return None
 
 
-def _extend(product: Callable[[Tensor], Tensor], V: Tensor, H: Tensor, k: int, block: int) -> tuple[int, Tensor]:
-    """Fill the basis V with residuals of its newest block; H = V^T S V. Gives the size and the last residual's norm."""
-    R = V.new_zeros(block, block)
-    while k + block <= len(H):
-        done = V[:, : k + block]
-        Z = product(done[:, k:])
-        C = done.mT @ Z
-        Z = Z - done @ C
-        H[: k + block, k : k + block], H[k : k + block, : k + block] = C, C.mT
-        Z, R = torch.linalg.qr(Z - done @ (done.mT @ Z))
-        again = Z - done @ (done.mT @ Z)  # a residual of almost nothing leaves rounding alone, in any direction
-        V[:, k + block : k + 2 * block] = torch.linalg.qr(again)[0]
-        k += block
-    return k, R
+class _Basis:
+    """Orthonormal V, grown by blocks, with H = V^T S V and the residual R of the newest block."""
+
+    def __init__(self, product: Product, like: Tensor, block: int, room: int) -> None:
+        self.product, self.block, self.size = product, block, 0
+        self.random = torch.Generator().manual_seed(0)
+        self.V, self.H = like.new_zeros(like.shape[0], room + block), like.new_zeros(room, room)
+        self.R = like.new_zeros(block, block)
+        self.V[:, :block] = torch.linalg.qr(self._noise(block))[0]
+
+    def fill(self) -> bool:
+        """Add residuals of the newest block until V is full; whether any was but rounding, and noise took its place."""
+        broken = False
+        while self.size < len(self.H):
+            done = self.V[:, : self.size + self.block]
+            Z = self.product(done[:, self.size :])
+            C = done.mT @ Z
+            self.H[: self.size + self.block, self.size : self.size + self.block] = C
+            self.H[self.size : self.size + self.block, : self.size + self.block] = C.mT
+            Z = Z - done @ C
+            Q, self.R = torch.linalg.qr(Z - done @ (done.mT @ Z))
+            floor = 100 * torch.finfo(Z.dtype).eps * self.H.diagonal().max()
+            lost = self.R.diagonal().abs() <= floor
+            if bool(lost.any()):
+                Q[:, lost] = self._noise(int(lost.sum()))
+                broken = True
+            for _ in range(2):  # once is not enough beside rounding, twice is
+                Q = torch.linalg.qr(Q - done @ (done.mT @ Q))[0]
+            self.size += self.block
+            self.V[:, self.size : self.size + self.block] = Q
+        return broken
+
+    def restart(self, values: Tensor, turn: Tensor, keep: int) -> None:
+        """Keep the leading directions and the newest residual, drop the rest."""
+        kept = self.V[:, : self.size] @ turn[:, :keep].to(self.V)
+        self.V[:, : keep + self.block] = torch.cat([kept, self.V[:, self.size :]], 1)
+        self.H.zero_()[:keep, :keep] = torch.diag(values[:keep]).to(self.H)
+        self.size = keep
+
+    def vectors(self, turn: Tensor, values: Tensor) -> tuple[Tensor, Tensor] | None:
+        """The directions `turn` of the basis with their values, unless rounding has spoiled the basis."""
+        U = self.V[:, : self.size] @ turn.to(self.V)
+        eye = torch.eye(U.shape[1], dtype=U.dtype, device=U.device)
+        if not float((U.mT @ U - eye).abs().max()) < LOOSE:
+            return None
+        return torch.linalg.qr(U)[0].double(), values.clamp_min(0)
+
+    def _noise(self, columns: int) -> Tensor:
+        return torch.randn(len(self.V), columns, generator=self.random).to(self.V)
 
 
-def _left(values: Tensor, residuals: Tensor, outside: float) -> float:
+def _left(values: Tensor, residuals: Tensor, rank: int, outside: float) -> float:
     """Sum of |residual|^2 / (value - mean value outside the basis): by how much the values are still going to grow."""
-    gaps = (values - outside).clamp_min(1e-12 * float(values[0].clamp_min(1e-300)))
+    gaps = (values[:rank] - max(0.0, outside)).clamp_min(1e-12 * float(values[0].clamp_min(1e-300)))
     return float((residuals.square().sum(0) / gaps).sum())

@@ -49,6 +49,9 @@ SMALL = 256
 FEW = 6
 """Up to one in so many directions, block Lanczos is quicker than a dense eigensolver."""
 
+RESOLVED = 1e-3
+"""Share of the energy left out below which squares in float32 are too coarse to tell directions apart."""
+
 LARGE = 1024
 """From this size on eigenvectors are found in float32, three times faster; what they lose, no truncation keeps."""
 
@@ -71,18 +74,15 @@ def left_basis(X: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
 
     Args:
         X: (g, m, n).
-        rank: directions wanted, None for all; a few are found without decomposing anything, in X's dtype.
+        rank: directions wanted, None for all; a few are found without decomposing anything.
 
     Returns:
         U (g, m, r) with orthonormal or zero columns and s^2 (g, r), descending, r = min(m, n, rank), in float64.
     """
     m, n = X.shape[-2:]
     if rank is not None:
-        if not few(rank, min(m, n)):
-            U, values = left_basis(X)
-            return U[..., :rank], values[..., :rank]
-        found = [_leading_left(x, rank) for x in X]
-        return torch.stack([U for U, _ in found]), torch.stack([values for _, values in found])
+        found = [_leading_left(x, rank) if few(rank, min(m, n)) else None for x in X]
+        return _stacked(found) or _first(left_basis(X.double()), rank)
     if m <= n:
         return spectrum(gram(X))
     values, V = _eigh(gram(X.mT))
@@ -110,9 +110,29 @@ def gram(X: Tensor, blocks: int = 4) -> Tensor:
     return S
 
 
-def _leading_left(x: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _leading_left(x: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    """In the dtype of x; where float32 cannot resolve what is left out, again in float64."""
     energy = float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
-    return leading(lambda V: x @ (x.mT @ V), x, rank, energy)
+    found = leading(lambda V: x @ (x.mT @ V), x, rank, energy)
+    if found is None or x.dtype == torch.float64 or energy - float(found[1].sum()) > RESOLVED * energy:
+        return found
+    return _leading_left(x.double(), rank)
+
+
+def _leading_of(S: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
+    return leading(S.matmul, S, rank, float(S.diagonal().sum()))
+
+
+def _stacked(found: list[tuple[Tensor, Tensor] | None]) -> tuple[Tensor, Tensor] | None:
+    """The groups' bases as one, or None where one is missing."""
+    known = [pair for pair in found if pair is not None]
+    if len(known) < len(found):
+        return None
+    return torch.stack([U for U, _ in known]), torch.stack([values for _, values in known])
+
+
+def _first(found: tuple[Tensor, Tensor], rank: int) -> tuple[Tensor, Tensor]:
+    return found[0][..., :rank], found[1][..., :rank]
 
 
 def spectrum(S: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
@@ -123,10 +143,7 @@ def spectrum(S: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
         rank: how many are wanted, None for all m.
     """
     if rank is not None:
-        if not few(rank, S.shape[-1]):
-            U, values = spectrum(S)
-            return U[..., :rank], values[..., :rank]
-        found = [leading(s.matmul, s, rank, float(s.diagonal().double().sum())) for s in S]
-        return torch.stack([U for U, _ in found]), torch.stack([values for _, values in found])
+        exact = [_leading_of(s, rank) if few(rank, S.shape[-1]) else None for s in S.double()]
+        return _stacked(exact) or _first(spectrum(S), rank)
     values, U = _eigh(S)
     return U.flip(-1), values.flip(-1).clamp_min(0)

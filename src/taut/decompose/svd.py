@@ -45,7 +45,7 @@ def output_basis(W: Tensor, weighting: Weighting, B: Tensor | None = None, rank:
     half = None if B is None else root(B)
     o, k = W.shape[1], W.shape[2] * W.shape[3]
     if rank is not None and few(rank, min(o, k)) and half is None and not weighting.known:
-        Q, energy = left_basis(W.flatten(2), rank)  # float32 will do: no square is formed
+        Q, energy = left_basis(W.flatten(2), rank)
         return _basis(Q, energy, None)
     if o <= k and weighting.sketch is None:
         S = weighting.gram(W)

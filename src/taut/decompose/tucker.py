@@ -20,9 +20,6 @@ MARGIN = 4
 STEEP = 0.1
 """Below this relative error the small directions drown in the rounding of a Gram matrix, which squares them."""
 
-ROUNDING = 2e-7
-"""Of a sum of squares in float32, relative: smaller gains are not seen."""
-
 
 def tucker2(W: Tensor, r_in: int, r_out: int, tol: float = 4e-5, sweeps: int = 16) -> tuple[Tensor, Tensor, Tensor]:
     """Outer factors with orthonormal columns, and the core.
@@ -46,7 +43,7 @@ def tucker2(W: Tensor, r_in: int, r_out: int, tol: float = 4e-5, sweeps: int = 1
     inner = (rows @ V[..., :r_in]).reshape(*W.shape[:2], -1)  # (g, o, s r_in)
     U, kept = _start(gram(inner), r_out)
     errors = [_error(kept, total)]
-    while len(errors) <= 2 * sweeps and not _settled(errors, tol):
+    while len(errors) <= 2 * sweeps and not _settled(errors, tol, 2 * torch.finfo(W.dtype).eps):
         outer = (U[..., :r_out].mT @ last.flatten(2)).reshape(len(W), -1, c)  # (g, r_out s, c)
         V, kept = _follow(outer.mT, V, r_in, errors[-1])
         errors.append(_error(kept, total))
@@ -61,10 +58,10 @@ def _error(kept: float, total: float) -> float:
     return math.sqrt(max(0.0, 1 - kept / max(total, 1e-300)))
 
 
-def _settled(errors: list[float], tol: float) -> bool:
+def _settled(errors: list[float], tol: float, eps: float) -> bool:
     """Whether U's last improvement was worth less than `tol`: V's next one answers to it and is about as large."""
     last = errors[-1]
-    rounding = ROUNDING / max(last, 1e-300)  # of the squares, as it appears in their root
+    rounding = eps / max(last, 1e-300)  # of the squares, as it appears in their root
     return last == 0 or (len(errors) > 1 and errors[-2] - last <= max(tol * last, rounding))
 
 

@@ -46,19 +46,14 @@ class SVD(Factorization):
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SVDFactors:
         """One eigendecomposition of the smaller Gram matrix serves every rank."""
-        return self._factor(self.sight(modules, stats), None)
+        sight = self.sight(modules, stats)
+        basis = output_basis(sight.W, sight.weighting, sight.response)
+        return _factors(sight, basis, sight.damages(basis.lost(sight.stats.outputs)))
 
     def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> SVDFactors:
         """The directions of its own rank."""
-        return self._factor(self.sight(modules, stats), self.rank)
-
-    def _factor(self, sight: Sight, rank: int | None) -> SVDFactors:
-        basis = output_basis(sight.W, sight.weighting, sight.response, rank)
-        damages = sight.damages(basis.lost(sight.stats.outputs))
-        dtype = sight.W.dtype
-        up = basis.up.to(dtype)
-        down = up.mT if sight.response is None else basis.down.to(dtype)
-        return SVDFactors(OutputBasis(up, down, basis.energy), damages)
+        sight = self.sight(modules, stats)
+        return _factors(sight, output_basis(sight.W, sight.weighting, sight.response, self.rank), [])
 
     def candidates(self, group: Group, factors: Any) -> Sequence[SVD]:
         """Ranks of the grid that shrink the layer."""
@@ -103,6 +98,13 @@ class SVD(Factorization):
         if self.refuses(group):
             return None
         return replace(self, rank=max_rank(group.layer)), random_layer(group.layer)
+
+
+def _factors(sight: Sight, basis: OutputBasis, damages: list[float]) -> SVDFactors:
+    dtype = sight.W.dtype
+    up = basis.up.to(dtype)
+    down = up.mT if sight.response is None else basis.down.to(dtype)
+    return SVDFactors(OutputBasis(up, down, basis.energy), damages)
 
 
 def max_rank(layer: Layer) -> int:

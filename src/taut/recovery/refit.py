@@ -242,11 +242,15 @@ class _Refit:
         dense = _dense(original, weight, bias)
         for method in self.chains.get(name, ()):
             dense = self.factorize(name, dense, method, moments)
-        if isinstance(original.bias, Tensor) and any(isinstance(m, Factorization) for m in self.chains.get(name, ())):
+        if isinstance(original.bias, Tensor) and self.approximated(name):
             _shift(dense, (target.rows.mean(1) - mean_output(original, dense, moments.mean)).flatten())
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
             module.load_state_dict(state)
+
+    def approximated(self, name: str) -> bool:
+        """Whether a factorization left something of the layer out: its mean output then needs its bias."""
+        return any(isinstance(method, Factorization) and not method.exact for method in self.chains.get(name, ()))
 
     def factorize(self, name: str, dense: nn.Module, method: Method, moments: Moments) -> nn.Module:
         """Cut the factors again, in the metric of the present inputs and of the original output weights."""
@@ -274,17 +278,17 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
     groups = groups_of(original)
     weight = weight_of(original)
     patch = row.reshape(1, groups * weight.shape[1], *weight.shape[2:]) if weight.ndim > 2 else row.reshape(1, -1)
-    given = patch.to(weight)
+    given = patch
     for part in dense.children():
-        given = _bare(part)(given)
-    return given.reshape(groups, -1).to(row)
+        given = _bare(part).to(row.dtype)(given)
+    return given.reshape(groups, -1)
 
 
 def _bare(module: nn.Module) -> nn.Module:
     """A convolution that sees one patch: its taps lie side by side, and nothing is padded."""
-    if isinstance(module, nn.Linear):
-        return module
     copied: Any = shallow(module)
+    if isinstance(module, nn.Linear):
+        return cast(nn.Module, copied)
     axes = len(copied.kernel_size)
     copied.padding, copied.dilation, copied.padding_mode = (0,) * axes, (1,) * axes, "zeros"
     return cast(nn.Module, copied)
