@@ -71,7 +71,7 @@ def test_it_is_the_dense_solver_s_answer_or_none(kind):
         captured = (U.mT @ S @ U).diagonal()
         torch.testing.assert_close(captured.sum(), values.sum(), rtol=1e-9, atol=0)
         missed = float(exact[:rank].sum() - captured.sum())
-        assert missed <= 1e-5 * float(exact[rank:].clamp_min(0).sum()) + 1e-12 * float(S.trace())
+        assert missed <= 2e-5 * float(exact[rank:].clamp_min(0).sum()) + 1e-12 * float(S.trace())
     assert given >= 1
 
 

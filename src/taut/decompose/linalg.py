@@ -49,7 +49,7 @@ SMALL = 256
 FEW = 6
 """Up to one in so many directions, block Lanczos is quicker than a dense eigensolver."""
 
-RESOLVED = 1e-3
+RESOLVED = 3e-6
 """Share of the energy left out below which squares in float32 are too coarse to tell directions apart."""
 
 LARGE = 1024
@@ -114,9 +114,10 @@ def _leading_left(x: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
     """In the dtype of x; where float32 cannot resolve what is left out, again in float64."""
     energy = float(torch.linalg.vector_norm(x, dtype=torch.float64)) ** 2
     found = leading(lambda V: x @ (x.mT @ V), x, rank, energy)
-    if found is None or x.dtype == torch.float64 or energy - float(found[1].sum()) > RESOLVED * energy:
+    if x.dtype == torch.float64 or (found is not None and energy - float(found[1].sum()) > RESOLVED * energy):
         return found
-    return _leading_left(x.double(), rank)
+    wide = x.double()
+    return _leading_of(gram(wide), rank) if len(x) <= x.shape[1] else _leading_left(wide, rank)
 
 
 def _leading_of(S: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:
