@@ -85,9 +85,9 @@ class _Basis:
             lost = self.R.diagonal().abs() <= 10 * torch.finfo(Z.dtype).eps * size
             if bool(lost.any()):
                 Q[:, lost] = self._noise(int(lost.sum()))
-                broken = True
-            for _ in range(2):  # once is not enough beside rounding, twice is
                 Q = torch.linalg.qr(Q - done @ (done.mT @ Q))[0]
+                broken = True
+            Q = torch.linalg.qr(Q - done @ (done.mT @ Q))[0]
             self.size += self.block
             self.V[:, self.size : self.size + self.block] = Q
         return broken

@@ -53,7 +53,8 @@ RESOLVED = 3e-6
 """Share of the energy left out below which squares in float32 are too coarse to tell directions apart."""
 
 LARGE = 1024
-"""From this size on eigenvectors are found in float32, three times faster; what they lose, no truncation keeps."""
+"""Above this size eigenvectors are found in float32, twice as fast; only cuts that leave out under 1e-5 of the energy
+suffer."""
 
 
 def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:

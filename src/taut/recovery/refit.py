@@ -277,8 +277,7 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
     """
     groups = groups_of(original)
     weight = weight_of(original)
-    patch = row.reshape(1, groups * weight.shape[1], *weight.shape[2:]) if weight.ndim > 2 else row.reshape(1, -1)
-    given = patch
+    given = row.reshape(1, groups * weight.shape[1], *weight.shape[2:])
     for part in dense.children():
         given = _bare(part).to(row.dtype)(given)
     return given.reshape(groups, -1)
