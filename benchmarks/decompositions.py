@@ -19,11 +19,12 @@ from typing import Any
 
 import tensorly
 import torch
-from environment import Bound, finish, load_average
+from ending import finish
 from tensorly.decomposition import partial_tucker
 from torch import Tensor
 
 from taut.decompose import Weighting, output_basis, tucker2
+from taut.studies import Bound, load_average
 
 EQUAL = 1e-4
 """Relative excess over the peer's error that counts as equal (two local optima of one problem)."""

@@ -24,10 +24,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from environment import Bound, finish, load_average
+from ending import finish
 from torch import Tensor, nn
 
 import taut
+from taut.studies import Bound, load_average
 
 SECONDS = 90.0
 WIDTHS = (64, 64, 0, 128, 128, 0, 256, 256, 256, 0, 512, 512, 512, 0, 512, 512, 512, 0)

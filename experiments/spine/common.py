@@ -10,12 +10,13 @@ import torch
 from torch import Tensor, nn
 
 import taut
+from taut.studies import Bound, load_average
 
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE.parents[1] / "benchmarks"), str(HERE.parent / "nets")]
 
 from data import load, split_train  # noqa: E402 - found through the line above: experiments are scripts, no package
-from environment import Bound, finish, load_average  # noqa: E402
+from ending import finish  # noqa: E402
 from fashion import trained  # noqa: E402
 
 __all__ = ["HERE", "Bound", "calibration", "evaluation", "finish", "load", "load_average", "split_train", "trained"]

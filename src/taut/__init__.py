@@ -16,13 +16,15 @@ from taut.comparison import Comparison, compare
 from taut.compress import Result, compress
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
 from taut.exploring import explore
+from taut.exporting import Export, export
+from taut.finetuning import Finetune, finetune
 from taut.front import Front
 from taut.measure.accuracy import Metric
 from taut.planning import plan
 from taut.sensitivity import sensitivity
 from taut.structure.statistics import Statistics, observe
 from taut.structure.tracing import trace
-from taut.types import Budget, Network, Plan, Step
+from taut.types import Budget, Network, Plan, Schedule, Stage, Step, cascade
 
 __all__ = [
     "ArtifactError",
@@ -31,19 +33,26 @@ __all__ = [
     "CallError",
     "Comparison",
     "DataError",
+    "Export",
+    "Finetune",
     "Front",
     "Metric",
     "ModelError",
     "Network",
     "Plan",
     "Result",
+    "Schedule",
+    "Stage",
     "Statistics",
     "Step",
     "TautError",
     "apply",
+    "cascade",
     "compare",
     "compress",
     "explore",
+    "export",
+    "finetune",
     "load",
     "observe",
     "plan",

@@ -97,6 +97,7 @@ def compare(
     example: Any = None,
     *,
     rounds: int = 15,
+    quick: bool = False,
 ) -> Comparison:
     """Measure both models: parameters, nonzero, MACs, file bytes, latency, and the user's metric.
 
@@ -109,6 +110,7 @@ def compare(
         evaluate: model -> number (higher is better), dict whose first key decides, `taut.Metric` or per-sample scores.
         example: an input (or `taut.calls.Example`) to count MACs and time on, at its own batch size.
         rounds: how often each model is timed, in turns.
+        quick: time torch alone; else every installed runtime (`taut.measure.runtimes`).
 
     Raises:
         ModelError: a model cannot be run on the example or stored as tensors.
@@ -123,7 +125,7 @@ def compare(
         before=before[0],
         after=after[0],
         batch=None if call is None else call.batch,
-        latency=None if call is None else latencies(copies[0], copies[1], call, rounds),
+        latency=None if call is None else latencies(copies[0], copies[1], call, rounds, quick=quick),
         score_before=scores[0],
         score_after=scores[1],
         uncounted=tuple(dict.fromkeys(before[1] + after[1])),
@@ -228,7 +230,7 @@ def _latency_items(of: Comparison) -> dict[str, Any]:
     items: dict[str, Any] = {"batch": of.batch}
     for name, pair in {**of.latency.runtimes, "best": of.latency.best}.items():
         items |= {f"speedup_{name}": pair.ratio, f"{name}_ms_before": pair.before, f"{name}_ms_after": pair.after}
-    return items
+    return items | {"runtimes": of.latency.identities}
 
 
 def _score_items(of: Comparison) -> dict[str, Any]:

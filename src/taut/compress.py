@@ -3,22 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from taut.applying import apply_plan
-from taut.calls import collect, quiet
+from taut.calls import Example, collect, quiet
 from taut.checkpoint import save
 from taut.comparison import Comparison, compare
 from taut.errors import BudgetError, CallError
+from taut.exporting import Export, export
+from taut.finetuning import Finetune, carry_out
 from taut.measure.accuracy import Score, measure
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.planning import Choice, closest, describe, solve, survey, unmet
 from taut.recovery.refit import SAMPLES
+from taut.sensitivity import sensitivity as measure_damage
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
@@ -36,15 +39,21 @@ class Result:
 
     Attributes:
         model: the new model. plan: what was done to which layer, and why. comparison: before and after, measured.
+        example: how the model is called.
     """
 
     model: nn.Module
     plan: Plan
     comparison: Comparison
+    example: Example = field(repr=False)
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write model.safetensors, manifest.json and comparison.json into `folder` (`taut.save`)."""
         save(self.model, self.plan, folder, comparison=self.comparison, overwrite=overwrite)
+
+    def export(self, path: str | Path) -> Export:
+        """Write the model as .onnx or .xml (OpenVINO), checked there (`taut.export`)."""
+        return export(self.model, self.example, path)
 
 
 @dataclass(frozen=True)
@@ -66,14 +75,25 @@ class Workshop:
     data: list[tuple[Any, Any]] | None
 
     @classmethod
-    def open(cls, model: nn.Module, example: Any, data: Any, methods: Iterable[str | Method] | None) -> Workshop:
-        """Trace, do what is exact, observe and decompose."""
+    def open(
+        cls,
+        model: nn.Module,
+        example: Any,
+        data: Any,
+        methods: Iterable[str | Method] | None,
+        *,
+        measured: bool = False,
+    ) -> Workshop:
+        """Trace, do what is exact, observe and decompose; `measured` damages take the place of predicted ones."""
         chosen = choose(methods)
         original = trace(model, example)
         batches = None if data is None else collect(original.example, data, SAMPLES)
         base, net, exact = _exact(model, original, [m for m in chosen if m.exact])
         stats = observe(net, base, batches)
-        choices = survey(net, stats, [m for m in chosen if not m.exact])
+        lossy = [m for m in chosen if not m.exact]
+        if measured and batches is not None:
+            stats = measure_damage(net, base, stats, batches, lossy)
+        choices = survey(net, stats, lossy)
         return cls(model, base, original, exact, stats, tuple(choices), batches)
 
     def build(self, picks: list[int]) -> tuple[nn.Module, Plan]:
@@ -95,7 +115,9 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     budget: Budget,
     data: Any = None,
     evaluate: Evaluate | None = None,
+    finetune: Finetune | None = None,
     methods: Iterable[str | Method] | None = None,
+    sensitivity: bool = False,
     seed: int = 0,
 ) -> Result:
     """One budget in, the best plan out: applied, recovered and measured.
@@ -107,7 +129,10 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         data: calibration batches, with or without targets; without them the weights alone decide.
         evaluate: `evaluate(model)` -> a float (higher is better), a dict whose first key decides, `taut.Metric` or
             per-sample scores. Needed for `Budget(drop=...)`; use VALIDATION data, never the test split.
+        finetune: how to train afterwards (`taut.Finetune`); the best validation weights win, the untrained included.
         methods: names or method objects; None for those marked default.
+        sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
+            strongly, as in deep nets at large ratios. Needs `data`.
         seed: of everything random; the same seed gives the same bytes.
 
     Returns:
@@ -121,28 +146,50 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         raise CallError(f"The budget must be a taut.Budget. Got {type(budget).__name__} instead.")
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
+    if sensitivity and data is None:
+        raise CallError("sensitivity=True measures on calibration data: give data=.")
     dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
     with quiet(seed):
-        shop = Workshop.open(model, example, data, methods)
+        shop = Workshop.open(model, example, data, methods, measured=sensitivity)
         if budget.drop is not None and evaluate is not None and dense is not None:
             built, problem = _search_drop(shop, budget, evaluate, dense)
         else:
             built, problem = meet(shop, budget.limits(shop.network.cost))
+        if finetune is not None:
+            built = _trained(shop, *built, finetune, seed)
         result = finished(shop, *built, evaluate, dense)
     if problem is not None:
         raise BudgetError(problem, result)
     return result
 
 
+def _trained(shop: Workshop, small: nn.Module, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
+    """The built model trained all at once; or the schedule from the original, where its stages apply the steps."""
+    network = shop.network
+    schedule = wish.schedule(plan) if callable(wish.schedule) else wish.schedule
+    if schedule is not None and any(stage.steps for stage in schedule):
+        wish = replace(wish, schedule=schedule)
+        model, done = carry_out(
+            shop.original, plan, None, wish, teacher=shop.original, example=network.example, seed=seed
+        )
+        return model, plan if done is None else replace(done, before=plan.before, after=plan.after)
+    wish = replace(wish, schedule=schedule)
+    model, _ = carry_out(small, None, None, wish, teacher=shop.original, example=network.example, seed=seed)
+    return model, plan
+
+
 def finished(shop: Workshop, small: nn.Module, plan: Plan, evaluate: Evaluate | None, dense: Score | None) -> Result:
     """The result with its comparison and the counted cost."""
-    return Result(small, replace(plan, after=shop.cost(small)), compared(shop, small, evaluate, dense))
+    found = compared(shop, small, evaluate, dense)
+    return Result(small, replace(plan, after=shop.cost(small)), found, shop.network.example)
 
 
-def compared(shop: Workshop, small: nn.Module, evaluate: Evaluate | None, dense: Score | None) -> Comparison:
-    """The comparison with the original, whose metric is known already."""
+def compared(
+    shop: Workshop, small: nn.Module, evaluate: Evaluate | None, dense: Score | None, *, quick: bool = False
+) -> Comparison:
+    """The comparison with the original, whose metric is known already; `quick` times torch alone."""
     score = None if evaluate is None else measure(evaluate, small)
-    costs = compare(shop.original, small, None, shop.network.example)
+    costs = compare(shop.original, small, None, shop.network.example, quick=quick)
     return replace(costs, score_before=dense, score_after=score)
 
 

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import torch
 from pydantic import TypeAdapter, ValidationError
-from torch import Tensor, nn
+from torch import nn
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from taut.calls import Example, collect, quiet, tensors
+from taut.calls import Example, collect, quiet
 from taut.compress import Evaluate, Workshop, along_path, compared
 from taut.files import guarded, write_atomic
+from taut.fingerprint import fingerprint
 from taut.front import Front, Point
 from taut.measure.accuracy import Score, measure
 from taut.methods import choose
@@ -57,7 +56,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         example = Example(model, example)
         data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
         used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
-        mark = _fingerprint(model, (example.value, data), (used, seed, dense))
+        mark = fingerprint(model, (example.value, data), (used, seed, dense))
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         missing = [ratio for ratio in RATIOS if ratio not in points]
@@ -79,7 +78,7 @@ def _measure(shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Sco
     if built is None:
         return None
     small, plan = built
-    found = compared(shop, small, evaluate, dense)
+    found = compared(shop, small, evaluate, dense, quick=True)
     best = found.latency.best if found.latency is not None else None
     score = found.score_after
     return Point(
@@ -91,18 +90,6 @@ def _measure(shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Sco
         best.after if best else 0.0,
         *((score.name, score.value, score.low, score.high) if score else ()),
     )
-
-
-def _fingerprint(model: nn.Module, inputs: Any, settings: Any) -> str:
-    """A digest of weights, inputs and settings: points of another model, data or metric are never mixed in."""
-    digest = hashlib.sha256(repr(settings).encode())
-    named: list[tuple[str, Any]] = [*model.state_dict().items(), *(("input", t) for t in tensors(inputs))]
-    for name, value in named:
-        digest.update(name.encode())
-        if isinstance(value, Tensor):
-            digest.update(f"{value.dtype}{tuple(value.shape)}".encode())
-            digest.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 class _Store:

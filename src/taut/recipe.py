@@ -4,6 +4,8 @@
     methods:
       - svd
       - tucker: {metric: fisher}
+    finetune: {epochs: 5, patience: 2, cascade: false}
+    sensitivity: false
     seed: 0
 
 A recipe never names code: which model and which task to import stands on the command line only.
@@ -12,18 +14,56 @@ A recipe never names code: which model and which task to import stands on the co
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
 import yaml
+from pydantic import TypeAdapter, ValidationError
 
 from taut.errors import CallError
 from taut.methods import resolve
-from taut.types import Budget, Method, Step
+from taut.types import Budget, Method, Plan, Schedule, Stage, Step
 
 MAX_BYTES = 1 << 20
 """A recipe is written by hand; a larger file is something else."""
+
+
+@dataclass(frozen=True)
+class Training:
+    """How the result is trained; the data and the loss are the task's.
+
+    Attributes:
+        epochs: of every stage at most. cascade: layer by layer, front to back, instead of all at once.
+        patience, rate, optimizer, weight_decay, distill: as in `taut.Stage`.
+    """
+
+    epochs: int = 3
+    cascade: bool = False
+    patience: int | None = None
+    rate: float = 1e-3
+    optimizer: str = "adam"
+    weight_decay: float = 0.0
+    distill: float | None = None
+
+    def __post_init__(self) -> None:
+        """Refuse what no stage can mean.
+
+        Raises:
+            CallError: a value outside its range.
+        """
+        self.stage()
+
+    def stage(self) -> Stage:
+        """One stage of this training, without steps."""
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cascade"}
+        return Stage(**values)
+
+    def schedule(self, plan: Plan) -> Schedule:
+        """One stage for all, or one per step."""
+        if not self.cascade:
+            return (self.stage(),)
+        return tuple(replace(self.stage(), steps=(place,), train="above") for place in range(len(plan.steps)))
 
 
 @dataclass(frozen=True)
@@ -33,11 +73,15 @@ class Recipe:
     Attributes:
         budget: what the result may cost; None where the front is wanted.
         methods: what the planner may use; None for the default ones.
+        finetune: how the result is trained; None for not at all.
+        sensitivity: whether damages are measured before planning.
         seed: of everything random.
     """
 
     budget: Budget | None = None
     methods: tuple[Method, ...] | None = None
+    finetune: Training | None = None
+    sensitivity: bool = False
     seed: int = 0
 
     @classmethod
@@ -76,9 +120,14 @@ class Recipe:
         budget, methods, seed = given.get("budget"), given.get("methods"), given.get("seed", 0)
         if isinstance(seed, bool) or not isinstance(seed, int):
             raise CallError(f"The 'seed' must be a whole number. Got {_short(seed)} instead.")
+        training, measured = given.get("finetune"), given.get("sensitivity", False)
+        if not isinstance(measured, bool):
+            raise CallError(f"The 'sensitivity' must be true or false. Got {_short(measured)} instead.")
         return cls(
             budget=None if budget is None else _budget(budget),
             methods=None if methods is None else _methods(methods),
+            finetune=None if training is None else _training(training),
+            sensitivity=measured,
             seed=seed,
         )
 
@@ -104,6 +153,15 @@ def _budget(value: Any) -> Budget:
     if isinstance(value, str):
         return Budget.parse(value)
     return Budget(**_keys(value, "budget", [f.name for f in fields(Budget)]))
+
+
+def _training(value: Any) -> Training:
+    given = _keys(value, "finetune", [f.name for f in fields(Training)])
+    try:
+        return TypeAdapter(Training).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise CallError(f"The 'finetune' key '{first['loc'][0]}' is wrong: {first['msg']}.") from None
 
 
 def _methods(value: Any) -> tuple[Method, ...]:

@@ -6,12 +6,13 @@ few measured points per layer and method, interpolated, plan better. On small ne
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from taut.calls import collect, evaluating, quietly
 from taut.errors import CallError
@@ -25,6 +26,9 @@ from taut.types import Group, Method, Network
 
 SAMPLES = 128
 """Inputs on which the output is compared."""
+
+REMEMBERED_BYTES = 1 << 30
+"""Layer outputs that are kept, so that measuring a layer does not run what lies before it."""
 
 POINTS = 5
 """Candidates measured per layer and method, spread evenly over the logarithm of the predicted damage."""
@@ -55,11 +59,12 @@ def sensitivity(
     inputs = joined(collect(net.example, data, SAMPLES))
     copied = shallow(model)
     with evaluating(copied):
-        before = net.example.run(copied, inputs)
+        before, known = _noted(net, copied, inputs)
         kinds = list(stats.kinds) or choose_kinds(before, "auto")
 
         def measured(group: Group, method: Method) -> float:
-            return divergence(kinds, before, _run_changed(net, copied, stats, group, method, inputs))
+            with _remembered(copied, known, group):
+                return divergence(kinds, before, _run_changed(net, copied, stats, group, method, inputs))
 
         curves: dict[tuple[tuple[str, ...], str], Curve] = {}
         for group, method in track(_pairs(net, choose(methods)), "measuring damage"):
@@ -67,6 +72,50 @@ def sensitivity(
             if picked:
                 curves[group.names, method.family()] = Curve(tuple((d, measured(group, c)) for d, c in picked))
     return replace(stats, curves=curves)
+
+
+class Remembered(nn.Module):
+    """Stands in for a layer whose inputs are unchanged: gives the output that is known already."""
+
+    def __init__(self, output: Tensor) -> None:
+        """Keep it."""
+        super().__init__()
+        self.output = output
+
+    def forward(self, *_: Any, **__: Any) -> Tensor:
+        """A copy, for in-place code that follows."""
+        return self.output.clone()
+
+
+def _noted(net: Network, copied: nn.Module, inputs: Any) -> tuple[Any, dict[str, Tensor]]:
+    """The model's output, and those of its layers in the order in which they run, as far as REMEMBERED_BYTES go."""
+    known: dict[str, Tensor] = {}
+    names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
+
+    def hook(name: str) -> Any:
+        return lambda _module, _args, output: known.update({name: output.clone()})
+
+    handles = [copied.get_submodule(name).register_forward_hook(hook(name), prepend=True) for name in names]
+    before = net.example.run(copied, inputs)
+    for handle in handles:
+        handle.remove()
+    total = sum(t.numel() * t.element_size() for t in known.values())
+    return before, known if total <= REMEMBERED_BYTES else {}
+
+
+@contextmanager
+def _remembered(copied: nn.Module, known: Mapping[str, Tensor], group: Group) -> Iterator[None]:
+    """Layers that ran before the group's are not run again: nothing upstream of it changes."""
+    order = list(known)
+    first = min((order.index(name) for name in group.names if name in known), default=0)
+    swapped = {name: (copied.get_submodule(name), Remembered(known[name])) for name in order[:first]}
+    for old, new in swapped.values():
+        swap(copied, old, new)
+    try:
+        yield
+    finally:
+        for old, new in swapped.values():
+            swap(copied, new, old)
 
 
 def _pairs(net: Network, methods: tuple[Method, ...]) -> list[tuple[Group, Method]]:

@@ -12,7 +12,7 @@ from torch.nn.utils import prune
 from taut.calls import Example
 from taut.errors import CallError, ModelError
 from taut.measure import Latency, Pair, interleave, latencies
-from taut.measure.timing import channels_last
+from taut.measure.layout import channels_last
 
 
 def convnet():

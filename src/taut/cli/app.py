@@ -9,9 +9,10 @@ from typing import Annotated
 import typer
 
 from taut.cli import bar, failures
-from taut.cli.compressing import compress, explore
+from taut.cli.compressing import compress, explore, resume
 from taut.cli.demo import demo
 from taut.cli.doctor import doctor
+from taut.cli.exporting import export
 from taut.cli.looking import inspect, methods
 from taut.cli.measuring import benchmark, evaluate
 from taut.progress import reporting
@@ -22,7 +23,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (demo, inspect, explore, compress, evaluate, benchmark, methods, doctor):
+for command in (demo, inspect, explore, compress, resume, evaluate, benchmark, export, methods, doctor):
     app.command()(command)
 
 

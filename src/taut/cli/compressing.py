@@ -1,7 +1,8 @@
-"""`taut compress` and `taut explore`."""
+"""`taut compress`, `taut resume` and `taut explore`."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -10,12 +11,12 @@ from torch import nn
 
 import taut
 from taut.checkpoint import check_folder
-from taut.cli import models, tasks
+from taut.cli import models, tasks, unfinished
 from taut.cli.options import Base, BudgetText, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
 from taut.cli.output import say, show
-from taut.errors import BudgetError, CallError
+from taut.errors import BudgetError, CallError, TautError
 from taut.methods import choose
-from taut.recipe import Recipe
+from taut.recipe import Recipe, Training
 
 
 def explore(
@@ -52,10 +53,24 @@ def compress(
     base: Base = None,
     recipe: RecipeFile = None,
     methods: MethodNames = None,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train the result that long (train_loader(), valid_loader(), loss).")
+    ] = None,
+    cascade: Annotated[bool, typer.Option("--cascade", help="With --epochs: layer by layer, front to back.")] = False,
+    sensitivity: Annotated[
+        bool, typer.Option("--sensitivity", help="Measure each layer's damage before planning: slower, often better.")
+    ] = False,
     seed: Seed = None,
 ) -> None:
     """Compress a model to a budget and save it. Without a budget: show what is possible, change nothing."""
     wish = _wish(recipe, budget, methods, seed)
+    if epochs is not None:
+        wish = replace(wish, finetune=replace(wish.finetune or Training(), epochs=epochs))
+    if cascade:
+        if wish.finetune is None:
+            raise CallError("--cascade trains layer by layer: say how long with --epochs.")
+        wish = replace(wish, finetune=replace(wish.finetune, cascade=True))
+    wish = replace(wish, sensitivity=wish.sensitivity or sensitivity)
     if wish.budget is not None:
         _check(out, overwrite)
     net, job = models.load(model, weights, base), tasks.read(task)
@@ -63,6 +78,27 @@ def compress(
         show(_front(net, job, wish, None))
         say("No budget was given, so nothing was changed. Choose a row, and say for example --budget macs=0.25.")
         return
+    _run(net, job, wish, out, overwrite)
+
+
+def resume(
+    model: ModelArgument,
+    task: TaskFile,
+    out: Annotated[Path, typer.Option(help="Folder in which `taut compress` was interrupted.")] = Path("taut-small"),
+    weights: Weights = None,
+    base: Base = None,
+) -> None:
+    """Go on with a `taut compress` that was interrupted, to the result that it would have had."""
+    wish = unfinished.requested(out)
+    _run(models.load(model, weights, base), tasks.read(task), wish, out, overwrite=False)
+
+
+def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bool) -> None:
+    """Compress, train where that is wished, save; what is interrupted can be resumed."""
+    if wish.budget is None:
+        raise CallError("The unfinished run names no budget.")
+    training = _finetune(job, wish.finetune)
+    state = unfinished.begin(out, wish, overwrite=overwrite)
     try:
         result = taut.compress(
             net,
@@ -70,27 +106,46 @@ def compress(
             budget=wish.budget,
             data=job.data(),
             evaluate=job.evaluate,
+            finetune=None if training is None else replace(training, folder=state),
             methods=wish.methods,
+            sensitivity=wish.sensitivity,
             seed=wish.seed,
         )
     except BudgetError as error:
         if isinstance(error.best, taut.Result):
-            _finish(error.best, job, out, overwrite)
+            _finish(error.best, job, out)
             say(f"The closest result is saved in {out}, although it does not meet the budget.")
         raise
-    _finish(result, job, out, overwrite)
+    except KeyboardInterrupt:
+        say(f"Interrupted. `taut resume` with the same MODEL, --task and --out {out} goes on.")
+        raise
+    except TautError:
+        if not state.exists():  # nothing was trained: there is nothing worth resuming
+            unfinished.end(out)
+        raise
+    _finish(result, job, out)
+
+
+def _finetune(job: tasks.Task, wish: Training | None) -> taut.Finetune | None:
+    if wish is None:
+        return None
+    train, judge = job.training()
+    return taut.Finetune(train, judge, job.loss, wish.schedule)
 
 
 def _check(out: Path, overwrite: bool) -> None:
     """Whether the folder can be written, before the long work."""
+    if unfinished.only_unfinished(out):
+        return
     try:
         check_folder(out, overwrite=overwrite)
     except CallError as error:
         raise CallError(str(error).replace("overwrite=True", "--overwrite")) from None
 
 
-def _finish(result: taut.Result, job: tasks.Task, out: Path, overwrite: bool) -> None:
-    result.save(out, overwrite=overwrite)
+def _finish(result: taut.Result, job: tasks.Task, out: Path) -> None:
+    result.save(out, overwrite=True)  # checked at the start; by now it holds the request
+    unfinished.end(out)
     show(result.plan, result.comparison, f"Saved in {out}")
     _unchecked(job)
 
@@ -120,7 +175,8 @@ def _wish(recipe: Path | None, budget: str | None, methods: str | None, seed: in
     """The recipe, overridden by the options that were given."""
     written = Recipe() if recipe is None else Recipe.read(recipe)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
-    return Recipe(
+    return replace(
+        written,
         budget=written.budget if budget is None else taut.Budget.parse(budget),
         methods=written.methods if names is None else choose(names),
         seed=written.seed if seed is None else seed,

@@ -25,12 +25,18 @@ class Task:
         example: an input that fixes how the model is called.
         evaluate: the user's metric of a model, higher is better; None if it is not defined.
         calibration: gives batches to calibrate on; `train_loader` of the file where it has no `calibration`.
+        train: gives training batches; the file's `train_loader`, else its `calibration`.
+        valid: gives validation batches, or None.
+        loss: `loss(outputs, targets)`, or None: then the original is distilled.
     """
 
     path: Path
     example: Any
     evaluate: Callable[[nn.Module], object] | None
     calibration: Callable[[], Any] | None
+    train: Callable[[], Any] | None = None
+    valid: Callable[[], Any] | None = None
+    loss: Callable[[Any, Any], Any] | None = None
 
     def data(self) -> Any:
         """The calibration batches, or None if the file defines none.
@@ -39,6 +45,19 @@ class Task:
             DataError: the function raised.
         """
         return None if self.calibration is None else _call(self.calibration, self.path)
+
+    def training(self) -> tuple[Any, Any]:
+        """Training data, and what judges: validation batches, else `evaluate`.
+
+        Raises:
+            CallError: the file defines neither training data nor a judge.
+            DataError: a function raised.
+        """
+        judge = self.evaluate if self.valid is None else _call(self.valid, self.path)
+        if self.train is None or judge is None:
+            missing = "train_loader()" if self.train is None else "valid_loader() or evaluate(model)"
+            raise CallError(f"Training needs {missing} in '{self.path}'.")
+        return _call(self.train, self.path), judge
 
     def required_evaluate(self, command: str) -> Callable[[nn.Module], object]:
         """The metric.
@@ -65,7 +84,9 @@ def read(path: Path) -> Task:
     calibration = _function(module, path, "calibration") or _function(module, path, "train_loader")
     if example is None:
         raise CallError(f"The task file '{path}' must define example(): return an input of the model.")
-    return Task(path, _call(example, path), evaluate, calibration)
+    train, valid = _function(module, path, "train_loader"), _function(module, path, "valid_loader")
+    loss = _function(module, path, "loss")
+    return Task(path, _call(example, path), evaluate, calibration, train or calibration, valid, loss)
 
 
 def _imported(path: Path) -> ModuleType:

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import gc
 import math
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from functools import cache, partial
+from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from taut.calls import Example, device_of, evaluating, map_tensors, on_device, quietly, tensors
+from taut.calls import Example, evaluating, quietly
 from taut.errors import CallError
+from taut.files import one_line
+from taut.measure.onnx import to_onnx
+from taut.measure.runtimes import RUNTIMES, TORCH, Runtime, Subject, chosen
 from taut.measure.storage import refuse_lazy
 
 SHORTEST = 1e-3
@@ -41,12 +45,14 @@ class Latency:
     """Latency of a model and of its replacement on the example.
 
     Attributes:
-        runtimes: medians by runtime: "eager", "channels_last" and whatever else could run both.
+        runtimes: medians by runtime (`taut.measure.runtimes`): "eager" and whatever else could run both.
         skipped: runtime -> why it could not be measured.
+        identities: runtime -> version and settings.
     """
 
     runtimes: dict[str, Pair]
     skipped: dict[str, str] = field(default_factory=dict)
+    identities: dict[str, str] = field(default_factory=dict)
 
     @property
     def best(self) -> Pair:
@@ -104,77 +110,74 @@ def _no_collection() -> Iterator[None]:
 
 
 @quietly
-def latencies(before: nn.Module, after: nn.Module, example: Example, rounds: int = 15) -> Latency:
-    """Interleaved latency of both models on the example, in eval mode, in every runtime that applies.
+def latencies(
+    before: nn.Module, after: nn.Module, example: Example, rounds: int = 15, *, quick: bool = False
+) -> Latency:
+    """Interleaved latency of both models on the example, in eval mode, in every runtime that is installed.
 
-    "eager" is the model as it is; "channels_last" the same with its 4-d weights in that memory format (on a copy that
-    shares everything else), where the example and a model have something to convert.
+    One runtime at a time (`taut.measure.runtimes`); within it both models take turns.
+
+    Args:
+        before: the original.
+        after: its replacement.
+        example: at its own batch size.
+        rounds: how often each is timed.
+        quick: torch alone: nothing is converted.
 
     Raises:
         ModelError: a model cannot be run on the example, or is not initialized.
     """
-    models = {"before": before, "after": after}
-    for model in models.values():
+    for model in (before, after):
         refuse_lazy(model.named_parameters())
-    with evaluating(before), evaluating(after):
-        runs = {("eager", side): _caller(model, example) for side, model in models.items()}
-        skipped: dict[str, str] = {}
-        if _has_images(example) and any(_has_kernels(model) for model in models.values()):
+    pairs: dict[str, Pair] = {}
+    skipped: dict[str, str] = {}
+    with evaluating(before), evaluating(after), tempfile.TemporaryDirectory(prefix="taut-") as folder:
+        for model in (before, after):
+            example.run(model)
+        subjects = [
+            Subject(model, example, _converter(model, example, Path(folder) / f"{place}.onnx"))
+            for place, model in enumerate((before, after))
+        ]
+        for runtime in chosen():
+            if quick and runtime not in TORCH:
+                continue
+            reasons = [reason for subject in subjects if (reason := runtime.refuses(subject)) is not None]
+            if reasons:
+                skipped |= {runtime.name: reasons[0]} if reasons[0] else {}
+                continue
             try:
-                copies = {side: channels_last(model) for side, model in models.items()}
-                runs |= {("channels_last", side): _caller(model, example, True) for side, model in copies.items()}
-            except Exception as error:  # a copy may fail in any way; eager is measured all the same
-                skipped["channels_last"] = f"{type(error).__name__}: {error}"
-        medians = interleave({" ".join(key): run for key, run in runs.items()}, rounds)
-    names = dict.fromkeys(runtime for runtime, _ in runs)
-    return Latency({name: Pair(medians[f"{name} before"], medians[f"{name} after"]) for name in names}, skipped)
+                pairs[runtime.name] = _measured(runtime, subjects, rounds)
+            except Exception as error:  # a runtime may fail in any way; the others are measured all the same
+                if runtime.name == "eager":
+                    raise
+                skipped[runtime.name] = f"{type(error).__name__}: {one_line(error)}"
+    return Latency(pairs, skipped, {name: RUNTIMES[name].identify() for name in pairs})
 
 
-def _caller(model: nn.Module, example: Example, images_last: bool = False) -> Callable[[], object]:
-    """A call without arguments that runs the model and waits for its device; the inputs are laid out beforehand."""
-    device = device_of(model)
-    inputs = map_tensors(Tensor.clone, on_device(example.value, device))
-    if images_last:
-        inputs = map_tensors(_last, inputs)
-    example.run(model, inputs)
-    args: tuple[Any, ...] = inputs if isinstance(example.value, tuple) else (inputs,)
-    args, kwargs = ((), dict(inputs)) if example.keywords else (args, {})
-    if device.type != "cuda":
-        return lambda: model(*args, **kwargs)
-
-    def synchronized() -> None:
-        model(*args, **kwargs)
-        torch.cuda.synchronize(device)
-
-    torch.cuda.synchronize(device)
-    return synchronized
+def _measured(runtime: Runtime, subjects: list[Subject], rounds: int) -> Pair:
+    """Both models built, timed in turns, and let go."""
+    with torch.no_grad():
+        built = [runtime.build(subject) for subject in subjects]
+        calls = {side: partial(run, inputs) for side, (run, inputs) in zip(("before", "after"), built, strict=True)}
+        found = interleave(calls, rounds)
+    return Pair(found["before"], found["after"])
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """A copy whose 4-d parameters and buffers lie in channels_last memory; all other tensors are the model's own."""
-    memo: dict[int, Any] = {}
-    for module in model.modules():
-        own = [v for v in vars(module).values() if isinstance(v, Tensor)]
-        for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *own):
-            if id(tensor) not in memo:
-                memo[id(tensor)] = _converted(tensor)
-    return copy.deepcopy(model, memo)
+def _converter(model: nn.Module, example: Example, path: Path) -> Callable[[], Path]:
+    """Makes the ONNX file when it is first asked for; a failure is remembered."""
 
+    @cache
+    def convert() -> Exception | None:
+        try:
+            to_onnx(model, example, path)
+        except Exception as error:
+            return error
+        return None
 
-def _converted(tensor: Tensor) -> Tensor:
-    if tensor.ndim != 4:
-        return tensor
-    data = _last(tensor.detach())
-    return nn.Parameter(data, requires_grad=tensor.requires_grad) if isinstance(tensor, nn.Parameter) else data
+    def onnx() -> Path:
+        failure = convert()
+        if failure is not None:
+            raise failure
+        return path
 
-
-def _last(tensor: Tensor) -> Tensor:
-    return tensor.contiguous(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
-
-
-def _has_images(example: Example) -> bool:
-    return any(tensor.ndim == 4 for tensor in tensors(example.value))
-
-
-def _has_kernels(model: nn.Module) -> bool:
-    return any(isinstance(module, nn.Conv2d | nn.ConvTranspose2d) for module in model.modules())
+    return onnx

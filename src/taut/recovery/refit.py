@@ -22,6 +22,7 @@ from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
 from taut.methods.base import Factorization
 from taut.progress import Stage, stage
+from taut.recovery.rest import ROWS, refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.patches import choose, fan_in, groups_of, input_rows, output_rows, positions, row_budget, weight_of
@@ -32,7 +33,7 @@ from taut.types import Method, Network, Step
 SAMPLES = 2048
 """Samples of a refit at most."""
 
-ACTIVATION_BYTES = 400 << 20
+ACTIVATION_BYTES = 800 << 20
 """Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
 
 ROWS_PER_COLUMN = 40
@@ -131,7 +132,7 @@ def note_targets(
         def hook(module: nn.Module, _: Any, output: Tensor) -> None:
             total = positions(module, output)
             rows = row_budget(max(fan_in(module), 1), total, ROWS_PER_COLUMN)
-            rows = min(rows, DUAL_ROWS) if fan_in(module) > FULL_LIMIT else rows
+            rows = min(total, ROWS) if fan_in(module) > FULL_LIMIT else rows
             index = choose(total, rows, seed)
             shape = torch.empty(output.shape, device="meta")
             targets[name] = Target(index, output_rows(module, output, index), shape)
@@ -235,15 +236,21 @@ class _Refit:
     def solve(self, name: str, module: nn.Module, x: Tensor) -> None:
         """New weights for one layer, dense or factorized, from its present input x."""
         original, target = self.originals[name], self.targets[name]
-        rows = input_rows(original, x, target.output, target.index)
+        wide = fan_in(original) > FULL_LIMIT
+        index, wanted = target.index, target.rows
+        if wide:
+            some = spread(len(index), DUAL_ROWS)
+            index, wanted = index[some], wanted[:, some.to(wanted.device)]
         centred = isinstance(original.bias, Tensor) or target.normalized
-        moments = Moments.of(rows, centred=centred)
-        weight, bias = least_squares(original, moments, target.rows, centred=centred)
-        dense = _dense(original, weight, bias)
+        moments = Moments.of(input_rows(original, x, target.output, index), centred=centred)
+        dense = _dense(original, *least_squares(original, moments, wanted, centred=centred))
         for method in self.chains.get(name, ()):
             dense = self.factorize(name, dense, method, moments)
+        if wide and self.approximated(name):
+            known = self.stats.layers.get(name, LayerStatistics()).outputs
+            refit_rest(dense, x, target.output, target.index, target.rows, known)
         if isinstance(original.bias, Tensor) and self.approximated(name):
-            _shift(dense, (target.rows.mean(1) - mean_output(original, dense, moments.mean)).flatten())
+            _shift(dense, (wanted.mean(1) - mean_output(original, dense, moments.mean)).flatten())
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
             module.load_state_dict(state)
@@ -265,6 +272,11 @@ class _Refit:
         once = method.factor_once if isinstance(method, Factorization) else method.factor
         factors = once({name: dense}, {name: now})
         return method.rewrite({name: dense}, factors).modules[name]
+
+
+def spread(total: int, most: int) -> Tensor:
+    """At most `most` of `total` places, evenly spread."""
+    return torch.linspace(0, total - 1, min(total, most)).round().long()
 
 
 def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from taut.types.budget import Budget, Cost
 from taut.types.method import Factors, Method, Rewrite
 from taut.types.network import Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
+from taut.types.schedule import Schedule, Stage, cascade, check_schedule
 
 __all__ = [
     "Budget",
@@ -17,6 +18,10 @@ __all__ = [
     "Network",
     "Plan",
     "Rewrite",
+    "Schedule",
     "Setting",
+    "Stage",
     "Step",
+    "cascade",
+    "check_schedule",
 ]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import platform
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
@@ -14,7 +13,20 @@ from typing import Any
 
 import torch
 
-PACKAGES = ("taut", "torch", "numpy", "scipy", "tensorly", "safetensors")
+from taut.files import write_atomic
+
+PACKAGES = (
+    "taut",
+    "torch",
+    "numpy",
+    "scipy",
+    "safetensors",
+    "accelerate",
+    "onnxruntime",
+    "openvino",
+    "tensorly",
+    "torch-pruning",
+)
 
 
 @dataclass(frozen=True)
@@ -76,10 +88,11 @@ def _version(name: str) -> str | None:
         return None
 
 
-def finish(path: Path, settings: Mapping[str, Any], results: Any, bounds: Sequence[Bound]) -> None:
-    """Write a result file, print the bounds and leave the process: 0 if all hold, 1 otherwise.
+def write_results(path: Path, settings: Mapping[str, Any], results: Any, bounds: Sequence[Bound]) -> bool:
+    """Write a result file beside the environment it was made in.
 
-    A run that tested no bound (reduced sizes) leaves with 0 and says so.
+    Returns:
+        Whether at least one bound was tested and none failed.
     """
     record = {
         "settings": dict(settings),
@@ -87,11 +100,5 @@ def finish(path: Path, settings: Mapping[str, Any], results: Any, bounds: Sequen
         "bounds": [{**asdict(bound), "holds": bound.holds} for bound in bounds],
         "environment": environment(),
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(record, indent=1, allow_nan=False) + "\n")
-    print(f"\nwritten: {path.parent.name}/{path.name}")
-    for bound in bounds:
-        print(bound)
-    if not bounds:
-        print("no bound was tested")
-    sys.exit(0 if all(bound.holds for bound in bounds) else 1)
+    write_atomic(path, (json.dumps(record, indent=1, allow_nan=False) + "\n").encode())
+    return bool(bounds) and all(bound.holds for bound in bounds)

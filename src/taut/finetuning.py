@@ -1,0 +1,239 @@
+"""`finetune`: a schedule carried out: steps applied, nets trained in between, resumable after a kill."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from taut.applying import apply_plan
+from taut.calls import Example, batch_size, collect, device_of, evaluating, on_device, quiet
+from taut.errors import CallError, DataError
+from taut.fingerprint import fingerprint
+from taut.measure.accuracy import measure
+from taut.measure.layout import channels_last, has_images
+from taut.recovery.refit import SAMPLES
+from taut.replaying import replay
+from taut.structure.statistics import Statistics, observe
+from taut.structure.surgery import clone
+from taut.structure.tracing import trace
+from taut.training.batches import Batches
+from taut.training.freezing import below, frozen, run_order
+from taut.training.loop import Judge, Trainer, accelerator, launched
+from taut.training.losses import Loss, Objective
+from taut.training.randomness import own_states
+from taut.training.state import Position, Store, unpacked
+from taut.types import Plan, Schedule, Stage, check_schedule
+
+
+@dataclass(frozen=True)
+class Finetune:
+    """How `taut.compress` trains what it made.
+
+    Attributes:
+        train: training batches, with or without targets; read once per epoch.
+        valid: validation batches (their mean loss decides) or a function of the model, higher is better.
+        loss: `loss(outputs, targets)`, a mean over samples; None: distillation from the original, without labels.
+        schedule: stages, or a function of the plan that gives them, such as `taut.cascade`; None: all at once.
+        folder: where the state is kept, to go on after a kill.
+    """
+
+    train: Any
+    valid: Any
+    loss: Loss | None = None
+    schedule: Schedule | Callable[[Plan], Schedule] | None = None
+    folder: str | Path | None = None
+
+
+def finetune(  # noqa: PLR0913 - the call is documented with these
+    model: nn.Module,
+    plan: Plan | None,
+    stats: Statistics | None,
+    train: Any,
+    valid: Any,
+    *,
+    schedule: Schedule | None = None,
+    loss: Loss | None = None,
+    teacher: nn.Module | None = None,
+    example: Any = None,
+    folder: str | Path | None = None,
+    seed: int = 0,
+) -> nn.Module:
+    """Carry out a schedule: apply the steps of each stage, then train, and keep the best validation weights.
+
+    Args:
+        model: the ORIGINAL model, or with plan=None one that is only to be trained; it is not changed.
+        plan: steps by original layer names, or None.
+        stats: what `observe` found in the original; None needs `example`.
+        train: training batches like the example, or (inputs, targets); their inputs also calibrate the refit.
+        valid: validation batches (their mean loss decides), or `evaluate(model)`, higher is better.
+        schedule: `taut.Stage`s; None: one stage with every step, 3 epochs of Adam at 1e-3.
+        loss: `loss(outputs, targets)`, a mean over samples; None: distillation, which needs no labels.
+        teacher: whose outputs are distilled; None: `model`, where there is a plan.
+        example: how the model is called, where there are no statistics.
+        folder: where the state is kept; called again with the same arguments, it goes on from there.
+        seed: of everything random.
+
+    Returns:
+        A new model, with train flags, devices and layouts as in the input.
+
+    Raises:
+        CallError: the schedule does not apply each step once, or what it needs is missing.
+        DataError: batches or `valid` cannot be used.
+    """
+    return carry_out(
+        model,
+        plan,
+        stats,
+        Finetune(train, valid, loss, schedule, folder),
+        teacher=teacher if teacher is not None or plan is None else model,
+        example=example,
+        seed=seed,
+    )[0]
+
+
+def carry_out(  # noqa: PLR0913 - as `finetune`
+    model: nn.Module,
+    plan: Plan | None,
+    stats: Statistics | None,
+    wish: Finetune,
+    *,
+    teacher: nn.Module | None,
+    example: Any = None,
+    seed: int = 0,
+) -> tuple[nn.Module, Plan | None]:
+    """`finetune`, and the plan as it was really carried out."""
+    schedule = wish.schedule(plan) if callable(wish.schedule) and plan is not None else wish.schedule
+    if callable(schedule):
+        raise CallError("A schedule that is a function of the plan needs a plan.")
+    stages = schedule or (Stage(tuple(range(len(plan.steps))) if plan else ()),)
+    check_schedule(stages, plan)
+    with quiet(seed), own_states():
+        return _Run(model, plan, stats, wish, stages, teacher, example, seed).run()
+
+
+class _Run:
+    """One run of a schedule."""
+
+    def __init__(  # noqa: PLR0913, PLR0917 - as `finetune`
+        self,
+        model: nn.Module,
+        plan: Plan | None,
+        stats: Statistics | None,
+        wish: Finetune,
+        stages: Schedule,
+        teacher: nn.Module | None,
+        example: Any,
+        seed: int,
+    ) -> None:
+        if stats is None and example is None:
+            raise CallError("Training needs stats= of taut.observe or an example= to know how the model is called.")
+        self.example: Example = stats.network.example if stats is not None else Example(model, example)
+        self.original, self.plan, self.stats, self.wish, self.stages, self.seed = model, plan, stats, wish, stages, seed
+        self.objectives = [Objective(wish.loss, stage.distill) for stage in stages]
+        distills = any(objective.distills for objective in self.objectives)
+        if distills and teacher is None:
+            raise CallError("Distillation needs the original: give teacher=, or a loss.")
+        self.teacher = _fast(teacher, self.example) if distills and teacher is not None else None
+        self.batches = Batches(self.example, wish.train, self.teacher, "training")
+        self.store = Store(wish.folder)
+
+    def run(self) -> tuple[nn.Module, Plan | None]:
+        """All stages, from the first or from where the state of the folder stands."""
+        mark = fingerprint(self.original, None, (self.plan and self.plan.to_json(), self.stages, self.seed))
+        found = self.store.read(mark)
+        position, tensors = found if found is not None else (Position(mark), {})
+        model = self._restored(position, unpacked("model", tensors)) if found else clone(self.original)
+        accelerate = accelerator()
+        home, device = device_of(model), accelerate.device if launched() else device_of(model)
+        kept = []
+        while position.stage < len(self.stages):
+            stage = self.stages[position.stage]
+            if not position.applied:
+                tensors = {}
+                model, done = self._applied(model, stage, first=not position.steps and position.stage == 0)
+                if done is not None:
+                    position.steps, position.applied = (*position.steps, *done.steps), True
+                    kept += [k for k in done.kept if k.reason.startswith("rolled back")]
+            position.applied = True
+            model = self._trained(model.to(device), stage, position, tensors, accelerate)
+            position.next_stage()
+        if accelerate.is_main_process:
+            self.store.write(position, {f"model/{name}": t for name, t in model.state_dict().items()})
+        plan = None if self.plan is None else replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *kept))
+        return model.to(home), plan
+
+    def _restored(self, position: Position, tensors: dict[str, Tensor]) -> nn.Module:
+        model = clone(self.original)
+        replay(model, position.steps)
+        model.load_state_dict(tensors)
+        return model
+
+    def _applied(self, model: nn.Module, stage: Stage, first: bool) -> tuple[nn.Module, Plan | None]:
+        """The model with the stage's steps; decomposed and refitted from the weights that it has now."""
+        if self.plan is None or not stage.steps:
+            return model, None
+        steps = Plan(tuple(self.plan.steps[place] for place in stage.steps))
+        data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)]
+        stats = self.stats if first else None
+        if stats is None:
+            stats = observe(trace(model, self.example), model, data)
+        return apply_plan(model, steps, stats, data)
+
+    def _trained(
+        self, model: nn.Module, stage: Stage, position: Position, tensors: dict[str, Tensor], accelerate: Any
+    ) -> nn.Module:
+        layers = [name for place in stage.steps if self.plan for name in self.plan.steps[place].layers]
+        fixed = below(run_order(model, self.example), layers) if stage.train == "above" else set()
+        objective = self.objectives[position.stage]
+        judge = self._judge(objective)
+        working = _fast(model, self.example)
+        with frozen(working, fixed) as still:
+            Trainer(
+                working,
+                still,
+                stage,
+                objective,
+                self.batches,
+                judge,
+                self.example,
+                accelerate,
+                position,
+                self.store,
+                self.seed,
+            ).run(tensors)
+        model.load_state_dict(working.state_dict())
+        return model
+
+    def _judge(self, objective: Objective) -> Judge | None:
+        valid = self.wish.valid
+        if valid is None:
+            return None
+        if callable(valid):
+            return lambda model: measure(valid, model).value
+        batches = Batches(self.example, valid, self.teacher if objective.distills else None, "validation")
+
+        def judge(model: nn.Module) -> float:
+            """Minus the mean loss."""
+            total = count = 0.0
+            with evaluating(model):
+                for place, batch in enumerate(batches):
+                    inputs, targets = (on_device(part, device_of(model)) for part in batches.read(batch))
+                    samples = batch_size(inputs)
+                    output = self.example.run(model, inputs)
+                    loss = objective(output, targets, batches.original(place, inputs))
+                    total, count = total + samples * float(loss), count + samples
+            if not count:
+                raise DataError("The validation data gave no batch.")
+            return -total / count
+
+        return judge
+
+
+def _fast(model: nn.Module, example: Example) -> nn.Module:
+    """A copy to train on; convolutions of images in the layout that takes a third less time."""
+    copied = clone(model)
+    return channels_last(copied) if has_images(example) else copied

@@ -1,0 +1,148 @@
+"""A model as one ONNX file with a dynamic batch, from synthetic inputs: nobody's data and no paths end up in it."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import Example, map_tensors, tensors
+from taut.errors import CallError, ModelError
+
+OPSET = 20
+LARGEST = (1 << 31) - (1 << 20)
+"""Bytes: protobuf holds no single file above 2 GB."""
+
+
+def missing(*packages: str) -> str | None:
+    """The first package that is not installed, with the remedy; or None."""
+    absent = next((name for name in packages if find_spec(name) is None), None)
+    extra = "openvino" if absent == "openvino" else "onnx"
+    return None if absent is None else f"{absent} is not installed: pip install 'taut[{extra}]'"
+
+
+def synthetic(example: Example, size: int, seed: int = 0) -> Any:
+    """Inputs of `size` samples like the example: noise of the same mean and deviation, integers from the same range."""
+    random = torch.Generator().manual_seed(seed)
+
+    def like(t: Tensor) -> Tensor:
+        shape = (size, *t.shape[1:]) if t.ndim and t.shape[0] == example.batch else tuple(t.shape)
+        if t.dtype == torch.bool or not t.numel():
+            return torch.rand(shape, generator=random) < (t.double().mean() if t.numel() else 0.5)
+        if not t.is_floating_point():
+            return torch.randint(int(t.min()), int(t.max()) + 1, shape, generator=random).to(t.dtype)
+        spread = t.double().std() if t.numel() > 1 else torch.tensor(1.0)
+        return (torch.randn(shape, generator=random, dtype=torch.float64) * spread + t.double().mean()).to(t.dtype)
+
+    return map_tensors(lambda t: like(t.detach().cpu()), example.value)
+
+
+def arguments(example: Example, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Inputs as positional and keyword arguments of forward."""
+    if example.keywords:
+        return (), dict(inputs)
+    return (inputs if isinstance(example.value, tuple) else (inputs,)), {}
+
+
+def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
+    """Write `model` in eval mode as ONNX.
+
+    Args:
+        model: is left as it was; a copy on the CPU is exported.
+        example: how it is called; dimension 0 of tensors that have its batch size becomes dynamic.
+        path: of the file.
+
+    Raises:
+        CallError: a package is missing, or the model is larger than one file can be.
+        ModelError: torch cannot export the model.
+    """
+    absent = missing("onnx", "onnxscript")
+    if absent:
+        raise CallError(f"ONNX needs a package: {absent}.")
+    if sum(t.numel() * t.element_size() for t in model.state_dict().values()) > LARGEST:
+        raise CallError("The model holds more than 2 GB, which no single ONNX file can: it was not exported.")
+    args, kwargs = arguments(example, synthetic(example, 2))
+    dynamic = map_tensors(lambda t: _dimensions(t, example.batch), arguments(example, example.value))
+    copied = copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
+    try:
+        with _silence(), torch.no_grad():
+            program = torch.onnx.export(
+                copied,
+                args,
+                kwargs=kwargs,
+                dynamo=True,
+                dynamic_shapes=dynamic[1] if kwargs else dynamic[0],
+                opset_version=OPSET,
+                verbose=False,
+            )
+    except Exception as error:
+        raise ModelError(f"torch cannot export this model to ONNX: {_reason(error)}") from error
+    _write(program, path)
+
+
+def _dimensions(t: Tensor, batch: int) -> Any:
+    return {0: torch.export.Dim.DYNAMIC} if t.ndim and t.shape[0] == batch else None
+
+
+def _write(program: Any, path: Path) -> None:
+    """Without what names the exporting machine, and so the same bytes everywhere."""
+    import onnx  # noqa: PLC0415 - an optional extra
+
+    proto = program.model_proto
+    proto.doc_string = ""
+    for graph in (proto.graph, *proto.functions):
+        for part in (
+            graph,
+            *graph.node,
+            *graph.value_info,
+            *getattr(graph, "input", ()),
+            *getattr(graph, "output", ()),
+        ):
+            for field in ("metadata_props", "doc_string"):
+                if hasattr(part, field):
+                    part.ClearField(field)
+    del proto.metadata_props[:]
+    onnx.save_model(proto, str(path))
+
+
+@contextlib.contextmanager
+def _silence() -> Iterator[None]:
+    """The exporter prints and warns of what does not concern the user."""
+    logger = logging.getLogger("torch.onnx")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        unread = io.StringIO()
+        with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(unread):
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+def _reason(error: Exception) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None and isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+
+
+def feeds(names: list[str], inputs: Any) -> dict[str, Any]:
+    """The tensors of an input by the graph's input names, as arrays.
+
+    Raises:
+        ModelError: the graph takes another number of inputs: the export dropped one that the model does not use.
+    """
+    arrays = [t.detach().cpu().numpy() for t in tensors(inputs)]
+    if len(names) > len(arrays):
+        raise ModelError(f"The exported graph takes {len(names)} inputs, the model {len(arrays)}.")
+    return dict(zip(names, arrays, strict=False))

@@ -1,0 +1,218 @@
+"""The runtimes in which a model is timed and checked, each a small adapter: whether it is here, build, identify.
+
+eager          torch as it is
+channels_last  torch with 4-d weights in that memory format
+cuda           torch on the first GPU, for a model that lives on the CPU
+onnxruntime    ONNX Runtime on the CPU, from the model's ONNX file
+openvino       OpenVINO on the CPU, from the same file; its precision is pinned to f32 (its default may be bf16)
+
+A built model is called with inputs and waits until its outputs are there. Sessions of ONNX Runtime slow each other
+when their threads spin, so spinning is off, and only one runtime at a time is kept alive.
+"""
+
+from __future__ import annotations
+
+import copy
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, ClassVar, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import Example, device_of, map_tensors, on_device, tensors
+from taut.errors import CallError
+from taut.measure.layout import channels_last, has_images, has_kernels, images_last
+from taut.measure.onnx import arguments, feeds, missing
+
+Run = Callable[[Any], list[Any]]
+"""Inputs -> outputs, all tensors or arrays of them in order."""
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A model that is to be run.
+
+    Attributes:
+        model: in eval mode. example: how it is called. onnx: makes its ONNX file when first asked for, and once.
+    """
+
+    model: nn.Module
+    example: Example
+    onnx: Callable[[], Path]
+
+
+class Runtime(Protocol):
+    """Where models run."""
+
+    name: ClassVar[str]
+
+    def refuses(self, subject: Subject) -> str | None:
+        """Why this runtime is not measured for a model; "" where nobody would expect it."""
+
+    def build(self, subject: Subject) -> tuple[Run, Any]:
+        """The model ready to run, and the example's inputs laid out for it."""
+
+    def identify(self) -> str:
+        """Name, version and settings."""
+
+
+class Eager:
+    """torch as the model is."""
+
+    name: ClassVar[str] = "eager"
+
+    def refuses(self, subject: Subject) -> str | None:
+        """Never."""
+        del subject
+        return None
+
+    def build(self, subject: Subject) -> tuple[Run, Any]:
+        """The model itself."""
+        inputs = map_tensors(Tensor.clone, on_device(subject.example.value, device_of(subject.model)))
+        return _torch_run(subject.model, subject.example), inputs
+
+    def identify(self) -> str:
+        """Torch's version and threads."""
+        return f"torch {torch.__version__}, {torch.get_num_threads()} threads"
+
+
+class ChannelsLast:
+    """torch with images and kernels in channels_last."""
+
+    name: ClassVar[str] = "channels_last"
+
+    def refuses(self, subject: Subject) -> str | None:
+        """Models without images, or without kernels for them."""
+        return None if has_images(subject.example) and has_kernels(subject.model) else ""
+
+    def build(self, subject: Subject) -> tuple[Run, Any]:
+        """A copy that shares all that is not 4-d."""
+        copied = channels_last(subject.model)
+        inputs = on_device(subject.example.value, device_of(copied))
+        return _torch_run(copied, subject.example), map_tensors(lambda t: images_last(t.clone()), inputs)
+
+    def identify(self) -> str:
+        """As eager."""
+        return f"torch {torch.__version__}, channels_last, {torch.get_num_threads()} threads"
+
+
+class Cuda:
+    """torch on the first GPU."""
+
+    name: ClassVar[str] = "cuda"
+
+    def refuses(self, subject: Subject) -> str | None:
+        """No GPU, or the model is on one already (then eager is that)."""
+        return None if torch.cuda.is_available() and device_of(subject.model).type == "cpu" else ""
+
+    def build(self, subject: Subject) -> tuple[Run, Any]:
+        """A copy on the GPU."""
+        copied = copy.deepcopy(subject.model).cuda()
+        return _torch_run(copied, subject.example), on_device(subject.example.value, device_of(copied))
+
+    def identify(self) -> str:
+        """The GPU's name."""
+        return f"torch {torch.__version__}, {torch.cuda.get_device_name()}"
+
+
+class OnnxRuntime:
+    """ONNX Runtime on the CPU."""
+
+    name: ClassVar[str] = "onnxruntime"
+
+    def refuses(self, subject: Subject) -> str | None:
+        """A package is missing."""
+        del subject
+        return missing("onnxruntime", "onnx", "onnxscript")
+
+    def build(self, subject: Subject) -> tuple[Run, Any]:
+        """A session with torch's number of threads, none of them spinning."""
+        return self.session(subject.onnx()), subject.example.value
+
+    def session(self, path: Path) -> Run:
+        """An ONNX file ready to run."""
+        import onnxruntime  # noqa: PLC0415 - an optional extra
+
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = torch.get_num_threads()
+        options.log_severity_level = 3
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
+        names = [given.name for given in session.get_inputs()]
+        return lambda inputs: list(session.run(None, feeds(names, inputs)))
+
+    def identify(self) -> str:
+        """Version and threads."""
+        return f"onnxruntime {version('onnxruntime')}, CPU, {torch.get_num_threads()} threads"
+
+
+class OpenVINO:
+    """OpenVINO on the CPU, in f32."""
+
+    name: ClassVar[str] = "openvino"
+
+    def refuses(self, subject: Subject) -> str | None:
+        """A package is missing."""
+        del subject
+        return missing("openvino", "onnx", "onnxscript")
+
+    def build(self, subject: Subject) -> tuple[Run, Any]:
+        """The compiled model."""
+        return self.compiled(subject.onnx()), subject.example.value
+
+    def compiled(self, path: Path) -> Run:
+        """An ONNX or OpenVINO file ready to run."""
+        import openvino  # noqa: PLC0415 - an optional extra
+
+        settings = {
+            "INFERENCE_PRECISION_HINT": "f32",
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        }
+        model = openvino.Core().compile_model(str(path), "CPU", settings)
+        names = [given.get_any_name() for given in model.inputs]
+        request = model.create_infer_request()
+
+        def run(inputs: Any) -> list[Any]:
+            found = request.infer(feeds(names, inputs))
+            return [found[output] for output in model.outputs]
+
+        return run
+
+    def identify(self) -> str:
+        """Version, precision and threads."""
+        return f"openvino {version('openvino')}, CPU, f32, {torch.get_num_threads()} threads"
+
+
+TORCH: tuple[Runtime, ...] = (Eager(), ChannelsLast())
+RUNTIMES: Mapping[str, Runtime] = {runtime.name: runtime for runtime in (*TORCH, Cuda(), OnnxRuntime(), OpenVINO())}
+
+
+def chosen() -> tuple[Runtime, ...]:
+    """All runtimes, or those that the environment variable TAUT_RUNTIMES names (comma-separated).
+
+    Raises:
+        CallError: it names an unknown one, or not "eager".
+    """
+    wish = [name.strip() for name in os.environ.get("TAUT_RUNTIMES", "").split(",") if name.strip()]
+    unknown = [name for name in wish if name not in RUNTIMES]
+    if unknown or (wish and "eager" not in wish):
+        raise CallError(f"TAUT_RUNTIMES must name eager and others of {', '.join(RUNTIMES)}. Got {','.join(wish)}.")
+    return tuple(runtime for name, runtime in RUNTIMES.items() if not wish or name in wish)
+
+
+def _torch_run(model: nn.Module, example: Example) -> Run:
+    device = device_of(model)
+
+    def run(inputs: Any) -> list[Any]:
+        args, kwargs = arguments(example, inputs)
+        output = model(*args, **kwargs)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        return tensors(output)
+
+    return run

@@ -1,0 +1,80 @@
+"""What stands behind a factor's first layer, solved again on what that layer now gives.
+
+A layer of large fan-in is refitted from fewer rows than it has inputs. Behind its new first layer only r channels are
+left, and there the rows suffice: with z the unfolded output of the first layer, M = argmin E|y - M z - b|^2 + lambda
+|M - M0|^2, M0 the product of the layers behind, and M cut again to their rank by its leading directions in E[z z^T].
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from taut.decompose.balance import orthogonalize
+from taut.decompose.linalg import root
+from taut.decompose.svd import directions
+from taut.methods.base import regular
+from taut.recovery.solving import Moments, least_squares
+from taut.structure.patches import bias_of, fan_in, grouped_weight, groups_of, input_rows, weight_of
+from taut.structure.surgery import shallow
+
+WIDEST = 4096
+"""Unfolded channels behind the first layer up to which their second moment is held."""
+
+ROWS = 16_384
+"""Output positions at most."""
+
+
+def refit_rest(chain: nn.Module, x: Tensor, output: Tensor, index: Tensor, wanted: Tensor, B: Tensor | None) -> None:
+    """Solve the layers behind the first of `chain` again, in place.
+
+    Args:
+        chain: two or three layers without anything between them.
+        x: present input of the first.
+        output: of the shape of the last one's output.
+        index: output positions.
+        wanted: (g, n, o), what the original gave there.
+        B: (g, o, o), weight of the outputs, or None.
+    """
+    parts: list[Any] = list(chain.children())
+    if not isinstance(chain, nn.Sequential) or len(parts) not in {2, 3} or fan_in(parts[1]) > WIDEST:
+        return
+    first, second, last = parts[0], parts[1], parts[-1]
+    keep = max(1, min(len(index), ROWS, (1 << 26) // fan_in(second)))
+    some = torch.linspace(0, len(index) - 1, keep).long()
+    rows = input_rows(second, first(x), output, index[some])
+    centred = bias_of(last) is not None
+    moments = Moments.of(rows, centred=centred)
+    if moments.gram is None:
+        return
+    M, bias = least_squares(_product(parts), moments, wanted[:, some.to(wanted.device)], centred=centred)
+    if bias is not None:
+        last.bias.data = bias.to(last.bias)
+    if last is second:
+        second.weight.data = M.reshape(second.weight.shape).to(second.weight)
+        return
+    half = None if B is None else root(regular(B))
+    M = M.double()
+    r = second.weight.shape[0] // groups_of(second)
+    basis = directions(M @ moments.gram @ M.mT, half, r)
+    core = torch.einsum("gqo,gok->gqk", basis.down[:, :r], M)
+    taps = weight_of(second)[0, 0].numel()
+    cube = core.reshape(*core.shape[:2], -1, taps)  # (g, q, r_in, taps)
+    up, flipped = orthogonalize(basis.up[..., :r].mT, cube.transpose(1, 2))
+    second.weight.data = flipped.transpose(1, 2).reshape(second.weight.shape).to(second.weight).contiguous()
+    last.weight.data = up.mT.reshape(last.weight.shape).to(last.weight).contiguous()
+
+
+def _product(parts: list[Any]) -> nn.Module:
+    """One layer in place of all behind the first, with the bias of the last."""
+    second, last = parts[1], parts[-1]
+    if last is second:
+        return cast(nn.Module, second)
+    product: Any = shallow(second)
+    core, up = grouped_weight(second), grouped_weight(last)[..., 0]
+    whole = torch.einsum("goq,gqcs->gocs", up, core)
+    product.weight = nn.Parameter(whole.flatten(0, 1).reshape(-1, *weight_of(second).shape[1:]), requires_grad=False)
+    product.bias = last.bias
+    return cast(nn.Module, product)

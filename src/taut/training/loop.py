@@ -1,0 +1,232 @@
+"""The one training loop: one stage of a schedule, from wherever it stands, to its best validation weights.
+
+It runs on Accelerate, so several devices and mixed precision are options of `accelerate launch`. Every process reads
+the same batches and takes its part of each; gradients are means over the whole batch, so that the number of processes
+does not change the result (batch norms in training mode excepted: each process normalizes by its own part).
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import signal
+import threading
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import Example, batch_size, device_of, on_device
+from taut.errors import CallError
+from taut.progress import stage as announce
+from taut.training.batches import Batches, share, weight
+from taut.training.freezing import train_mode
+from taut.training.losses import Objective
+from taut.training.randomness import capture, restore, seed_all
+from taut.training.state import Position, Store, fill_optimizer, optimizer_tensors, packed, unpacked
+from taut.types import Stage
+
+Judge = Callable[[nn.Module], float]
+"""Validation value of a model; higher is better."""
+
+OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": lambda params, lr, weight_decay: torch.optim.SGD(
+        params, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
+    ),
+}
+
+
+def accelerator() -> Any:
+    """Accelerate's view of this process.
+
+    Raises:
+        CallError: Accelerate is not installed.
+    """
+    try:
+        from accelerate import Accelerator, DistributedDataParallelKwargs  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise CallError("Training needs Accelerate: pip install 'taut[train]'.") from None
+    # Layers that the example never runs get no gradient; without this, several processes wait for it forever.
+    unused = DistributedDataParallelKwargs(find_unused_parameters=True)
+    return Accelerator(device_placement=False, kwargs_handlers=[unused])
+
+
+def launched() -> bool:
+    """Whether `accelerate launch` or torchrun started this process as one of several."""
+    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+
+
+@dataclass
+class Trainer:
+    """Everything that one stage needs; `run` does it.
+
+    Attributes:
+        model: trained in place. still: modules that stay as they are.
+        stage: the settings. objective: what is minimized. batches: training data. judge: validation, or None.
+        example: how the model is called. accelerator: Accelerate's. position: where the run stands, updated.
+        store: where its state is kept. seed: of everything random.
+    """
+
+    model: nn.Module
+    still: list[nn.Module]
+    stage: Stage
+    objective: Objective
+    batches: Batches
+    judge: Judge | None
+    example: Example
+    accelerator: Any
+    position: Position
+    store: Store
+    seed: int
+
+    def run(self, found: dict[str, Tensor]) -> None:
+        """Train until the epochs, the patience or the target end it; the model then holds the best weights.
+
+        Args:
+            found: tensors of an interrupted run of this very stage; empty at its start.
+        """
+        learning = [p for p in self.model.parameters() if p.requires_grad]
+        if self.stage.train == "none" or not self.stage.epochs or not learning:
+            return
+        optimizer = OPTIMIZERS[self.stage.optimizer](learning, lr=self.stage.rate, weight_decay=self.stage.weight_decay)
+        self.best: dict[str, Tensor] = unpacked("best", found)
+        if optimizer_state := unpacked("optimizer", found):
+            fill_optimizer(optimizer, optimizer_state)
+        self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
+        if not found:
+            self._validate(0.0)
+            self._save()
+        random = unpacked("random", found)
+        with announce(f"Training stage {self.position.stage + 1}", self._total()) as bar, _interrupts() as interrupted:
+            bar(self._done())
+            while self.position.epoch < self.stage.epochs and not self._over():
+                self._epoch(random, bar, interrupted)
+                random = {}
+        if self.best:
+            self.model.load_state_dict(self.best)
+
+    def _epoch(self, random: dict[str, Tensor], bar: Any, interrupted: Callable[[], bool]) -> None:
+        at = self.position
+        seed_all(self.seed, at.stage, at.epoch)
+        raw = iter(self.batches)
+        for _ in range(at.batch):  # what the interrupted run had done; the loader draws the same numbers again
+            next(raw)
+        if at.batch and random:
+            restore(random)
+        losses: list[float] = []
+        train_mode(self.model, self.still)
+        for batch in raw:
+            losses.append(self._step(batch))
+            at.batch += 1
+            bar.note(f"loss {losses[-1]:.4g}")
+            bar()
+            if not math.isfinite(losses[-1]):
+                warnings.warn("The loss is not finite: training stopped, the best weights are kept.", stacklevel=2)
+                at.epoch = self.stage.epochs
+                return
+            if interrupted() or self.store.due:
+                self._save()
+            if interrupted():
+                raise KeyboardInterrupt
+        if not at.batch:
+            raise CallError("The training data gave no batch.")
+        at.length, at.batch, at.epoch = at.batch, 0, at.epoch + 1
+        self._validate(sum(losses) / max(1, len(losses)))
+        self._save()
+
+    def _step(self, batch: Any) -> float:
+        """One update; the loss of this process's part."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = self._rate()
+        inputs, targets = self.batches.read(batch)
+        size, mine = batch_size(inputs), (self.accelerator.process_index, self.accelerator.num_processes)
+        device = device_of(self.model)
+        inputs, targets = (on_device(share(part, size, *mine), device) for part in (inputs, targets))
+        original = None
+        if self.objective.distills:
+            key = self.position.batch
+            original = self.batches.original(key, inputs)
+        with torch.enable_grad(), self.accelerator.autocast():
+            loss = self.objective(self.example.run(self.wrapped, inputs), targets, original)
+            scaled = loss * weight(size, *mine) if mine[1] > 1 else loss
+        self.optimizer.zero_grad()
+        with torch.enable_grad():
+            self.accelerator.backward(scaled)
+        self.optimizer.step()
+        return float(loss.detach())
+
+    def _rate(self) -> float:
+        """Half a cosine over the stage."""
+        at, length = self.position, self.batches.length or self.position.length
+        done = at.epoch + (at.batch / length if length else 0.0)
+        return 0.5 * self.stage.rate * (1 + math.cos(math.pi * min(1.0, done / self.stage.epochs)))
+
+    def _validate(self, loss: float) -> None:
+        """Keep the weights if they are the best of this stage so far."""
+        at, value = self.position, None if self.judge is None else self._agreed(self.judge(self.model))
+        if at.epoch:
+            at.history.append((at.stage, at.epoch, value, loss))
+        if value is None:
+            return
+        if at.best is None or value > at.best:
+            at.best, at.waited = value, 0
+            self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+        else:
+            at.waited += 1
+
+    def _agreed(self, value: float) -> float:
+        """The first process's value: all must decide alike."""
+        if self.accelerator.num_processes == 1:
+            return value
+        from accelerate.utils import broadcast_object_list  # noqa: PLC0415 - an optional extra
+
+        return float(broadcast_object_list([value])[0])
+
+    def _over(self) -> bool:
+        at, stage = self.position, self.stage
+        reached = stage.target is not None and at.best is not None and at.best >= stage.target
+        return reached or (stage.patience is not None and at.waited >= stage.patience)
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            self.store.write(
+                self.position,
+                packed("model", self.model.state_dict())
+                | packed("best", self.best)
+                | packed("optimizer", optimizer_tensors(self.optimizer))
+                | packed("random", capture()),
+            )
+
+    def _total(self) -> int | None:
+        length = self.batches.length
+        return None if length is None else length * self.stage.epochs
+
+    def _done(self) -> int:
+        return self.position.epoch * (self.batches.length or 0) + self.position.batch
+
+
+@contextmanager
+def _interrupts() -> Iterator[Callable[[], bool]]:
+    """Ctrl-C noted, so that the batch is finished and the state saved; a second one takes effect at once."""
+    caught = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield caught.is_set
+        return
+    old = signal.getsignal(signal.SIGINT)
+
+    def note(number: int, frame: Any) -> None:
+        if caught.is_set() and callable(old):
+            old(number, frame)
+        caught.set()
+
+    signal.signal(signal.SIGINT, note)
+    try:
+        yield caught.is_set
+    finally:
+        signal.signal(signal.SIGINT, old)

@@ -1,0 +1,108 @@
+"""A schedule: which steps of a plan are applied when, and what is trained in between; plain data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from pydantic import ConfigDict
+
+from taut.errors import CallError
+from taut.types.budget import FORBID
+from taut.types.plan import Plan
+
+Trained = Literal["all", "above", "none"]
+OPTIMIZERS = ("adam", "adamw", "sgd")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """Apply some steps of a plan, then train.
+
+    Attributes:
+        steps: positions in `Plan.steps`, applied in this order before the training; may be empty.
+        train: what learns: "all", "above" (layers that run after those of this stage; what is below is frozen) or
+            "none".
+        epochs: passes over the training data at most.
+        patience: epochs in a row without a better validation value after which the stage ends; None: never.
+        target: validation value (higher is better) at which the stage ends, such as the original's; None: never.
+        distill: share of the distillation loss in [0, 1], the rest is the user's loss; None: 0 with a loss, 1 without.
+        optimizer: "adam", "adamw" or "sgd" (momentum 0.9, Nesterov).
+        rate: learning rate at the start; it falls to 0 along a half cosine over the stage's epochs.
+        weight_decay: as the optimizer understands it.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    steps: tuple[int, ...] = ()
+    train: Trained = "all"
+    epochs: int = 3
+    patience: int | None = None
+    target: float | None = None
+    distill: float | None = None
+    optimizer: str = "adam"
+    rate: float = 1e-3
+    weight_decay: float = 0.0
+
+    def __post_init__(self) -> None:
+        """Refuse what no training can mean.
+
+        Raises:
+            CallError: a value outside its range.
+        """
+        _check("train", self.train, "all, above or none", self.train in {"all", "above", "none"})
+        _check("optimizer", self.optimizer, ", ".join(OPTIMIZERS), self.optimizer in OPTIMIZERS)
+        _check("epochs", self.epochs, "a whole number, at least 0", _whole(self.epochs, 0))
+        _check("patience", self.patience, "None or at least 1", self.patience is None or _whole(self.patience, 1))
+        _check("distill", self.distill, "None or in [0, 1]", self.distill is None or 0 <= self.distill <= 1)
+        _check("rate", self.rate, "above 0", self.rate > 0)
+        _check("weight_decay", self.weight_decay, "at least 0", self.weight_decay >= 0)
+
+
+Schedule = tuple[Stage, ...]
+
+
+def cascade(
+    plan: Plan, *, epochs: int = 10, patience: int | None = 2, target: float | None = None, rate: float = 1e-3
+) -> Schedule:
+    """One stage per step, front to back: compress a layer, freeze it and all below, train what is above.
+
+    Source: Denton et al. 2014, section 3.4 (fine-tune until the original performance is restored, then the next
+    layer).
+
+    Args:
+        plan: whose steps are spread over the stages, in their order.
+        epochs: of every stage at most.
+        patience: epochs without improvement after which the next layer's turn comes.
+        target: validation value at which it comes at once; the original's value is what the source uses.
+        rate: learning rate at the start of every stage.
+    """
+    return tuple(
+        Stage((place,), "above", epochs=epochs, patience=patience, target=target, rate=rate)
+        for place in range(len(plan.steps))
+    )
+
+
+def check_schedule(schedule: Schedule, plan: Plan | None) -> None:
+    """Whether every step of `plan` occurs exactly once.
+
+    Raises:
+        CallError: a step is missing, doubled or unknown, or there is no stage.
+    """
+    if not isinstance(schedule, tuple) or not schedule or not all(isinstance(stage, Stage) for stage in schedule):
+        raise CallError(f"A schedule must be a tuple of taut.Stage, at least one. Got {schedule!r:.80} instead.")
+    used = sorted(place for stage in schedule for place in stage.steps)
+    count = 0 if plan is None else len(plan.steps)
+    if used != list(range(count)):
+        raise CallError(
+            f"The schedule must apply each of the plan's {count} steps once, by its position 0 ... {count - 1}. "
+            f"It applies {used}."
+        )
+
+
+def _whole(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+
+
+def _check(key: str, value: object, wanted: str, good: bool) -> None:
+    if not good:
+        raise CallError(f"The '{key}' of a stage must be {wanted}. Got {value!r} instead.")
