@@ -346,7 +346,7 @@ def test_killed_while_saving(made, folder):
     small, plan = made
     other = copy.deepcopy(small)
     nn.init.zeros_(other.same.weight)
-    source = random.Random(3)  # noqa: S311 - no secret
+    source = random.Random(3)
     for _ in range(15):
         child = os.fork()
         if child == 0:
@@ -380,7 +380,7 @@ def never():
 
 @pytest.mark.parametrize("name", FILES)
 def test_every_bit_flip_and_truncation_is_detected(folder, name):
-    source = random.Random(name)  # noqa: S311 - no secret
+    source = random.Random(name)
     path = folder / name
     good = path.read_bytes()
     damaged = [good[: source.randrange(len(good))] for _ in range(105)]

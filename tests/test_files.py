@@ -125,7 +125,7 @@ def test_bad_json_is_refused_in_one_line(data, words):
 
 
 def test_random_bytes_are_refused():
-    source = random.Random(0)  # noqa: S311 - no secret
+    source = random.Random(0)
     for _ in range(200):
         with pytest.raises(ArtifactError):
             files.unseal(source.randbytes(source.randrange(200)), "x")

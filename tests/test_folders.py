@@ -120,7 +120,7 @@ def test_killed_in_the_middle_of_a_write(target):
 
 
 def test_killed_at_random_moments(target):
-    source = random.Random(1)  # noqa: S311 - no secret
+    source = random.Random(1)
     for _ in range(15):
         child = os.fork()
         if child == 0:

@@ -131,7 +131,8 @@ class _Run:
     ) -> None:
         if stats is None and example is None:
             raise CallError("Training needs stats= of taut.observe or an example= to know how the model is called.")
-        self.example: Example = stats.network.example if stats is not None else Example(model, example)
+        given = stats.network.example if stats is not None else example
+        self.example: Example = given if isinstance(given, Example) else Example(model, given)
         self.original, self.plan, self.stats, self.wish, self.stages, self.seed = model, plan, stats, wish, stages, seed
         self.objectives = [Objective(wish.loss, stage.distill) for stage in stages]
         distills = any(objective.distills for objective in self.objectives)

@@ -161,7 +161,8 @@ def _training(value: Any) -> Training:
         return TypeAdapter(Training).validate_python(given)
     except ValidationError as error:
         first = error.errors()[0]
-        raise CallError(f"The 'finetune' key '{first['loc'][0]}' is wrong: {first['msg']}.") from None
+        where = ".".join(("finetune", *(str(part) for part in first["loc"])))
+        raise CallError(f"The '{where}' is wrong: {first['msg'].removeprefix('Value error, ')}") from None
 
 
 def _methods(value: Any) -> tuple[Method, ...]:

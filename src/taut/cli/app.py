@@ -15,6 +15,7 @@ from taut.cli.doctor import doctor
 from taut.cli.exporting import export
 from taut.cli.looking import inspect, methods
 from taut.cli.measuring import benchmark, evaluate
+from taut.cli.reproducing import reproduce
 from taut.progress import reporting
 
 app = typer.Typer(
@@ -23,7 +24,7 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (demo, inspect, explore, compress, resume, evaluate, benchmark, export, methods, doctor):
+for command in (demo, inspect, explore, compress, resume, evaluate, benchmark, export, reproduce, methods, doctor):
     app.command()(command)
 
 

@@ -14,9 +14,9 @@ from functools import cache, partial
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
-from taut.calls import Example, evaluating, quietly
+from taut.calls import Example, evaluating, map_tensors, quietly
 from taut.errors import CallError
 from taut.files import one_line
 from taut.measure.onnx import to_onnx
@@ -133,7 +133,7 @@ def latencies(
     skipped: dict[str, str] = {}
     with evaluating(before), evaluating(after), tempfile.TemporaryDirectory(prefix="taut-") as folder:
         for model in (before, after):
-            example.run(model)
+            example.run(model, map_tensors(Tensor.clone, example.value))  # some models write to their input
         subjects = [
             Subject(model, example, _converter(model, example, Path(folder) / f"{place}.onnx"))
             for place, model in enumerate((before, after))

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.dropout import _DropoutNd
 
 from taut.calls import Example, evaluating
 from taut.structure.surgery import shallow
@@ -50,9 +51,14 @@ def frozen(model: nn.Module, names: set[str]) -> Iterator[list[nn.Module]]:
             parameter.requires_grad_()
 
 
-def train_mode(model: nn.Module, still: Sequence[nn.Module]) -> None:
-    """Training mode, but for frozen modules and for batch norms whose statistics are declared fixed (momentum 0)."""
+def train_mode(model: nn.Module, still: Sequence[nn.Module], *, labels: bool) -> None:
+    """Training mode; without `labels` dropout is off and batch norms keep their statistics.
+
+    A net that is to compute what the original computes is trained on the function that it will have. Batch norms that
+    are frozen, or whose statistics are declared fixed (momentum 0), keep them in any case.
+    """
     model.train()
     for module in model.modules():
-        if isinstance(module, _BatchNorm) and (module.momentum == 0 or module in still):
+        fixed = isinstance(module, _BatchNorm) and (not labels or module.momentum == 0 or module in still)
+        if fixed or (isinstance(module, _DropoutNd) and not labels):
             module.eval()

@@ -2,7 +2,7 @@
 
 It runs on Accelerate, so several devices and mixed precision are options of `accelerate launch`. Every process reads
 the same batches and takes its part of each; gradients are means over the whole batch, so that the number of processes
-does not change the result (batch norms in training mode excepted: each process normalizes by its own part).
+does not change the result (batch norms that learn from labels excepted: each process normalizes by its own part).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.calls import Example, batch_size, device_of, on_device
-from taut.errors import CallError
+from taut.errors import CallError, DataError, ModelError
 from taut.progress import stage as announce
 from taut.training.batches import Batches, share, weight
 from taut.training.freezing import train_mode
@@ -94,6 +94,9 @@ class Trainer:
         learning = [p for p in self.model.parameters() if p.requires_grad]
         if self.stage.train == "none" or not self.stage.epochs or not learning:
             return
+        half = {str(p.dtype).removeprefix("torch.") for p in learning if p.dtype in {torch.float16, torch.bfloat16}}
+        if half:
+            raise ModelError(f"Weights in {', '.join(half)} cannot be trained: convert the model with .float() first.")
         optimizer = OPTIMIZERS[self.stage.optimizer](learning, lr=self.stage.rate, weight_decay=self.stage.weight_decay)
         self.best: dict[str, Tensor] = unpacked("best", found)
         if optimizer_state := unpacked("optimizer", found):
@@ -120,7 +123,7 @@ class Trainer:
         if at.batch and random:
             restore(random)
         losses: list[float] = []
-        train_mode(self.model, self.still)
+        train_mode(self.model, self.still, labels=self.objective.share < 1)
         for batch in raw:
             losses.append(self._step(batch))
             at.batch += 1
@@ -135,7 +138,7 @@ class Trainer:
             if interrupted():
                 raise KeyboardInterrupt
         if not at.batch:
-            raise CallError("The training data gave no batch.")
+            raise DataError("The training data gave no batch.")
         at.length, at.batch, at.epoch = at.batch, 0, at.epoch + 1
         self._validate(sum(losses) / max(1, len(losses)))
         self._save()

@@ -27,6 +27,7 @@ class Stage:
         patience: epochs in a row without a better validation value after which the stage ends; None: never.
         target: validation value (higher is better) at which the stage ends, such as the original's; None: never.
         distill: share of the distillation loss in [0, 1], the rest is the user's loss; None: 0 with a loss, 1 without.
+            At 1 dropout is off and batch norms keep their statistics.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9, Nesterov).
         rate: learning rate at the start; it falls to 0 along a half cosine over the stage's epochs.
         weight_decay: as the optimizer understands it.

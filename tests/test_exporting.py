@@ -1,0 +1,142 @@
+"""Export: what is written computes the same, for every batch size, holds nothing of the user's, or is not written."""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import cases
+import taut
+from taut import exporting
+from taut.calls import Example
+from taut.errors import CallError, ModelError
+from taut.exporting import Parity, check
+from taut.measure.runtimes import OnnxRuntime
+
+
+def compressed(name, methods=None):
+    case = cases.case(name)
+    model, example = case.make()
+    data = case.data()
+    result = taut.compress(model, example, budget=taut.Budget(params=0.7), data=data, methods=methods)
+    assert result.plan.steps
+    return result.model, example
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "inception", "encoder"])
+def test_compressed_nets_are_exported_with_parity(name, tmp_path):
+    model, example = compressed(name)
+    with cases.untouched(model):
+        done = taut.export(model, example, tmp_path / "model.onnx")
+    assert all(parity.holds for parity in done.parity)
+    assert [parity.samples for parity in done.parity] == [64, 1, 64, 1]
+    assert {parity.runtime.partition(" ")[0] for parity in done.parity} == {"onnxruntime", "openvino"}
+    assert done.bytes == (tmp_path / "model.onnx").stat().st_size
+    assert "yes" in str(done)
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def net():
+    with cases.seeded(0):
+        return nn.Sequential(nn.Linear(6, 16), nn.ReLU(), nn.BatchNorm1d(16), nn.Dropout(), nn.Linear(16, 3))
+
+
+def test_a_net_in_training_mode_is_exported_in_eval_mode(tmp_path):
+    model = net().train()
+    done = taut.export(model, torch.randn(4, 6), tmp_path / "model.onnx")
+    assert all(parity.holds for parity in done.parity)
+    assert model.training
+
+
+def test_openvinos_own_format(tmp_path):
+    done = taut.export(net().eval(), torch.randn(4, 6), tmp_path / "model.xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+    assert done.bytes == sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert [parity.samples for parity in done.parity] == [64, 1]
+
+
+def test_the_same_bytes_twice_and_nothing_of_the_machine_or_the_data(tmp_path):
+    secret = torch.full((4, 6), 1234.5678) + torch.arange(24).reshape(4, 6)
+    hashes = set()
+    for name in ("a.onnx", "b.onnx"):
+        taut.export(net().eval(), secret, tmp_path / name)
+        content = (tmp_path / name).read_bytes()
+        hashes.add(hashlib.sha256(content).hexdigest())
+        assert secret.numpy().tobytes()[:32] not in content
+        assert b"site-packages" not in content
+        assert b".py" not in content
+    assert len(hashes) == 1
+
+
+def test_any_batch_size_runs(tmp_path):
+    model = net().eval()
+    taut.export(model, torch.randn(4, 6), tmp_path / "model.onnx")
+    run = OnnxRuntime().session(tmp_path / "model.onnx")
+    for size in (1, 3, 200):
+        x = torch.randn(size, 6)
+        np.testing.assert_allclose(run(x)[0], model(x).detach().numpy(), atol=1e-5)
+
+
+def test_keyword_and_several_inputs(tmp_path):
+    for name in ("keywords", "two_inputs"):
+        model, example = cases.case(name).make()
+        assert all(parity.holds for parity in taut.export(model, example, tmp_path / f"{name}.onnx").parity)
+
+
+def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatch):
+    target = tmp_path / "model.onnx"
+    taut.export(net().eval(), torch.randn(4, 6), target)
+    old = target.read_bytes()
+    other = net().eval()
+    with torch.no_grad():
+        other[0].weight.mul_(1.01)
+    to_onnx = exporting.to_onnx
+    monkeypatch.setattr(exporting, "to_onnx", lambda model, example, path: to_onnx(other, example, path))
+    with pytest.raises(ModelError, match=r"computes something else in onnxruntime.*batch of 64"):
+        taut.export(net().eval(), torch.randn(4, 6), target)
+    assert target.read_bytes() == old
+    assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+def test_a_net_that_cannot_be_exported_says_why(tmp_path):
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(6, 3)
+
+        def forward(self, x):
+            return self.fc(x) if float(x.sum()) > 0 else -self.fc(x)
+
+    with pytest.raises(ModelError, match="cannot export this model to ONNX"):
+        taut.export(Branches(), torch.randn(4, 6), tmp_path / "model.onnx")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_bad_calls_are_named(tmp_path, monkeypatch):
+    with pytest.raises(CallError, match=r"must end in .onnx or .xml"):
+        taut.export(net(), torch.randn(4, 6), tmp_path / "model.pt")
+    monkeypatch.setattr("taut.measure.onnx.find_spec", lambda name: None if name == "onnxscript" else name)
+    with pytest.raises(CallError, match=r"onnxscript is not installed: pip install 'taut\[onnx\]'"):
+        taut.export(net(), torch.randn(4, 6), tmp_path / "model.onnx")
+
+
+def test_parity_counts_shape_and_finiteness():
+    assert Parity("r", 1, 1e-6).holds
+    assert not Parity("r", 1, float("inf")).holds
+    worst = exporting._worst
+    assert worst([np.ones((2, 2))], [np.ones((2, 3))]) == float("inf")
+    assert worst([np.ones(2)], [np.array([1.0, np.nan])]) == float("inf")
+    assert worst([np.ones(2)], []) == float("inf")
+    assert worst([np.array([4.0, np.inf])], [np.array([3.0, np.inf])]) == 0.25
+    assert worst([np.zeros(2)], [np.zeros(2)]) == 0
+
+
+def test_check_reads_a_file_on_disk(tmp_path):
+    model = net().eval()
+    taut.export(model, torch.randn(4, 6), tmp_path / "model.onnx")
+    found = check(model, Example(model, torch.randn(4, 6)), tmp_path / "model.onnx")
+    assert all(parity.holds for parity in found)
