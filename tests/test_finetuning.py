@@ -125,7 +125,7 @@ def test_distillation_improves_every_compressed_net(name):
             outputs = [(network.example.run(m, batch) for m in (model, candidate)) for batch in data]
             return sum(float(distillation(list(stats.kinds), *pair)) for pair in outputs)
 
-    assert error(tuned) < 0.97 * error(small)
+    assert error(tuned) < 0.98 * error(small)
 
 
 def test_schedules_give_what_apply_gives_where_nothing_is_trained():

@@ -35,7 +35,8 @@ def evaluate(model: nn.Module) -> dict[str, float]:
 
 
 @cache
-def _tones(clips: int, seed: int) -> Tensor:
+def tones(clips: int, seed: int) -> Tensor:
+    """Frames of `clips` tones at every level, shuffled; without labels."""
     made = [frames(clips, seed + level, snr)[0] for level, snr in enumerate(SNRS)]
     x = torch.cat(made)
     return x[torch.randperm(len(x), generator=torch.Generator().manual_seed(seed))]
@@ -43,4 +44,4 @@ def _tones(clips: int, seed: int) -> Tensor:
 
 def calibration() -> list[Tensor]:
     """Frames of all noise levels, shuffled, in batches of 128."""
-    return list(_tones(CALIBRATION_CLIPS, CALIBRATION_SEED).split(128))
+    return list(tones(CALIBRATION_CLIPS, CALIBRATION_SEED).split(128))
