@@ -63,7 +63,7 @@ def nets() -> dict[str, tuple[nn.Module, Tensor]]:
     for name, make, inputs in (("digit CNN", digit_cnn, image), ("CREPE tiny", crepe, torch.randn(64, 1024))):
         try:
             found[name] = (make("tiny") if name == "CREPE tiny" else make(), inputs)
-        except (ImportError, FileNotFoundError) as error:
+        except (ImportError, FileNotFoundError, SystemExit) as error:
             print(f"{name} is left out: {error}")
     found["series"] = (series(), torch.randn(64, 8, 32))
     found["encoder"] = (encoder(), torch.randn(64, 5, 16))

@@ -9,7 +9,7 @@ import pytest
 import taut
 from taut.methods.svd import SVD
 from taut.methods.tucker import Tucker
-from taut.recipe import MAX_BYTES, Recipe
+from taut.recipe import MAX_BYTES, Recipe, Training
 
 
 def read(folder: Path, text: str) -> Recipe:
@@ -20,8 +20,10 @@ def read(folder: Path, text: str) -> Recipe:
 
 def test_a_full_recipe(tmp_path: Path) -> None:
     text = "budget: {macs: 0.25, params: 1000}\nmethods: [svd, tucker: {metric: fisher}]\nseed: 3\n"
+    text += "finetune: {epochs: 5, cascade: true}\nsensitivity: true\n"
     found = read(tmp_path, text)
-    assert found == Recipe(taut.Budget(macs=0.25, params=1000), (SVD(), Tucker(metric="fisher")), 3)
+    budget, methods = taut.Budget(macs=0.25, params=1000), (SVD(), Tucker(metric="fisher"))
+    assert found == Recipe(budget, methods, Training(epochs=5, cascade=True), sensitivity=True, seed=3)
 
 
 def test_the_short_form_of_a_budget(tmp_path: Path) -> None:
@@ -35,7 +37,7 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("budgets: {macs: 0.5}", "Unknown recipe key 'budgets'. Known: budget, methods, seed."),
+        ("budgets: {macs: 0.5}", "Unknown recipe key 'budgets'. Known: budget, methods, finetune, sensitivity, seed."),
         ("budget: {latency: 3}", "Unknown budget key 'latency'"),
         ("budget: {macs: 0.5, macs: 0.25}", "the key 'macs' is repeated"),
         ("seed: 1\nseed: 2", "the key 'seed' is repeated"),

@@ -7,7 +7,8 @@
     print(taut.compare(model, small, accuracy, example))
     taut.save(small, plan, "small/")
 
-`taut.compress` is these verbs in a row; `taut.explore` measures what a model can become.
+`taut.compress` is these verbs in a row; `taut.explore` measures what a model can become; `taut.finetune` trains;
+`taut.export` writes ONNX and OpenVINO files.
 """
 
 from taut.applying import apply
@@ -24,7 +25,7 @@ from taut.planning import plan
 from taut.sensitivity import sensitivity
 from taut.structure.statistics import Statistics, observe
 from taut.structure.tracing import trace
-from taut.types import Budget, Network, Plan, Schedule, Stage, Step, cascade
+from taut.types import Budget, Network, Plan, Stage, Step, cascade
 
 __all__ = [
     "ArtifactError",
@@ -41,7 +42,6 @@ __all__ = [
     "Network",
     "Plan",
     "Result",
-    "Schedule",
     "Stage",
     "Statistics",
     "Step",

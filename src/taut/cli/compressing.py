@@ -97,7 +97,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
     """Compress, train where that is wished, save; what is interrupted can be resumed."""
     if wish.budget is None:
         raise CallError("The unfinished run names no budget.")
-    training = _finetune(job, wish.finetune)
+    training, new = _finetune(job, wish.finetune), not out.exists()
     state = unfinished.begin(out, wish, overwrite=overwrite)
     try:
         result = taut.compress(
@@ -122,6 +122,8 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
     except TautError:
         if not state.exists():  # nothing was trained: there is nothing worth resuming
             unfinished.end(out)
+            if new:
+                out.rmdir()
         raise
     _finish(result, job, out)
 
