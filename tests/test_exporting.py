@@ -132,6 +132,8 @@ def test_parity_counts_shape_and_finiteness():
     assert worst([np.ones(2)], [np.array([1.0, np.nan])]) == float("inf")
     assert worst([np.ones(2)], []) == float("inf")
     assert worst([np.array([4.0, np.inf])], [np.array([3.0, np.inf])]) == 0.25
+    assert worst([np.array([4.0, np.inf])], [np.array([4.0, -np.inf])]) == float("inf")
+    assert worst([np.full(3, np.nan)], [np.full(3, np.nan)]) == float("inf")
     assert worst([np.zeros(2)], [np.zeros(2)]) == 0
 
 
@@ -140,3 +142,31 @@ def test_check_reads_a_file_on_disk(tmp_path):
     taut.export(model, torch.randn(4, 6), tmp_path / "model.onnx")
     found = check(model, Example(model, torch.randn(4, 6)), tmp_path / "model.onnx")
     assert all(parity.holds for parity in found)
+
+
+class Logarithm(nn.Module):
+    """Takes positive inputs only, as nets of spectrograms do."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(6, 3)
+
+    def forward(self, x):
+        return self.fc(x.log())
+
+
+def test_the_check_stays_in_the_range_of_the_example(tmp_path):
+    done = taut.export(Logarithm().eval(), torch.rand(32, 6) + 0.1, tmp_path / "model.onnx")
+    assert all(parity.holds for parity in done.parity)
+
+
+def test_half_precision_has_its_own_limit_and_bfloat16_is_refused(tmp_path):
+    done = taut.export(net().half().eval(), torch.randn(4, 6).half(), tmp_path / "model.onnx")
+    assert all(parity.holds and parity.limit > exporting.LIMIT for parity in done.parity)
+    with pytest.raises(CallError, match="bfloat16"):
+        taut.export(net().bfloat16().eval(), torch.randn(4, 6).bfloat16(), tmp_path / "other.onnx")
+
+
+def test_old_weight_norm_is_exported(tmp_path):
+    model, example = cases.case("weight_norm_hook").make()
+    assert all(parity.holds for parity in taut.export(model, example, tmp_path / "model.onnx").parity)

@@ -19,9 +19,10 @@ from torch.nn import functional
 
 import cases
 import taut
+from taut import finetuning
 from taut.errors import CallError, DataError
 from taut.training import loop, state
-from taut.training.losses import distillation
+from taut.training.losses import Reading
 from taut.types import cascade
 
 CLASSES = 5
@@ -122,8 +123,9 @@ def test_distillation_improves_every_compressed_net(name):
 
     def error(candidate):
         with torch.no_grad():
-            outputs = [(network.example.run(m, batch) for m in (model, candidate)) for batch in data]
-            return sum(float(distillation(list(stats.kinds), *pair)) for pair in outputs)
+            pairs = [[network.example.run(m, batch) for m in (model, candidate)] for batch in data]
+            reading = Reading.of(pairs[0][0], stats.kinds)
+            return sum(float(reading.distance(*pair)) for pair in pairs)
 
     assert error(tuned) < 0.98 * error(small)
 
@@ -225,11 +227,41 @@ def test_labels_train_too_and_the_learning_rate_falls_to_zero(monkeypatch):
 def test_a_loss_that_explodes_keeps_the_best_weights():
     model = net()
     stage = taut.Stage(epochs=3, optimizer="sgd", rate=1e12)
-    with pytest.warns(UserWarning, match="not finite"):
-        tuned = taut.finetune(
-            model, None, None, [images()] * 4, lambda _: 1.0, teacher=net(), example=images(8), schedule=(stage,)
+    for valid in (lambda _: 1.0, None, [images()]):
+        with pytest.warns(UserWarning, match="not finite"):
+            tuned = taut.finetune(
+                model, None, None, [images()] * 4, valid, teacher=net(), example=images(8), schedule=(stage,)
+            )
+        assert all(bool(torch.isfinite(t).all()) for t in tuned.state_dict().values())
+        assert valid is None or same(tuned, model)
+
+
+def test_a_validation_value_that_is_not_finite_is_never_the_best(tmp_path):
+    values = iter([float("nan"), 0.5, float("inf") - float("inf"), 0.25])
+    stage = taut.Stage(epochs=3)
+
+    def judge(_: nn.Module) -> float:
+        return next(values)
+
+    kept = []
+    validate = loop.Trainer._validate
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("taut.finetuning.measure", lambda valid, model: type("Score", (), {"value": valid(model)}))
+        patch.setattr(
+            loop.Trainer, "_validate", lambda self, loss: (validate(self, loss), kept.append(self.position.best))
         )
-    assert same(tuned, model)
+        taut.finetune(
+            net(),
+            None,
+            None,
+            [images()],
+            judge,
+            teacher=net(),
+            example=images(8),
+            schedule=(stage,),
+            folder=tmp_path / "s",
+        )
+    assert kept == [None, 0.5, 0.5, 0.5]
 
 
 def train(folder: Path | None, out: Path | None = None) -> nn.Module:
@@ -271,6 +303,99 @@ def test_killed_at_twenty_random_points_it_ends_in_the_same_weights(tmp_path, mo
         assert all(torch.equal(t, found[name]) for name, t in expected.state_dict().items())
         assert {path.name for path in tmp_path.iterdir() if path.name.startswith(".taut")} == set()
     assert kills >= 20
+
+
+def test_interrupted_between_two_stages_it_ends_in_the_same_weights(tmp_path, monkeypatch):
+    expected, calls = train(None), 0
+    apply_plan = finetuning.apply_plan
+
+    def broken(*arguments):
+        nonlocal calls
+        calls += 1
+        if calls == 2:
+            raise KeyboardInterrupt
+        return apply_plan(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(finetuning, "apply_plan", broken)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path / "state")
+    torch.rand(7)
+    assert same(train(tmp_path / "state"), expected)
+
+
+def test_a_loader_with_a_generator_of_its_own_is_resumed_too(tmp_path, monkeypatch):
+    model, x = net(), images(96)
+
+    def go(folder):
+        generator = torch.Generator().manual_seed(0)
+        loader = torch.utils.data.DataLoader(x, batch_size=24, shuffle=True, generator=generator)
+        before = generator.get_state()
+        tuned = taut.finetune(
+            net(),
+            None,
+            None,
+            loader,
+            None,
+            teacher=model,
+            example=x[:8],
+            folder=folder,
+            schedule=(taut.Stage(epochs=4),),
+        )
+        assert torch.equal(generator.get_state(), before)
+        return tuned
+
+    expected, batches = go(None), 0
+    step = loop.Trainer._step
+
+    def interrupted(self, batch):
+        nonlocal batches
+        batches += 1
+        if batches == 10:
+            raise RuntimeError("power cut")
+        return step(self, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop.Trainer, "_step", interrupted)
+        with pytest.raises(RuntimeError, match="power cut"):
+            go(tmp_path / "state")
+    assert same(go(tmp_path / "state"), expected)
+
+
+class Stream(torch.utils.data.IterableDataset):
+    def __iter__(self):
+        yield from images(48)
+
+
+def test_streams_without_a_length_train():
+    loader = torch.utils.data.DataLoader(Stream(), batch_size=24)
+    tuned = taut.finetune(net(), None, None, loader, None, teacher=sharpened(net()), example=images(8))
+    assert not same(tuned, net())
+
+
+def test_batches_made_in_inference_mode_train():
+    with torch.inference_mode():
+        data = [images() + 0.0]
+        tuned = taut.finetune(net(), None, None, data, None, teacher=sharpened(net()), example=images(8))
+    assert not same(tuned, net())
+
+
+def test_nothing_is_kept_of_a_finished_stage():
+    model = net()
+    stats, plan = observed(model)
+    made = []
+    with pytest.MonkeyPatch.context() as patch:
+        real = finetuning.accelerator
+        patch.setattr(finetuning, "accelerator", lambda: made.append(real()) or made[-1])
+        taut.finetune(model, plan, stats, [images()], None, schedule=cascade(plan, epochs=1))
+    assert made[0]._models == []
+    assert made[0]._optimizers == []
+
+
+def test_an_empty_plan_has_nothing_to_cascade():
+    model = net()
+    stats, _ = observed(model)
+    assert same(taut.finetune(model, taut.Plan(()), stats, [images()], None, schedule=()), model)
 
 
 def test_ctrl_c_saves_the_state_and_the_next_call_goes_on(tmp_path):
@@ -362,3 +487,23 @@ def test_compress_trains_what_it_made():
         tuned = taut.compress(model, images(8), budget=taut.Budget(macs=0.12), data=[images()], finetune=finetune)
         assert judge(tuned.model) > judge(bare.model)
         assert tuned.plan.after.macs <= 0.12 * tuned.plan.before.macs
+
+
+def test_training_that_breaks_the_budget_is_not_kept(monkeypatch):
+    model, x = net(), images(96)
+    values = {id(model): 1.0}
+
+    def accuracy(candidate: nn.Module) -> float:
+        return values.get(id(candidate), 0.95 if not values.get("trained") else 0.5)
+
+    def spoil(*arguments, **settings):
+        values["trained"] = 1.0
+        return model, None
+
+    monkeypatch.setattr(sys.modules["taut.compress"], "carry_out", spoil)  # `taut.compress` itself is the function
+    with pytest.warns(UserWarning, match="broke the budget of drop"):
+        found = taut.compress(
+            model, x[:8], budget=taut.Budget(drop=0.1), data=[x], evaluate=accuracy, finetune=taut.Finetune([x], None)
+        )
+    assert found.plan.steps
+    assert found.model is not model

@@ -61,7 +61,7 @@ def main() -> None:
         Bound(
             f"CREPE at MACs /{times}, untrained: points of pitch accuracy lost at 20 dB",
             limit,
-            round(-100 * found[str(times)]["accuracy_change"], 4),
+            round(0.0 - 100 * found[str(times)]["accuracy_change"], 4),
             at_most=True,
         )
         for times, limit in RATIOS.items()

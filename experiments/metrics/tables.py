@@ -59,11 +59,11 @@ def _tuned(rows: Rows, points: Mapping[str, int]) -> list[str]:
 
 
 def markdown(
-    untrained: Rows, tuned: Rows, dense: Mapping[str, float], points: Mapping[str, int], bounds: Sequence[Bound]
+    untrained: Rows, tuned: Rows, dense: Mapping[str, float], points: Mapping[str, int], remarks: Sequence[Bound | str]
 ) -> str:
-    """Both tables and the bounds."""
+    """Both tables; the bounds and what was skipped."""
     lines = ["# What counts as damage, and what recovery brings", "", *_untrained(untrained, dense)]
-    lines += [*_tuned(tuned, points), "## Bounds", "", *(f"- {bound}" for bound in bounds)]
+    lines += [*_tuned(tuned, points), "## Bounds", "", *(f"- {remark}" for remark in remarks)]
     return "\n".join(lines) + "\n"
 
 

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taut.errors import DataError, ModelError
+from taut.randomness import own_states, seed_globals
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -248,8 +249,8 @@ def quiet(seed: int = 0) -> Iterator[None]:
         return
     token = _QUIET.set(True)
     try:
-        with torch.inference_mode(False), torch.no_grad(), torch.random.fork_rng(devices=_cuda_devices()):
-            torch.manual_seed(seed)
+        with torch.inference_mode(False), torch.no_grad(), own_states():
+            seed_globals(seed)
             yield
     finally:
         _QUIET.reset(token)
@@ -258,10 +259,6 @@ def quiet(seed: int = 0) -> Iterator[None]:
 def generator(offset: int = 0) -> torch.Generator:
     """A random generator of our own, from the seed in force."""
     return torch.Generator().manual_seed((torch.initial_seed() + offset) % (1 << 63))
-
-
-def _cuda_devices() -> list[int]:
-    return list(range(torch.cuda.device_count())) if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
 
 
 def quietly(function: Callable[P, R]) -> Callable[P, R]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -23,7 +24,7 @@ from taut.planning import Choice, closest, describe, solve, survey, unmet
 from taut.recovery.refit import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
 from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import clone, shallow
+from taut.structure.surgery import clone, locate, shallow
 from taut.structure.tracing import trace
 from taut.types import Budget, Cost, Group, Method, Network, Plan, Step
 
@@ -103,6 +104,20 @@ class Workshop:
         renamed = tuple(_renamed(step, self.exact) for step in done.steps)
         return small, replace(done, steps=(*self.exact, *renamed), before=self.network.cost)
 
+    def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
+        """The schedule of `wish` carried out from the base, where the exact steps are done already."""
+        done = len(self.exact)
+        stages = tuple(
+            replace(stage, steps=tuple(place - done for place in stage.steps if place >= done))
+            for stage in wish.schedule or ()  # type: ignore[union-attr] # resolved by the caller
+            if not stage.steps or max(stage.steps) >= done
+        )
+        inner = replace(plan, steps=tuple(_inside(self.base, step) for step in plan.steps[done:]))
+        wish = replace(wish, schedule=stages)
+        model, found = carry_out(self.base, inner, self.stats, wish, teacher=self.original, seed=seed)
+        steps = () if found is None else found.steps
+        return model, replace(found or plan, steps=(*self.exact, *(_renamed(step, self.exact) for step in steps)))
+
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""
         return count_cost(shallow(model), self.network.example)
@@ -156,25 +171,38 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         else:
             built, problem = meet(shop, budget.limits(shop.network.cost))
         if finetune is not None:
-            built = _trained(shop, *built, finetune, seed)
+            tuned = _trained(shop, *built, finetune, seed)
+            broken = None if problem else _broken(shop, tuned[0], budget, evaluate, dense)
+            if broken is None:
+                built = tuned
+            else:
+                warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=2)
         result = finished(shop, *built, evaluate, dense)
     if problem is not None:
         raise BudgetError(problem, result)
     return result
 
 
+def _broken(
+    shop: Workshop, model: nn.Module, budget: Budget, evaluate: Evaluate | None, dense: Score | None
+) -> str | None:
+    """The first key of the budget that the final model does not hold."""
+    cost = shop.cost(model)
+    for key, limit in budget.limits(shop.network.cost).items():
+        if getattr(cost, key) > limit:
+            return key
+    if budget.drop is None or evaluate is None or dense is None:
+        return None
+    return "drop" if measure(evaluate, model).value < dense.value - budget.drop else None
+
+
 def _trained(shop: Workshop, small: nn.Module, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
     """The built model trained all at once; or the schedule from the original, where its stages apply the steps."""
-    network = shop.network
     schedule = wish.schedule(plan) if callable(wish.schedule) else wish.schedule
     if schedule is not None and any(stage.steps for stage in schedule):
-        wish = replace(wish, schedule=schedule)
-        model, done = carry_out(
-            shop.original, plan, None, wish, teacher=shop.original, example=network.example, seed=seed
-        )
-        return model, plan if done is None else replace(done, before=plan.before, after=plan.after)
+        return shop.trained(plan, replace(wish, schedule=schedule), seed)
     wish = replace(wish, schedule=schedule)
-    model, _ = carry_out(small, None, None, wish, teacher=shop.original, example=network.example, seed=seed)
+    model, _ = carry_out(small, None, shop.stats, wish, teacher=shop.original, seed=seed)
     return model, plan
 
 
@@ -302,6 +330,14 @@ def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Mo
         return model, net, ()
     done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
     return done, trace(done, net.example), plan.steps
+
+
+def _inside(base: nn.Module, step: Step) -> Step:
+    """The step by the names that its layers have in the base: what `_renamed` undid."""
+    if step.group is None:
+        return step
+    layers = tuple(replace(layer, name=locate(base, layer)) for layer in step.group.layers)
+    return replace(step, layers=tuple(layer.name for layer in layers), group=Group(layers))
 
 
 def _renamed(step: Step, exact: tuple[Step, ...]) -> Step:

@@ -15,6 +15,7 @@ from taut.errors import CallError, DataError
 from taut.fingerprint import fingerprint
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images
+from taut.randomness import own_states, seed_all
 from taut.recovery.refit import SAMPLES
 from taut.replaying import replay
 from taut.structure.statistics import Statistics, observe
@@ -24,9 +25,11 @@ from taut.training.batches import Batches
 from taut.training.freezing import below, frozen, run_order
 from taut.training.loop import Judge, Trainer, accelerator, launched
 from taut.training.losses import Loss, Objective
-from taut.training.randomness import own_states
 from taut.training.state import Position, Store, unpacked
 from taut.types import Plan, Schedule, Stage, check_schedule
+
+APPLYING = 1 << 20
+"""In the place of an epoch: the random state in which a stage's steps are applied."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,8 @@ class Finetune:
         loss: `loss(outputs, targets)`, a mean over samples; None: distillation from the original, without labels.
         schedule: stages, or a function of the plan that gives them, such as `taut.cascade`; None: all at once.
         folder: where the state is kept, to go on after a kill.
+        output: how the original's outputs are read for distillation: "auto" (as `observe` did), "logits",
+            "probabilities", "sigmoid" or "values".
     """
 
     train: Any
@@ -46,6 +51,7 @@ class Finetune:
     loss: Loss | None = None
     schedule: Schedule | Callable[[Plan], Schedule] | None = None
     folder: str | Path | None = None
+    output: str = "auto"
 
 
 def finetune(  # noqa: PLR0913 - the call is documented with these
@@ -60,6 +66,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
     teacher: nn.Module | None = None,
     example: Any = None,
     folder: str | Path | None = None,
+    output: str = "auto",
     seed: int = 0,
 ) -> nn.Module:
     """Carry out a schedule: apply the steps of each stage, then train, and keep the best validation weights.
@@ -75,6 +82,8 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
         teacher: whose outputs are distilled; None: `model`, where there is a plan.
         example: how the model is called, where there are no statistics.
         folder: where the state is kept; called again with the same arguments, it goes on from there.
+        output: how outputs are read for distillation: "auto" (as `observe` did), "logits", "probabilities", "sigmoid"
+            or "values".
         seed: of everything random.
 
     Returns:
@@ -88,7 +97,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
         model,
         plan,
         stats,
-        Finetune(train, valid, loss, schedule, folder),
+        Finetune(train, valid, loss, schedule, folder, output),
         teacher=teacher if teacher is not None or plan is None else model,
         example=example,
         seed=seed,
@@ -109,7 +118,9 @@ def carry_out(  # noqa: PLR0913 - as `finetune`
     schedule = wish.schedule(plan) if callable(wish.schedule) and plan is not None else wish.schedule
     if callable(schedule):
         raise CallError("A schedule that is a function of the plan needs a plan.")
-    stages = schedule or (Stage(tuple(range(len(plan.steps))) if plan else ()),)
+    stages = (Stage(tuple(range(len(plan.steps))) if plan else ()),) if schedule is None else schedule
+    if plan is not None and not plan.steps and not stages:
+        return clone(model), plan  # a cascade over nothing
     check_schedule(stages, plan)
     with quiet(seed), own_states():
         return _Run(model, plan, stats, wish, stages, teacher, example, seed).run()
@@ -134,7 +145,8 @@ class _Run:
         given = stats.network.example if stats is not None else example
         self.example: Example = given if isinstance(given, Example) else Example(model, given)
         self.original, self.plan, self.stats, self.wish, self.stages, self.seed = model, plan, stats, wish, stages, seed
-        self.objectives = [Objective(wish.loss, stage.distill) for stage in stages]
+        kinds = stats.kinds if stats is not None and wish.output == "auto" else ()
+        self.objectives = [Objective(wish.loss, stage.distill, kinds, wish.output) for stage in stages]
         distills = any(objective.distills for objective in self.objectives)
         if distills and teacher is None:
             raise CallError("Distillation needs the original: give teacher=, or a loss.")
@@ -144,28 +156,43 @@ class _Run:
 
     def run(self) -> tuple[nn.Module, Plan | None]:
         """All stages, from the first or from where the state of the folder stands."""
-        mark = fingerprint(self.original, None, (self.plan and self.plan.to_json(), self.stages, self.seed))
+        mark = self._mark()
         found = self.store.read(mark)
         position, tensors = found if found is not None else (Position(mark), {})
         model = self._restored(position, unpacked("model", tensors)) if found else clone(self.original)
         accelerate = accelerator()
         home, device = device_of(model), accelerate.device if launched() else device_of(model)
-        kept = []
+        generators = [(generator, generator.get_state()) for generator in self.batches.generators()]
         while position.stage < len(self.stages):
             stage = self.stages[position.stage]
             if not position.applied:
                 tensors = {}
-                model, done = self._applied(model, stage, first=not position.steps and position.stage == 0)
+                model, done = self._applied(model, stage, position, first=not position.steps and position.stage == 0)
                 if done is not None:
                     position.steps, position.applied = (*position.steps, *done.steps), True
-                    kept += [k for k in done.kept if k.reason.startswith("rolled back")]
+                    position.kept += tuple(k for k in done.kept if k.reason.startswith("rolled back"))
             position.applied = True
             model = self._trained(model.to(device), stage, position, tensors, accelerate)
             position.next_stage()
+            accelerate.free_memory()  # it would keep the model and the moments of every stage
+        for generator, state in generators:
+            generator.set_state(state)
         if accelerate.is_main_process:
             self.store.write(position, {f"model/{name}": t for name, t in model.state_dict().items()})
-        plan = None if self.plan is None else replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *kept))
+        plan = (
+            None
+            if self.plan is None
+            else replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *position.kept))
+        )
         return model.to(home), plan
+
+    def _mark(self) -> str:
+        """What a state must belong to: model, teacher, plan, schedule, seed, loss, and data that is a list."""
+        loss = getattr(self.wish.loss, "__qualname__", type(self.wish.loss).__name__)
+        teacher = None if self.teacher is None else fingerprint(self.teacher, None, None)
+        batches = self.wish.train if self.batches.fixed else None
+        plan = self.plan and self.plan.to_json()
+        return fingerprint(self.original, batches, (plan, self.stages, self.seed, loss, teacher, self.wish.output))
 
     def _restored(self, position: Position, tensors: dict[str, Tensor]) -> nn.Module:
         model = clone(self.original)
@@ -173,10 +200,13 @@ class _Run:
         model.load_state_dict(tensors)
         return model
 
-    def _applied(self, model: nn.Module, stage: Stage, first: bool) -> tuple[nn.Module, Plan | None]:
+    def _applied(
+        self, model: nn.Module, stage: Stage, position: Position, first: bool
+    ) -> tuple[nn.Module, Plan | None]:
         """The model with the stage's steps; decomposed and refitted from the weights that it has now."""
         if self.plan is None or not stage.steps:
             return model, None
+        seed_all(self.seed, position.stage, APPLYING)  # also after a resume: nothing depends on what training drew
         steps = Plan(tuple(self.plan.steps[place] for place in stage.steps))
         data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)]
         stats = self.stats if first else None
@@ -190,7 +220,8 @@ class _Run:
         layers = [name for place in stage.steps if self.plan for name in self.plan.steps[place].layers]
         fixed = below(run_order(model, self.example), layers) if stage.train == "above" else set()
         objective = self.objectives[position.stage]
-        judge = self._judge(objective)
+        objective.reading = position.reading
+        judge = self._judge(objective, position)
         working = _fast(model, self.example)
         with frozen(working, fixed) as still:
             Trainer(
@@ -209,13 +240,15 @@ class _Run:
         model.load_state_dict(working.state_dict())
         return model
 
-    def _judge(self, objective: Objective) -> Judge | None:
+    def _judge(self, objective: Objective, position: Position) -> Judge | None:
         valid = self.wish.valid
         if valid is None:
             return None
         if callable(valid):
             return lambda model: measure(valid, model).value
         batches = Batches(self.example, valid, self.teacher if objective.distills else None, "validation")
+        if batches.once and self.stages[position.stage].epochs:
+            raise DataError(batches.again)
 
         def judge(model: nn.Module) -> float:
             """Minus the mean loss."""
@@ -224,8 +257,10 @@ class _Run:
                 for place, batch in enumerate(batches):
                     inputs, targets = (on_device(part, device_of(model)) for part in batches.read(batch))
                     samples = batch_size(inputs)
-                    output = self.example.run(model, inputs)
-                    loss = objective(output, targets, batches.original(place, inputs))
+                    output, original = self.example.run(model, inputs), batches.original(place, inputs)
+                    if objective.distills and objective.reading is None:
+                        position.reading = objective.settle(original)
+                    loss = objective(output, targets, on_device(original, device_of(model)))
                     total, count = total + samples * float(loss), count + samples
             if not count:
                 raise DataError("The validation data gave no batch.")

@@ -88,26 +88,34 @@ class Remembered(nn.Module):
 
 
 def _noted(net: Network, copied: nn.Module, inputs: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The model's output, and those of its layers in the order in which they run, as far as REMEMBERED_BYTES go."""
+    """The model's output, and those of its first layers in the order in which they run, up to REMEMBERED_BYTES."""
     known: dict[str, Tensor] = {}
     names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
+    names = [name for name in names if not copied.get_submodule(name)._forward_hooks]  # a user's may change the output
+    left = REMEMBERED_BYTES
 
     def hook(name: str) -> Any:
-        return lambda _module, _args, output: known.update({name: output.clone()})
+        def note(_module: nn.Module, _args: Any, output: Tensor) -> None:
+            nonlocal left
+            left -= output.numel() * output.element_size()
+            if left >= 0:
+                known[name] = output.clone()
+
+        return note
 
     handles = [copied.get_submodule(name).register_forward_hook(hook(name), prepend=True) for name in names]
     before = net.example.run(copied, inputs)
     for handle in handles:
         handle.remove()
-    total = sum(t.numel() * t.element_size() for t in known.values())
-    return before, known if total <= REMEMBERED_BYTES else {}
+    return before, known
 
 
 @contextmanager
 def _remembered(copied: nn.Module, known: Mapping[str, Tensor], group: Group) -> Iterator[None]:
     """Layers that ran before the group's are not run again: nothing upstream of it changes."""
     order = list(known)
-    first = min((order.index(name) for name in group.names if name in known), default=0)
+    places = [order.index(name) for name in group.names if name in known]
+    first = min(places) if places else 0
     swapped = {name: (copied.get_submodule(name), Remembered(known[name])) for name in order[:first]}
     for old, new in swapped.values():
         swap(copied, old, new)

@@ -31,10 +31,11 @@ def test_verdicts_come_from_results_corrections_and_what_is_missing(tmp_path):
     assert [source.verdict(claim) for claim in source.claims] == [
         ("2.1x", "reproduced", ""),
         ("", "not checkable here", "missing: a phone"),
-        ("", "corrected", "It is 10."),
+        ("", OPEN, "in print: It is 10."),
         ("", OPEN, ""),
     ]
     page = markdown([source])
+    assert "(not written yet)" in page
     assert "| table 1 | It is \\| fast. | 2x | 2.1x | reproduced |" in page
     assert "2.1x" in listing([source])
     assert "mine" in summary([source])

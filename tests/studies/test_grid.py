@@ -51,3 +51,10 @@ def test_results_that_are_no_plain_data_are_refused(tmp_path):
             run_grid(cells(a=[1]), lambda cell, found=results: found, tmp_path / "runs.jsonl")
     with pytest.raises(CallError, match="plain data"):
         run_grid([{"a": object()}], lambda cell: {}, tmp_path / "runs.jsonl")
+
+
+def test_lines_of_other_versions_do_not_count(tmp_path):
+    path = tmp_path / "runs.jsonl"
+    run_grid(cells(a=[1]), lambda cell: {"b": 1}, path, mark="old")
+    assert run_grid(cells(a=[1]), lambda cell: {"b": 2}, path, mark="new") == [{"a": 1, "b": 2}]
+    assert run_grid(cells(a=[1]), lambda cell: {"b": 3}, path, mark="old") == [{"a": 1, "b": 1}]

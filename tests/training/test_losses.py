@@ -6,7 +6,12 @@ from torch import nn
 from torch.nn import functional
 
 from taut.errors import CallError, DataError
-from taut.training.losses import TEMPERATURE, Objective, distillation
+from taut.training.losses import TEMPERATURE, Objective, Reading
+
+
+def distillation(kinds, original, output):
+    return Reading.of(original, kinds).distance(original, output)
+
 
 OUTPUTS = {
     "logits": torch.randn(6, 5, generator=torch.Generator().manual_seed(0)),
@@ -63,7 +68,8 @@ def test_outputs_must_match():
 def test_shares_of_loss_and_distillation():
     output, targets, original = torch.randn(4, 3), torch.tensor([0, 1, 2, 0]), torch.randn(4, 3)
     label, soft = functional.cross_entropy(output, targets), distillation(["logits"], original, output)
-    mixed = Objective(nn.functional.cross_entropy, 0.25)
+    mixed = Objective(nn.functional.cross_entropy, 0.25, ["logits"])
+    mixed.settle(original)
     torch.testing.assert_close(mixed(output, targets, original), 0.75 * label + 0.25 * soft)
     assert not Objective(nn.functional.cross_entropy, None).distills
     assert Objective(None, None).distills
@@ -74,3 +80,22 @@ def test_what_is_missing_is_named():
         Objective(None, 0.5)
     with pytest.raises(DataError, match="needs targets"):
         Objective(nn.functional.cross_entropy, None)(torch.randn(2, 3), None, None)
+
+
+def test_values_are_measured_on_one_scale_whatever_the_batch():
+    original = torch.randn(8, 2, 3, 3)
+    reading = Reading.of(original, output="values")
+    whole = reading.distance(original, original * 1.01)
+    parts = [reading.distance(one, one * 1.01) for one in original.split(1)]
+    torch.testing.assert_close(torch.stack(parts).mean(), whole)
+    assert reading.scales[0] == pytest.approx(float(original.var(0, correction=0).mean()), rel=1e-5)
+    assert 0 < float(Reading.of(original[:1], ["values"]).distance(original[:1], original[:1] * 1.01)) < 1e-3
+
+
+def test_the_kind_that_is_known_or_wished_is_taken():
+    boxes = torch.randn(4, 4)
+    assert Reading.of(boxes).kinds == ("logits",)
+    assert Reading.of(boxes, output="values").kinds == ("values",)
+    assert Reading.of(boxes, ["values"]).kinds == ("values",)
+    with pytest.raises(DataError, match="floating-point"):
+        Reading.of(torch.ones(2, dtype=torch.long))

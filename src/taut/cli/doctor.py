@@ -18,6 +18,7 @@ from taut.errors import TautError
 
 EXTRAS = {
     "demo": ("mlxtend",),
+    "train": ("accelerate",),
     "report": ("matplotlib",),
     "onnx": ("onnx", "onnxruntime", "onnxscript"),
     "openvino": ("openvino",),

@@ -27,7 +27,8 @@ def begin(out: Path, wish: Recipe, *, overwrite: bool) -> Path:
         ArtifactError: the folder cannot be written.
     """
     folder, request = out / UNFINISHED, seal(_described(wish))
-    if (folder / REQUEST).exists() and not overwrite and read(folder / REQUEST) != request:
+    trained = (folder / REQUEST).exists() and (folder / TRAINING).exists()
+    if trained and not overwrite and read(folder / REQUEST) != request:
         raise CallError(
             f"'{out}' holds an unfinished run of other settings. `taut resume` goes on with it; --overwrite drops it."
         )

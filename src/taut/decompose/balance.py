@@ -36,3 +36,12 @@ def orthogonalize(first: Tensor, second: Tensor) -> tuple[Tensor, Tensor]:
     norms = moved.permute(0, 2, 1, 3).flatten(2).norm(dim=-1)
     scale = torch.where(norms > 0, norms.clamp_min(1e-300).sqrt(), torch.ones_like(norms))
     return Q.mT * scale[..., None], moved / scale[:, None, :, None]
+
+
+def level(*factors: Tensor) -> tuple[Tensor, ...]:
+    """Scale whole factors so that all have the same Frobenius norm; their product is unchanged."""
+    norms = torch.stack([factor.norm() for factor in factors])
+    if not bool((norms > 0).all()):
+        return factors
+    mean = norms.log().mean().exp()
+    return tuple(factor * (mean / norm) for factor, norm in zip(factors, norms, strict=True))

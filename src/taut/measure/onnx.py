@@ -31,7 +31,7 @@ def missing(*packages: str) -> str | None:
 
 
 def synthetic(example: Example, size: int, seed: int = 0) -> Any:
-    """Inputs of `size` samples like the example: noise of the same mean and deviation, integers from the same range."""
+    """Inputs of `size` samples like the example: noise of its mean and deviation within its range, integers as well."""
     random = torch.Generator().manual_seed(seed)
 
     def like(t: Tensor) -> Tensor:
@@ -41,7 +41,8 @@ def synthetic(example: Example, size: int, seed: int = 0) -> Any:
         if not t.is_floating_point():
             return torch.randint(int(t.min()), int(t.max()) + 1, shape, generator=random).to(t.dtype)
         spread = t.double().std() if t.numel() > 1 else torch.tensor(1.0)
-        return (torch.randn(shape, generator=random, dtype=torch.float64) * spread + t.double().mean()).to(t.dtype)
+        noise = torch.randn(shape, generator=random, dtype=torch.float64) * spread + t.double().mean()
+        return noise.clamp(float(t.min()), float(t.max())).to(t.dtype)
 
     return map_tensors(lambda t: like(t.detach().cpu()), example.value)
 
@@ -72,8 +73,8 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
         raise CallError("The model holds more than 2 GB, which no single ONNX file can: it was not exported.")
     args, kwargs = arguments(example, synthetic(example, 2))
     dynamic = map_tensors(lambda t: _dimensions(t, example.batch), arguments(example, example.value))
-    copied = copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
     try:
+        copied = copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
                 copied,
@@ -143,6 +144,6 @@ def feeds(names: list[str], inputs: Any) -> dict[str, Any]:
         ModelError: the graph takes another number of inputs: the export dropped one that the model does not use.
     """
     arrays = [t.detach().cpu().numpy() for t in tensors(inputs)]
-    if len(names) > len(arrays):
+    if len(names) != len(arrays):
         raise ModelError(f"The exported graph takes {len(names)} inputs, the model {len(arrays)}.")
     return dict(zip(names, arrays, strict=False))

@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from taut.decompose.balance import orthogonalize
+from taut.decompose.balance import level, orthogonalize
 from taut.decompose.linalg import cholesky, root
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.decompose.svd import OutputBasis, directions
@@ -114,13 +114,13 @@ class Tucker(Factorization):
         return found.damage(self.rank_in or 0, self.rank_out or 0)
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
-        """V^T, the core on orthonormal outer factors, and the output directions; norms equal."""
+        """V^T, the core on orthogonal outer factors, and the output directions; norms equal."""
         found: TuckerFactors = factors
         i, o = self.rank_in or 0, self.rank_out or 0
         V, core, up = found.cut(i, o)
         first, core = orthogonalize(V.mT, core)
         last, flipped = orthogonalize(up.mT, core.transpose(1, 2))
-        return self.rewritten(modules, (first, flipped.transpose(1, 2), last.mT))
+        return self.rewritten(modules, level(first, flipped.transpose(1, 2), last.mT))
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
         """Three convolutions."""

@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from taut.decompose.balance import orthogonalize
+from taut.decompose.balance import level, orthogonalize
 from taut.decompose.linalg import root
 from taut.decompose.svd import directions
 from taut.methods.base import regular
@@ -63,8 +63,9 @@ def refit_rest(chain: nn.Module, x: Tensor, output: Tensor, index: Tensor, wante
     taps = weight_of(second)[0, 0].numel()
     cube = core.reshape(*core.shape[:2], -1, taps)  # (g, q, r_in, taps)
     up, flipped = orthogonalize(basis.up[..., :r].mT, cube.transpose(1, 2))
-    second.weight.data = flipped.transpose(1, 2).reshape(second.weight.shape).to(second.weight).contiguous()
-    last.weight.data = up.mT.reshape(last.weight.shape).to(last.weight).contiguous()
+    factors = level(first.weight.double(), flipped.transpose(1, 2), up.mT)
+    for part, factor in zip(parts, factors, strict=True):
+        part.weight.data = factor.reshape(part.weight.shape).to(part.weight).contiguous()
 
 
 def _product(parts: list[Any]) -> nn.Module:

@@ -61,7 +61,7 @@ class Source:
 
     Attributes:
         name: of the study. title: of the source. command: that checks the claims.
-        claims: in the order of the source. findings: by claim.
+        claims: in the order of the source. findings: by claim. written: whether the study exists.
     """
 
     name: str
@@ -69,17 +69,16 @@ class Source:
     command: str
     claims: tuple[Claim, ...]
     findings: dict[str, Finding] = field(default_factory=dict)
+    written: bool = True
 
     def verdict(self, claim: Claim) -> tuple[str, str, str]:
         """Ours, the verdict, and why."""
         found = self.findings.get(claim.id)
         if found is not None:
             return found.ours, found.verdict, found.why or claim.correction or ""
-        if claim.correction is not None:
-            return "", CORRECTED, claim.correction
-        if claim.missing is not None:
-            return "", UNCHECKABLE, f"missing: {claim.missing}"
-        return "", OPEN, f"with {claim.stand_in}" if claim.stand_in else ""
+        parts = {"missing": claim.missing, "with": claim.stand_in, "in print": claim.correction}
+        remarks = "; ".join(f"{word}: {said}" for word, said in parts.items() if said)
+        return "", OPEN if claim.missing is None else UNCHECKABLE, remarks
 
 
 def read_sources(experiments: Path) -> list[Source]:
@@ -104,7 +103,8 @@ def _source(path: Path) -> Source:
     wrong = {finding.verdict for finding in findings.values()} - set(VERDICTS)
     if unknown or wrong or len({claim.id for claim in claims}) < len(claims):
         raise CallError(f"'{path}': repeated, unknown or misjudged claims {sorted(unknown | wrong)}.")
-    return Source(path.parent.name, content["title"], content["command"], claims, findings)
+    written = (path.parent / "run.py").exists()
+    return Source(path.parent.name, content["title"], content["command"], claims, findings, written)
 
 
 def _json(path: Path) -> dict[str, Any]:
@@ -142,8 +142,8 @@ def markdown(sources: Iterable[Source]) -> str:
         "# What the sources claim, and what we found",
         "",
         "Written by `taut reproduce --list --out docs/reproductions.md` from each study's published.json and results: "
-        "one line for every table, figure and statement of the sources. A verdict stands on a committed result, "
-        "on arithmetic that was redone (corrected), or says what is missing.",
+        "one line for every table, figure and statement of the sources. A verdict stands on a committed result. Until "
+        "a study has run there is none; the remark says what is missing, what is used instead, or what is misprinted.",
         "",
         f"| study | claims | {' | '.join(VERDICTS)} |",
         "|---|" + "---|" * (1 + len(VERDICTS)),
@@ -151,7 +151,8 @@ def markdown(sources: Iterable[Source]) -> str:
     for source, count in zip(sources, counts, strict=True):
         lines.append(f"| {source.name} | {len(source.claims)} | " + " | ".join(str(count[v]) for v in VERDICTS) + " |")
     for source in sources:
-        lines += ["", f"## {_cell(source.title)}", "", f"Command: `{source.command}`", ""]
+        command = f"`{source.command}`" if source.written else f"`{source.command}` (not written yet)"
+        lines += ["", f"## {_cell(source.title)}", "", f"Command: {command}", ""]
         lines += ["| where | claim | published | ours | verdict |", "|---|---|---|---|---|"]
         for claim in source.claims:
             ours, verdict, why = source.verdict(claim)

@@ -23,7 +23,7 @@ def cells(**axes: Iterable[Any]) -> list[Cell]:
 
 
 def run_grid(
-    wanted: Iterable[Cell], work: Callable[[Cell], Mapping[str, Any]], path: Path, title: str = "runs"
+    wanted: Iterable[Cell], work: Callable[[Cell], Mapping[str, Any]], path: Path, title: str = "runs", mark: str = ""
 ) -> list[dict[str, Any]]:
     """The results of all wanted cells, in their order; those that `path` holds are not run again.
 
@@ -32,6 +32,8 @@ def run_grid(
         work: cell -> results that JSON can carry.
         path: JSON lines, one for every finished run, flushed to the disk; a line torn by a kill is dropped.
         title: shown beside the progress.
+        mark: of everything else that the results depend on, such as versions and constants; lines of another one do
+            not count.
 
     Returns:
         One dict per cell: its settings and its results.
@@ -40,7 +42,7 @@ def run_grid(
         CallError: a cell or a result is no plain data, or results use the name of a setting.
     """
     wanted = list(wanted)
-    known = _read(path)
+    known = _read(path, mark)
     missing = [cell for cell in wanted if _key(cell) not in known]
     with stage(title, len(wanted)) as bar:
         bar(len(wanted) - len(missing))
@@ -49,7 +51,7 @@ def run_grid(
             if set(found) & set(cell):
                 raise CallError(f"A result may not be named like a setting: {sorted(set(found) & set(cell))}.")
             known[_key(cell)] = cell | found
-            _append(path, cell, found)
+            _append(path, cell, found, mark)
             bar()
     return [known[_key(cell)] for cell in wanted]
 
@@ -61,22 +63,23 @@ def _key(cell: Cell) -> str:
         raise CallError(f"The settings of a run must be plain data: {error}. Got {cell!r:.100}.") from None
 
 
-def _read(path: Path) -> dict[str, dict[str, Any]]:
+def _read(path: Path, mark: str) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     known = {}
     for line in path.read_text().splitlines():
         try:
             record = json.loads(line)
-            known[_key(record["settings"])] = record["settings"] | record["results"]
+            if record["mark"] == mark:
+                known[_key(record["settings"])] = record["settings"] | record["results"]
         except (ValueError, KeyError, TypeError):
             continue
     return known
 
 
-def _append(path: Path, cell: Cell, found: Mapping[str, Any]) -> None:
+def _append(path: Path, cell: Cell, found: Mapping[str, Any], mark: str) -> None:
     try:
-        line = json.dumps({"settings": cell, "results": dict(found)}, allow_nan=False)
+        line = json.dumps({"mark": mark, "settings": cell, "results": dict(found)}, allow_nan=False)
     except (TypeError, ValueError) as error:
         raise CallError(f"The results of a run must be plain, finite data: {error}. Got {found!r:.100}.") from None
     with guarded(f"Cannot write '{path}'"):

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from taut.calls import Example, evaluating, map_tensors, plain, tensors
+from taut.calls import Example, detached, evaluating, map_tensors, plain, tensors
 from taut.errors import DataError
 
 CACHE_BYTES = 1 << 28
@@ -39,7 +39,10 @@ class Batches:
     @property
     def length(self) -> int | None:
         """Batches in one pass, where that is known."""
-        return len(self.data) if isinstance(self.data, Sized) else None
+        try:
+            return len(self.data)  # type: ignore[arg-type] # what has none is caught
+        except TypeError:  # a generator; or a DataLoader over one, which has a length that it does not know
+            return None
 
     def __iter__(self) -> Iterator[Any]:
         """One pass over the raw batches.
@@ -48,12 +51,15 @@ class Batches:
             DataError: the data can be read only once, and was.
         """
         if self.once and self.used:
-            raise DataError(
-                f"The {self.what} data is a {type(self.data).__name__}, which can be read only once: give a list or a "
-                "DataLoader."
-            )
+            raise DataError(self.again)
         self.used = True
         return iter(self.data)
+
+    @property
+    def again(self) -> str:
+        """What to say where a second pass is needed and cannot be had."""
+        kind = type(self.data).__name__
+        return f"The {self.what} data is a {kind}, which can be read only once: give a list or a DataLoader."
 
     def read(self, batch: Any) -> tuple[Any, Any]:
         """A raw batch as (inputs, targets).
@@ -61,7 +67,31 @@ class Batches:
         Raises:
             DataError: it has another structure.
         """
-        return self.example.inputs_of(batch)
+        inputs, targets = self.example.inputs_of(batch)
+        return detached(inputs), detached(targets)
+
+    def reseed(self, seed: int, epoch: int) -> None:
+        """Loaders with generators of their own draw the same in this epoch, whatever was drawn before."""
+        for generator in self.generators():
+            generator.manual_seed(seed)
+        for owner in self._owners():
+            if callable(getattr(owner, "set_epoch", None)):
+                owner.set_epoch(epoch)
+
+    def generators(self) -> list[torch.Generator]:
+        """The loader's own generators."""
+        found = [getattr(owner, "generator", None) for owner in self._owners()]
+        return [generator for generator in found if isinstance(generator, torch.Generator)]
+
+    def _owners(self) -> list[Any]:
+        batch_sampler = getattr(self.data, "batch_sampler", None)
+        owners = (
+            self.data,
+            getattr(self.data, "sampler", None),
+            batch_sampler,
+            getattr(batch_sampler, "sampler", None),
+        )
+        return list({id(owner): owner for owner in owners if owner is not None}.values())
 
     def original(self, place: int, inputs: Any) -> Any:
         """The original's output on batch `place` of a pass."""

@@ -8,7 +8,6 @@ from typing import Any
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.dropout import _DropoutNd
 
 from taut.calls import Example, evaluating
 from taut.structure.surgery import shallow
@@ -52,13 +51,14 @@ def frozen(model: nn.Module, names: set[str]) -> Iterator[list[nn.Module]]:
 
 
 def train_mode(model: nn.Module, still: Sequence[nn.Module], *, labels: bool) -> None:
-    """Training mode; without `labels` dropout is off and batch norms keep their statistics.
+    """Training mode where there are labels; else eval mode: what is trained then is the function the net will have.
 
-    A net that is to compute what the original computes is trained on the function that it will have. Batch norms that
-    are frozen, or whose statistics are declared fixed (momentum 0), keep them in any case.
+    Batch norms that are frozen, or whose statistics are declared fixed (momentum 0), keep them in any case. Recurrent
+    layers on a GPU have to be in training mode to give gradients.
     """
-    model.train()
+    model.train(labels)
     for module in model.modules():
-        fixed = isinstance(module, _BatchNorm) and (not labels or module.momentum == 0 or module in still)
-        if fixed or (isinstance(module, _DropoutNd) and not labels):
+        if isinstance(module, _BatchNorm) and (module.momentum == 0 or module in still):
             module.eval()
+        if isinstance(module, nn.RNNBase) and any(p.is_cuda for p in module.parameters(recurse=False)):
+            module.train()

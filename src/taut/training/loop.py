@@ -23,10 +23,10 @@ from torch import Tensor, nn
 from taut.calls import Example, batch_size, device_of, on_device
 from taut.errors import CallError, DataError, ModelError
 from taut.progress import stage as announce
+from taut.randomness import capture, mixed, restore, seed_all
 from taut.training.batches import Batches, share, weight
 from taut.training.freezing import train_mode
 from taut.training.losses import Objective
-from taut.training.randomness import capture, restore, seed_all
 from taut.training.state import Position, Store, fill_optimizer, optimizer_tensors, packed, unpacked
 from taut.types import Stage
 
@@ -94,6 +94,8 @@ class Trainer:
         learning = [p for p in self.model.parameters() if p.requires_grad]
         if self.stage.train == "none" or not self.stage.epochs or not learning:
             return
+        if self.batches.once and self.stage.epochs > 1:
+            raise DataError(self.batches.again)
         half = {str(p.dtype).removeprefix("torch.") for p in learning if p.dtype in {torch.float16, torch.bfloat16}}
         if half:
             raise ModelError(f"Weights in {', '.join(half)} cannot be trained: convert the model with .float() first.")
@@ -103,7 +105,7 @@ class Trainer:
             fill_optimizer(optimizer, optimizer_state)
         self.wrapped, self.optimizer = self.accelerator.prepare(self.model, optimizer)
         if not found:
-            self._validate(0.0)
+            self._validate(None)
             self._save()
         random = unpacked("random", found)
         with announce(f"Training stage {self.position.stage + 1}", self._total()) as bar, _interrupts() as interrupted:
@@ -117,6 +119,7 @@ class Trainer:
     def _epoch(self, random: dict[str, Tensor], bar: Any, interrupted: Callable[[], bool]) -> None:
         at = self.position
         seed_all(self.seed, at.stage, at.epoch)
+        self.batches.reseed(mixed(self.seed, at.stage, at.epoch), at.epoch)
         raw = iter(self.batches)
         for _ in range(at.batch):  # what the interrupted run had done; the loader draws the same numbers again
             next(raw)
@@ -125,14 +128,15 @@ class Trainer:
         losses: list[float] = []
         train_mode(self.model, self.still, labels=self.objective.share < 1)
         for batch in raw:
-            losses.append(self._step(batch))
-            at.batch += 1
-            bar.note(f"loss {losses[-1]:.4g}")
-            bar()
-            if not math.isfinite(losses[-1]):
-                warnings.warn("The loss is not finite: training stopped, the best weights are kept.", stacklevel=2)
+            loss = self._step(batch)
+            if loss is None:
+                warnings.warn("The loss is not finite: the stage ends with the best weights so far.", stacklevel=2)
                 at.epoch = self.stage.epochs
                 return
+            losses.append(loss)
+            at.batch += 1
+            bar.note(f"loss {loss:.4g}")
+            bar()
             if interrupted() or self.store.due:
                 self._save()
             if interrupted():
@@ -140,29 +144,37 @@ class Trainer:
         if not at.batch:
             raise DataError("The training data gave no batch.")
         at.length, at.batch, at.epoch = at.batch, 0, at.epoch + 1
-        self._validate(sum(losses) / max(1, len(losses)))
+        self._validate(sum(losses) / len(losses) if losses else None)
         self._save()
+        if interrupted():
+            raise KeyboardInterrupt
 
-    def _step(self, batch: Any) -> float:
-        """One update; the loss of this process's part."""
+    def _step(self, batch: Any) -> float | None:
+        """One update; the loss of this process's part, or None, and no update, where any process has no finite one."""
         for group in self.optimizer.param_groups:
             group["lr"] = self._rate()
         inputs, targets = self.batches.read(batch)
+        if self.objective.distills and self.objective.reading is None:
+            self.position.reading = self.objective.settle(self.batches.original(-1, inputs))
         size, mine = batch_size(inputs), (self.accelerator.process_index, self.accelerator.num_processes)
         device = device_of(self.model)
         inputs, targets = (on_device(share(part, size, *mine), device) for part in (inputs, targets))
-        original = None
-        if self.objective.distills:
-            key = self.position.batch
-            original = self.batches.original(key, inputs)
+        original = self.batches.original(self.position.batch, inputs) if self.objective.distills else None
         with torch.enable_grad(), self.accelerator.autocast():
-            loss = self.objective(self.example.run(self.wrapped, inputs), targets, original)
+            loss = self.objective(self.example.run(self.wrapped, inputs), targets, on_device(original, device))
             scaled = loss * weight(size, *mine) if mine[1] > 1 else loss
+        if not self._finite(loss):
+            return None
         self.optimizer.zero_grad()
         with torch.enable_grad():
             self.accelerator.backward(scaled)
         self.optimizer.step()
         return float(loss.detach())
+
+    def _finite(self, loss: Tensor) -> bool:
+        """Whether the loss is finite in every process: all must decide alike."""
+        finite = torch.isfinite(loss.detach())
+        return bool(self.accelerator.gather(finite.reshape(1)).all())
 
     def _rate(self) -> float:
         """Half a cosine over the stage."""
@@ -170,15 +182,16 @@ class Trainer:
         done = at.epoch + (at.batch / length if length else 0.0)
         return 0.5 * self.stage.rate * (1 + math.cos(math.pi * min(1.0, done / self.stage.epochs)))
 
-    def _validate(self, loss: float) -> None:
+    def _validate(self, loss: float | None) -> None:
         """Keep the weights if they are the best of this stage so far."""
         at, value = self.position, None if self.judge is None else self._agreed(self.judge(self.model))
+        finite = value if value is not None and math.isfinite(value) else None
         if at.epoch:
-            at.history.append((at.stage, at.epoch, value, loss))
+            at.history.append((at.stage, at.epoch, finite, loss))
         if value is None:
             return
-        if at.best is None or value > at.best:
-            at.best, at.waited = value, 0
+        if finite is not None and (at.best is None or finite > at.best):
+            at.best, at.waited = finite, 0
             self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
         else:
             at.waited += 1

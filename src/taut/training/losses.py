@@ -6,22 +6,25 @@ reads them:
     logits         T^2 KL(softmax(p / T) || softmax(q / T)), T = 2
     probabilities  KL(p || q)
     sigmoid        the sum over elements of the Bernoulli KL(p || q)
-    values         ||p - q||^2 / ||p - mean p||^2
+    values         the mean over elements of (p - q)^2 / v, v the variance of p over the first batch
 
 each a mean over samples, summed over the float tensors of the output.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
 
 import torch
+from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
 from taut.errors import CallError, DataError
 from taut.structure.fisher import choose_kinds, float_outputs
+from taut.types.budget import FORBID
 
 Loss = Callable[[Any, Any], Tensor]
 
@@ -29,22 +32,59 @@ TEMPERATURE = 2.0
 TINY = 1e-6
 
 
-def distillation(kinds: list[str], original: Any, output: Any) -> Tensor:
-    """How far `output` is from the `original`'s, per sample; 0 where they agree.
+@dataclass(frozen=True)
+class Reading:
+    """How the original's outputs are read: settled once for a whole run.
 
-    Raises:
-        DataError: the outputs have different shapes, or none is floating point.
+    Attributes:
+        kinds: of every float tensor. scales: variance of those that are values, 1 for the others.
     """
-    pairs = list(zip(kinds, float_outputs(original), float_outputs(output), strict=False))
-    if not pairs or any(p.shape != q.shape for _, p, q in pairs):
-        raise DataError("Distillation needs floating-point outputs of the same shapes from both models.")
-    return torch.stack([_distance(kind, p.detach().float(), q.float()) for kind, p, q in pairs]).sum()
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    kinds: tuple[str, ...]
+    scales: tuple[float, ...]
+
+    @classmethod
+    def of(cls, original: Any, kinds: Sequence[str] = (), output: str = "auto") -> Reading:
+        """From the original's output on a batch; `kinds` that are known already are taken over.
+
+        Raises:
+            CallError: `output` is unknown.
+            DataError: no tensor of the output is floating point.
+        """
+        found = [t.detach().float() for t in float_outputs(original)]
+        if not found:
+            raise DataError("Distillation needs floating-point outputs.")
+        settled = list(kinds) if len(kinds) == len(found) else choose_kinds(original, output)
+        scales = [_variance(t) if kind == "values" else 1.0 for t, kind in zip(found, settled, strict=True)]
+        return cls(tuple(settled), tuple(scales))
+
+    def distance(self, original: Any, output: Any) -> Tensor:
+        """How far `output` is from the `original`'s, per sample; 0 where they agree.
+
+        Raises:
+            DataError: the outputs have different shapes.
+        """
+        pairs = list(zip(float_outputs(original), float_outputs(output), strict=False))
+        if len(pairs) != len(self.kinds) or any(p.shape != q.shape for p, q in pairs):
+            raise DataError("Distillation needs floating-point outputs of the same shapes from both models.")
+        parts = [
+            _distance(kind, p.detach().float(), q.float()) / scale
+            for kind, scale, (p, q) in zip(self.kinds, self.scales, pairs, strict=True)
+        ]
+        return torch.stack(parts).sum()
+
+
+def _variance(p: Tensor) -> float:
+    """Over the samples of a batch; of a single sample the mean square."""
+    spread = (p - p.mean(0)).square().mean() if p.ndim and len(p) > 1 else p.square().mean()
+    return float(spread) or 1.0
 
 
 def _distance(kind: str, p: Tensor, q: Tensor) -> Tensor:
     samples = max(1, p.shape[0] if p.ndim else 1)
     if kind == "values":
-        return (p - q).square().sum() / (p - p.mean(0)).square().sum().clamp_min(TINY)
+        return (p - q).square().mean()
     if kind == "sigmoid":
         target = p.clamp(0, 1)
         entropy = functional.binary_cross_entropy(target, target, reduction="sum")
@@ -61,10 +101,10 @@ class Objective:
     """The number that a stage minimizes.
 
     Attributes:
-        loss: the user's, or None. share: weight of the distillation.
+        loss: the user's, or None. share: weight of the distillation. reading: of the original's outputs, once settled.
     """
 
-    def __init__(self, loss: Loss | None, share: float | None) -> None:
+    def __init__(self, loss: Loss | None, share: float | None, kinds: Sequence[str] = (), output: str = "auto") -> None:
         """Settle the weights.
 
         Raises:
@@ -74,12 +114,18 @@ class Objective:
         self.share = (1.0 if loss is None else 0.0) if share is None else share
         if self.loss is None and self.share < 1:
             raise CallError(f"A stage with 'distill' {self.share} needs a loss for the rest: give loss=.")
-        self.kinds: list[str] = []
+        self.kinds, self.output = kinds, output
+        self.reading: Reading | None = None
 
     @property
     def distills(self) -> bool:
         """Whether the original's outputs are needed."""
         return self.share > 0
+
+    def settle(self, original: Any) -> Reading:
+        """Settle how the original's outputs are read, from those of one whole batch."""
+        self.reading = Reading.of(original, self.kinds, self.output)
+        return self.reading
 
     def __call__(self, output: Any, targets: Any, original: Any) -> Tensor:
         """The loss of a batch, a mean over its samples.
@@ -93,6 +139,7 @@ class Objective:
                 raise DataError("The loss needs targets: give training batches as (inputs, targets).")
             total = (1 - self.share) * self.loss(output, targets)
         if self.distills:
-            self.kinds = self.kinds or choose_kinds(original, "auto")
-            return total + self.share * distillation(self.kinds, original, output)
+            if self.reading is None:
+                raise CallError("Distillation starts with a reading of the original's output.")
+            return total + self.share * self.reading.distance(original, output)
         return total

@@ -21,7 +21,8 @@ from torch import Tensor
 from taut.errors import ArtifactError, CallError
 from taut.files import one_line, read, seal, unseal, write
 from taut.folders import reading, replacing, resolved
-from taut.types import Step
+from taut.training.losses import Reading
+from taut.types import Kept, Step
 from taut.types.budget import FORBID
 
 TENSORS, POSITION = "training.safetensors", "training.json"
@@ -46,6 +47,8 @@ class Position:
         waited: epochs since then.
         length: batches in an epoch, once known.
         history: (stage, epoch, validation value, mean loss) of every finished epoch.
+        reading: how the original's outputs are read, once that is settled.
+        kept: layers whose step was rolled back.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -58,7 +61,9 @@ class Position:
     best: float | None = None
     waited: int = 0
     length: int | None = None
-    history: list[tuple[int, int, float | None, float]] = field(default_factory=list)
+    history: list[tuple[int, int, float | None, float | None]] = field(default_factory=list)
+    reading: Reading | None = None
+    kept: tuple[Kept, ...] = ()
 
     def next_stage(self) -> None:
         """Everything that belongs to one stage begins anew."""

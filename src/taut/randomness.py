@@ -15,10 +15,19 @@ State = dict[str, Tensor]
 
 def seed_all(*parts: int) -> None:
     """Put every generator into a state that depends on all of `parts`."""
-    mixed = int(np.random.SeedSequence([part % (1 << 32) for part in parts]).generate_state(1)[0])
-    torch.manual_seed(mixed)
-    np.random.seed(mixed)  # noqa: NPY002 - data sets of users draw from the global generator
-    random.seed(mixed)
+    seed_globals(mixed(*parts))
+
+
+def mixed(*parts: int) -> int:
+    """One seed that depends on all of `parts`."""
+    return int(np.random.SeedSequence([part % (1 << 32) for part in parts]).generate_state(1)[0])
+
+
+def seed_globals(seed: int) -> None:
+    """Seed torch's, numpy's and Python's global generators."""
+    torch.manual_seed(seed)
+    np.random.seed(seed % (1 << 32))  # noqa: NPY002 - data sets of users draw from the global generator
+    random.seed(seed)
 
 
 def capture() -> State:

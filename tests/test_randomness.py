@@ -5,7 +5,7 @@ import random
 import numpy as np
 import torch
 
-from taut.training.randomness import capture, own_states, restore, seed_all
+from taut.randomness import capture, own_states, restore, seed_all
 
 
 def draw():
