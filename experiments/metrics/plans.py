@@ -1,6 +1,7 @@
-"""The five ways to plan that are compared: what counts as damage, and in which metric factors are cut.
+"""The ways to plan that are compared: what counts as damage, and in which metric factors are cut.
 
 uniform    every layer the same share of its MACs, factors by the weights alone
+spared     the same, but the first layer and the classifier are kept, as is the custom
 frobenius  knapsack on the relative error of the weights
 data       knapsack on the relative error of the outputs, factors in the inputs' second moment A
 fisher     knapsack on the predicted rise of the loss, factors in A and the gradients' second moment B
@@ -18,7 +19,7 @@ import taut
 from taut.planning import describe, survey
 
 METHODS = ("svd", "spatial", "tucker")
-WAYS = ("uniform", "frobenius", "data", "fisher", "default")
+WAYS = ("uniform", "spared", "frobenius", "data", "fisher", "default")
 
 
 def methods(metric: str) -> list[Any]:
@@ -40,20 +41,21 @@ class Planner:
 
     def plan(self, way: str, times: float) -> tuple[taut.Plan, taut.Statistics]:
         """The plan for `times` fewer MACs, and the statistics it stands on."""
-        if way == "uniform":
-            return self.uniform(times), self.blind
+        if way in {"uniform", "spared"}:
+            return self.uniform(times, spared=way == "spared"), self.blind
         stats = {"frobenius": self.blind, "data": self.unweighted}.get(way, self.seen)
         metric = {"frobenius": "frobenius", "fisher": "fisher"}.get(way, "data")
         return taut.plan(self.network, stats, taut.Budget(macs=1 / times), methods(metric)), stats
 
-    def uniform(self, times: float) -> taut.Plan:
+    def uniform(self, times: float, *, spared: bool) -> taut.Plan:
         """In every layer the candidate of least weight error within the same share of its MACs."""
         choices = survey(self.network, self.blind, methods("frobenius"))
+        ends = {choices[0].group.layer.name, choices[-1].group.layer.name} if spared else set()
         low, high = 0.0, 1.0
         picks: list[int] = []
         for _ in range(30):
             share = (low + high) / 2
-            found = [_within(choice, share) for choice in choices]
+            found = [0 if choice.group.layer.name in ends else _within(choice, share) for choice in choices]
             plan = describe(self.network, self.blind, choices, found)
             if plan.after.macs <= self.network.cost.macs / times:
                 low, picks = share, found
