@@ -16,6 +16,7 @@ from taut.fingerprint import fingerprint
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images
 from taut.randomness import own_states, seed_all
+from taut.recovery.balancing import balance
 from taut.recovery.refit import SAMPLES
 from taut.replaying import replay
 from taut.structure.statistics import Statistics, observe
@@ -223,6 +224,8 @@ class _Run:
         objective.reading = position.reading
         judge = self._judge(objective, position)
         working = _fast(model, self.example)
+        if stage.train != "none" and not tensors:
+            balance(working)
         with frozen(working, fixed) as still:
             Trainer(
                 working,
