@@ -40,7 +40,7 @@ CELLS: list[Cell] = [
     {"net": 16, "clips": 160, "epochs": 5, "rate": 3e-4},
     {"net": "control", "clips": 10, "epochs": 1, "rate": 5e-5},  # its gradient is 0: longer training changes nothing
 ]
-"""Rates were tried on the validation tones, from 2e-5 to 1e-3: above 5e-4 the first steps lose more than is regained."""
+"""Rates were tried on validation tones, from 2e-5 to 1e-3: above 5e-4 the first steps lose more than is regained."""
 
 
 def tones(clips: int, seed: int) -> list[Tensor]:

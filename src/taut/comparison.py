@@ -230,7 +230,7 @@ def _latency_items(of: Comparison) -> dict[str, Any]:
     items: dict[str, Any] = {"batch": of.batch}
     for name, pair in {**of.latency.runtimes, "best": of.latency.best}.items():
         items |= {f"speedup_{name}": pair.ratio, f"{name}_ms_before": pair.before, f"{name}_ms_after": pair.after}
-    return items | {"runtimes": of.latency.identities}
+    return items | {f"runtime_{name}": identity for name, identity in of.latency.identities.items()}
 
 
 def _score_items(of: Comparison) -> dict[str, Any]:
