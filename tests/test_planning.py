@@ -268,3 +268,16 @@ def test_an_empty_plan_of_kept_layers_needs_no_steps():
     plan = describe(net, stats, choices, [1])
     assert plan.steps[0].after == Cost(50, 50, 50, 200)
     assert plan.after == Cost(50, 50, 50, 200)
+
+
+def test_aligned_ranks_are_multiples_and_still_meet_the_budget():
+    model = nn.Sequential(nn.Conv2d(3, 48, 3), nn.ReLU(), nn.Conv2d(48, 64, 3), nn.Flatten(), nn.Linear(64 * 16, 10))
+    net = taut.trace(model, torch.randn(2, 3, 8, 8))
+    stats = taut.observe(net, model)
+    found = taut.plan(net, stats, taut.Budget(macs=0.5), align=16)
+    ranks = [v for step in found.steps for k, v in step.settings.items() if k.startswith("rank")]
+    assert ranks
+    assert all(rank % 16 == 0 for rank in ranks)
+    assert found.after.macs <= 0.5 * found.before.macs
+    with pytest.raises(taut.CallError, match="'align' must be"):
+        taut.plan(net, stats, taut.Budget(macs=0.5), align=0)

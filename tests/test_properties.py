@@ -129,7 +129,10 @@ def check(drawn, budget, methods, samples):
     with seeded(0):
         data = [torch.randn(samples, *example.shape[1:]).to(example.dtype)] if samples else None
     met = True
-    with untouched(model), patch("taut.compress.compare", lambda *args, **_: compare(*args[:3])):  # the latency is not ours
+    with (
+        untouched(model),
+        patch("taut.compress.compare", lambda *args, **_: compare(*args[:3])),
+    ):  # the latency is not ours
         try:
             result = taut.compress(model, example, budget=budget, data=data, methods=methods)
         except BudgetError as error:

@@ -84,6 +84,7 @@ class Workshop:
         methods: Iterable[str | Method] | None,
         *,
         measured: bool = False,
+        align: int = 1,
     ) -> Workshop:
         """Trace, do what is exact, observe and decompose; `measured` damages take the place of predicted ones."""
         chosen = choose(methods)
@@ -94,7 +95,7 @@ class Workshop:
         lossy = [m for m in chosen if not m.exact]
         if measured and batches is not None:
             stats = measure_damage(net, base, stats, batches, lossy)
-        choices = survey(net, stats, lossy)
+        choices = survey(net, stats, lossy, align)
         return cls(model, base, original, exact, stats, tuple(choices), batches)
 
     def build(self, picks: list[int]) -> tuple[nn.Module, Plan]:
@@ -133,6 +134,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     finetune: Finetune | None = None,
     methods: Iterable[str | Method] | None = None,
     sensitivity: bool = False,
+    align: int = 1,
     seed: int = 0,
 ) -> Result:
     """One budget in, the best plan out: applied, recovered and measured.
@@ -148,6 +150,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         methods: names or method objects; None for those marked default.
         sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
             strongly, as in deep nets at large ratios. Needs `data`.
+        align: every rank is a multiple of it; 16 makes large convolutions a fifth faster on CPUs, at coarser steps.
         seed: of everything random; the same seed gives the same bytes.
 
     Returns:
@@ -165,7 +168,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         raise CallError("sensitivity=True measures on calibration data: give data=.")
     dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
     with quiet(seed):
-        shop = Workshop.open(model, example, data, methods, measured=sensitivity)
+        shop = Workshop.open(model, example, data, methods, measured=sensitivity, align=align)
         if budget.drop is not None and evaluate is not None and dense is not None:
             built, problem = _search_drop(shop, budget, evaluate, dense)
         else:

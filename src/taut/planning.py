@@ -45,7 +45,14 @@ class Choice:
 
 
 @quietly
-def plan(net: Network, stats: Statistics, budget: Budget, methods: Iterable[str | Method] | None = None) -> Plan:
+def plan(
+    net: Network,
+    stats: Statistics,
+    budget: Budget,
+    methods: Iterable[str | Method] | None = None,
+    *,
+    align: int = 1,
+) -> Plan:
     """The steps with the least predicted damage that meet `budget`.
 
     Args:
@@ -53,6 +60,7 @@ def plan(net: Network, stats: Statistics, budget: Budget, methods: Iterable[str 
         stats: what `observe` found; they hold the decompositions, so that a second plan is cheap.
         budget: ceilings on params, macs and bytes; `drop` needs an `evaluate` and is `compress`'s.
         methods: names or method objects; None for those marked default.
+        align: every rank is a multiple of it; 16 is what convolutions of CPUs like (latency over rank is a staircase).
 
     Raises:
         BudgetError: no combination of candidates is small enough; the message says how far they go.
@@ -62,15 +70,21 @@ def plan(net: Network, stats: Statistics, budget: Budget, methods: Iterable[str 
     if not limits:
         raise CallError("A plan needs a budget of params, macs or bytes; 'drop' is for taut.compress.")
     chosen = choose(methods)
-    choices = survey(net, stats, chosen)
+    choices = survey(net, stats, chosen, align)
     picks = solve(net, choices, limits)
     if picks is None:
         raise BudgetError(unmet(net, choices, limits))
     return describe(net, stats, choices, picks)
 
 
-def survey(net: Network, stats: Statistics, methods: Sequence[Method]) -> list[Choice]:
-    """Every layer that a method applies to, with the options that no other option beats in cost and damage."""
+def survey(net: Network, stats: Statistics, methods: Sequence[Method], align: int = 1) -> list[Choice]:
+    """Every layer that a method applies to, with the options that no other option beats in cost and damage.
+
+    Raises:
+        CallError: `align` is no positive whole number.
+    """
+    if not isinstance(align, int) or isinstance(align, bool) or align < 1:
+        raise CallError(f"'align' must be a whole number, at least 1. Got {align!r} instead.")
     choices = []
     free = [layer for layer in net.layers if layer.skip is None]
     for layer in track(free, "decomposing"):
@@ -82,10 +96,17 @@ def survey(net: Network, stats: Statistics, methods: Sequence[Method]) -> list[C
                 options += [
                     Option(candidate, candidate.cost(group), stats.damage(group, candidate))
                     for candidate in method.candidates(group, factors)
+                    if aligned(candidate, align)
                 ]
         if len(options) > 1:
             choices.append(Choice(group, tuple(pareto(options))))
     return choices
+
+
+def aligned(method: Method, align: int) -> bool:
+    """Whether every rank of a resolved method is a multiple of `align`."""
+    ranks = [value for key, value in settings(method).items() if key.startswith("rank") and isinstance(value, int)]
+    return all(rank % align == 0 for rank in ranks)
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:

@@ -6,6 +6,7 @@
       - tucker: {metric: fisher}
     finetune: {epochs: 5, patience: 2, cascade: false}
     sensitivity: false
+    align: 1
     seed: 0
 
 A recipe never names code: which model and which task to import stands on the command line only.
@@ -75,6 +76,7 @@ class Recipe:
         methods: what the planner may use; None for the default ones.
         finetune: how the result is trained; None for not at all.
         sensitivity: whether damages are measured before planning.
+        align: every rank is a multiple of it.
         seed: of everything random.
     """
 
@@ -82,6 +84,7 @@ class Recipe:
     methods: tuple[Method, ...] | None = None
     finetune: Training | None = None
     sensitivity: bool = False
+    align: int = 1
     seed: int = 0
 
     @classmethod
@@ -118,8 +121,10 @@ class Recipe:
         """
         given = _keys(content, "recipe", [f.name for f in fields(cls)])
         budget, methods, seed = given.get("budget"), given.get("methods"), given.get("seed", 0)
-        if isinstance(seed, bool) or not isinstance(seed, int):
-            raise CallError(f"The 'seed' must be a whole number. Got {_short(seed)} instead.")
+        align = given.get("align", 1)
+        for key, value in (("seed", seed), ("align", align)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise CallError(f"The '{key}' must be a whole number. Got {_short(value)} instead.")
         training, measured = given.get("finetune"), given.get("sensitivity", False)
         if not isinstance(measured, bool):
             raise CallError(f"The 'sensitivity' must be true or false. Got {_short(measured)} instead.")
@@ -128,6 +133,7 @@ class Recipe:
             methods=None if methods is None else _methods(methods),
             finetune=None if training is None else _training(training),
             sensitivity=measured,
+            align=align,
             seed=seed,
         )
 

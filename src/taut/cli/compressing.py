@@ -60,6 +60,9 @@ def compress(
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure each layer's damage before planning: slower, often better.")
     ] = False,
+    align: Annotated[
+        int | None, typer.Option(min=1, help="Every rank a multiple of this; 16 is faster on CPUs. [default: 1]")
+    ] = None,
     seed: Seed = None,
 ) -> None:
     """Compress a model to a budget and save it. Without a budget: show what is possible, change nothing."""
@@ -70,7 +73,7 @@ def compress(
         if wish.finetune is None:
             raise CallError("--cascade trains layer by layer: say how long with --epochs.")
         wish = replace(wish, finetune=replace(wish.finetune, cascade=True))
-    wish = replace(wish, sensitivity=wish.sensitivity or sensitivity)
+    wish = replace(wish, sensitivity=wish.sensitivity or sensitivity, align=align or wish.align)
     if wish.budget is not None:
         _check(out, overwrite)
     net, job = models.load(model, weights, base), tasks.read(task)
@@ -109,6 +112,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
             finetune=None if training is None else replace(training, folder=state),
             methods=wish.methods,
             sensitivity=wish.sensitivity,
+            align=wish.align,
             seed=wish.seed,
         )
     except BudgetError as error:

@@ -65,7 +65,7 @@ def end(out: Path) -> None:
 
 def _described(wish: Recipe) -> dict[str, Any]:
     """The recipe as its own YAML keys."""
-    recipe: dict[str, Any] = {"seed": wish.seed, "sensitivity": wish.sensitivity}
+    recipe: dict[str, Any] = {"seed": wish.seed, "sensitivity": wish.sensitivity, "align": wish.align}
     if wish.budget is not None:
         recipe["budget"] = {key: value for key, value in asdict(wish.budget).items() if value is not None}
     if wish.methods is not None:
