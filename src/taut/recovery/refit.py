@@ -33,8 +33,11 @@ from taut.types import Method, Network, Step
 SAMPLES = 2048
 """Samples of a refit at most."""
 
-ACTIVATION_BYTES = 800 << 20
+ACTIVATION_BYTES = 400 << 20
 """Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
+
+FEW_ROWS = 1024
+"""Output positions of that layer below which a sample tells little: then twice as many bytes are allowed."""
 
 ROWS_PER_COLUMN = 40
 
@@ -93,13 +96,15 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
 def refit_samples(net: Network) -> int:
     """max(256, 40 K / T) over the layers, at most 2,048 and what the largest activation allows."""
     free = [layer for layer in net.layers if layer.skip is None and layer.positions]
-    wanted, largest = 256, 1
+    wanted, largest, room = 256, 1, ACTIVATION_BYTES
     for layer in free:
         fan = layer.params // max(layer.weight[0], 1)
         wanted = max(wanted, ROWS_PER_COLUMN * fan * layer.batch // layer.positions)
         sizes = [torch.Size(call.input).numel() + torch.Size(call.output).numel() for call in layer.calls]
-        largest = max(largest, layer.itemsize * max(sizes) // layer.batch)
-    return max(8, min(wanted, SAMPLES, ACTIVATION_BYTES // max(largest, 1)))
+        size = layer.itemsize * max(sizes) // layer.batch
+        if size > largest:
+            largest, room = size, ACTIVATION_BYTES * (2 if layer.positions < FEW_ROWS * layer.batch else 1)
+    return max(8, min(wanted, SAMPLES, room // max(largest, 1)))
 
 
 def joined(batches: list[tuple[Any, Any]]) -> Any:
