@@ -27,7 +27,7 @@ def compressed(name, methods=None):
     return result.model, example
 
 
-@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "inception", "encoder"])
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "inception", "linear_3d"])
 def test_compressed_nets_are_exported_with_parity(name, tmp_path):
     model, example = compressed(name)
     with cases.untouched(model):

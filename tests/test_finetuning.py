@@ -10,6 +10,7 @@ import subprocess
 import sys
 import threading
 import time
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -399,23 +400,40 @@ def test_an_empty_plan_has_nothing_to_cascade():
     assert same(taut.finetune(model, taut.Plan(()), stats, [images()], None, schedule=()), model)
 
 
-def test_ctrl_c_saves_the_state_and_the_next_call_goes_on(tmp_path):
-    expected, batches = train(None), 0
-    step = loop.Trainer._step
+def test_ctrl_c_saves_the_state_and_the_next_call_goes_on(tmp_path, monkeypatch):
+    expected, asked = train(None), 0
 
-    def interrupted(self, batch):
-        nonlocal batches
-        batches += 1
-        if batches == 6:
-            os.kill(os.getpid(), signal.SIGINT)
-        return step(self, batch)
+    @contextmanager
+    def interrupts():
+        def noted() -> bool:
+            nonlocal asked
+            asked += 1
+            return asked >= 12  # it is asked twice for every batch
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loop.Trainer, "_step", interrupted)
+        yield noted
+
+    with monkeypatch.context() as patch:
+        patch.setattr(loop, "_interrupts", interrupts)
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path / "state")
     assert same(train(tmp_path / "state"), expected)
     assert same(train(tmp_path / "state"), expected)  # finished: nothing is trained again
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_the_signal_is_noted_and_the_handler_put_back():
+    def child() -> None:
+        before = signal.getsignal(signal.SIGINT)
+        with loop._interrupts() as noted:
+            quiet = not noted()
+            signal.raise_signal(signal.SIGINT)
+            good = quiet and noted()
+        os._exit(0 if good and signal.getsignal(signal.SIGINT) is before else 1)
+
+    process = multiprocessing.get_context("fork").Process(target=child)  # a test's process may have other handlers
+    process.start()
+    process.join(30)
+    assert process.exitcode == 0
 
 
 def test_outside_the_main_thread_no_signal_is_touched():

@@ -42,7 +42,9 @@ def synthetic(example: Example, size: int, seed: int = 0) -> Any:
             return torch.randint(int(t.min()), int(t.max()) + 1, shape, generator=random).to(t.dtype)
         spread = t.double().std() if t.numel() > 1 else torch.tensor(1.0)
         noise = torch.randn(shape, generator=random, dtype=torch.float64) * spread + t.double().mean()
-        return noise.clamp(float(t.min()), float(t.max())).to(t.dtype)
+        low, high = float(t.min()), float(t.max())
+        inner = 1e-3 * (high - low)  # not even the extremes are the user's
+        return noise.clamp(low + inner, high - inner).to(t.dtype)
 
     return map_tensors(lambda t: like(t.detach().cpu()), example.value)
 
