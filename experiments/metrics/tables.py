@@ -31,7 +31,7 @@ def _untrained(rows: Rows, dense: Mapping[str, float]) -> list[str]:
         times = sorted({row["times"] for row in mine})
         lines += [f"{net}, dense {dense[net]:.4f}:", ""]
         lines += _head("plan", *(f"MACs /{t}, {kind}" for t in times for kind in ("bare", "refitted")))
-        for way in WAYS:
+        for way in [way for way in WAYS if any(row["way"] == way for row in mine)]:
             found = [
                 _spread([row[kind] for row in mine if (row["way"], row["times"]) == (way, t)])
                 for t in times
@@ -75,6 +75,8 @@ def draw(rows: Rows, dense: Mapping[str, float], path: Path) -> None:
         for colour, way in enumerate(WAYS):
             mine = [row for row in rows if (row["net"], row["way"]) == (net, way)]
             times = sorted({row["times"] for row in mine})
+            if not mine:
+                continue
             for kind, style in (("refitted", "-"), ("bare", "--")):
                 means = [statistics.mean(row[kind] for row in mine if row["times"] == t) for t in times]
                 axes.plot(
