@@ -13,6 +13,7 @@ from torch import nn
 import taut
 from cases import CASES, LAYERS, case, macs, run, state, surroundings, untouched
 from taut import CallError, Plan, Step
+from taut.applying import apply_plan
 from taut.calls import tensors
 from taut.methods import METHODS, resolve, settings
 from taut.structure.surgery import clone, replace
@@ -233,8 +234,7 @@ def test_plan_round_trips_and_replays(method, name):
 @EVERY_METHOD
 def test_skeleton_and_state_dict_reload_to_equal_bits(method, name):
     s = setup(name)
-    plan = s.plan(method, 1)
-    small = taut.apply(s.model, plan, s.stats)
+    small, plan = apply_plan(s.model, s.plan(method, 1), s.stats)
     rebuilt = s.case.make()[0]
     for step in plan.steps:
         for layer, module in resolve(step).skeleton(step.group).items():
@@ -421,11 +421,12 @@ def test_dtype_and_names_kept(method, name):
     small = taut.apply(s.model, s.plan(method, 1), s.stats)
     rewritten = {layer for step in s.plan(method, 1).steps for layer in step.layers}
     old, new = owned(s.model), owned(small)
-    assert {t.dtype for t in new.values()} <= {t.dtype for t in old.values()}
+    assert {t.dtype for k, t in new.items() if not k.endswith(".order")} <= {t.dtype for t in old.values()}
+    moved = not METHODS[method].plain  # a neighbour may have taken over the order of its channels
     for key, tensor in old.items():
         if not any(key.startswith(f"{layer}.") for layer in rewritten | aliases(s.model, rewritten)):
             assert new[key].dtype == tensor.dtype
-            assert torch.equal(new[key], tensor)
+            assert torch.equal(*(t.flatten().sort().values if moved else t for t in (new[key], tensor)))
             assert new[key].requires_grad == tensor.requires_grad
             assert new[key].stride() == tensor.stride()
 

@@ -16,6 +16,8 @@ from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.progress import track
 from taut.recovery.refit import recover
+from taut.replaying import chain_of, with_sides
+from taut.structure.reordering import fold, strip
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
@@ -56,7 +58,19 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
             kept += [Kept(name, reason, step.before or Group(()).cost) for name in step.layers]
     if data is not None and any(not resolve(step).exact for step in done):
         recover(model, small, done, stats, data)
+    done = _fold(small, done, stats.network.example)
     return small, replace(plan, steps=tuple(done), kept=tuple(kept))
+
+
+def _fold(small: nn.Module, done: list[Step], example: Example) -> list[Step]:
+    """Let neighbouring layers take over channel orders, and note in the steps which ones are left."""
+    if not any(step.settings.get("reorders") for step in done):
+        return done
+    fold(small, example)
+    for step in done:
+        if step.settings.get("reorders"):
+            strip(chain_of(small, step))
+    return [with_sides(small, step) for step in done]
 
 
 def _present(model: nn.Module, names: frozenset[str]) -> frozenset[str]:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from dataclasses import replace as replace_fields
 
 from torch import nn
 
 from taut.calls import device_of
 from taut.errors import ArtifactError, CallError
 from taut.methods import resolve
+from taut.structure.reordering import sides
 from taut.structure.surgery import locate, replace
 from taut.text import shape
 from taut.types import Group, Kept, Layer, Plan, Step
@@ -29,7 +31,8 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
     shapes: Shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     held: list[Step] = []
     kept: list[Kept] = []
-    for step in reversed(plan.steps):
+    for wanted in reversed(plan.steps):
+        step = with_sides(model, wanted)
         places = _places(shapes, step)
         if places is None:
             reason = f"{step.method} was rolled back: the layer has its original shape"
@@ -61,6 +64,29 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
                 f"The step {step.method} on layer {step.layers} cannot be rebuilt: {type(error).__name__}: "
                 f"{str(error).strip().partition(chr(10))[0]}"
             ) from None
+
+
+def chain_of(model: nn.Module, step: Step) -> nn.Sequential:
+    """The layers that a step put in the place of its one layer; behind what an exact step before it left there.
+
+    Raises:
+        CallError: there is none.
+    """
+    (name,) = step.layers
+    chains = [m for m in model.get_submodule(name).modules() if isinstance(m, nn.Sequential)]
+    if not chains:
+        raise CallError(f"The layer '{name}' was not rewritten.")
+    return chains[-1]
+
+
+def with_sides(model: nn.Module, step: Step) -> Step:
+    """The step with the channel orders that are left in `model`: neighbouring layers may have taken them over."""
+    if not hasattr(resolve(step), "reorders"):
+        return step
+    try:
+        return replace_fields(step, settings={**step.settings, "reorders": sides(chain_of(model, step))})
+    except (AttributeError, CallError):
+        return step  # no such layer, or a step that was rolled back: whoever asked finds out
 
 
 def _located(model: nn.Module, layer: Layer) -> str:

@@ -48,6 +48,18 @@ class Weighting:
             raise ValueError("this weighting holds no full second moment")
         return ridge(self.full, RIDGE)
 
+    def diagonal(self) -> Weighting:
+        """Its diagonal alone: inputs of different size, regarded as uncorrelated. A sketch gives it as a sketch."""
+        if self.sketch is not None:
+            size = self.sketch.double().square().sum(1).sqrt()
+            return Weighting(sketch=torch.diag_embed(size).to(self.sketch))
+        parts = {
+            key: torch.diag_embed(A.diagonal(dim1=-2, dim2=-1))
+            for key, A in (("full", self.full), ("channel", self.channel))
+            if A is not None
+        }
+        return Weighting(**parts)
+
     def whitened(self, W: Tensor) -> Tensor:
         """X (g, o, m) in float64 with X X^T = W A W^T (in expectation for a sketch)."""
         flat = W.flatten(2)

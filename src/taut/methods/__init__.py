@@ -7,7 +7,10 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from taut.errors import CallError
+from taut.methods.bicluster import Bicluster
 from taut.methods.dead_taps import DeadTaps
+from taut.methods.monochromatic import Monochromatic
+from taut.methods.outer import Outer
 from taut.methods.spatial import Spatial
 from taut.methods.svd import SVD
 from taut.methods.tucker import Tucker
@@ -18,6 +21,9 @@ METHODS: Mapping[str, type[Any]] = {
     "spatial": Spatial,
     "tucker": Tucker,
     "dead_taps": DeadTaps,
+    "monochromatic": Monochromatic,
+    "bicluster": Bicluster,
+    "outer": Outer,
 }
 
 

@@ -17,7 +17,8 @@ from taut.structure.statistics import LayerStatistics
 from taut.structure.tracing import describe_layer
 from taut.types import Cost, Group, Layer, Method, Rewrite
 
-METRICS = ("data", "fisher", "frobenius")
+METRICS = ("data", "fisher", "mahalanobis", "frobenius")
+"""Second moments of the inputs; of outputs' gradients too; of both the diagonals alone; or nothing."""
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,9 @@ class Factorization:
         ((name, module),) = modules.items()
         known = stats.get(name, LayerStatistics())
         weighting = Weighting() if self.metric == "frobenius" else known.weighting
-        response = known.outputs if self.metric == "fisher" else None
+        response = known.outputs if self.metric in {"fisher", "mahalanobis"} else None
+        if self.metric == "mahalanobis":
+            weighting, response = weighting.diagonal(), None if response is None else _diagonal(response)
         return Sight(grouped_weight(module), weighting, None if response is None else regular(response), known)
 
     def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Any:
@@ -109,6 +112,10 @@ class Factorization:
         if isinstance(module.bias, Tensor):
             parts[-1].bias = nn.Parameter(module.bias.detach().clone(), requires_grad=module.bias.requires_grad)
         return Rewrite({name: built}, cast(Method, self))
+
+
+def _diagonal(B: Tensor) -> Tensor:
+    return torch.diag_embed(B.diagonal(dim1=-2, dim2=-1))
 
 
 def regular(B: Tensor) -> Tensor:

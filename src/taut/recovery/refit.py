@@ -21,11 +21,22 @@ from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
 from taut.methods.base import Factorization
+from taut.nn import Reorder
 from taut.progress import Stage, stage
 from taut.recovery.rest import ROWS, refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
-from taut.structure.patches import choose, fan_in, groups_of, input_rows, output_rows, positions, row_budget, weight_of
+from taut.structure.patches import (
+    CONVOLUTIONS,
+    choose,
+    fan_in,
+    groups_of,
+    input_rows,
+    output_rows,
+    positions,
+    row_budget,
+    weight_of,
+)
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow
 from taut.types import Method, Network, Step
@@ -86,10 +97,10 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)
     with stage("refitting", total=len(targets)) as bar:
-        copied = shallow(small)  # the same weights, but buffers of its own: only batch norms' are handed back
+        copied = shallow(small)  # the same weights, but buffers of its own: batch norms' and orders are handed back
         _run_refit(_Refit(dict(model.named_modules()), copied, chains, stats, targets), norms, batch, bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
-        if isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor):
+        if isinstance(mine, Reorder) or (isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)):
             mine.load_state_dict(found.state_dict())
 
 
@@ -303,7 +314,7 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
 def _bare(module: nn.Module) -> nn.Module:
     """A convolution that sees one patch: its taps lie side by side, and nothing is padded."""
     copied: Any = shallow(module)
-    if isinstance(module, nn.Linear):
+    if not isinstance(module, CONVOLUTIONS):
         return cast(nn.Module, copied)
     axes = len(copied.kernel_size)
     copied.padding, copied.dilation, copied.padding_mode = (0,) * axes, (1,) * axes, "zeros"
@@ -333,5 +344,9 @@ def _dense(original: nn.Module, weight: Tensor, bias: Tensor | None) -> nn.Modul
 
 
 def _shift(module: nn.Module, error: Tensor) -> None:
-    bias = [b for b in (getattr(m, "bias", None) for m in module.modules()) if isinstance(b, Tensor)][-1]
-    bias.data += error.to(bias)
+    for part in reversed(list(module.modules())):
+        if isinstance(part, Reorder):
+            error = part.undone(error)
+        elif isinstance(bias := getattr(part, "bias", None), Tensor):
+            bias.data += error.to(bias)
+            return

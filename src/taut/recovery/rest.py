@@ -20,6 +20,8 @@ from taut.recovery.solving import Moments, least_squares
 from taut.structure.patches import bias_of, fan_in, grouped_weight, groups_of, input_rows, weight_of
 from taut.structure.surgery import shallow
 
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
 WIDEST = 4096
 """Unfolded channels behind the first layer up to which their second moment is held."""
 
@@ -39,8 +41,11 @@ def refit_rest(chain: nn.Module, x: Tensor, output: Tensor, index: Tensor, wante
         B: (g, o, o), weight of the outputs, or None.
     """
     parts: list[Any] = list(chain.children())
-    if not isinstance(chain, nn.Sequential) or len(parts) not in {2, 3} or fan_in(parts[1]) > WIDEST:
+    if not isinstance(chain, nn.Sequential) or len(parts) not in {2, 3}:
         return
+    alike = {groups_of(part) if isinstance(part, LAYERS) else 0 for part in parts}
+    if len(alike) > 1 or fan_in(parts[1]) > WIDEST:
+        return  # clustered channels: the layers behind the first are not one matrix
     first, second, last = parts[0], parts[1], parts[-1]
     keep = max(1, min(len(index), ROWS, (1 << 26) // fan_in(second)))
     some = torch.linspace(0, len(index) - 1, keep).long()

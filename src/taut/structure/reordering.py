@@ -1,0 +1,219 @@
+"""Channel orders folded into the neighbouring layers: the network computes the same, and no channel is moved any more.
+
+Which layers read a `Reorder`, and which one feeds it, is read off the autograd graph of a run of the example; whether
+taking over the order is exact is then tried out, and undone where the output changes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import Example, evaluating, tensors
+from taut.nn import Reorder
+from taut.structure.patches import CONVOLUTIONS
+from taut.structure.surgery import shallow, swap
+
+OUTPUT = ""
+"""The reader that stands for what the model returns."""
+
+TOLERANCE = 1e-4
+"""Largest change of the output, as a share of its largest value, that is still rounding."""
+
+MIXING = (nn.Linear, *CONVOLUTIONS)
+
+
+@dataclass
+class _Flow:
+    """Who reads whom in one run, by module names.
+
+    Attributes:
+        readers: layer -> layers with weights of their own that its output reaches directly.
+        through: layer -> layers between (norms), whose channels are its channels.
+        sources: layer -> layers whose output it reads directly.
+    """
+
+    readers: dict[str, set[str]] = field(default_factory=dict)
+    through: dict[str, set[str]] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
+
+
+def fold(model: nn.Module, example: Example) -> None:
+    """Fold every `Reorder` of `model` into its neighbours in place, where that is exact; the others stay."""
+    names = [name for name, module in model.named_modules() if isinstance(module, Reorder)]
+    if not names:
+        return
+    before = _outputs(model, example)
+    for name in names:
+        for change in _changes(model, _flow(model, example), name):
+            old = [(t, t.clone()) for t, _ in change]
+            order, idle = model.get_submodule(name), nn.Identity()
+            _write(change)
+            swap(model, order, idle)
+            if _close(before, _outputs(model, example)):
+                break
+            swap(model, idle, order)
+            _write(old)
+
+
+def strip(module: nn.Sequential) -> None:
+    """Close the gaps that `fold` left in a chain."""
+    kept = [part for part in module if type(part) is not nn.Identity]
+    if len(kept) < len(module):
+        module._modules.clear()  # the same object: hooks and names of the place stay
+        for place, part in enumerate(kept):
+            module.add_module(str(place), part)
+
+
+def sides(module: nn.Module) -> str:
+    """Where in a chain channels are still reordered: "i" before it, "o" behind it."""
+    parts = list(module.children())
+    return ("i" if parts and isinstance(parts[0], Reorder) else "") + (
+        "o" if parts and isinstance(parts[-1], Reorder) else ""
+    )
+
+
+Change = list[tuple[Tensor, Tensor]]
+"""Tensors and their new values."""
+
+
+def _changes(model: nn.Module, flow: _Flow, name: str) -> Iterator[Change]:
+    """What would take over the order: the layers that read it, or the one that feeds it."""
+    order = model.get_submodule(name)
+    if not isinstance(order, Reorder):
+        return
+    index = order.order.long()
+    readers = flow.readers.get(name, set())
+    if readers and OUTPUT not in readers and all(flow.sources[reader] == {name} for reader in readers):
+        parts = [_of_norms(model, flow.through[name], index.argsort())]
+        parts += [_of_inputs(model.get_submodule(reader), index) for reader in readers]
+        if (change := _joined(parts)) is not None:
+            yield change
+    feeding = flow.sources.get(name, set())
+    if len(feeding) == 1:
+        (source,) = feeding
+        parts = [_of_norms(model, flow.through[source], index), _of_outputs(model.get_submodule(source), index)]
+        if flow.readers[source] == {name} and (change := _joined(parts)) is not None:
+            yield change
+
+
+def _joined(parts: list[Change | None]) -> Change | None:
+    known = [part for part in parts if part is not None]
+    return [one for part in known for one in part] if len(known) == len(parts) else None
+
+
+def _of_outputs(module: nn.Module, index: Tensor) -> Change | None:
+    """The output side of a layer: what a `Reorder` behind it did, it does itself."""
+    if not isinstance(module, MIXING) or getattr(module, "groups", 1) != 1:
+        return None
+    return [(p.data, p.data.index_select(0, index)) for p in module.parameters(recurse=False)]
+
+
+def _of_inputs(module: nn.Module, index: Tensor) -> Change | None:
+    """The input side of a layer; behind a flatten every channel has several inputs in a row."""
+    if isinstance(module, Reorder):
+        return [(module.order, index[module.order.long()].to(module.order.dtype))]
+    weight = module.weight
+    if not isinstance(module, MIXING) or not isinstance(weight, Tensor) or getattr(module, "groups", 1) != 1:
+        return None
+    if weight.shape[1] % len(index):
+        return None
+    split = weight.data.view(len(weight), len(index), -1)
+    return [(split, split.index_select(1, index.argsort()))]
+
+
+def _of_norms(model: nn.Module, names: Iterable[str], index: Tensor) -> Change | None:
+    """Everything that the layers between keep per channel."""
+    change: Change = []
+    for name in names:
+        module = model.get_submodule(name)
+        for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)):
+            if t.numel() == len(index) and t.ndim == 1:
+                change.append((t.data, t.data.index_select(0, index)))
+            elif t.numel() > 1:
+                return None
+    return change
+
+
+def _write(change: Change) -> None:
+    for t, values in change:
+        t.copy_(values)
+
+
+def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
+    with evaluating(model), torch.no_grad():
+        return [t.clone() for t in tensors(example.run(shallow(model)))]
+
+
+def _close(before: list[Tensor], after: list[Tensor]) -> bool:
+    for a, b in zip(before, after, strict=True):
+        scale = float(a.double().abs().max()) if a.numel() else 0.0
+        eps = TOLERANCE if a.dtype in {torch.float32, torch.float64} else 100 * TOLERANCE
+        if a.numel() and not float((a.double() - b.double()).abs().max()) <= eps * max(scale, 1e-30):
+            return False
+    return True
+
+
+def _flow(model: nn.Module, example: Example) -> _Flow:
+    """One run of a copy with gradients on, and a walk back from what every layer read."""
+    copied = shallow(model)
+    for parameter in copied.parameters():
+        parameter.requires_grad = parameter.is_floating_point()
+    names = [name for name, module in copied.named_modules() if name and _holds(module)]
+    outputs: dict[Any, str] = {}
+    inputs: dict[str, list[Any]] = {name: [] for name in names}
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            inputs[name] += [t.grad_fn for t in tensors(args) if t.grad_fn is not None]
+            outputs.update((t.grad_fn, name) for t in tensors(output) if t.grad_fn is not None)
+
+        return hook
+
+    for name in names:
+        copied.get_submodule(name).register_forward_hook(note(name), prepend=True)
+    with evaluating(copied), torch.enable_grad():
+        ends = [t.grad_fn for t in tensors(example.run(copied)) if t.grad_fn is not None]
+    plain = {name for name in names if not isinstance(copied.get_submodule(name), (*MIXING, Reorder))}
+    return _traced(
+        {**inputs, OUTPUT: ends}, outputs, {name for name in plain if _per_channel(copied.get_submodule(name))}
+    )
+
+
+def _holds(module: nn.Module) -> bool:
+    return isinstance(module, Reorder) or any(True for _ in module.parameters(recurse=False))
+
+
+def _per_channel(module: nn.Module) -> bool:
+    """Whether all that a layer holds is a value per channel: norms, PReLU."""
+    return all(t.ndim <= 1 for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+
+
+def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[str]) -> _Flow:
+    """Walk back from the inputs of every layer to the outputs of others; `passing` layers are noted and passed."""
+    flow = _Flow()
+    for name, nodes in inputs.items():
+        stack, seen, found, crossed = list(nodes), set(nodes), set(), set()
+        while stack:
+            node = stack.pop()
+            source = outputs.get(node)
+            if source is not None and source not in passing:
+                found.add(source)
+                continue
+            if source is not None:
+                crossed.add(source)
+            for following, _ in node.next_functions:
+                if following is not None and following not in seen:
+                    seen.add(following)
+                    stack.append(following)
+        if name in passing:
+            continue
+        flow.sources[name] = found
+        for source in found:
+            flow.readers.setdefault(source, set()).add(name)
+            flow.through.setdefault(source, set()).update(crossed)
+    return flow
