@@ -26,7 +26,7 @@ class Reorder(nn.Module):
         self.register_buffer("order", order.to(torch.int32))
 
     def forward(self, x: Tensor) -> Tensor:
-        """x (..., C, *axes), with or without a batch."""
+        """X (..., C, *axes), with or without a batch."""
         return x.index_select(x.ndim - self.axes - 1, self.order)
 
     def undone(self, values: Tensor) -> Tensor:

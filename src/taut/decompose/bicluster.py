@@ -79,11 +79,10 @@ def bicluster(
         B: (1, F, F), metric of the outputs, or None.
         distance: "projection" or "euclidean".
     """
-    F, C = W.shape[:2]
     wide = W.double()
     outputs = weighting.whitened(wide[None])[0] if H > 1 else wide.flatten(1)
     inputs = wide if B is None else torch.einsum("qo,ocs->qcs", root(B[0])[0], wide)
-    size = second_moments(weighting, C)
+    size = second_moments(weighting, W.shape[1])
     if size is not None:
         inputs = inputs * size.diagonal().sqrt()[:, None]
     if B is not None:
@@ -108,34 +107,20 @@ def second_moments(weighting: Weighting, channels: int) -> Tensor | None:
 
 
 def two_svds(
-    blocks: Tensor,
-    r_in: int,
-    r_out: int,
-    weighting: Weighting,
-    B: Tensor | None = None,
-    *,
-    paper: bool = False,
-    outputs_first: bool = False,
+    blocks: Tensor, r_in: int, r_out: int, weighting: Weighting, B: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Tucker-2 of every block.
+    """Tucker-2 of every block; in the Frobenius norm refined by HOOI.
 
     Args:
         blocks: (n, o, c, s).
         r_in: K1, channels between the inputs and the kernel, at most min(c, o s).
         r_out: K2, channels between the kernel and the outputs, at most min(o, r_in s).
-        weighting: metric of the blocks' inputs; in the Frobenius norm the result is refined by HOOI.
+        weighting: metric of the blocks' inputs.
         B: (n, o, o), metric of their outputs, or None.
-        paper: the source's form: an SVD of the input side, then one of its right factor V, WITHOUT the singular values.
-        outputs_first: paper mode in the order of an implementation by others.
 
     Returns:
         V (n, c, r_in), core (n, r_out, r_in, s), U (n, o, r_out), in float64.
     """
-    if paper:
-        if outputs_first:
-            V, core, U = _paper(blocks.transpose(1, 2), r_out, r_in)
-            return U, core.transpose(1, 2), V
-        return _paper(blocks, r_in, r_out)
     if not weighting.known and B is None:
         V, core, U = tucker2(blocks, r_in, r_out)
         return V.double(), core.double(), U.double()
@@ -146,9 +131,21 @@ def two_svds(
     return basis.V[..., :r_in].double(), core, output.up[..., :r_out]
 
 
+def paper_svds(blocks: Tensor, r_in: int, r_out: int, *, outputs_first: bool = False) -> tuple[Tensor, Tensor, Tensor]:
+    """The source's form: an SVD of the input side, then one of its right factor V, WITHOUT the singular values.
+
+    Args, Returns:
+        As `two_svds`; `outputs_first` is the order of an implementation by others.
+    """
+    if not outputs_first:
+        return _paper(blocks, r_in, r_out)
+    U, core, V = _paper(blocks.transpose(1, 2), r_out, r_in)
+    return V, core.transpose(1, 2), U
+
+
 def _paper(blocks: Tensor, first: int, second: int) -> tuple[Tensor, Tensor, Tensor]:
     """W = U S V^T with the rows of U along the inputs; then V^T, regarded as (K1 s) x o, again by its SVD."""
-    n, o, c, s = blocks.shape
+    n, o, _, s = blocks.shape
     rows = blocks.double().permute(0, 2, 3, 1).flatten(2)  # (n, c, s o)
     left, energy = left_basis(rows)
     values = energy.sqrt()[:, :first]

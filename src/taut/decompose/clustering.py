@@ -129,7 +129,8 @@ def _distances_to_lines(K: Tensor, labels: Tensor, k: int) -> Tensor:
     values, vectors = torch.linalg.eigh(K[members[:, :, None], members[:, None, :]])
     top, weight = vectors[..., -1], values[:, -1].clamp_min(1e-300)
     along = torch.einsum("nam,am->na", K[:, members], top)
-    return K.diagonal()[:, None] - along.square() / weight
+    distances: Tensor = K.diagonal()[:, None] - along.square() / weight
+    return distances
 
 
 def _exchange(K: Tensor, labels: Tensor, k: int) -> Tensor:

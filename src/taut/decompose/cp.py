@@ -25,7 +25,7 @@ START_DAMPING = 1e-2
 
 
 def cp(
-    T: Tensor, rank: int, sweeps: int = 200, tol: float = 1e-6, restarts: int = 2, seed: int = 0
+    T: Tensor, rank: int, sweeps: int = 100, tol: float = 1e-5, restarts: int = 2, seed: int = 0
 ) -> tuple[Tensor, ...]:
     """Factors of the best of several joint fits of every tensor of a stack.
 
@@ -33,7 +33,7 @@ def cp(
         T: (n, d_1, ..., d_m), n tensors that are fitted on their own.
         rank: terms.
         sweeps: updates of all factors at most.
-        tol: stop where the relative error falls by less in a sweep, in every tensor.
+        tol: stop where the relative error falls by less than this share of it in a sweep, in every tensor.
         restarts: starting points: terms fitted one after the other, leading singular vectors of the unfoldings,
             random ones.
         seed: of the random ones.
@@ -41,7 +41,7 @@ def cp(
     Returns:
         One factor (n, d_j, rank) per mode, in T's dtype; the terms' columns have the same norm in every mode.
     """
-    X = T.double()
+    X, bases = _compressed(T.double())
     best: list[Tensor] = []
     errors = X.new_full((len(X),), float("inf"))
     for start in range(max(1, restarts)):
@@ -54,7 +54,23 @@ def cp(
         better = found < errors
         errors = torch.where(better, found, errors)
         best = [torch.where(better[:, None, None], new, old) for new, old in zip(factors, best or factors, strict=True)]
-    return tuple(factor.to(T) for factor in levelled(best))
+    whole = [factor if basis is None else basis @ factor for factor, basis in zip(best, bases, strict=True)]
+    return tuple(factor.to(T) for factor in levelled(whole))
+
+
+def _compressed(X: Tensor) -> tuple[Tensor, list[Tensor | None]]:
+    """X in an orthonormal basis of every mode that is longer than all others together: the same fits, less work."""
+    bases: list[Tensor | None] = []
+    for mode in range(1, X.ndim):
+        rows = X.movedim(mode, 1).flatten(2)
+        if rows.shape[1] <= rows.shape[2]:
+            bases.append(None)
+            continue
+        basis, small = torch.linalg.qr(rows)
+        rest = X.movedim(mode, 1).shape[2:]
+        X = small.reshape(len(X), -1, *rest).movedim(1, mode)
+        bases.append(basis)
+    return X, bases
 
 
 def greedy(T: Tensor, rank: int, sweeps: int = 64, seed: int = 0) -> tuple[Tensor, ...]:
@@ -103,19 +119,20 @@ def _als(X: Tensor, factors: list[Tensor], sweeps: int, tol: float, damping: flo
     """Sweeps over the modes; the relative error of every tensor."""
     energy = X.flatten(1).square().sum(1)
     scale = energy.clamp_min(1e-300)
+    unfolded = [X.movedim(mode, 1).flatten(2).contiguous() for mode in range(1, X.ndim)]
     error = torch.full_like(energy, float("inf"))
     last = len(factors) - 1
     for _ in range(sweeps):
         for mode in range(len(factors)):
-            normal = _hadamard([f for other, f in enumerate(factors) if other != mode])
-            response = _mttkrp(X, factors, mode)
+            others = [f for other, f in enumerate(factors) if other != mode]
+            normal, response = _hadamard(others), unfolded[mode] @ _khatri_rao(others)
             solved = _solve(normal, response, max(damping, DAMPING))
             norms = solved.norm(dim=1, keepdim=True).clamp_min(1e-300)
             factors[mode] = solved if mode == last else solved / norms
         # |X - Y|^2 = |X|^2 - 2 <X, Y> + |Y|^2, from what the last update has at hand
         whole = (_hadamard(factors[:-1]) * (factors[last].mT @ factors[last])).sum((1, 2))
         found = ((energy - 2 * (response * factors[last]).sum((1, 2)) + whole).clamp_min(0) / scale).sqrt()
-        settled = damping <= DAMPING and bool((error - found <= tol).all())
+        settled = damping <= DAMPING and bool((error - found <= tol * error).all())
         error, damping = found, damping / 10
         if settled:
             break
@@ -129,22 +146,16 @@ def _hadamard(factors: list[Tensor]) -> Tensor:
     return product
 
 
-def _mttkrp(X: Tensor, factors: list[Tensor], mode: int) -> Tensor:
-    """sum over all other modes of X times their factors, (n, d_mode, rank); the largest mode is summed first."""
-    rank, modes = factors[0].shape[-1], list(range(len(factors)))
-    others = sorted((m for m in modes if m != mode), key=lambda m: -X.shape[m + 1])
-    letters = list(MODES[: len(factors)])
-    subscript, found = "n" + "".join(letters), X
-    for place, other in enumerate(others):
-        target = subscript.replace(letters[other], "")
-        target = target if place else target + "z"
-        found = torch.einsum(f"{subscript},n{letters[other]}z->{target}", found, factors[other])
-        subscript = target
-    return found.reshape(len(X), X.shape[mode + 1], rank)
+def _khatri_rao(factors: list[Tensor]) -> Tensor:
+    """Products of the columns over all modes but one, (n, d_1 d_2 ..., rank), the last mode fastest."""
+    product = factors[0]
+    for factor in factors[1:]:
+        product = (product[:, :, None] * factor[:, None]).flatten(1, 2)
+    return product
 
 
 def _solve(normal: Tensor, response: Tensor, damping: float) -> Tensor:
-    """response normal^{-1} with a small ridge; a term that has vanished stays away."""
+    """Response normal^{-1} with a small ridge; a term that has vanished stays away."""
     lift = damping * normal.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None] + 1e-300
     lifted = normal.clone()
     lifted.diagonal(dim1=-2, dim2=-1).add_(lift)

@@ -138,5 +138,5 @@ def _best_colours(AW: Tensor, A4: Tensor, taps: Tensor, labels: Tensor, k: int) 
     squares = taps.new_zeros(k, *2 * taps.shape[1:]).index_add_(0, labels, taps[:, :, None] * taps[:, None, :])
     response = AW.new_zeros(k, AW.shape[1]).index_add_(0, labels, torch.einsum("fcs,fs->fc", AW, taps))
     normal = torch.einsum("csdt,kst->kcd", A4, squares)
-    found = torch.cholesky_solve(response[..., None], cholesky(normal))[..., 0]
-    return found / found.norm(dim=1, keepdim=True).clamp_min(1e-300)
+    found: Tensor = torch.cholesky_solve(response[..., None], cholesky(normal))[..., 0]
+    return found.div(found.norm(dim=1, keepdim=True).clamp_min(1e-300))

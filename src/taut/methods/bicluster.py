@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.decompose.balance import level, orthogonalize
-from taut.decompose.bicluster import Biclusters, bicluster, solve_last, two_svds
+from taut.decompose.bicluster import Biclusters, bicluster, paper_svds, solve_last, two_svds
 from taut.methods.base import integer
 from taut.methods.blocks import BlockFactors, Blocks, Fit
 from taut.methods.building import chain_cost, conv, input_places, output_places, random_layer, rank_grid
@@ -68,7 +68,10 @@ class Bicluster(Blocks):
             (G, H), lambda: bicluster(W, G, H, sight.weighting, sight.response, self.distance)
         )
         metric, B = found.metric(sight.weighting, sight.response)
-        V, core, U = two_svds(found.blocks(W), i, o, metric, B, paper=self.paper, outputs_first=self.outputs_first)
+        if self.paper:
+            V, core, U = paper_svds(found.blocks(W), i, o, outputs_first=self.outputs_first)
+        else:
+            V, core, U = two_svds(found.blocks(W), i, o, metric, B)
         if not self.paper and G > 1:
             U = solve_last(found, W, torch.einsum("nqrs,ncr->nqcs", core, V), sight.weighting)
         blocks = torch.einsum("noq,nqrs,ncr->nocs", U, core, V)

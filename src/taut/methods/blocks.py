@@ -83,7 +83,7 @@ class Blocks(Factorization):
 
     def fit(self, factors: BlockFactors) -> Fit:
         """The approximation that this resolved method stands for."""
-        raise CallError(f"{self.name} fits nothing.")
+        raise CallError(f"{self.name} fits nothing to {factors.sight.W.shape}.")
 
     def damage(self, factors: Any) -> float | None:
         """Of the kernel that is really built, tr(B dW A dW^T)."""
@@ -142,7 +142,7 @@ class Blocks(Factorization):
 
 
 def exact_numbers(*shape: int) -> Tensor:
-    """Seeded random powers of two with signs: products with them are exact, so that a planted kernel is in any dtype."""
+    """Seeded random powers of two with signs: products with them are exact, and so a planted kernel in any dtype."""
     generator = torch.Generator().manual_seed(1)
     return 2.0 ** torch.randint(-2, 3, shape, generator=generator) * (
         1 - 2 * torch.randint(0, 2, shape, generator=generator)

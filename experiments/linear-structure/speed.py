@@ -1,0 +1,162 @@
+"""Time of the first two layers and their replacements at real shapes, best runtime against best runtime.
+
+Weights are random: time does not depend on them. The replacements stand alone, as they do inside the net once the
+orders of their clusters are folded into the neighbours. Every runtime runs the original and all replacements of a
+layer in turns; ratios are of medians.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from shapes import net
+from torch import Tensor, nn
+
+import taut
+from taut.calls import Example
+from taut.measure.onnx import to_onnx
+from taut.measure.runtimes import Subject, chosen
+
+MONOCHROMATIC = (3, 4, 6, 8, 12, 16, 24)
+OUTER = (6, 8, 10, 12, 16)
+SVD = ((16, 24), (16, 32), (19, 24), (19, 64), (24, 24), (24, 48), (32, 64))
+QUICK = {"conv1": {"monochromatic 6"}, "conv2": {"outer 6", "bicluster 19 24", "bicluster 19 64"}}
+
+
+def forms() -> dict[str, dict[str, Any]]:
+    """Layer -> name of the form -> method."""
+
+    def made(name: str, **settings: Any) -> Any:
+        return taut.methods.resolve(taut.Step((), name, settings))
+
+    mono = {f"monochromatic {k}": made("monochromatic", colours=k, reorders="") for k in MONOCHROMATIC}
+    outer = {f"outer {k}": made("outer", inputs=48, outputs=2, rank=k, reorders="") for k in OUTER}
+    svds = {
+        f"bicluster {i} {o}": made("bicluster", inputs=2, outputs=2, rank_in=i, rank_out=o, reorders="") for i, o in SVD
+    }
+    return {"conv1": mono, "conv2": {**outer, **svds}}
+
+
+def inputs(batch: int) -> dict[str, Tensor]:
+    """What the two layers read."""
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "conv1": torch.randn(batch, 3, 224, 224, generator=generator),
+        "conv2": torch.randn(batch, 96, 54, 54, generator=generator),
+    }
+
+
+@torch.no_grad()
+def measure(layer: str, batch: int, rounds: int, *, quick: bool = False) -> dict[str, Any]:
+    """Milliseconds of the original and of every form in every runtime, and the speedups."""
+    model = net()
+    x = inputs(batch)[layer]
+    group = taut.trace(model, torch.zeros(1, 3, 224, 224)).group([layer])
+    built: dict[str, nn.Module] = {"original": model.get_submodule(layer)}
+    methods = {name: m for name, m in forms()[layer].items() if not quick or name in QUICK[layer]}
+    for name, method in methods.items():
+        built[name] = method.skeleton(group)[layer].eval()
+        for parameter in built[name].parameters():
+            nn.init.normal_(parameter, std=0.02)
+    times = {runtime.name: _timed(runtime, built, x, rounds) for runtime in chosen()}
+    times = {name: found for name, found in times.items() if found}
+    best = {name: min(found[name] for found in times.values()) for name in built}
+    cost = group.cost.macs
+    return {
+        "layer": layer,
+        "batch": batch,
+        "ms": times,
+        "best_ms": best,
+        "speedup": {name: best["original"] / best[name] for name in methods},
+        "fewer_macs": {name: cost / method.cost(group).macs for name, method in methods.items()},
+    }
+
+
+def _timed(runtime: Any, models: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, float]:
+    """Medians; where sessions of a runtime disturb each other (ONNX Runtime), pairs alternate one by one instead."""
+    with tempfile.TemporaryDirectory() as folder:
+        subjects = {
+            name: _subject(model, x, Path(folder) / f"{place}.onnx")
+            for place, (name, model) in enumerate(models.items())
+        }
+        if any(runtime.refuses(subject) is not None for subject in subjects.values()):
+            return {}
+        alone = runtime.name == "onnxruntime"
+        found: dict[str, list[float]] = {name: [] for name in subjects}
+        for _ in range(3 if alone else 1):
+            runs = {} if alone else {name: runtime.build(subject) for name, subject in subjects.items()}
+            if alone:
+                for name, subject in subjects.items():
+                    run, given = runtime.build(subject)
+                    found[name] += _laps({name: (run, given)}, max(5, rounds // 2))[name]
+            else:
+                for name, laps in _laps(runs, rounds).items():
+                    found[name] += laps
+    return {name: 1000 * statistics.median(laps) for name, laps in found.items()}
+
+
+def _subject(model: nn.Module, x: Tensor, path: Path) -> Subject:
+    example = Example(model, x)
+
+    def onnx() -> Path:
+        if not path.exists():
+            to_onnx(model, example, path)
+        return path
+
+    return Subject(model, example, onnx)
+
+
+def _laps(runs: dict[str, Any], rounds: int) -> dict[str, list[float]]:
+    laps: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + 3):
+        for name, (run, given) in runs.items():
+            start = time.perf_counter()
+            run(given)
+            if turn >= 3:
+                laps[name].append(time.perf_counter() - start)
+    return laps
+
+
+@torch.no_grad()
+def breakdown(batch: int, rounds: int) -> dict[str, float]:
+    """Share of every layer in the forward time of the whole net, eager, the layers one after the other."""
+    model, x = net(), torch.randn(batch, 3, 224, 224, generator=torch.Generator().manual_seed(0))
+    spent: dict[str, list[float]] = {name: [] for name, _ in model.named_children()}
+    for turn in range(rounds + 2):
+        y = x
+        for name, layer in model.named_children():
+            start = time.perf_counter()
+            y = layer(y)
+            if turn >= 2:
+                spent[name].append(time.perf_counter() - start)
+    medians = {name: statistics.median(laps) for name, laps in spent.items()}
+    total = sum(medians.values())
+    return {name: value / total for name, value in medians.items()}
+
+
+@torch.no_grad()
+def first_two(batch: int, rounds: int) -> dict[str, Any]:
+    """The first two layers with all between them, original and in cascade (C' = 6, then K = 8), best against best."""
+    model, x = net(), inputs(batch)["conv1"]
+    network = taut.trace(model, torch.zeros(1, 3, 224, 224))
+    part = nn.Sequential(*list(model.children())[:6])
+    small = nn.Sequential(*list(model.children())[:6])
+    found = forms()
+    for place, name, form in ((0, "conv1", "monochromatic 6"), (3, "conv2", "outer 8")):
+        method = found[name][form]
+        # the order of conv1's outputs is left to conv2, whose first layer is grouped: that one order is not folded
+        method = replace(method, reorders="i") if name == "conv2" else method
+        small[place] = method.skeleton(network.group([name]))[name]
+    for parameter in small.parameters():
+        nn.init.normal_(parameter, std=0.02)
+    models = {"original": part.eval(), "cascade": small.eval()}
+    times = {runtime.name: _timed(runtime, models, x, rounds) for runtime in chosen()}
+    times = {name: ms for name, ms in times.items() if ms}
+    best = {name: min(ms[name] for ms in times.values()) for name in models}
+    return {"batch": batch, "ms": times, "best_ms": best, "speedup": best["original"] / best["cascade"]}
