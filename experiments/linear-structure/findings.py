@@ -125,7 +125,7 @@ def _layers(results: dict[str, Any]) -> Found:
             f"{best['monochromatic 6']:.2f} points at C' = 6, refitted and untrained", best["monochromatic 6"] < 1, HERE
         ),
         "figure-4": _one(
-            f"{best['outer 6']:.2f} points for outer K = 6, {best['bicluster 19 24']:.2f} for two SVDs (19, 24), refitted "
+            f"{best['outer 6']:.2f} points for outer 6, {best['bicluster 19 24']:.2f} for two SVDs (19, 24), refitted "
             "and untrained",
             max(best["outer 6"], best["bicluster 19 24"]) < 1,
             HERE,

@@ -3,7 +3,8 @@
 Counts and times at the real layer shapes of their net (random weights: ImageNet is not here); accuracy on nets that can
 be trained here, above all one on coloured garments with their first two convolutions (experiments/nets/colour.py).
 
---paper changes nothing: paper mode is a column of every table. --data names a folder with fashion-mnist/.
+--paper changes nothing: paper mode is a column of every table. --data names a folder with fashion-mnist/; with
+imagenet/ in it, and weights of the net (imagenet.py), the source's own evaluation runs too.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 
 import accuracy as work  # noqa: E402 - found through the line above: experiments are scripts, no package
+import imagenet  # noqa: E402
 import speed  # noqa: E402
 from findings import findings  # noqa: E402
 from shapes import count_rows  # noqa: E402
@@ -50,6 +52,8 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
 
     results: dict[str, Any] = {"counts": count_rows()}
     results["speed"] = grid("speed", _timings(quick), _time)
+    folder = imagenet.find(data)
+    results["imagenet"] = [] if folder is None else imagenet.evaluate(folder)
     benches = work.Benches(data)
     skipped = ""
     try:

@@ -28,6 +28,9 @@ def markdown(results: dict[str, Any], bounds: Sequence[Bound], skipped: str) -> 
     lines = ["# Linear structure within convolutional networks", ""]
     lines += [skipped, ""] if skipped else []
     lines += [*_counts(results["counts"]), *_speed(results["speed"])]
+    if results.get("imagenet"):
+        body = [(row["row"], f"{row['top_5_error']:.4f}") for row in results["imagenet"]]
+        lines += ["## ImageNet, nothing trained", "", *_table(("net", "top-5 error"), body)]
     if "bare" in results:
         lines += _bare(results)
     if "tuned" in results:
@@ -132,8 +135,8 @@ def _bare(results: dict[str, Any]) -> list[str]:
     note = (
         f"Test accuracy of the colour net (dense {dense:.4f}) with ONE layer replaced, nothing trained; in brackets "
         "the relative error of the kernel. Paper mode clusters by Euclidean distance, applies the second SVD to V, "
-        "and fits terms one after the other; the others cluster by lines, refit, use S V and fit jointly. The last column "
-        "is the data metric after taut's closed-form refit on 1,024 images without labels."
+        "and fits terms one after the other; the others cluster by lines, refit, use S V and fit jointly. The last "
+        "column is the data metric after taut's closed-form refit on 1,024 images without labels."
     )
     body = [
         (

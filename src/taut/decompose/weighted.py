@@ -8,6 +8,8 @@ metric "mahalanobis" of the methods, which is exact for such a, costs nothing an
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -49,7 +51,8 @@ def weighted_low_rank(W: Tensor, a: Tensor, rank: int, sweeps: int = 30, tol: fl
 def weighted_error(W: Tensor, a: Tensor, U: Tensor, V: Tensor) -> float:
     """||a * (W - U V)|| / ||a * W||."""
     S = a.double().square()
-    return (_error(W.double(), S, U.double(), V.double()) / max(float((S * W.double().square()).sum()), 1e-300)) ** 0.5
+    energy = float((S * W.double().square()).sum())
+    return math.sqrt(_error(W.double(), S, U.double(), V.double()) / max(energy, 1e-300))
 
 
 def _error(X: Tensor, S: Tensor, U: Tensor, V: Tensor) -> float:
@@ -63,4 +66,5 @@ def _half(X: Tensor, S: Tensor, U: Tensor) -> Tensor:
     response = (S * X).T @ U
     lift = DAMPING * normal.diagonal(dim1=-2, dim2=-1).mean(-1) + 1e-300
     normal.diagonal(dim1=-2, dim2=-1).add_(lift[:, None])
-    return torch.linalg.solve(normal, response[..., None])[..., 0]
+    solved: Tensor = torch.linalg.solve(normal, response[..., None])[..., 0]
+    return solved

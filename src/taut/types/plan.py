@@ -17,6 +17,9 @@ from taut.types.network import Group, Network
 Setting = bool | int | float | str | list[int] | None
 """A value that a method's settings may hold: what JSON can carry."""
 
+SILENT: tuple[Setting, ...] = (None, False, "", "data", "projection")
+"""Values that settings have unless somebody asked for others: a plan's table leaves them out."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -144,7 +147,7 @@ class Plan:
 
 
 def _step_row(step: Step) -> tuple[str, ...]:
-    settings = " ".join(f"{key}={value}" for key, value in step.settings.items() if value not in (None, "data"))
+    settings = " ".join(f"{key}={value}" for key, value in step.settings.items() if value not in SILENT)
     before, after = step.before or Cost(), step.after or Cost()
     damage = "" if step.damage is None else f"{step.damage:.3g}"
     return (

@@ -1,0 +1,453 @@
+"""Biclusters with two SVDs: the source's formulas, the kernel that is built, damage, whole nets, saved folders."""
+
+import copy
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import taut
+from cases import FLAVOURS, KERNEL, SIZE, sequential
+from methods.samples import group_of, layers, measured
+from taut import CallError, Plan, Step
+from taut.applying import apply_plan
+from taut.decompose.weighting import Weighting
+from taut.methods.bicluster import Bicluster
+from taut.methods.blocks import divisors
+from taut.nn import Reorder
+from taut.structure.statistics import LayerStatistics
+
+KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def statistics(conv, *, fisher=False, form="full"):
+    """Second moments with a spread, as calibration would find them."""
+    size = conv.weight[0].numel() if form == "full" else conv.weight.shape[1]
+    X = torch.randn(300, size).double() * torch.logspace(1, -1, size)
+    G = torch.randn(100, len(conv.weight)).double() * torch.logspace(1, -1, len(conv.weight))
+    outputs = (G.T @ G / 100)[None] if fisher else None
+    return LayerStatistics(Weighting(**{form: (X.T @ X / 300)[None]}), outputs, positions=5.0)
+
+
+def rewritten(method, conv, stats=None):
+    """The built layers, the kernel that they were fitted to, and its factors."""
+    factors = method.factor({"c": conv}, {} if stats is None else {"c": stats})
+    return method.rewrite({"c": conv}, factors).modules["c"].eval(), method.fit(factors).W, factors
+
+
+def with_kernel(conv, W):
+    """The layer as it is, with another kernel."""
+    other = copy.deepcopy(conv)
+    other.weight.data = W.reshape(conv.weight.shape).to(conv.weight)
+    return other
+
+
+# Costs.
+
+
+def resolved(layer, draw):
+    """Clusters and ranks within their limits."""
+    G, H = draw(st.sampled_from(divisors(layer.weight[1]))), draw(st.sampled_from(divisors(layer.weight[0])))
+    taps = torch.Size(layer.kernel).numel()
+    i = draw(st.integers(1, min(layer.weight[1] // G, layer.weight[0] // H * taps)))
+    o = draw(st.integers(1, min(layer.weight[0] // H, i * taps)))
+    return Bicluster(inputs=G, outputs=H, rank_in=i, rank_out=o, reorders=draw(st.sampled_from(["", "o"])))
+
+
+@given(layers(dims=(1, 2, 3)), st.data())
+def test_cost_is_that_of_the_built_module(sample, data):
+    """All but one in G of the first layer's weights start at zero: `nonzero` leaves them out, all else counts them."""
+    module, size = sample
+    group, x = group_of(module, size)
+    if Bicluster().refuses(group) is None:
+        method = resolved(group.layer, data.draw)
+        built, cost = method.skeleton(group)["layer"], method.cost(group)
+        assert built(x).shape == module(x).shape
+        found = measured(built, x)
+        assert (cost.params, cost.macs, cost.bytes) == (found.params, found.macs, found.bytes)
+        filled = method.rewrite({"layer": module}, method.factor({"layer": module}, {})).modules["layer"]
+        first = next(part for part in filled if isinstance(part, type(module))).weight
+        own = {int(row.count_nonzero()) for row in first.detach().flatten(1)}
+        assert max(own) <= group.layer.weight[1] // method.inputs
+        assert cost.params - cost.nonzero == first.numel() - first.numel() // method.inputs
+
+
+@given(layers(dims=(1, 2, 3)))
+def test_candidates_shrink(sample):
+    module, size = sample
+    group, _ = group_of(module, size)
+    offered = Bicluster().candidates(group, None) if Bicluster().refuses(group) is None else []
+    assert all(one.cost(group).lowers(group.cost) for one in offered)
+    assert len(set(offered)) == len(offered)
+
+
+def test_the_sources_second_layer():
+    """Table 2: 3.9x published; 9.98x by its formula, 9.43x with the zeros of a dense first layer."""
+    group, _ = group_of(nn.Conv2d(96, 256, 5, 1, 2, bias=False), (1, 96, 12, 12))
+    cost = Bicluster(inputs=2, outputs=2, rank_in=19, rank_out=24).cost(group)
+    kernel, last = 4 * 19 * 25 * 24, 4 * 24 * 128
+    assert cost.nonzero == 4 * 48 * 19 + kernel + last
+    assert cost.params == 96 * 4 * 19 + kernel + last
+    assert cost.macs == 12 * 12 * cost.params
+    assert group.cost.params / cost.nonzero == pytest.approx(9.98, abs=0.005)
+    assert group.cost.params / cost.params == pytest.approx(9.43, abs=0.005)
+    wide = Bicluster(inputs=2, outputs=2, rank_in=19, rank_out=64).cost(group)
+    assert group.cost.params / wide.nonzero == pytest.approx(3.89, abs=0.005)
+
+
+def test_operations_before_a_stride_are_at_the_inputs_positions():
+    """Table 1: G H N M (C / G K1 + K1 X Y K2 D^-2 + K2 F / H D^-2), the first term here with its zeros."""
+    group, _ = group_of(nn.Conv2d(8, 12, 3, 2, 1, bias=False), (1, 8, 16, 16))
+    cost = Bicluster(inputs=2, outputs=3, rank_in=2, rank_out=3).cost(group)
+    assert cost.macs == 16 * 16 * 8 * 6 * 2 + 8 * 8 * (6 * 2 * 9 * 3 + 6 * 3 * 4)
+
+
+def test_candidates_of_a_usual_layer_offer_two_and_four_clusters():
+    group, _ = group_of(nn.Conv2d(16, 32, 3, bias=False), (1, 16, 8, 8))
+    offered = Bicluster().candidates(group, None)
+    assert {(one.inputs, one.outputs) for one in offered} == {(2, 2), (4, 4)}
+    costs = [one.cost(group).params / group.cost.params for one in offered]
+    assert min(costs) < 0.1
+    assert max(costs) > 0.7
+
+
+# What is built.
+
+
+def flavours():
+    for dims in (1, 2, 3):
+        for name, flavour in FLAVOURS.items():
+            if flavour.get("groups", 1) == 1 and flavour.get("kernel_size", KERNEL) != 1:
+                yield pytest.param(dims, flavour, id=f"{dims}d {name}")
+
+
+MODES = {
+    "default": {},
+    "euclidean": {"distance": "euclidean"},
+    "paper": {"metric": "frobenius", "paper": True},
+    "outputs first": {"metric": "frobenius", "paper": True, "outputs_first": True},
+}
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize(("dims", "flavour"), list(flavours()))
+def test_the_built_layers_compute_the_fitted_kernel(dims, flavour, mode):
+    conv = KINDS[dims](**({"in_channels": 8, "out_channels": 12, "kernel_size": KERNEL} | flavour)).double()
+    method = Bicluster(inputs=2, outputs=3, rank_in=3, rank_out=2, **MODES[mode])
+    built, W, _ = rewritten(method, conv, statistics(conv))
+    x = torch.randn(2, 8, *SIZE[dims]).double()
+    torch.testing.assert_close(built(x), with_kernel(conv, W)(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("ranks", [(1, 1), (10, 1), (1, 6), (10, 6), (4, 2)])
+def test_every_rank_within_the_limits_is_built(mode, ranks):
+    """Up to min(C / G, S F / H) before the kernel and min(F / H, S K1) behind it."""
+    conv = nn.Conv2d(20, 12, 3).double()
+    method = Bicluster(inputs=2, outputs=2, rank_in=ranks[0], rank_out=ranks[1], **MODES[mode])
+    built, W, _ = rewritten(method, conv)
+    x = torch.randn(2, 20, 5, 5).double()
+    torch.testing.assert_close(built(x), with_kernel(conv, W)(x), rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("mode", MODES)
+def test_full_ranks_are_exact(mode):
+    conv = nn.Conv2d(8, 12, 3).double()
+    method = Bicluster(inputs=2, outputs=3, rank_in=4, rank_out=4, **MODES[mode])
+    built, W, _ = rewritten(method, conv, statistics(conv))
+    torch.testing.assert_close(W.reshape(conv.weight.shape), conv.weight.detach(), rtol=0, atol=1e-8)
+    x = torch.randn(2, 8, 5, 5).double()
+    torch.testing.assert_close(built(x), conv(x), rtol=0, atol=1e-8)
+
+
+def test_paper_mode_makes_no_use_of_the_data():
+    conv = nn.Conv2d(8, 12, 3).double()
+    method = Bicluster(inputs=2, outputs=3, rank_in=2, rank_out=2, **MODES["paper"])
+    torch.testing.assert_close(rewritten(method, conv, statistics(conv))[1], rewritten(method, conv)[1])
+
+
+def test_padding_stride_and_dilation_sit_in_the_core_and_outputs_come_back_in_order():
+    group, _ = group_of(nn.Conv2d(4, 6, 3, 2, 1, dilation=2), (2, 4, 9, 9))
+    chain = Bicluster(inputs=2, outputs=3, rank_in=2, rank_out=1).skeleton(group)["layer"]
+    first, core, last, order = chain
+    assert (first.padding, first.stride, first.bias, first.groups) == ((0, 0), (1, 1), None, 1)
+    assert (core.padding, core.stride, core.dilation, core.bias, core.groups) == ((1, 1), (2, 2), (2, 2), None, 6)
+    assert (last.padding, last.stride, last.bias is None, last.groups) == ((0, 0), (1, 1), False, 3)
+    assert isinstance(order, Reorder)
+
+
+def test_outer_factors_are_orthogonal():
+    conv = nn.Conv2d(8, 12, 3).double()
+    built, _, _ = rewritten(Bicluster(inputs=2, outputs=2, rank_in=3, rank_out=3), conv, statistics(conv))
+    first = built[0].weight.detach().flatten(1).reshape(4, 3, 8)
+    gram = first @ first.mT
+    torch.testing.assert_close(gram, torch.diag_embed(gram.diagonal(dim1=1, dim2=2)), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("dims", KINDS)
+def test_inputs_without_a_batch(dims):
+    conv = KINDS[dims](8, 12, 3, padding=1).double()
+    built, W, _ = rewritten(Bicluster(inputs=2, outputs=3, rank_in=3, rank_out=2), conv, statistics(conv))
+    x = torch.randn(8, *SIZE[dims]).double()
+    torch.testing.assert_close(built(x), with_kernel(conv, W)(x), rtol=0, atol=1e-9)
+
+
+# Damage.
+
+
+def brute_force(conv, built, stats):
+    """tr(B dW A dW^T) of what unit impulses read back, as a loss or relative to the layer's output."""
+    W, C = conv.weight.detach().flatten(1), conv.weight.shape[1]
+    impulses = torch.eye(C * 9).double().reshape(-1, C, 3, 3)
+    dW = W - (built(impulses) - built(torch.zeros_like(impulses)))[:, :, 0, 0].detach().T
+    A = stats.weighting.full
+    A = A[0] if A is not None else torch.kron(stats.weighting.channel[0], torch.eye(9))
+    A = A + 1e-4 * A.trace() / len(A) * torch.eye(len(A))  # the documented ridge
+    if stats.outputs is not None:
+        return float((dW @ A @ dW.T * stats.outputs[0]).sum()) / (2 * stats.positions)
+    return float((dW @ A @ dW.T).trace() / (W @ A @ W.T).trace())
+
+
+@pytest.mark.parametrize("metric", ["data", "fisher"])
+@pytest.mark.parametrize("form", ["full", "channel"])
+@pytest.mark.parametrize("fisher", [False, True], ids=["inputs alone", "with gradients"])
+def test_damage_is_that_of_the_kernel_which_is_built(metric, form, fisher):
+    conv = nn.Conv2d(6, 8, 3).double()
+    stats = statistics(conv, fisher=fisher, form=form)
+    for i, o in ((1, 1), (2, 3), (3, 2)):
+        method = Bicluster(inputs=2, outputs=2, rank_in=i, rank_out=o, metric=metric)
+        built, _, factors = rewritten(method, conv, stats)
+        assert method.damage(factors) == pytest.approx(brute_force(conv, built, stats), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["mahalanobis", "frobenius"])
+@pytest.mark.parametrize("fisher", [False, True], ids=["inputs alone", "with gradients"])
+def test_damage_has_one_unit_whatever_metric_chose_the_factors(metric, fisher):
+    """A planner compares it with the damages of other methods and metrics."""
+    conv = nn.Conv2d(6, 8, 3).double()
+    stats = statistics(conv, fisher=fisher)
+    method = Bicluster(inputs=2, outputs=2, rank_in=2, rank_out=2, metric=metric)
+    built, _, factors = rewritten(method, conv, stats)
+    assert method.damage(factors) == pytest.approx(brute_force(conv, built, stats), rel=1e-6)
+
+
+def turned(size):
+    """No axis stands for itself: the diagonal metric sees little of these."""
+    return torch.linalg.qr(torch.randn(size, size).double())[0]
+
+
+def test_each_metric_is_best_in_what_it_measures():
+    conv = nn.Conv2d(8, 16, 3).double()
+    A, B = (turn @ torch.diag(torch.logspace(2, -2, len(turn)).double()) @ turn.T for turn in map(turned, (72, 16)))
+    stats = LayerStatistics(Weighting(full=A[None]), B[None], positions=5.0)
+    loss, wrong = {}, {}
+    for metric in ("data", "fisher", "mahalanobis", "frobenius"):
+        method = Bicluster(inputs=2, outputs=2, rank_in=2, rank_out=3, metric=metric)
+        built, W, _ = rewritten(method, conv, stats)
+        loss[metric] = brute_force(conv, built, stats)
+        dW = (conv.weight.detach().reshape(16, -1) - W.reshape(16, -1)).double()
+        wrong[metric] = float((dW @ stats.weighting.full[0] @ dW.T).trace()), float(dW.square().sum())
+    assert min(wrong, key=lambda metric: wrong[metric][0]) == "data"
+    assert min(wrong, key=lambda metric: wrong[metric][1]) == "frobenius"
+    assert min(loss, key=loss.get) == "fisher"
+
+
+def test_more_rank_less_damage_and_none_at_full_rank():
+    conv = nn.Conv2d(8, 12, 3).double()
+    factors = Bicluster().factor({"c": conv}, {"c": statistics(conv, fisher=True)})
+    made = [Bicluster(inputs=2, outputs=2, rank_in=r, rank_out=r) for r in (1, 2, 3, 4)]
+    full = Bicluster(inputs=2, outputs=2, rank_in=4, rank_out=6)
+    damages = [one.damage(factors) for one in (*made, full)]
+    assert damages == sorted(damages, reverse=True)
+    assert damages[-1] <= 1e-9 * damages[0]
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_the_default_beats_the_sources_way_on_the_weights_too(seed):
+    """The first SVD and clusters are alike: what is gained is the second SVD's and the last solve's."""
+    torch.manual_seed(seed)
+    conv = nn.Conv2d(16, 24, 3).double()
+    W, wrong = conv.weight.detach().flatten(2), {}
+    for mode in ("paper", "outputs first", "default"):
+        settings = {"metric": "frobenius"} | MODES[mode]
+        method = Bicluster(inputs=2, outputs=2, rank_in=3, rank_out=4, **settings)
+        wrong[mode] = float((W - rewritten(method, conv)[1]).norm())
+    assert wrong["default"] < min(wrong["paper"], wrong["outputs first"])
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "words"),
+    [
+        (nn.Conv2d(4, 4, 1), (2, 4, 5, 5), "kernel larger than 1"),
+        (nn.Linear(4, 4), (2, 4), "kernel larger than 1"),
+        (nn.Conv2d(4, 4, 3, groups=2), (2, 4, 5, 5), "grouped convolution are split already"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, nn.Module) else "",
+)
+def test_what_is_refused(layer, size, words):
+    group, _ = group_of(layer, size)
+    assert words in Bicluster().refuses(group)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"inputs": 3}, r"'inputs' of bicluster on layer 'layer' must be a divisor of its 8 channels\. Got 3 instead"),
+        ({"inputs": 0}, r"'inputs' of bicluster on layer 'layer' must be a divisor of its 8 channels\. Got 0 instead"),
+        (
+            {"outputs": 5},
+            r"'outputs' of bicluster on layer 'layer' must be a divisor of its 12 channels\. Got 5 instead",
+        ),
+        ({"outputs": None}, r"'outputs' of bicluster .* a divisor of its 12 channels\. Got None instead"),
+        ({"outputs": "2"}, r"'outputs' of bicluster .* a divisor of its 12 channels\. Got 2 instead"),
+        ({"rank_in": 5}, r"'rank_in' of bicluster on layer 'layer' must be between 1 and 4\. Got 5 instead"),
+        ({"rank_in": 0}, r"'rank_in' of bicluster on layer 'layer' must be between 1 and 4\. Got 0 instead"),
+        ({"rank_out": 5}, r"'rank_out' of bicluster on layer 'layer' must be between 1 and 4\. Got 5 instead"),
+        ({"rank_out": True}, r"'rank_out' of bicluster on layer 'layer' must be between 1 and 4\. Got True instead"),
+    ],
+)
+def test_settings_that_do_not_fit_are_named(change, words):
+    group, _ = group_of(nn.Conv2d(8, 12, 3), (2, 8, 5, 5))
+    method = Bicluster(**({"inputs": 2, "outputs": 3, "rank_in": 2, "rank_out": 2} | change))
+    for call in (method.cost, method.skeleton):
+        with pytest.raises(CallError, match=words):
+            call(group)
+
+
+def test_unknown_metrics_and_distances_are_named():
+    conv, made = nn.Conv2d(4, 8, 3), {"inputs": 2, "outputs": 2, "rank_in": 1, "rank_out": 1}
+    with pytest.raises(CallError, match=r"paper=True of bicluster knows the metric 'frobenius' alone\. Got 'data'"):
+        Bicluster(paper=True, **made).factor({"c": conv}, {})
+    with pytest.raises(CallError, match="'metric' of bicluster must be one of data, fisher, mahalanobis, frobenius"):
+        Bicluster(metric="cosine", **made).factor({"c": conv}, {})
+    method = Bicluster(distance="cosine", **made)
+    with pytest.raises(CallError, match="'distance' must be one of euclidean, projection"):
+        method.damage(method.factor({"c": conv}, {}))
+
+
+# Whole nets.
+
+
+def plain():
+    return sequential(
+        first=nn.Conv2d(4, 32, 5, padding=2),
+        norm=nn.BatchNorm2d(32),
+        act=nn.ReLU(inplace=True),
+        pool=nn.MaxPool2d(2),
+        second=nn.Conv2d(32, 16, 3),
+        norm2=nn.BatchNorm2d(16),
+        act2=nn.ReLU(),
+        flat=nn.Flatten(),
+        fc=nn.Linear(144, 5),
+    )
+
+
+class Residual(nn.Module):
+    """The layer's outputs are added to its inputs: their order has to come back."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(4, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(x + self.body(x)).mean((2, 3)))
+
+
+def sound():
+    return sequential(
+        first=nn.Conv1d(4, 24, 9, stride=2),
+        act=nn.Tanh(),
+        second=nn.Conv1d(24, 8, 5, dilation=2),
+        mean=nn.AdaptiveAvgPool1d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(8, 4),
+    )
+
+
+RANKS = {"inputs": 2, "outputs": 2, "rank_in": 3, "rank_out": 3}
+NETS = {
+    "plain": (plain, (4, 10, 10), "second", RANKS, 0),
+    "residual": (Residual, (4, 8, 8), "body", RANKS, 1),
+    "sound": (sound, (4, 60), "second", RANKS, 0),
+}
+
+
+class Setup:
+    def __init__(self, name):
+        self.build, shape, self.layer, settings, self.left = NETS[name]
+        torch.manual_seed(1)
+        self.model = self.build().eval()
+        mixing = torch.randn(shape[0], shape[0])
+        self.data = [torch.einsum("cd,nd...->nc...", mixing, torch.randn(64, *shape)) for _ in range(2)]
+        self.example = self.data[0][:2]
+        self.net = taut.trace(self.model, self.example)
+        self.stats = taut.observe(self.net, self.model, self.data)
+        self.plan = Plan.of(self.net, [Step((self.layer,), "bicluster", settings)])
+
+    def wrong(self, small):
+        with torch.no_grad():
+            return sum(float((small(x) - self.model(x)).square().sum()) for x in self.data)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_refit_lowers_the_error_on_the_calibration_data(name):
+    s = Setup(name)
+    bare, fitted = taut.apply(s.model, s.plan, s.stats), taut.apply(s.model, s.plan, s.stats, data=s.data)
+    assert s.wrong(fitted) < s.wrong(bare)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+@pytest.mark.parametrize("name", NETS)
+def test_orders_are_folded_where_that_is_exact(name, data):
+    s = Setup(name)
+    small, plan = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
+    assert sum(isinstance(module, Reorder) for module in small.modules()) == s.left
+    assert plan.steps[0].settings["reorders"] == "o" * s.left
+    assert len(small.get_submodule(s.layer)) == 3 + s.left
+    if not data:  # the net with the fitted kernel in the layer's place computes the same
+        wanted = copy.deepcopy(s.model)
+        method = Bicluster(**plan.steps[0].settings)
+        W = method.fit(s.stats.factors(plan.steps[0].group, method)).W
+        layer = wanted.get_submodule(s.layer)
+        layer.weight.data = W.reshape(layer.weight.shape).float()
+        with torch.no_grad():
+            torch.testing.assert_close(small(s.data[1]), wanted(s.data[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+@pytest.mark.parametrize("mine", [False, True], ids=["plan as done", "plan as written"])
+@pytest.mark.parametrize("name", NETS)
+def test_save_and_load(name, mine, data, tmp_path):
+    s = Setup(name)
+    small, done = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
+    taut.save(small, s.plan if mine else done, tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=s.build)
+    with torch.no_grad():
+        assert torch.equal(again(s.data[0]), small(s.data[0]))
+    assert repr(again) == repr(small)
+
+
+def test_compress_uses_it_when_named_and_saves(tmp_path):
+    s = Setup("plain")
+    result = taut.compress(
+        s.model, s.example, budget=taut.Budget(params=0.95), data=s.data, methods=["bicluster", "svd"]
+    )
+    assert result.plan.after.params <= 0.95 * result.plan.before.params
+    result.save(tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=s.build)
+    with torch.no_grad():
+        assert torch.equal(again(s.example), result.model(s.example))
+
+
+def test_settings_make_families():
+    plain_, base = Bicluster(), {"paper": True, "metric": "frobenius"}
+    families = [one.family() for one in (plain_, Bicluster(distance="euclidean"), Bicluster(metric="fisher"))]
+    families += [Bicluster(**base).family(), Bicluster(**base, outputs_first=True).family()]
+    assert len(set(families)) == len(families)
+    assert Bicluster(inputs=2, outputs=4, rank_in=3, rank_out=1).family() == plain_.family()

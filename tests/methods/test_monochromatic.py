@@ -1,0 +1,357 @@
+"""Monochromatic: the source's formulas, the kernel that is built, damage by brute force, whole nets, saved folders."""
+
+import copy
+from dataclasses import replace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+
+import taut
+from cases import FLAVOURS, KERNEL, SIZE, sequential
+from methods.samples import check_costs, group_of, layers
+from taut import CallError, Plan, Step
+from taut.applying import apply_plan
+from taut.decompose.weighting import Weighting
+from taut.methods.blocks import divisors
+from taut.methods.monochromatic import Monochromatic
+from taut.nn import Reorder
+from taut.structure.statistics import LayerStatistics
+
+KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
+
+def statistics(conv, *, fisher=False, form="full"):
+    """Second moments with a spread, as calibration would find them."""
+    size = conv.weight[0].numel() if form == "full" else conv.weight.shape[1]
+    X = torch.randn(300, size).double() * torch.logspace(1, -1, size)
+    G = torch.randn(100, len(conv.weight)).double() * torch.logspace(1, -1, len(conv.weight))
+    outputs = (G.T @ G / 100)[None] if fisher else None
+    return LayerStatistics(Weighting(**{form: (X.T @ X / 300)[None]}), outputs, positions=5.0)
+
+
+def rewritten(method, conv, stats=None):
+    """The built layers, the kernel that they were fitted to, and its factors."""
+    factors = method.factor({"c": conv}, {} if stats is None else {"c": stats})
+    return method.rewrite({"c": conv}, factors).modules["c"].eval(), method.fit(factors).W, factors
+
+
+def with_kernel(conv, W):
+    """The layer as it is, with another kernel."""
+    other = copy.deepcopy(conv)
+    other.weight.data = W.reshape(conv.weight.shape).to(conv.weight)
+    return other
+
+
+# Costs.
+
+
+@given(layers(dims=(1, 2, 3)), st.data())
+def test_cost_is_that_of_the_built_module(sample, data):
+    module, size = sample
+    group, x = group_of(module, size)
+    if Monochromatic().refuses(group) is None:
+        k = data.draw(st.sampled_from(divisors(group.layer.weight[0])))
+        sides = data.draw(st.sampled_from(["", "o"]))
+        check_costs(Monochromatic(colours=k, reorders=sides), group, module, x)
+
+
+@given(layers(dims=(1, 2, 3)))
+def test_candidates_shrink(sample):
+    module, size = sample
+    group, _ = group_of(module, size)
+    offered = Monochromatic().candidates(group, None) if Monochromatic().refuses(group) is None else []
+    assert all(one.cost(group).lowers(group.cost) for one in offered)
+    assert len({one.colours for one in offered}) == len(offered)
+
+
+def test_the_sources_first_layer():
+    """Table 1: C C' + X Y F weights, C C' N M + X Y F N M D^-2 operations; 3x published, 2.99 by the formula."""
+    group, _ = group_of(nn.Conv2d(3, 96, 7, 2, 3, bias=False), (1, 3, 32, 32))
+    cost = Monochromatic(colours=6).cost(group)
+    assert cost.params == 3 * 6 + 49 * 96
+    assert cost.macs == 3 * 6 * 32 * 32 + 49 * 96 * 16 * 16
+    assert group.cost.params / cost.params == pytest.approx(2.99, abs=0.005)
+
+
+def test_candidates_prefer_groups_of_a_multiple_of_sixteen():
+    group, _ = group_of(nn.Conv2d(3, 96, 7, bias=False), (1, 3, 16, 16))
+    offered = [one.colours for one in Monochromatic().candidates(group, None)]
+    assert offered == [1, 2, 3, 6]
+    group, _ = group_of(nn.Conv2d(3, 20, 7, bias=False), (1, 3, 16, 16))  # no divisor leaves such groups
+    assert [one.colours for one in Monochromatic().candidates(group, None)] == [1, 2, 4, 5, 10, 20]
+
+
+# What is built.
+
+
+def flavours():
+    for dims in (1, 2, 3):
+        for name, flavour in FLAVOURS.items():
+            if flavour.get("groups", 1) == 1 and flavour.get("kernel_size", KERNEL) != 1:
+                yield pytest.param(dims, flavour, id=f"{dims}d {name}")
+
+
+@pytest.mark.parametrize("paper", [False, True])
+@pytest.mark.parametrize(("dims", "flavour"), list(flavours()))
+def test_the_built_layers_compute_the_fitted_kernel(dims, flavour, paper):
+    conv = KINDS[dims](**({"in_channels": 8, "out_channels": 12, "kernel_size": KERNEL} | flavour)).double()
+    method = Monochromatic(colours=3, metric="frobenius", paper=paper)
+    built, W, _ = rewritten(method, conv)
+    x = torch.randn(2, 8, *SIZE[dims]).double()
+    torch.testing.assert_close(built(x), with_kernel(conv, W)(x), rtol=0, atol=1e-10)
+
+
+def test_unit_impulses_read_the_kernel_back():
+    conv = nn.Conv2d(3, 8, 3, padding=2, bias=False).double()
+    built, W, _ = rewritten(Monochromatic(colours=2), conv, statistics(conv))
+    impulses = torch.eye(27).double().reshape(27, 3, 3, 3)
+    answers = built(impulses)[:, :, 2, 2]  # the one position whose taps meet all nine offsets in order
+    torch.testing.assert_close(answers.T, W.flatten(1), rtol=0, atol=1e-10)
+
+
+def test_padding_stride_and_dilation_sit_in_the_second_layer_and_outputs_come_back_in_order():
+    group, _ = group_of(nn.Conv2d(4, 6, 3, 2, 1, dilation=2), (2, 4, 9, 9))
+    first, second, order = Monochromatic(colours=3).skeleton(group)["layer"]
+    assert (first.padding, first.stride, first.bias, first.groups) == ((0, 0), (1, 1), None, 1)
+    assert (second.padding, second.stride, second.dilation, second.groups) == ((1, 1), (2, 2), (2, 2), 3)
+    assert second.bias is not None
+    assert isinstance(order, Reorder)
+    assert len(Monochromatic(colours=3, reorders="").skeleton(group)["layer"]) == 2
+
+
+@pytest.mark.parametrize("bias", [False, True])
+def test_no_order_is_left_where_the_outputs_are_sorted_already(bias):
+    conv = nn.Conv2d(4, 6, 3, bias=bias)
+    built, _, _ = rewritten(Monochromatic(colours=1, metric="frobenius"), conv)
+    assert [type(part) for part in built] == [nn.Conv2d, nn.Conv2d]
+    assert (built[1].bias is not None) == bias
+
+
+@pytest.mark.parametrize("dims", KINDS)
+def test_inputs_without_a_batch(dims):
+    conv = KINDS[dims](8, 12, 3, padding=1).double()
+    built, W, _ = rewritten(Monochromatic(colours=3), conv, statistics(conv))
+    x = torch.randn(8, *SIZE[dims]).double()
+    torch.testing.assert_close(built(x), with_kernel(conv, W)(x), rtol=0, atol=1e-9)
+
+
+# Damage.
+
+
+def brute_force(conv, built, stats):
+    """tr(B dW A dW^T) of what unit impulses read back, as a loss or relative to the layer's output."""
+    W, C = conv.weight.detach().flatten(1), conv.weight.shape[1]
+    impulses = torch.eye(C * 9).double().reshape(-1, C, 3, 3)
+    dW = W - (built(impulses) - built(torch.zeros_like(impulses)))[:, :, 0, 0].detach().T
+    A = stats.weighting.full
+    A = A[0] if A is not None else torch.kron(stats.weighting.channel[0], torch.eye(9))
+    A = A + 1e-4 * A.trace() / len(A) * torch.eye(len(A))  # the documented ridge
+    if stats.outputs is not None:
+        return float((dW @ A @ dW.T * stats.outputs[0]).sum()) / (2 * stats.positions)
+    return float((dW @ A @ dW.T).trace() / (W @ A @ W.T).trace())
+
+
+@pytest.mark.parametrize("metric", ["data", "fisher"])
+@pytest.mark.parametrize("form", ["full", "channel"])
+@pytest.mark.parametrize("fisher", [False, True], ids=["inputs alone", "with gradients"])
+def test_damage_is_that_of_the_kernel_which_is_built(metric, form, fisher):
+    conv = nn.Conv2d(6, 8, 3).double()
+    stats = statistics(conv, fisher=fisher, form=form)
+    for k in (1, 2, 8):
+        method = Monochromatic(colours=k, metric=metric)
+        built, _, factors = rewritten(method, conv, stats)
+        assert method.damage(factors) == pytest.approx(brute_force(conv, built, stats), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("metric", ["mahalanobis", "frobenius"])
+@pytest.mark.parametrize("fisher", [False, True], ids=["inputs alone", "with gradients"])
+def test_damage_has_one_unit_whatever_metric_chose_the_factors(metric, fisher):
+    """A planner compares it with the damages of other methods and metrics."""
+    conv = nn.Conv2d(6, 8, 3).double()
+    stats = statistics(conv, fisher=fisher)
+    method = Monochromatic(colours=2, metric=metric)
+    built, _, factors = rewritten(method, conv, stats)
+    assert method.damage(factors) == pytest.approx(brute_force(conv, built, stats), rel=1e-6)
+
+
+def test_each_metric_is_best_in_what_it_measures():
+    conv = nn.Conv2d(6, 16, 3).double()
+    stats = statistics(conv, fisher=True)
+    loss, wrong = {}, {}
+    for metric in ("data", "fisher", "mahalanobis", "frobenius"):
+        built, W, _ = rewritten(Monochromatic(colours=4, metric=metric), conv, stats)
+        loss[metric] = brute_force(conv, built, stats)
+        dW = (conv.weight.detach().reshape(16, -1) - W.reshape(16, -1)).double()
+        wrong[metric] = float((dW @ stats.weighting.full[0] @ dW.T).trace()), float(dW.square().sum())
+    assert min(wrong, key=lambda metric: wrong[metric][0]) == "data"
+    assert min(wrong, key=lambda metric: wrong[metric][1]) == "frobenius"
+    assert max(loss["fisher"], loss["mahalanobis"]) < loss["frobenius"]
+
+
+def test_more_colours_less_damage_and_none_where_every_filter_is_planted():
+    conv = nn.Conv2d(6, 8, 3).double()
+    stats = statistics(conv, fisher=True)
+    factors = Monochromatic().factor({"c": conv}, {"c": stats})
+    damages = [Monochromatic(colours=k).damage(factors) for k in (1, 2, 4, 8)]
+    assert damages == sorted(damages, reverse=True)
+    conv.weight.data = (conv.weight[:, :1, :1, :1] * conv.weight[:, :, :1, :1]) * conv.weight[:1, :1]
+    assert Monochromatic(colours=8).damage(Monochromatic().factor({"c": conv}, {"c": stats})) <= 1e-12
+
+
+# What is refused.
+
+
+@pytest.mark.parametrize(
+    ("layer", "size", "words"),
+    [
+        (nn.Conv2d(4, 4, 1), (2, 4, 5, 5), "kernel larger than 1"),
+        (nn.Conv2d(1, 4, 3), (2, 1, 5, 5), "one input has one colour already"),
+        (nn.Linear(4, 4), (2, 4), "kernel larger than 1"),
+        (nn.Conv2d(4, 4, 3, groups=2), (2, 4, 5, 5), "grouped convolution are split already"),
+    ],
+    ids=lambda value: repr(value) if isinstance(value, nn.Module) else "",
+)
+def test_what_is_refused(layer, size, words):
+    group, _ = group_of(layer, size)
+    assert words in Monochromatic().refuses(group)
+
+
+@pytest.mark.parametrize("colours", [0, -2, 5, 13, 24, None, 2.0, "2", True])
+def test_colours_that_do_not_divide_are_named(colours):
+    group, _ = group_of(nn.Conv2d(4, 12, 3), (2, 4, 5, 5))
+    words = r"must be (between 1 and 12|a divisor of its 12 channels)"
+    for call in (Monochromatic(colours=colours).cost, Monochromatic(colours=colours).skeleton):
+        with pytest.raises(CallError, match=rf"'colours' of monochromatic on layer 'layer' {words}\. Got {colours} in"):
+            call(group)
+
+
+def test_paper_mode_knows_the_frobenius_norm_alone_and_metrics_are_checked():
+    conv = nn.Conv2d(4, 8, 3)
+    with pytest.raises(CallError, match=r"paper=True of monochromatic knows the metric 'frobenius' alone\. Got 'data'"):
+        Monochromatic(colours=2, paper=True).factor({"c": conv}, {})
+    with pytest.raises(
+        CallError, match="'metric' of monochromatic must be one of data, fisher, mahalanobis, frobenius"
+    ):
+        Monochromatic(colours=2, metric="cosine").factor({"c": conv}, {})
+
+
+# Whole nets.
+
+
+def plain():
+    return sequential(
+        first=nn.Conv2d(3, 32, 5, padding=2),
+        norm=nn.BatchNorm2d(32),
+        act=nn.ReLU(inplace=True),
+        pool=nn.MaxPool2d(2),
+        second=nn.Conv2d(32, 8, 3),
+        act2=nn.ReLU(),
+        flat=nn.Flatten(),
+        fc=nn.Linear(72, 5),
+    )
+
+
+class Residual(nn.Module):
+    """The layer's outputs are added to its inputs: their order has to come back."""
+
+    def __init__(self):
+        super().__init__()
+        self.stem, self.body, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x):
+        x = torch.relu(self.stem(x))
+        return self.head(torch.relu(x + self.body(x)).mean((2, 3)))
+
+
+def sound():
+    return sequential(
+        first=nn.Conv1d(4, 24, 9, stride=2),
+        act=nn.Tanh(),
+        second=nn.Conv1d(24, 8, 3),
+        mean=nn.AdaptiveAvgPool1d(1),
+        flat=nn.Flatten(),
+        fc=nn.Linear(8, 4),
+    )
+
+
+NETS = {
+    "plain": (plain, (3, 10, 10), "first", 4, 0),
+    "residual": (Residual, (3, 8, 8), "body", 4, 1),
+    "sound": (sound, (4, 40), "first", 6, 0),
+}
+
+
+class Setup:
+    def __init__(self, name):
+        self.build, shape, self.layer, colours, self.left = NETS[name]
+        torch.manual_seed(1)
+        self.model = self.build().eval()
+        mixing = torch.randn(shape[0], shape[0])
+        self.data = [torch.einsum("cd,nd...->nc...", mixing, torch.randn(64, *shape)) for _ in range(2)]
+        self.example = self.data[0][:2]
+        self.net = taut.trace(self.model, self.example)
+        self.stats = taut.observe(self.net, self.model, self.data)
+        self.plan = Plan.of(self.net, [Step((self.layer,), "monochromatic", {"colours": colours})])
+
+    def wrong(self, small):
+        with torch.no_grad():
+            return sum(float((small(x) - self.model(x)).square().sum()) for x in self.data)
+
+
+@pytest.mark.parametrize("name", NETS)
+def test_refit_lowers_the_error_on_the_calibration_data(name):
+    s = Setup(name)
+    bare, fitted = taut.apply(s.model, s.plan, s.stats), taut.apply(s.model, s.plan, s.stats, data=s.data)
+    assert s.wrong(fitted) < s.wrong(bare)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+@pytest.mark.parametrize("name", NETS)
+def test_orders_are_folded_where_that_is_exact(name, data):
+    s = Setup(name)
+    small, plan = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
+    assert sum(isinstance(module, Reorder) for module in small.modules()) == s.left
+    assert plan.steps[0].settings["reorders"] == "o" * s.left
+    assert len(small.get_submodule(s.layer)) == 2 + s.left
+    if not data:  # the net with the fitted kernel in the layer's place computes the same
+        wanted = copy.deepcopy(s.model)
+        method = Monochromatic(colours=plan.steps[0].settings["colours"])
+        W = method.fit(s.stats.factors(plan.steps[0].group, method)).W
+        layer = wanted.get_submodule(s.layer)
+        layer.weight.data = W.reshape(layer.weight.shape).float()
+        with torch.no_grad():
+            torch.testing.assert_close(small(s.data[1]), wanted(s.data[1]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
+@pytest.mark.parametrize("mine", [False, True], ids=["plan as done", "plan as written"])
+@pytest.mark.parametrize("name", NETS)
+def test_save_and_load(name, mine, data, tmp_path):
+    s = Setup(name)
+    small, done = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
+    taut.save(small, s.plan if mine else done, tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=s.build)
+    with torch.no_grad():
+        assert torch.equal(again(s.data[0]), small(s.data[0]))
+    assert repr(again) == repr(small)
+
+
+def test_compress_uses_it_when_named_and_saves(tmp_path):
+    s = Setup("plain")
+    result = taut.compress(
+        s.model, s.example, budget=taut.Budget(params=0.95), data=s.data, methods=["monochromatic", "svd"]
+    )
+    assert result.plan.after.params <= 0.95 * result.plan.before.params
+    result.save(tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=s.build)
+    with torch.no_grad():
+        assert torch.equal(again(s.example), result.model(s.example))
+
+
+def test_settings_make_families_and_plans_replace_them():
+    assert Monochromatic(paper=True, metric="frobenius").family() != Monochromatic(metric="frobenius").family()
+    assert Monochromatic(colours=2).family() == Monochromatic(colours=4).family()
+    assert replace(Monochromatic(colours=2), reorders="").family() == Monochromatic().family()
