@@ -1,0 +1,379 @@
+"""Joint tri-factorization of a graph of relations: W_ij ~ G_i S_ij G_j^T with ONE basis G_i per type of objects.
+
+Types are the layers of neurons of a network, relations its weight matrices; several relations may join the same two
+types (the kernel offsets of a convolution). Every basis is shared by all relations that touch its type.
+
+    signed     G_i orthonormal: the leading left singular vectors of all [W_ij G_j, W_ki^T G_k]; monotone, no inverse
+    dfmf       G_i >= 0, S_ij signed, multiplicative updates (Zitnik and Zupan 2015, data fusion by matrix
+               factorization); what the sources of MFBP ran
+
+Relations are divided by their Frobenius norm first, so that small ones (an output layer) are not lost.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taut.decompose.linalg import gram, left_basis, spectrum
+from taut.errors import CallError
+
+EPS = 1e-10
+"""Smallest denominator of a multiplicative update."""
+
+STARTS = ("random_c", "random_vcol", "random")
+
+
+@dataclass(frozen=True)
+class Relation:
+    """Matrices between two types.
+
+    Attributes:
+        rows, columns: names of the types. matrices: (m, n_rows, n_columns), m relations of these types.
+    """
+
+    rows: str
+    columns: str
+    matrices: Tensor
+
+    @classmethod
+    def of(cls, rows: str, columns: str, W: Tensor) -> Relation:
+        """One matrix, or a stack of them."""
+        return cls(rows, columns, W if W.ndim == 3 else W[None])
+
+
+@dataclass(frozen=True)
+class Trifactors:
+    """Bases, cores and the way there.
+
+    Attributes:
+        bases: type -> (n, k). cores: per relation (m, k_rows, k_columns), on the scale of the given matrices.
+        errors: relative error of the normalized graph after every sweep. relations: types of the cores, in order.
+    """
+
+    bases: Mapping[str, Tensor]
+    cores: tuple[Tensor, ...]
+    errors: tuple[float, ...]
+    relations: tuple[tuple[str, str], ...]
+
+    def compose(self, place: int) -> Tensor:
+        """H = G_i S_ij G_j^T of one relation, (m, n_rows, n_columns)."""
+        rows, columns = self.relations[place]
+        core = self.cores[place]
+        return self.bases[rows].to(core) @ core @ self.bases[columns].to(core).mT
+
+
+def signed(
+    relations: Sequence[Relation],
+    ranks: Mapping[str, int],
+    *,
+    sweeps: int = 50,
+    tol: float = 1e-4,
+    normalize: bool = True,
+) -> Trifactors:
+    """Orthonormal bases: start from the dominant directions of every type, then improve each in turn.
+
+    Args:
+        relations: of the graph; every type must be touched by one.
+        ranks: type -> k, at most its size.
+        sweeps: over all types at most.
+        tol: stop where the error falls by less than this share of it in a sweep.
+        normalize: divide every relation by its norm first.
+
+    Raises:
+        CallError: the graph or the ranks do not fit.
+    """
+    sizes = check_graph(relations, ranks)
+    scales, scaled = _scaled(relations, normalize)
+    touching = _touching(scaled)
+    bases = {name: _dominant(name, touching[name], ranks[name]) for name in sizes}
+    total = sum(float(r.matrices.double().square().sum()) for r in scaled)
+    errors: list[float] = []
+    for _ in range(sweeps):
+        for name in sizes:
+            parts = []
+            for relation in touching[name]:
+                if relation.rows == name:
+                    parts.append(_side_by_side(relation.matrices @ bases[relation.columns]))
+                if relation.columns == name:
+                    parts.append(_side_by_side(relation.matrices.mT @ bases[relation.rows]))
+            joined = torch.cat(parts, 1)
+            U, _ = left_basis(joined[None], min(ranks[name], *joined.shape))
+            bases[name] = _completed(U[0].to(joined), ranks[name])
+        kept = sum(float(_core(r, bases).double().square().sum()) for r in scaled)
+        errors.append(math.sqrt(max(0.0, 1 - kept / max(total, 1e-300))))
+        if len(errors) > 1 and errors[-2] - errors[-1] <= tol * max(errors[-1], 1e-12):
+            break
+    cores = tuple(_core(r, bases) * scale for r, scale in zip(scaled, scales, strict=True))
+    return Trifactors(bases, cores, tuple(errors), tuple((r.rows, r.columns) for r in relations))
+
+
+def dfmf(  # noqa: PLR0913 - the settings of the solver it stands beside
+    relations: Sequence[Relation],
+    ranks: Mapping[str, int],
+    *,
+    iterations: int = 100,
+    start: str | Mapping[str, Tensor] = "random_c",
+    constraints: Mapping[str, Tensor] | None = None,
+    normalize: bool = False,
+    seed: int = 0,
+) -> Trifactors:
+    """Non-negative bases by multiplicative updates, all from the sweep before.
+
+    Args:
+        relations: as `signed`.
+        ranks: as `signed`.
+        iterations: of all bases.
+        start: "random_c" (means of random large columns), "random_vcol" (of any columns), "random", or bases.
+        constraints: type -> (n, n), what must (negative) or must not (positive) be alike.
+        normalize: divide every relation by its norm first; the sources did not.
+        seed: of the start.
+
+    Raises:
+        CallError: the graph, the ranks, the start or a constraint do not fit.
+    """
+    sizes = check_graph(relations, ranks)
+    scales, scaled = _scaled(relations, normalize)
+    thetas = _checked(constraints or {}, sizes)
+    bases = dict(_start(scaled, ranks, start, seed)) if isinstance(start, str) else _given(start, sizes, ranks)
+    total = sum(float(r.matrices.double().square().sum()) for r in scaled)
+    errors: list[float] = []
+    for _ in range(iterations):
+        cores, errors_now, bases = _multiplied(scaled, bases, thetas, total)
+        errors.append(errors_now)
+    cores = _least_squares_cores(scaled, bases)
+    found = tuple(core * scale for core, scale in zip(cores, scales, strict=True))
+    errors.append(_relative_error(scaled, bases, cores, total))
+    return Trifactors(bases, found, tuple(errors[1:]), tuple((r.rows, r.columns) for r in relations))
+
+
+def shifted(factors: Trifactors) -> Trifactors:
+    """A non-negative solution of rank k + 1 from a signed one of rank k: G+ = [G - column minimum, 1], the same H."""
+    lows = {name: G.amin(0) for name, G in factors.bases.items()}
+    bases = {name: torch.cat([G - lows[name], torch.ones_like(G[:, :1])], 1) for name, G in factors.bases.items()}
+    turns = {name: torch.cat([torch.eye(len(low)).to(low), low[None]]) for name, low in lows.items()}
+    cores = tuple(
+        turns[rows].to(core) @ core @ turns[columns].to(core).mT
+        for core, (rows, columns) in zip(factors.cores, factors.relations, strict=True)
+    )
+    return Trifactors(bases, cores, factors.errors, factors.relations)
+
+
+def check_graph(relations: Sequence[Relation], ranks: Mapping[str, int]) -> dict[str, int]:
+    """Sizes of all types.
+
+    Raises:
+        CallError: a type has two sizes, no relation, or a rank outside 1 ... its size; a matrix is not finite.
+    """
+    if not relations:
+        raise CallError("A graph needs at least one relation.")
+    sizes: dict[str, int] = {}
+    for relation in relations:
+        if relation.matrices.ndim != 3 or not bool(torch.isfinite(relation.matrices).all()):
+            raise CallError(f"The relation {relation.rows} - {relation.columns} must hold finite matrices.")
+        for name, size in zip((relation.rows, relation.columns), relation.matrices.shape[1:], strict=True):
+            if sizes.setdefault(name, size) != size:
+                raise CallError(f"The type '{name}' has {sizes[name]} objects in one relation and {size} in another.")
+    untouched = sorted(set(ranks) - set(sizes))
+    if untouched:
+        raise CallError(f"No relation touches the type '{untouched[0]}'.")
+    for name, size in sizes.items():
+        rank = ranks.get(name)
+        if not isinstance(rank, int) or isinstance(rank, bool) or not 1 <= rank <= size:
+            raise CallError(f"The rank of type '{name}' must be between 1 and {size}. Got {rank} instead.")
+    return sizes
+
+
+def shared_size(relations: Sequence[Relation], ranks: Mapping[str, int]) -> int:
+    """Numbers in the factors, every basis counted once: sum n_i k_i + sum k_i k_j (one core per matrix)."""
+    sizes = check_graph(relations, ranks)
+    bases = sum(size * ranks[name] for name, size in sizes.items())
+    return bases + sum(len(r.matrices) * ranks[r.rows] * ranks[r.columns] for r in relations)
+
+
+def ranks_for_share(relations: Sequence[Relation], share: float, least: int = 1) -> dict[str, int]:
+    """The largest uniform rank (capped by each type's size) whose factors hold at most `share` of the weights.
+
+    Raises:
+        CallError: the share is not in (0, 1], or not even `least` fits.
+    """
+    sizes = check_graph(relations, {name: 1 for r in relations for name in (r.rows, r.columns)})
+    whole = sum(r.matrices.numel() for r in relations)
+    if not 0 < share <= 1:
+        raise CallError(f"The share of weights kept must be in (0, 1]. Got {share} instead.")
+
+    def at(k: int) -> dict[str, int]:
+        return {name: min(k, size) for name, size in sizes.items()}
+
+    low, high = 0, max(sizes.values())
+    while low < high:
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if shared_size(relations, at(middle)) <= share * whole else (low, middle - 1)
+    if low < least:
+        raise CallError(f"Factors of rank {least} hold more than {share:.1%} of the weights: keep a larger share.")
+    return at(low)
+
+
+def ranks_for_energy(relations: Sequence[Relation], share: float, least: int = 1) -> dict[str, int]:
+    """Per type the fewest directions that hold `share` of what its (normalized) relations hold."""
+    _, scaled = _scaled(relations, normalize=True)
+    found = {}
+    for name, mine in _touching(scaled).items():
+        values = spectrum(_moment(name, mine)[None])[1][0]
+        kept = values.cumsum(0) / values.sum().clamp_min(1e-300)
+        found[name] = min(len(values), max(least, int((kept < share).sum()) + 1))
+    return found
+
+
+def _scaled(relations: Sequence[Relation], normalize: bool) -> tuple[list[float], list[Relation]]:
+    """Each relation over its norm; one of zeros stays."""
+    norms = [float(torch.linalg.vector_norm(r.matrices, dtype=torch.float64)) for r in relations]
+    scales = [norm if normalize and norm > 0 else 1.0 for norm in norms]
+    scaled = [Relation(r.rows, r.columns, r.matrices / s) for r, s in zip(relations, scales, strict=True)]
+    return scales, scaled
+
+
+def _touching(relations: Sequence[Relation]) -> dict[str, list[Relation]]:
+    found: dict[str, list[Relation]] = {}
+    for relation in relations:
+        for name in dict.fromkeys((relation.rows, relation.columns)):
+            found.setdefault(name, []).append(relation)
+    return found
+
+
+def _side_by_side(stack: Tensor) -> Tensor:
+    """(m, n, k) -> (n, m k)."""
+    return stack.transpose(0, 1).flatten(1)
+
+
+def _moment(name: str, relations: Sequence[Relation]) -> Tensor:
+    """Sum of W W^T over the relations that have the type as rows, and of W^T W over those that have it as columns."""
+    parts = [gram(_side_by_side(r.matrices)) for r in relations if r.rows == name]
+    parts += [gram(_side_by_side(r.matrices.mT)) for r in relations if r.columns == name]
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total
+
+
+def _dominant(name: str, relations: Sequence[Relation], rank: int) -> Tensor:
+    like = relations[0].matrices
+    return spectrum(_moment(name, relations)[None], rank)[0][0].to(like)
+
+
+def _completed(U: Tensor, rank: int) -> Tensor:
+    """Orthonormal columns, also where fewer than `rank` directions carry anything."""
+    missing = rank - U.shape[1]
+    dead = U.norm(dim=0) < 0.5
+    if missing <= 0 and not bool(dead.any()):
+        return U
+    generator = torch.Generator().manual_seed(0)
+    U = torch.cat([U[:, ~dead], torch.randn(len(U), missing + int(dead.sum()), generator=generator).to(U)], 1)
+    whole: Tensor = torch.linalg.qr(U)[0]
+    return whole
+
+
+def _core(relation: Relation, bases: Mapping[str, Tensor]) -> Tensor:
+    return bases[relation.rows].mT @ (relation.matrices @ bases[relation.columns])
+
+
+def _least_squares_cores(relations: Sequence[Relation], bases: Mapping[str, Tensor]) -> list[Tensor]:
+    inverse = {name: torch.linalg.pinv(_square(G), hermitian=True) for name, G in bases.items()}
+    return [(inverse[r.rows] @ _core(r, bases).double() @ inverse[r.columns]).to(r.matrices) for r in relations]
+
+
+def _square(G: Tensor) -> Tensor:
+    return (G.mT @ G).double()
+
+
+def _multiplied(
+    relations: Sequence[Relation], bases: dict[str, Tensor], thetas: Mapping[str, Tensor], total: float
+) -> tuple[list[Tensor], float, dict[str, Tensor]]:
+    """One iteration: cores by least squares, then every basis times the root of its two halves' quotient."""
+    squares = {name: _square(G) for name, G in bases.items()}
+    inverse = {name: torch.linalg.pinv(S, hermitian=True) for name, S in squares.items()}
+    over = {name: torch.zeros_like(G) for name, G in bases.items()}
+    under = {name: torch.zeros_like(G) for name, G in bases.items()}
+    cores, left = [], total
+    for relation in relations:
+        W, i, j = relation.matrices, relation.rows, relation.columns
+        WG = W @ bases[j]  # serves the core and the update
+        projected = (bases[i].mT @ WG).double()
+        S = inverse[i] @ projected @ inverse[j]
+        cores.append(S)
+        left += float((S * (squares[i] @ S @ squares[j])).sum()) - 2 * float((S * projected).sum())
+        small = S.to(W)
+        _gather(over[i], under[i], (WG @ small.mT).sum(0), (S @ squares[j] @ S.mT).sum(0), bases[i])
+        _gather(over[j], under[j], (W.mT @ (bases[i] @ small)).sum(0), (S.mT @ squares[i] @ S).sum(0), bases[j])
+    for name, theta in thetas.items():
+        under[name] += theta.clamp_min(0) @ bases[name]
+        over[name] += (-theta).clamp_min(0) @ bases[name]
+    updated = {name: G * (over[name] / under[name].clamp_min(EPS)).sqrt() for name, G in bases.items()}
+    return cores, math.sqrt(max(0.0, left) / max(total, 1e-300)), updated
+
+
+def _gather(over: Tensor, under: Tensor, A: Tensor, B: Tensor, G: Tensor) -> None:
+    """Numerators grow by A+ + G B-, denominators by A- + G B+."""
+    B = B.to(G)
+    over += A.clamp_min(0) + G @ (-B).clamp_min(0)
+    under += (-A).clamp_min(0) + G @ B.clamp_min(0)
+
+
+def _relative_error(
+    relations: Sequence[Relation], bases: Mapping[str, Tensor], cores: Sequence[Tensor], total: float
+) -> float:
+    left = 0.0
+    for relation, core in zip(relations, cores, strict=True):
+        S = core.double()
+        projected = _core(relation, bases).double()
+        whole = _square(bases[relation.rows]) @ S @ _square(bases[relation.columns])
+        left += float((S * whole).sum()) - 2 * float((S * projected).sum())
+    return math.sqrt(max(0.0, total + left) / max(total, 1e-300))
+
+
+def _start(relations: Sequence[Relation], ranks: Mapping[str, int], start: str, seed: int) -> dict[str, Tensor]:
+    if start not in STARTS:
+        raise CallError(f"The 'start' must be one of {', '.join(STARTS)}, or bases. Got '{start}'.")
+    generator = torch.Generator().manual_seed(seed)
+    bases = {}
+    for name, mine in _touching(relations).items():
+        like = mine[0].matrices
+        if start == "random":
+            size = like.shape[1] if mine[0].rows == name else like.shape[2]
+            bases[name] = torch.rand(size, ranks[name], generator=generator).to(like)
+            continue
+        stacks = [_side_by_side(r.matrices) for r in mine if r.rows == name]
+        stacks += [_side_by_side(r.matrices.mT) for r in mine if r.columns == name]
+        bases[name] = 1e-5 + sum(
+            (_means(stack, ranks[name], generator, large=start == "random_c").abs() for stack in stacks),
+            torch.zeros(len(stacks[0]), ranks[name]).to(like),
+        )
+    return bases
+
+
+def _means(X: Tensor, rank: int, generator: torch.Generator, *, large: bool) -> Tensor:
+    """Means (n, rank) of a random fifth of the columns, drawn from the half with the largest norm or from all."""
+    columns = X.shape[1]
+    pool = X.norm(dim=0).argsort(descending=True)[: max(1, columns // 2)].cpu() if large else torch.arange(columns)
+    size = max(1, columns // 5)
+    picks = torch.stack([pool[torch.randint(len(pool), (size,), generator=generator)] for _ in range(rank)])
+    return torch.stack([X[:, pick.to(X.device)].mean(1) for pick in picks], 1)
+
+
+def _given(start: Mapping[str, Tensor], sizes: Mapping[str, int], ranks: Mapping[str, int]) -> dict[str, Tensor]:
+    for name, size in sizes.items():
+        if name not in start or tuple(start[name].shape) != (size, ranks[name]) or not bool((start[name] >= 0).all()):
+            raise CallError(f"The start of type '{name}' must be a non-negative ({size}, {ranks[name]}) matrix.")
+    return {name: start[name].clone() for name in sizes}
+
+
+def _checked(constraints: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
+    for name, theta in constraints.items():
+        size = sizes.get(name)
+        if size is None or tuple(theta.shape) != (size, size):
+            raise CallError(f"The constraint of type '{name}' must be ({size}, {size}). Got {tuple(theta.shape)}.")
+    return constraints
