@@ -16,8 +16,8 @@ from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.progress import track
 from taut.recovery.refit import recover
-from taut.replaying import chain_of, with_sides
-from taut.structure.reordering import fold, strip
+from taut.replaying import with_sides
+from taut.structure.reordering import fold
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
@@ -67,9 +67,6 @@ def _fold(small: nn.Module, done: list[Step], example: Example) -> list[Step]:
     if not any(step.settings.get("reorders") for step in done):
         return done
     fold(small, example)
-    for step in done:
-        if step.settings.get("reorders"):
-            strip(chain_of(small, step))
     return [with_sides(small, step) for step in done]
 
 

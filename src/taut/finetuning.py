@@ -18,7 +18,7 @@ from taut.measure.layout import channels_last, has_images
 from taut.randomness import own_states, seed_all
 from taut.recovery.balancing import balance
 from taut.recovery.refit import SAMPLES
-from taut.replaying import replay
+from taut.replaying import replay, with_sides
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import clone
 from taut.structure.tracing import trace
@@ -170,7 +170,9 @@ class _Run:
                 tensors = {}
                 model, done = self._applied(model, stage, position, first=not position.steps and position.stage == 0)
                 if done is not None:
-                    position.steps, position.applied = (*position.steps, *done.steps), True
+                    # a later stage may have folded an order that an earlier one had to leave
+                    steps = tuple(with_sides(model, step) for step in (*position.steps, *done.steps))
+                    position.steps, position.applied = steps, True
                     position.kept += tuple(k for k in done.kept if k.reason.startswith("rolled back"))
             position.applied = True
             model = self._trained(model.to(device), stage, position, tensors, accelerate)

@@ -144,9 +144,13 @@ def test_the_built_layers_compute_the_fitted_kernel(dims, flavour, mode):
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("ranks", [(1, 1), (10, 1), (1, 6), (10, 6), (4, 2)])
 def test_every_rank_within_the_limits_is_built(mode, ranks):
-    """Up to min(C / G, S F / H) before the kernel and min(F / H, S K1) behind it."""
+    """Up to min(C / G, S F / H) before the kernel and min(F / H, S K1) behind it; outputs first the other way round."""
     conv = nn.Conv2d(20, 12, 3).double()
     method = Bicluster(inputs=2, outputs=2, rank_in=ranks[0], rank_out=ranks[1], **MODES[mode])
+    if method.outputs_first and ranks == (10, 1):
+        with pytest.raises(CallError, match="'rank_in' of bicluster.*between 1 and 9. Got 10"):
+            rewritten(method, conv)
+        return
     built, W, _ = rewritten(method, conv)
     x = torch.randn(2, 20, 5, 5).double()
     torch.testing.assert_close(built(x), with_kernel(conv, W)(x), rtol=0, atol=1e-9)

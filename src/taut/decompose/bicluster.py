@@ -135,7 +135,8 @@ def paper_svds(blocks: Tensor, r_in: int, r_out: int, *, outputs_first: bool = F
     """The source's form: an SVD of the input side, then one of its right factor V, WITHOUT the singular values.
 
     Args, Returns:
-        As `two_svds`; `outputs_first` is the order of an implementation by others.
+        As `two_svds`; `outputs_first` is the order of an implementation by others, in which r_out is bounded by
+        min(o, c s) and r_in by min(c, r_out s).
     """
     if not outputs_first:
         return _paper(blocks, r_in, r_out)
@@ -175,7 +176,7 @@ def rank_one_terms(
     for mode, pair in enumerate(roots, 1):
         if pair is not None:
             T = (pair[0] @ T.movedim(mode, 1).flatten(2)).reshape(T.movedim(mode, 1).shape).movedim(1, mode)
-    factors = cp(T, rank)
+    factors = cp(T, rank, sweeps=60, tol=1e-5, restarts=2)  # a hundred blocks: the last digits take most of the time
     plain = [f if pair is None else pair[1] @ f for f, pair in zip(factors, roots, strict=True)]
     return plain[0], plain[1], plain[2]
 

@@ -27,6 +27,9 @@ SWEEPS = 30
 
 RESTARTS = 4
 
+FEW = 48
+"""Vectors up to which exchanges between lines are tried out: every one takes two eigenvalue problems."""
+
 SWAPS = 200
 """Exchanges of two members after the last assignment at most."""
 
@@ -95,7 +98,9 @@ def _cluster(K: Tensor, k: int, fit: Fit, generator: torch.Generator) -> tuple[f
         labels = assign(distances)
     if fit is _distances_to_means:
         kept = _exchange(K, kept, k)
-        best = float(fit(K, kept, k).gather(1, kept[:, None]).sum())
+    elif len(K) <= FEW:
+        kept = _exchange_lines(K, kept, k)
+    best = float(fit(K, kept, k).gather(1, kept[:, None]).sum())
     return best, kept
 
 
@@ -158,3 +163,30 @@ def _exchange(K: Tensor, labels: Tensor, k: int) -> Tensor:
         S[:, b] -= change
         labels[i], labels[j] = b, a
     return labels
+
+
+def _exchange_lines(K: Tensor, labels: Tensor, k: int) -> Tensor:
+    """Exchange pairs of members of two clusters as long as that lowers what the clusters' lines leave."""
+    labels = labels.clone()
+    for _ in range(SWAPS):
+        members = labels.argsort(stable=True).reshape(k, -1)
+        place = torch.empty_like(labels)
+        place[members] = torch.arange(members.shape[1], device=K.device).expand_as(members)
+        kept = _top(K, members)
+        i, j = (labels[:, None] < labels[None, :]).nonzero(as_tuple=True)
+        a, b = members[labels[i]], members[labels[j]]
+        a = a.scatter(1, place[i][:, None], j[:, None])
+        b = b.scatter(1, place[j][:, None], i[:, None])
+        gain = _top(K, a) + _top(K, b) - kept[labels[i]] - kept[labels[j]]
+        best = int(gain.argmax())
+        if float(gain[best]) <= 1e-9 * float(K.diagonal().sum()):
+            break
+        one, two = int(i[best]), int(j[best])
+        labels[one], labels[two] = labels[two].clone(), labels[one].clone()
+    return labels
+
+
+def _top(K: Tensor, members: Tensor) -> Tensor:
+    """The largest eigenvalue of the members' Gram matrix: what their line keeps."""
+    values: Tensor = torch.linalg.eigvalsh(K[members[:, :, None], members[:, None, :]])[:, -1]
+    return values

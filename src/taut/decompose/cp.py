@@ -25,7 +25,7 @@ START_DAMPING = 1e-2
 
 
 def cp(
-    T: Tensor, rank: int, sweeps: int = 100, tol: float = 1e-5, restarts: int = 2, seed: int = 0
+    T: Tensor, rank: int, sweeps: int = 200, tol: float = 1e-6, restarts: int = 4, seed: int = 0
 ) -> tuple[Tensor, ...]:
     """Factors of the best of several joint fits of every tensor of a stack.
 

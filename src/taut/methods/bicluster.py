@@ -137,18 +137,19 @@ class Bicluster(Blocks):
         return G, H, i, integer(self.name, "rank_out", self.rank_out, self._most_out(layer), layer)
 
     def _most_in(self, layer: Layer) -> int:
-        size = layer.weight[0] // (self.outputs or 1) * math.prod(layer.kernel)
-        return min(layer.weight[1] // (self.inputs or 1), size)
+        other = (self.rank_out or 1) if self.outputs_first else layer.weight[0] // (self.outputs or 1)
+        return min(layer.weight[1] // (self.inputs or 1), other * math.prod(layer.kernel))
 
     def _most_out(self, layer: Layer) -> int:
-        return min(layer.weight[0] // (self.outputs or 1), (self.rank_in or 1) * math.prod(layer.kernel))
+        other = layer.weight[1] // (self.inputs or 1) if self.outputs_first else (self.rank_in or 1)
+        return min(layer.weight[0] // (self.outputs or 1), other * math.prod(layer.kernel))
 
     def exact_case(self, group: Group) -> tuple[Bicluster, nn.Module] | None:
         """Full ranks in the fewest clusters."""
         if self.refuses(group):
             return None
         outputs, inputs = group.layer.weight[:2]
-        made = replace(self, inputs=2 - inputs % 2, outputs=2 - outputs % 2)
+        made = replace(self, inputs=2 - inputs % 2, outputs=2 - outputs % 2, outputs_first=False)
         made = replace(made, rank_in=made._most_in(group.layer))
         return replace(made, rank_out=made._most_out(group.layer)), random_layer(group.layer)
 

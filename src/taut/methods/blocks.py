@@ -92,7 +92,8 @@ class Blocks(Factorization):
         key = ("damage", replace(cast(Any, self), reorders=""))
 
         def measure() -> float:
-            S = sight.weighting.gram((sight.W[0].double() - self.fit(found).W)[None])
+            # in the metric of what is known, whatever the fit was made in: one unit for all candidates
+            S = sight.stats.weighting.gram((sight.W[0].double() - self.fit(found).W)[None])
             B = sight.stats.outputs
             error = S.diagonal(dim1=-2, dim2=-1).sum() if B is None else (S * B.double()).sum()
             return sight.damages(error[None])[0]
@@ -103,7 +104,7 @@ class Blocks(Factorization):
         """The fitted layers between the orders that they need; the bias goes to the last."""
         ((name, module),) = modules.items()
         fit = self.fit(factors)
-        sides = "".join(side for side, order in (("i", fit.inputs), ("o", fit.outputs)) if _moves(order))
+        sides = "".join(side for side, order in (("i", fit.inputs), ("o", fit.outputs)) if order is not None)
         resolved = replace(cast(Any, self), reorders=sides)
         built = resolved.skeleton(Group((describe_layer(name, module, (), 1),)))[name]
         like, bias = weight_of(module), bias_of(module)
@@ -152,7 +153,3 @@ def exact_numbers(*shape: int) -> Tensor:
 def divisors(size: int) -> list[int]:
     """All divisors, ascending."""
     return [d for d in range(1, size + 1) if size % d == 0]
-
-
-def _moves(order: Tensor | None) -> bool:
-    return order is not None and not torch.equal(order.cpu(), torch.arange(len(order)))

@@ -13,16 +13,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, evaluating, tensors
+from taut.calls import Example, evaluating, generator, map_tensors, tensors
+from taut.errors import ModelError
 from taut.nn import Reorder
 from taut.structure.patches import CONVOLUTIONS
-from taut.structure.surgery import shallow, swap
+from taut.structure.surgery import clone, shallow, swap
 
 OUTPUT = ""
 """The reader that stands for what the model returns."""
 
-TOLERANCE = 1e-4
-"""Largest change of the output, as a share of its largest value, that is still rounding."""
+TOLERANCE = 1e-9
+"""Largest change of the output in float64, as a share of its largest value, that is still rounding."""
+
+PROBES = 2
 
 MIXING = (nn.Linear, *CONVOLUTIONS)
 
@@ -44,29 +47,39 @@ class _Flow:
 
 def fold(model: nn.Module, example: Example) -> None:
     """Fold every `Reorder` of `model` into its neighbours in place, where that is exact; the others stay."""
-    names = [name for name, module in model.named_modules() if isinstance(module, Reorder)]
-    if not names:
+    orders = [module for module in model.modules() if isinstance(module, Reorder)]
+    probes = [_probe(example, seed) for seed in range(PROBES)]
+    wanted = _outputs(model, example, probes) if orders else None
+    if wanted is None:
         return
-    before = _outputs(model, example)
-    for name in names:
+    for order in orders:
+        if torch.equal(order.order.cpu(), torch.arange(len(order.order), dtype=order.order.dtype)):
+            idle = nn.Identity()
+            swap(model, order, idle)
+            _drop(model, idle)
+            continue
+        name = next(name for name, module in model.named_modules() if module is order)
         for change in _changes(model, _flow(model, example), name):
+            idle = nn.Identity()
             old = [(t, t.clone()) for t, _ in change]
-            order, idle = model.get_submodule(name), nn.Identity()
             _write(change)
             swap(model, order, idle)
-            if _close(before, _outputs(model, example)):
+            if _close(wanted, _outputs(model, example, probes)):
+                _drop(model, idle)
                 break
             swap(model, idle, order)
             _write(old)
 
 
-def strip(module: nn.Sequential) -> None:
-    """Close the gaps that `fold` left in a chain."""
-    kept = [part for part in module if type(part) is not nn.Identity]
-    if len(kept) < len(module):
-        module._modules.clear()  # the same object: hooks and names of the place stay
-        for place, part in enumerate(kept):
-            module.add_module(str(place), part)
+def _drop(model: nn.Module, idle: nn.Module) -> None:
+    """Close the gap in the chain where an order was; elsewhere the Identity stays, under the name that code may use."""
+    for chain in model.modules():
+        numbered = isinstance(chain, nn.Sequential) and all(key.isdigit() for key in chain._modules)
+        if numbered and any(part is idle for part in chain.children()):
+            kept = [part for part in chain.children() if part is not idle]
+            chain._modules.clear()  # the same object: hooks and names of the place stay
+            for place, part in enumerate(kept):
+                chain.add_module(str(place), part)
 
 
 def sides(module: nn.Module) -> str:
@@ -91,14 +104,24 @@ def _changes(model: nn.Module, flow: _Flow, name: str) -> Iterator[Change]:
     if readers and OUTPUT not in readers and all(flow.sources[reader] == {name} for reader in readers):
         parts = [_of_norms(model, flow.through[name], index.argsort())]
         parts += [_of_inputs(model.get_submodule(reader), index) for reader in readers]
-        if (change := _joined(parts)) is not None:
-            yield change
+        yield from _alone(model, _joined(parts), {*readers, *flow.through[name]})
     feeding = flow.sources.get(name, set())
     if len(feeding) == 1:
         (source,) = feeding
-        parts = [_of_norms(model, flow.through[source], index), _of_outputs(model.get_submodule(source), index)]
-        if flow.readers[source] == {name} and (change := _joined(parts)) is not None:
-            yield change
+        if source != OUTPUT and flow.readers[source] == {name}:
+            parts = [_of_norms(model, flow.through[source], index), _of_outputs(model.get_submodule(source), index)]
+            yield from _alone(model, _joined(parts), {source, *flow.through[source]})
+
+
+def _alone(model: nn.Module, change: Change | None, names: set[str]) -> Iterator[Change]:
+    """The change, unless a tensor of it also belongs to a layer outside: one that the example may not even run."""
+    if change is None:
+        return
+    inside = {id(model.get_submodule(name)) for name in names}
+    others = [module for module in model.modules() if id(module) not in inside]
+    held = {t.data_ptr() for m in others for t in (*m.parameters(recurse=False), *m.buffers(recurse=False))}
+    if not any(t.data_ptr() in held for t, _ in change if t.numel()):
+        yield change
 
 
 def _joined(parts: list[Change | None]) -> Change | None:
@@ -108,22 +131,25 @@ def _joined(parts: list[Change | None]) -> Change | None:
 
 def _of_outputs(module: nn.Module, index: Tensor) -> Change | None:
     """The output side of a layer: what a `Reorder` behind it did, it does itself."""
-    if not isinstance(module, MIXING) or getattr(module, "groups", 1) != 1:
+    held = list(module.parameters(recurse=False))
+    plain = isinstance(module, MIXING) and getattr(module, "groups", 1) == 1
+    if not plain or any(len(p) != len(index) for p in held):
         return None
-    return [(p.data, p.data.index_select(0, index)) for p in module.parameters(recurse=False)]
+    return [(p.data, p.data.index_select(0, index)) for p in held]
 
 
 def _of_inputs(module: nn.Module, index: Tensor) -> Change | None:
     """The input side of a layer; behind a flatten every channel has several inputs in a row."""
     if isinstance(module, Reorder):
-        return [(module.order, index[module.order.long()].to(module.order.dtype))]
-    weight = module.weight
-    if not isinstance(module, MIXING) or not isinstance(weight, Tensor) or getattr(module, "groups", 1) != 1:
+        same = len(module.order) == len(index)
+        return [(module.order, index[module.order.long()].to(module.order.dtype))] if same else None
+    if not isinstance(module, MIXING) or getattr(module, "groups", 1) != 1 or not isinstance(module.weight, Tensor):
         return None
+    weight = module.weight.data
     if weight.shape[1] % len(index):
         return None
-    split = weight.data.view(len(weight), len(index), -1)
-    return [(split, split.index_select(1, index.argsort()))]
+    split = weight.reshape(len(weight), len(index), -1)
+    return [(weight, split.index_select(1, index.argsort()).reshape(weight.shape))]
 
 
 def _of_norms(model: nn.Module, names: Iterable[str], index: Tensor) -> Change | None:
@@ -144,16 +170,36 @@ def _write(change: Change) -> None:
         t.copy_(values)
 
 
-def _outputs(model: nn.Module, example: Example) -> list[Tensor]:
-    with evaluating(model), torch.no_grad():
-        return [t.clone() for t in tensors(example.run(shallow(model)))]
+def _probe(example: Example, seed: int) -> Any:
+    """Random inputs shaped like the example, in float64; the example itself may say nothing (zeros)."""
+    noise = generator(seed)
+
+    def like(t: Tensor) -> Tensor:
+        if not t.is_floating_point() or not t.numel():
+            return t
+        size = t.double().std() if t.numel() > 1 else torch.zeros(())
+        drawn = torch.randn(t.shape, generator=noise, dtype=torch.float64).to(t.device)
+        return drawn * (size if float(size) > 0 else 1.0) + t.double().mean()
+
+    return map_tensors(like, example.value)
 
 
-def _close(before: list[Tensor], after: list[Tensor]) -> bool:
+def _outputs(model: nn.Module, example: Example, probes: list[Any]) -> list[Tensor] | None:
+    """What a copy in float64 gives for the probes: there rounding is far below any real change. None: it cannot run."""
+    try:
+        wide = clone(model).double()
+        with evaluating(wide), torch.no_grad():
+            return [t for probe in probes for t in tensors(example.run(wide, probe))]
+    except ModelError:
+        return None
+
+
+def _close(before: list[Tensor], after: list[Tensor] | None) -> bool:
+    if after is None or [t.shape for t in before] != [t.shape for t in after]:
+        return False
     for a, b in zip(before, after, strict=True):
         scale = float(a.double().abs().max()) if a.numel() else 0.0
-        eps = TOLERANCE if a.dtype in {torch.float32, torch.float64} else 100 * TOLERANCE
-        if a.numel() and not float((a.double() - b.double()).abs().max()) <= eps * max(scale, 1e-30):
+        if a.numel() and not float((a.double() - b.double()).abs().max()) <= TOLERANCE * max(scale, 1e-300):
             return False
     return True
 
@@ -185,7 +231,7 @@ def _flow(model: nn.Module, example: Example) -> _Flow:
 
 
 def _holds(module: nn.Module) -> bool:
-    return isinstance(module, Reorder) or any(True for _ in module.parameters(recurse=False))
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
 def _per_channel(module: nn.Module) -> bool:
