@@ -105,8 +105,8 @@ def _start(X: Tensor, rank: int, generator: torch.Generator, *, random: bool) ->
     factors = []
     for mode in range(1, X.ndim):
         size = X.shape[mode]
-        noise = torch.randn(len(X), size, rank, generator=generator, dtype=torch.float64).to(X)
-        noise /= noise.norm(dim=1, keepdim=True)
+        noise = torch.randn(size, rank, generator=generator, dtype=torch.float64).to(X)
+        noise = (noise / noise.norm(dim=0)).repeat(len(X), 1, 1)  # the same for all: a stack is fitted as one by one
         if not random:
             rows = X.movedim(mode, 1).flatten(2)
             leading = torch.linalg.eigh(gram(rows))[1].flip(-1)[..., :rank]
