@@ -6,6 +6,7 @@ fine-tuning images come from the training split.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -259,7 +260,7 @@ def cascaded(benches: Benches, cell: dict[str, Any]) -> dict[str, Any]:
     if cell["way"] == "all at once":
         done = bench.tuned(small, cell["seed"], STAGES)
     else:
-        schedule = taut.cascade(plan, epochs=1)
+        schedule = taut.cascade(plan, epochs=1, patience=None)  # as many images as all at once gets
         done = bench.tuned(bench.net, cell["seed"], 1, plan=plan, schedule=schedule)
     return {"before": before, "after": accuracy(done, *bench.test)}
 
@@ -267,24 +268,23 @@ def cascaded(benches: Benches, cell: dict[str, Any]) -> dict[str, Any]:
 def elementwise(benches: Benches, cell: dict[str, Any]) -> dict[str, Any]:
     """The first dense layer at one rank: the Mahalanobis weighting in every form, deployable or not."""
     bench = benches("colour")
-    layer = bench.net.get_submodule(FC1)
-    W, a = layer.weight.detach().double(), alphas(bench)
     rank, way = cell["rank"], cell["way"]
     if way in METRICS:
         small = bench.apply({FC1: ("svd", {"rank": rank, "metric": way})}, refit=False)
         return {"accuracy": accuracy(small, *bench.test), "deployable": True}
+    net = copy.deepcopy(bench.net)
+    layer = net.get_submodule(FC1)
+    W, a = layer.weight.detach().double(), alphas(bench)
+    a = a + 0.5 * float(a.mean())
     if way == "elementwise":
-        U, s, Vh = torch.linalg.svd((a + 0.5 * float(a.mean())) * W, full_matrices=False)
-        made = (U[:, :rank] * s[:rank]) @ Vh[:rank] / (a + 0.5 * float(a.mean()))
+        U, s, Vh = torch.linalg.svd(a * W, full_matrices=False)
+        made = (U[:, :rank] * s[:rank]) @ Vh[:rank] / a
     else:
         left, right = weighted_low_rank(W, a, rank)
         made = left @ right
-    saved = layer.weight.data.clone()
-    layer.weight.data = made.to(saved)
-    found = accuracy(bench.net, *bench.test)
-    layer.weight.data = saved
+    layer.weight.data = made.to(layer.weight)
     return {
-        "accuracy": found,
+        "accuracy": accuracy(net, *bench.test),
         "deployable": way != "elementwise",
         "rank_of_result": int(torch.linalg.matrix_rank(made, rtol=1e-6)),
     }

@@ -10,6 +10,7 @@ from torch import nn
 from taut.calls import device_of
 from taut.errors import ArtifactError, CallError
 from taut.methods import resolve
+from taut.nn import Reorder
 from taut.structure.reordering import sides
 from taut.structure.surgery import locate, replace
 from taut.text import shape
@@ -67,16 +68,21 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
 
 
 def chain_of(model: nn.Module, step: Step) -> nn.Sequential:
-    """The layers that a step put in the place of its one layer; behind what an exact step before it left there.
+    """The layers that a step put in the place of its one layer, whatever steps came before or behind.
 
     Raises:
         CallError: there is none.
     """
     (name,) = step.layers
-    chains = [m for m in model.get_submodule(name).modules() if isinstance(m, nn.Sequential)]
-    if not chains:
-        raise CallError(f"The layer '{name}' was not rewritten.")
-    return chains[-1]
+    wanted = [type(part) for part in _skeleton(step)[name].children() if not isinstance(part, Reorder)]
+    for chain in model.get_submodule(name).modules():
+        found = [part for part in chain.children() if not isinstance(part, Reorder)]
+        if not isinstance(chain, nn.Sequential) or len(found) != len(wanted):
+            continue
+        # a later step may have put a chain of its own in the place of a part
+        if all(type(part) in {kind, nn.Sequential} for part, kind in zip(found, wanted, strict=True)):
+            return chain
+    raise CallError(f"The layer '{name}' was not rewritten by {step.method}.")
 
 
 def with_sides(model: nn.Module, step: Step) -> Step:

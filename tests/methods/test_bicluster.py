@@ -148,7 +148,7 @@ def test_every_rank_within_the_limits_is_built(mode, ranks):
     conv = nn.Conv2d(20, 12, 3).double()
     method = Bicluster(inputs=2, outputs=2, rank_in=ranks[0], rank_out=ranks[1], **MODES[mode])
     if method.outputs_first and ranks == (10, 1):
-        with pytest.raises(CallError, match="'rank_in' of bicluster.*between 1 and 9. Got 10"):
+        with pytest.raises(CallError, match=r"'rank_in' of bicluster.*between 1 and 9. Got 10"):
             rewritten(method, conv)
         return
     built, W, _ = rewritten(method, conv)

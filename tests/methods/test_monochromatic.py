@@ -125,7 +125,10 @@ def test_padding_stride_and_dilation_sit_in_the_second_layer_and_outputs_come_ba
 @pytest.mark.parametrize("bias", [False, True])
 def test_no_order_is_left_where_the_outputs_are_sorted_already(bias):
     conv = nn.Conv2d(4, 6, 3, bias=bias)
-    built, _, _ = rewritten(Monochromatic(colours=1, metric="frobenius"), conv)
+    net = taut.trace(sequential(layer=conv), torch.zeros(1, 4, 5, 5))
+    plan = Plan.of(net, [Step(("layer",), "monochromatic", {"colours": 1, "metric": "frobenius"})])
+    model = sequential(layer=conv)
+    built = taut.apply(model, plan, taut.observe(net, model)).layer
     assert [type(part) for part in built] == [nn.Conv2d, nn.Conv2d]
     assert (built[1].bias is not None) == bias
 

@@ -90,7 +90,7 @@ def test_candidates_of_a_usual_layer_offer_small_input_clusters():
     offered = Outer().candidates(group, None)
     assert {(16 // one.inputs, one.outputs) for one in offered} == {(2, 1), (2, 2), (4, 1), (4, 2)}
     costs = [one.cost(group).params / group.cost.params for one in offered]
-    assert min(costs) < 0.1
+    assert min(costs) < 0.2
     assert max(costs) > 0.7
 
 

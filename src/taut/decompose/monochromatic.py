@@ -53,7 +53,9 @@ def monochromatic(W: Tensor, k: int, weighting: Weighting, weights: Tensor | Non
     moments = second_moments(weighting, W.shape[1])
     L = None if moments is None else cholesky(moments[None])[0]
     white = wide if L is None else torch.einsum("dc,fds->fcs", L, wide)
-    found = [_lines(white, k, torch.Generator().manual_seed(start)) for start in range(RESTARTS)]
+    M = white @ white.mT  # (F, C, C)
+    own = torch.linalg.eigh(M)[1][..., -1]
+    found = [_lines(M, own, k, torch.Generator().manual_seed(start)) for start in range(RESTARTS)]
     _, labels, colours = min(found, key=lambda triple: triple[0])
     if L is not None:
         colours = torch.linalg.solve_triangular(L.mT, colours.mT, upper=True).mT
@@ -80,13 +82,11 @@ def paper(W: Tensor, k: int) -> Colours:
     return Colours(labels, colours / colours.norm(dim=1, keepdim=True).clamp_min(1e-300), taps)
 
 
-def _lines(W: Tensor, k: int, generator: torch.Generator) -> tuple[float, Tensor, Tensor]:
+def _lines(M: Tensor, own: Tensor, k: int, generator: torch.Generator) -> tuple[float, Tensor, Tensor]:
     """Error, labels and unit colours of one start."""
-    M = W @ W.mT  # (F, C, C)
     energy = M.diagonal(dim1=1, dim2=2).sum(1)
-    own = torch.linalg.eigh(M)[1][..., -1]
     colours = own[_far_apart(M, own, energy, k, generator)]
-    best, labels = float("inf"), torch.zeros(len(W), dtype=torch.long)
+    best, labels = float("inf"), torch.zeros(len(M), dtype=torch.long)
     kept = labels, colours
     for _ in range(SWEEPS):
         distances = energy[:, None] - torch.einsum("kc,fcd,kd->fk", colours, M, colours)

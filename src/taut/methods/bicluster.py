@@ -58,10 +58,6 @@ class Bicluster(Blocks):
 
     def fit(self, factors: BlockFactors) -> Fit:
         """Three layers; blocks stacked output cluster first."""
-        key = (self.inputs, self.outputs, self.rank_in, self.rank_out)
-        return factors.once(key, lambda: self._fit(factors))  # type: ignore[no-any-return]
-
-    def _fit(self, factors: BlockFactors) -> Fit:
         sight = factors.sight
         W, G, H, i, o = sight.W[0], self.inputs or 1, self.outputs or 1, self.rank_in or 1, self.rank_out or 1
         found: Biclusters = factors.once(

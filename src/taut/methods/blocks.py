@@ -39,7 +39,7 @@ class Fit:
 
 @dataclass(frozen=True)
 class BlockFactors:
-    """A layer and every approximation made of it so far."""
+    """A layer, its clusters and the damages found so far: kernels would be many times the layer."""
 
     sight: Sight
     made: dict[Hashable, Any] = field(default_factory=dict)
@@ -76,7 +76,7 @@ class Blocks(Factorization):
         return f"{super().family()}{'/paper' if self.paper else ''}"
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> BlockFactors:
-        """Nothing yet: every approximation is made when first asked for, and once."""
+        """Nothing yet: clusters and damages are found when first asked for, and once."""
         if self.paper and self.metric != "frobenius":
             raise CallError(f"paper=True of {self.name} knows the metric 'frobenius' alone. Got '{self.metric}'.")
         return BlockFactors(self.sight(modules, stats))
@@ -122,7 +122,13 @@ class Blocks(Factorization):
         return Rewrite({name: built.to(like.device)}, cast(Method, resolved))
 
     def framed(self, layer: Layer, parts: Sequence[nn.Module]) -> nn.Sequential:
-        """The layers between the orders that `reorders` names."""
+        """The layers between the orders that `reorders` names.
+
+        Raises:
+            CallError: it names something else than sides.
+        """
+        if self.reorders not in {"", "i", "o", "io"}:
+            raise CallError(f"'reorders' of {self.name} must be one of '', 'i', 'o', 'io'. Got '{self.reorders}'.")
         axes = len(layer.kernel)
         before = [Reorder(torch.arange(layer.weight[1]), axes)] if "i" in self.reorders else []
         behind = [Reorder(torch.arange(layer.weight[0]), axes)] if "o" in self.reorders else []

@@ -16,6 +16,9 @@ from taut.methods.blocks import FAST_GROUP, BlockFactors, Blocks, Fit, divisors,
 from taut.methods.building import chain_cost, conv, input_places, output_places, random_layer
 from taut.types import Cost, Group, Layer
 
+WIDEST = 64
+"""Inputs at most: it is a method for colours, and its colour moments grow with their square."""
+
 MOST = 64
 """Colours on offer at most."""
 
@@ -41,18 +44,16 @@ class Monochromatic(Blocks):
     name: ClassVar[str] = "monochromatic"
 
     def refuses_layer(self, layer: Layer) -> str | None:
-        """Convolutions of more than one input."""
+        """Convolutions of 2 to 64 inputs."""
         if layer.kernel and layer.weight[1] < 2:
             return "monochromatic: one input has one colour already"
+        if layer.kernel and layer.weight[1] > WIDEST:
+            return f"monochromatic: one mixture of {layer.weight[1]} inputs keeps too little of a filter"
         return super().refuses_layer(layer)
 
     def fit(self, factors: BlockFactors) -> Fit:
         """Colours, taps, and the outputs colour by colour."""
-        k = self.colours or 1
-        return factors.once(k, lambda: self._fit(factors, k))  # type: ignore[no-any-return]
-
-    def _fit(self, factors: BlockFactors, k: int) -> Fit:
-        sight = factors.sight
+        k, sight = self.colours or 1, factors.sight
         W = sight.W[0]
         weights = None if sight.response is None else sight.response[0].diagonal()
         found = mathematics.paper(W, k) if self.paper else mathematics.monochromatic(W, k, sight.weighting, weights)

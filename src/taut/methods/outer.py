@@ -20,7 +20,7 @@ from taut.types import Cost, Group, Layer
 SIZES = (2, 4)
 """Inputs per cluster on offer."""
 
-RANKS = (2, 4, 6, 8, 12, 16)
+RANKS = (4, 8, 12, 16)
 
 
 @dataclass(frozen=True)
@@ -62,10 +62,6 @@ class Outer(Blocks):
 
     def fit(self, factors: BlockFactors) -> Fit:
         """Three layers; terms ordered by input cluster in the first, by output cluster in the others."""
-        key = (self.inputs, self.outputs, self.rank)
-        return factors.once(key, lambda: self._fit(factors))  # type: ignore[no-any-return]
-
-    def _fit(self, factors: BlockFactors) -> Fit:
         sight = factors.sight
         W, G, H, k = sight.W[0], self.inputs or 1, self.outputs or 1, self.rank or 1
         found: Biclusters = factors.once(

@@ -7,7 +7,7 @@ taking over the order is exact is then tried out, and undone where the output ch
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,21 @@ TOLERANCE = 1e-9
 
 PROBES = 2
 
+ALIKE = frozenset(
+    """
+    Relu LeakyRelu Elu Selu Celu Gelu Silu Mish Sigmoid LogSigmoid Tanh Hardtanh Hardswish Hardsigmoid
+    Threshold Softplus MaxPool1D MaxPool1DWithIndices MaxPool2DWithIndices MaxPool3DWithIndices
+    MkldnnMaxPool2D AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D
+    AdaptiveMaxPool2D Mean NativeBatchNorm CudnnBatchNorm NativeDropout UpsampleNearest1D
+    UpsampleNearest2D UpsampleNearest3D UpsampleBilinear2D UpsampleLinear1D UpsampleTrilinear3D
+    ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D
+    ReplicationPad3D View UnsafeView ReshapeAlias Squeeze Unsqueeze Clone ToCopy Alias Repeat Add Sub
+    Rsub Mul Div Neg Abs Exp Log Pow Sqrt Rsqrt Clamp ClampMin Softmax LogSoftmax Permute Transpose Flip
+    AccumulateGrad
+    """.split()  # noqa: SIM905 - sixty names a line each would hide the module
+)
+"""Operations of the autograd graph that treat all channels alike; views and arithmetic are left to the comparison."""
+
 MIXING = (nn.Linear, *CONVOLUTIONS)
 
 
@@ -38,33 +53,41 @@ class _Flow:
         readers: layer -> layers with weights of their own that its output reaches directly.
         through: layer -> layers between (norms), whose channels are its channels.
         sources: layer -> layers whose output it reads directly.
+        mixed: layers that read through an operation that may tell channels apart.
+        whole: whether every layer that holds something was called.
     """
 
     readers: dict[str, set[str]] = field(default_factory=dict)
     through: dict[str, set[str]] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
+    mixed: set[str] = field(default_factory=set)
+    whole: bool = True
 
 
 def fold(model: nn.Module, example: Example) -> None:
-    """Fold every `Reorder` of `model` into its neighbours in place, where that is exact; the others stay."""
+    """Fold every `Reorder` of `model` into its neighbours in place, where that is exact; the others stay.
+
+    Exact is: between the layers only operations that treat all channels alike (ALIKE), every layer of the model called
+    in the run (one that is not may read the channels, too), no tensor shared with a layer outside, and the outputs of
+    model and readers unchanged in a float64 copy on random inputs.
+    """
     orders = [module for module in model.modules() if isinstance(module, Reorder)]
     probes = [_probe(example, seed) for seed in range(PROBES)]
-    wanted = _outputs(model, example, probes) if orders else None
-    if wanted is None:
-        return
     for order in orders:
+        idle = nn.Identity()
         if torch.equal(order.order.cpu(), torch.arange(len(order.order), dtype=order.order.dtype)):
-            idle = nn.Identity()
             swap(model, order, idle)
             _drop(model, idle)
             continue
         name = next(name for name, module in model.named_modules() if module is order)
-        for change in _changes(model, _flow(model, example), name):
-            idle = nn.Identity()
+        flow = _flow(model, example)
+        watched = sorted(flow.readers.get(name, set()) - {OUTPUT})
+        before = _outputs(model, example, probes, watched) if flow.whole else None
+        for change in _changes(model, flow, name) if before is not None else ():
             old = [(t, t.clone()) for t, _ in change]
             _write(change)
             swap(model, order, idle)
-            if _close(wanted, _outputs(model, example, probes)):
+            if _close(before, _outputs(model, example, probes, watched)):
                 _drop(model, idle)
                 break
             swap(model, idle, order)
@@ -101,12 +124,12 @@ def _changes(model: nn.Module, flow: _Flow, name: str) -> Iterator[Change]:
         return
     index = order.order.long()
     readers = flow.readers.get(name, set())
-    if readers and OUTPUT not in readers and all(flow.sources[reader] == {name} for reader in readers):
+    if readers and not readers & (flow.mixed | {OUTPUT}) and all(flow.sources[reader] == {name} for reader in readers):
         parts = [_of_norms(model, flow.through[name], index.argsort())]
         parts += [_of_inputs(model.get_submodule(reader), index) for reader in readers]
         yield from _alone(model, _joined(parts), {*readers, *flow.through[name]})
     feeding = flow.sources.get(name, set())
-    if len(feeding) == 1:
+    if len(feeding) == 1 and name not in flow.mixed:
         (source,) = feeding
         if source != OUTPUT and flow.readers[source] == {name}:
             parts = [_of_norms(model, flow.through[source], index), _of_outputs(model.get_submodule(source), index)]
@@ -184,18 +207,26 @@ def _probe(example: Example, seed: int) -> Any:
     return map_tensors(like, example.value)
 
 
-def _outputs(model: nn.Module, example: Example, probes: list[Any]) -> list[Tensor] | None:
-    """What a copy in float64 gives for the probes: there rounding is far below any real change. None: it cannot run."""
+def _outputs(model: nn.Module, example: Example, probes: list[Any], watched: list[str]) -> list[Tensor] | None:
+    """What a copy in float64, and its `watched` layers, give for the probes; None where it cannot run.
+
+    In float64 rounding is far below any real change.
+    """
+    found: list[Tensor] = []
     try:
         wide = clone(model).double()
+        for name in watched:
+            wide.get_submodule(name).register_forward_hook(lambda _, __, output: found.extend(tensors(output)))
         with evaluating(wide), torch.no_grad():
-            return [t for probe in probes for t in tensors(example.run(wide, probe))]
+            for probe in probes:
+                found += tensors(example.run(wide, probe))
     except ModelError:
         return None
+    return found
 
 
-def _close(before: list[Tensor], after: list[Tensor] | None) -> bool:
-    if after is None or [t.shape for t in before] != [t.shape for t in after]:
+def _close(before: list[Tensor] | None, after: list[Tensor] | None) -> bool:
+    if before is None or after is None or [t.shape for t in before] != [t.shape for t in after]:
         return False
     for a, b in zip(before, after, strict=True):
         scale = float(a.double().abs().max()) if a.numel() else 0.0
@@ -213,8 +244,11 @@ def _flow(model: nn.Module, example: Example) -> _Flow:
     outputs: dict[Any, str] = {}
     inputs: dict[str, list[Any]] = {name: [] for name in names}
 
+    called: set[str] = set()
+
     def note(name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            called.add(name)
             inputs[name] += [t.grad_fn for t in tensors(args) if t.grad_fn is not None]
             outputs.update((t.grad_fn, name) for t in tensors(output) if t.grad_fn is not None)
 
@@ -225,9 +259,14 @@ def _flow(model: nn.Module, example: Example) -> _Flow:
     with evaluating(copied), torch.enable_grad():
         ends = [t.grad_fn for t in tensors(example.run(copied)) if t.grad_fn is not None]
     plain = {name for name in names if not isinstance(copied.get_submodule(name), (*MIXING, Reorder))}
-    return _traced(
-        {**inputs, OUTPUT: ends}, outputs, {name for name in plain if _per_channel(copied.get_submodule(name))}
-    )
+    passing = {name for name in plain if _per_channel(copied.get_submodule(name))}
+    return replace(_traced({**inputs, OUTPUT: ends}, outputs, passing), whole=called >= set(names))
+
+
+def _kind(node: Any) -> str:
+    """The name of an operation in the autograd graph, without its number."""
+    name: str = node.name().rpartition("::")[2]
+    return name.rstrip("0123456789").removesuffix("Backward")
 
 
 def _holds(module: nn.Module) -> bool:
@@ -243,7 +282,7 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
     """Walk back from the inputs of every layer to the outputs of others; `passing` layers are noted and passed."""
     flow = _Flow()
     for name, nodes in inputs.items():
-        stack, seen, found, crossed = list(nodes), set(nodes), set(), set()
+        stack, seen, found, crossed, alike = list(nodes), set(nodes), set(), set(), True
         while stack:
             node = stack.pop()
             source = outputs.get(node)
@@ -252,6 +291,7 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
                 continue
             if source is not None:
                 crossed.add(source)
+            alike &= source is not None or _kind(node) in ALIKE
             for following, _ in node.next_functions:
                 if following is not None and following not in seen:
                     seen.add(following)
@@ -259,6 +299,7 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
         if name in passing:
             continue
         flow.sources[name] = found
+        flow.mixed |= set() if alike else {name}
         for source in found:
             flow.readers.setdefault(source, set()).add(name)
             flow.through.setdefault(source, set()).update(crossed)
