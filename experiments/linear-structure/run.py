@@ -62,7 +62,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         skipped = f"The accuracy side was skipped. {error}"
     if not skipped:
         results |= _accuracy(grid, benches, quick, range(1 if quick else seeds or 3))
-        _pictures(benches("colour"), out)
+        results["lines"] = _pictures(benches("colour"), out)
         draw_curves(results, out / "curves.svg")
     bounds = limits(results, quick=quick)
     results["claims"] = findings(results) if not quick and not skipped else {}
@@ -111,8 +111,8 @@ def _accuracy(grid: Any, benches: work.Benches, quick: bool, seeds: range) -> di
     return found
 
 
-def _pictures(bench: work.Bench, out: Path) -> None:
-    """The first layer's filters, and their taps in colour space, before and after."""
+def _pictures(bench: work.Bench, out: Path) -> dict[str, float]:
+    """The first layer's filters, and their taps in colour space, before and after; what lies off the filters' lines."""
     layer, method, settings = work.settings_of("monochromatic 6", "frobenius")
     small = bench.plan({layer: (method, settings)}).steps[0]
     made = work.taut.methods.resolve(small)
@@ -121,6 +121,11 @@ def _pictures(bench: work.Bench, out: Path) -> None:
     kernels = (("original", original), ("6 colours", fit.W.reshape(original.shape).float()))
     draw_filters(kernels, out / "filters.svg")
     draw_colour_lines(kernels, out / "colours.svg")
+    found = {}
+    for name, (_, kernel) in zip(("before", "after"), kernels, strict=True):
+        values = torch.linalg.svdvals(kernel.flatten(2).double()).square()
+        found[name] = float(values[:, 1:].sum() / values.sum())
+    return found
 
 
 def limits(results: dict[str, Any], *, quick: bool) -> list[Bound]:
