@@ -64,8 +64,7 @@ def measure(layer: str, batch: int, rounds: int, *, quick: bool = False) -> dict
         built[name] = method.skeleton(group)[layer].eval()
         for parameter in built[name].parameters():
             nn.init.normal_(parameter, std=0.02)
-    times = {runtime.name: _timed(runtime, built, x, rounds) for runtime in chosen()}
-    times = {name: found for name, found in times.items() if found}
+    times = _all_times(built, x, rounds)
     best = {name: min(found[name] for found in times.values()) for name in built}
     cost = group.cost.macs
     return {
@@ -78,26 +77,26 @@ def measure(layer: str, batch: int, rounds: int, *, quick: bool = False) -> dict
     }
 
 
-def _timed(runtime: Any, models: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, float]:
-    """Medians; where sessions of a runtime disturb each other (ONNX Runtime), pairs alternate one by one instead."""
+def _all_times(models: dict[str, nn.Module], x: Tensor, rounds: int) -> dict[str, dict[str, float]]:
+    """Runtime -> model -> median milliseconds; every model is exported once."""
     with tempfile.TemporaryDirectory() as folder:
         subjects = {
             name: _subject(model, x, Path(folder) / f"{place}.onnx")
             for place, (name, model) in enumerate(models.items())
         }
-        if any(runtime.refuses(subject) is not None for subject in subjects.values()):
-            return {}
-        alone = runtime.name == "onnxruntime"
-        found: dict[str, list[float]] = {name: [] for name in subjects}
-        for _ in range(3 if alone else 1):
-            runs = {} if alone else {name: runtime.build(subject) for name, subject in subjects.items()}
-            if alone:
-                for name, subject in subjects.items():
-                    run, given = runtime.build(subject)
-                    found[name] += _laps({name: (run, given)}, max(5, rounds // 2))[name]
-            else:
-                for name, laps in _laps(runs, rounds).items():
-                    found[name] += laps
+        fit = [r for r in chosen() if all(r.refuses(subject) is None for subject in subjects.values())]
+        return {runtime.name: _timed(runtime, subjects, rounds) for runtime in fit}
+
+
+def _timed(runtime: Any, subjects: dict[str, Subject], rounds: int) -> dict[str, float]:
+    """All models in turns; where sessions of a runtime disturb each other (ONNX Runtime), one session at a time."""
+    found: dict[str, list[float]] = {name: [] for name in subjects}
+    if runtime.name != "onnxruntime":
+        found = _laps({name: runtime.build(subject) for name, subject in subjects.items()}, rounds)
+    else:
+        for _ in range(3):
+            for name, subject in subjects.items():
+                found[name] += _laps({name: runtime.build(subject)}, max(5, rounds // 2))[name]
     return {name: 1000 * statistics.median(laps) for name, laps in found.items()}
 
 
@@ -140,23 +139,26 @@ def breakdown(batch: int, rounds: int) -> dict[str, float]:
     return {name: value / total for name, value in medians.items()}
 
 
+PAIRS = {"first two": "outer 8", "first two, SVDs": "bicluster 16 32"}
+"""What stands for conv2 behind the monochromatic conv1: the source's cascade, and the fastest form of the second."""
+
+
 @torch.no_grad()
-def first_two(batch: int, rounds: int) -> dict[str, Any]:
-    """The first two layers with all between them, original and in cascade (C' = 6, then K = 8), best against best."""
+def first_two(kind: str, batch: int, rounds: int) -> dict[str, Any]:
+    """The first two layers with all between them, original and compressed (C' = 6 first), best against best."""
     model, x = net(), inputs(batch)["conv1"]
     network = taut.trace(model, torch.zeros(1, 3, 224, 224))
     part = nn.Sequential(*list(model.children())[:6])
     small = nn.Sequential(*list(model.children())[:6])
     found = forms()
-    for place, name, form in ((0, "conv1", "monochromatic 6"), (3, "conv2", "outer 8")):
+    for place, name, form in ((0, "conv1", "monochromatic 6"), (3, "conv2", PAIRS[kind])):
         method = found[name][form]
-        # the order of conv1's outputs is left to conv2, whose first layer is grouped: that one order is not folded
-        method = replace(method, reorders="i") if name == "conv2" else method
+        # the order of conv1's outputs is left to conv2; where its first layer is grouped, that one order is not folded
+        method = replace(method, reorders="i") if form.startswith("outer") else method
         small[place] = method.skeleton(network.group([name]))[name]
     for parameter in small.parameters():
         nn.init.normal_(parameter, std=0.02)
     models = {"original": part.eval(), "cascade": small.eval()}
-    times = {runtime.name: _timed(runtime, models, x, rounds) for runtime in chosen()}
-    times = {name: ms for name, ms in times.items() if ms}
+    times = _all_times(models, x, rounds)
     best = {name: min(ms[name] for ms in times.values()) for name in models}
-    return {"batch": batch, "ms": times, "best_ms": best, "speedup": best["original"] / best["cascade"]}
+    return {"ms": times, "best_ms": best, "speedup": best["original"] / best["cascade"]}

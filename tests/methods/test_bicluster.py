@@ -1,6 +1,7 @@
 """Biclusters with two SVDs: the source's formulas, the kernel that is built, damage, whole nets, saved folders."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -455,3 +456,36 @@ def test_settings_make_families():
     families += [Bicluster(**base).family(), Bicluster(**base, outputs_first=True).family()]
     assert len(set(families)) == len(families)
     assert Bicluster(inputs=2, outputs=4, rank_in=3, rank_out=1).family() == plain_.family()
+
+
+def test_a_later_step_inside_the_chain_is_saved_and_loaded(tmp_path):
+    """An order that is left at a residual connection, and one of the chain's layers factorized once more."""
+
+    class Residual(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second, self.last = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 4)
+
+        def forward(self, x):
+            x = self.first(x).relu()
+            return self.last((x + self.second(x)).mean((2, 3)))
+
+    model, x = Residual().eval(), torch.randn(4, 3, 9, 9)
+    net = taut.trace(model, x)
+    settings = {"inputs": 2, "outputs": 2, "rank_in": 3, "rank_out": 3}
+    small = taut.apply(model, Plan.of(net, [Step(("second",), "bicluster", settings)]), taut.observe(net, model, [x]))
+    inner = taut.trace(small, x)
+    assert isinstance(small.second[-1], Reorder)
+    plan = Plan.of(inner, [Step(("second.0",), "svd", {"rank": 4}, allow_growth=True)])
+    smaller = taut.apply(small, plan, taut.observe(inner, small))
+    first = Plan.of(net, [Step(("second",), "bicluster", settings)]).steps[0]
+    step = copy.deepcopy(plan.steps[0])
+    both = Plan((first, Step(("second",), step.method, step.settings, _renamed(step.group, "second"))))
+    taut.save(smaller, both, tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=Residual)
+    with torch.no_grad():
+        assert torch.equal(again(x), smaller(x))
+
+
+def _renamed(group, name):
+    return type(group)(tuple(replace(layer, name=name) for layer in group.layers))

@@ -740,3 +740,50 @@ def test_the_gap_is_closed_and_sides_says_what_is_left():
     assert [type(part) for part in model.inner] == [nn.Conv2d, Reorder]
     assert list(dict(model.inner.named_children())) == ["0", "1"]
     assert sides(sequential(only=nn.Conv2d(C, C, 1))) == ""
+
+
+def test_a_layer_that_the_run_does_not_call_may_read_the_channels():
+    """An auxiliary head of training: nothing is folded past it."""
+
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.order, self.last = nn.Conv2d(4, C, 1, groups=4), reorder(), nn.Conv2d(C, 5, 1)
+            self.aux = nn.Conv2d(C, 2, 1)
+
+        def forward(self, x):
+            x = F.relu(self.order(self.first(x)))
+            return (self.last(x), self.aux(x)) if self.training else self.last(x)
+
+    model, x = Auxiliary().eval(), squares()
+    with torch.no_grad():
+        wanted = model.train()(x)[1]
+        fold(model.eval(), Example(model, x))
+        torch.testing.assert_close(model.train()(x)[1], wanted)
+    assert orders(model) == 1
+
+
+def test_an_output_that_hides_the_difference_does_not_fool_it():
+    """Scaled channel by channel before classes are named: the readers' own outputs are compared, too."""
+
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.order, self.last = nn.Conv2d(4, C, 1, groups=4), reorder(), nn.Conv2d(C, 3, 1)
+            self.register_buffer("scale", torch.linspace(1, 1.001, C).reshape(1, C, 1, 1))
+            nn.init.constant_(self.last.bias, 0)
+            self.last.bias.data[0] = 100.0
+
+        def forward(self, x):
+            return self.last(self.order(self.first(x)) * self.scale).argmax(1)
+
+    model = Named().eval()
+    fold(model, Example(model, squares()))
+    assert orders(model) == 1
+
+
+def test_an_order_that_is_none_is_dropped_anywhere():
+    model = nn.Sequential(nn.Conv2d(4, C, 1, groups=4), Reorder(torch.arange(C), 2)).eval()
+    fold(model, Example(model, squares()))
+    assert orders(model) == 0
+    assert len(model) == 1
