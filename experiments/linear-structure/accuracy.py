@@ -7,20 +7,20 @@ fine-tuning images come from the training split.
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from colour import accuracy, splits, trained_colour
+from colour import splits, trained_colour
 from data import load, split_train
 from fashion import trained
+from running import BATCH, Shuffled, accuracy
 from torch import Tensor, nn
 
 import taut
 from taut.decompose.weighted import weighted_low_rank
 
-CALIBRATION, BATCH = 1024, 128
+CALIBRATION = 1024
 IMAGES, EPOCHS = 6000, 2
 """Fine-tuning: images of an epoch and epochs."""
 
@@ -97,24 +97,6 @@ NETS: dict[str, dict[str, tuple[str, dict[str, Any]]]] = {
     },
 }
 """Net -> layer -> method and settings: the same in every metric."""
-
-
-class Shuffled:
-    """(images, labels) in a new order every epoch, from the random state that the loop sets."""
-
-    def __init__(self, x: Tensor, y: Tensor, images: int) -> None:
-        """The first `images` of a fixed shuffle."""
-        keep = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:images]
-        self.x, self.y = x[keep], y[keep]
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return (len(self.x) + BATCH - 1) // BATCH
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch."""
-        for rows in torch.randperm(len(self.x)).split(BATCH):
-            yield self.x[rows], self.y[rows]
 
 
 class Bench:

@@ -27,8 +27,8 @@ import accuracy as work  # noqa: E402 - found through the line above: experiment
 import imagenet  # noqa: E402
 import speed  # noqa: E402
 from findings import findings  # noqa: E402
+from page import draw_curves, markdown  # noqa: E402
 from shapes import count_rows  # noqa: E402
-from tables import draw_curves, markdown  # noqa: E402
 
 SPEEDUPS = {"monochromatic 6": 1.7, "bicluster 19 24": 5.0, "bicluster 19 64": 2.5, "outer 6": 3.5}
 """Form -> least speedup that was aimed at, batch 1, best runtime against best runtime."""

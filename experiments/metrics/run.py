@@ -17,12 +17,11 @@ from __future__ import annotations
 import importlib.util
 import statistics
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import taut
 from taut.manifest import taut_version
@@ -35,42 +34,19 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 from data import load, split_train  # noqa: E402 - found through the line above: experiments are scripts, no package
 from fashion import trained  # noqa: E402
 from plans import WAYS, Planner  # noqa: E402
+from running import BATCH, Shuffled, accuracy  # noqa: E402
 from tables import draw, markdown  # noqa: E402
 
 POINTS = {"vgg": 8, "resnet": 4}
 """Net -> how many times fewer MACs the fine-tuned nets have."""
 
 TUNED = ("default", "uniform", "spared", "control", "torch-pruning l2", "torch-pruning taylor")
-BATCH, CALIBRATION = 128, 2048
+CALIBRATION = 2048
 LENGTHS = {"36,000 images": (12_000, 3), "5 epochs": (55_000, 5)}
 """Name -> images of an epoch, epochs."""
 
 QUICK = {"6,000 images": (2000, 3)}
 QUICK_WAYS = ("spared", "frobenius", "default")
-
-
-class Shuffled:
-    """(images, labels) in a new order every epoch, from the random state that the loop sets."""
-
-    def __init__(self, x: Tensor, y: Tensor, images: int) -> None:
-        """The first `images` of a fixed shuffle."""
-        keep = torch.randperm(len(x), generator=torch.Generator().manual_seed(1))[:images]
-        self.x, self.y = x[keep], y[keep]
-
-    def __len__(self) -> int:
-        """Batches in an epoch."""
-        return (len(self.x) + BATCH - 1) // BATCH
-
-    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One epoch."""
-        for rows in torch.randperm(len(self.x)).split(BATCH):
-            yield self.x[rows], self.y[rows]
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of images that the net names right."""
-    return sum(int((net(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True)) / len(x)
 
 
 class Study:

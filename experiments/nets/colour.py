@@ -19,6 +19,7 @@ from pathlib import Path
 
 import torch
 from data import load, split_train
+from running import accuracy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -65,16 +66,6 @@ def trained_colour() -> nn.Sequential:
     net = colour()
     net.load_state_dict({name: t.float() for name, t in load_file(HERE / "colour.safetensors").items()}, strict=False)
     return net.eval()
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of images that the net names right."""
-    training = net.training
-    net.eval()
-    hits = sum(int((net(a).argmax(1) == b).sum()) for a, b in zip(x.split(500), y.split(500), strict=True))
-    net.train(training)
-    return hits / len(x)
 
 
 def train(epochs: int, folder: Path | None, batch: int = 128) -> dict[str, object]:

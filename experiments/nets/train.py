@@ -14,6 +14,7 @@ from pathlib import Path
 import torch
 from data import load, split_train
 from fashion import NETS
+from running import accuracy
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -25,14 +26,6 @@ def augment(x: Tensor) -> Tensor:
     x = torch.where(torch.rand(len(x), 1, 1, 1) < 0.5, x.flip(-1), x)
     down, right = torch.randint(-2, 3, (2,)).tolist()
     return torch.roll(nn.functional.pad(x, (2, 2, 2, 2)), (down, right), (2, 3))[..., 2:-2, 2:-2]
-
-
-@torch.no_grad()
-def accuracy(net: nn.Module, x: Tensor, y: Tensor) -> float:
-    """Share of images that the net names right."""
-    net.eval()
-    hits = sum((net(a).argmax(1) == b).sum().item() for a, b in zip(x.split(500), y.split(500), strict=True))
-    return hits / len(x)
 
 
 def train(name: str, epochs: int, folder: Path | None, batch: int = 128) -> dict[str, object]:
