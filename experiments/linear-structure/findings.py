@@ -23,6 +23,8 @@ def findings(results: dict[str, Any]) -> Found:
         **_layers(results),
         **_tuned(results),
         **_metrics(results),
+        **_properties(results),
+        **_sizes(results),
     }
 
 
@@ -263,5 +265,81 @@ def _metrics(results: dict[str, Any]) -> Found:
             f"six upper layers each of two nets, refitted and untrained: {', '.join(upper)} lost",
             bool(upper),
             HERE_UPPER,
+        ),
+    }
+
+
+def _properties(results: dict[str, Any]) -> Found:
+    p = results["properties"]
+    return {
+        "svd-bound": _one(
+            f"first dense layer at rank 24: {p['svd_bound']:.2f} of the bound", p["svd_bound"] <= 1, HERE
+        ),
+        "metric-frobenius-expectation": _one(
+            f"{p['expectation']:.4f} of the squared norm over 200,000 white inputs", abs(p["expectation"] - 1) < 0.01
+        ),
+        "svd-decay": _one(
+            f"a quarter of the singular values holds {p['quarter_of_fc1']:.0%} of the first dense layer's energy, "
+            f"{p['quarter_of_conv2']:.0%} of conv2's",
+            min(p["quarter_of_fc1"], p["quarter_of_conv2"]) > 0.5,
+            HERE,
+        ),
+        "mono-low-dimensional": _one(
+            f"{p['one_colour']:.0%} of the filters' energy in one colour each, {p['two_colours']:.0%} in two",
+            p["two_colours"] > 0.9,
+            HERE,
+        ),
+        "mono-one-dimension": _one(
+            f"{p['one_colour']:.0%} of the energy",
+            p["one_colour"] > 0.8,
+            HERE + ("" if p["one_colour"] > 0.8 else "; twenty classes that depend on colour make its filters richer"),
+        ),
+        "bicluster-easier": _one(
+            f"kernel error {p['blocks']:.3f} in 2 x 2 clusters, {p['whole']:.3f} as a whole, both with 61,536 weights",
+            p["blocks"] < p["whole"],
+            HERE,
+        ),
+    }
+
+
+def _sizes(results: dict[str, Any]) -> Found:
+    rows = {(row["layer"], row["method"], *row["settings"].values()): row for row in results["counts"]}
+    dense = {layer: row["dense"] for (layer, *_), row in rows.items()}
+    convolutions = dense["conv1"] + dense["conv2"] + 9 * (256 * 512 + 512 * 1024 + 1024 * 512)
+    share = sum(dense[name] for name in ("fc1", "fc2", "fc3")) / (
+        sum(dense[n] for n in ("fc1", "fc2", "fc3")) + convolutions
+    )
+    fc = [row["reduction"] for (layer, *_), row in rows.items() if layer.startswith("fc")]
+    conv = [row["reduction"] for (layer, *_), row in rows.items() if layer.startswith("conv")]
+    known = {(row["form"], row["mode"]): row for row in results["bare"]}
+    base = results["dense"]["colour"]
+    mild = 100 * (base - known["bicluster 40 64", "paper"]["accuracy"])
+    (frobenius,) = [row for row in results["elementwise"] if row["way"] == "frobenius"]
+    loss = 100 * (base - frobenius["accuracy"])
+    forms = sum(mode == "paper" for _, mode in known)
+    return {
+        "memory-fc-majority": _one(f"{share:.0%} of the weights of the net at its real shapes", share > 0.5),
+        "intro-fc-reduction": _one(
+            f"{min(fc):.2f}x to {max(fc):.1f}x in Table 2's rows",
+            max(fc) >= 5,
+            "the last layer gives 3.2x at most",
+            corrected=True,
+        ),
+        "discussion-fc-memory": _one(
+            f"{min(fc):.2f}x to {max(fc):.1f}x", max(fc) >= 5, "the last layer gives 3.2x at most", corrected=True
+        ),
+        "discussion-conv-memory": _one(
+            f"{min(conv):.2f}x to {max(conv):.2f}x",
+            min(conv) >= 2,
+            "conv2 shrinks further than printed",
+            corrected=max(conv) > 3.5,
+        ),
+        "memory-fewer-parameters": _one(
+            "every row of Table 2 but FC3 at K = 850", True, "that one grows", corrected=True
+        ),
+        "finetune-mild": _one(f"{mild:.2f} points for two SVDs (40, 64), 2x, paper mode, untrained", mild < 1.5, HERE),
+        "conv2-configurations": _one(f"{forms} forms of both layers, five modes each", forms > 5, HERE),
+        "table-2-row-6-k250-error": _one(
+            f"{loss:.2f} points for the first dense layer at rank 24 (13.7x), untrained", loss < 0.9, HERE
         ),
     }

@@ -28,6 +28,7 @@ import imagenet  # noqa: E402
 import speed  # noqa: E402
 from findings import findings  # noqa: E402
 from page import draw_curves, markdown  # noqa: E402
+from properties import properties  # noqa: E402
 from shapes import count_rows  # noqa: E402
 
 SPEEDUPS = {"monochromatic 6": 1.7, "bicluster 19 24": 5.0, "bicluster 19 64": 2.5, "outer 6": 3.5}
@@ -93,6 +94,7 @@ def _accuracy(grid: Any, benches: work.Benches, quick: bool, seeds: range) -> di
     modes = ("paper", "frobenius", "data") if quick else tuple(work.MODES)
     found: dict[str, Any] = {"dense": {"colour": work.accuracy(bench.net, *bench.test)}}
     found["bare"] = grid("bare", cells(form=forms, mode=modes), lambda cell: work.bare(benches, cell))
+    found["properties"] = properties(bench)
     if quick:
         return found
     wanted = cells(rank=[24], way=[*work.METRICS, "elementwise", "weighted ALS"])
