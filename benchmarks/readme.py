@@ -30,7 +30,7 @@ def demo(found: dict[str, Any]) -> str:
     ]
     lines = [f"| {name} | {before:,} | {after:,} | {ratio:.1f}x |" for name, before, after, ratio in rows]
     lines.append(
-        f"| milliseconds, batch {found['batch']}, each in its fastest layout | {found['best_ms_before']:.1f} "
+        f"| milliseconds, batch {found['batch']}, each in its fastest runtime | {found['best_ms_before']:.1f} "
         f"| {found['best_ms_after']:.1f} | {found['speedup_best']:.1f}x |"
     )
     lines.append(
