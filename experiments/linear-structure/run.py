@@ -34,6 +34,7 @@ from shapes import count_rows  # noqa: E402
 SPEEDUPS = {"monochromatic 6": 1.7, "bicluster 19 24": 5.0, "bicluster 19 64": 2.5, "outer 6": 3.5}
 """Form -> least speedup that was aimed at, batch 1, best runtime against best runtime."""
 
+TRAINING_SEEDS = 2
 LARGE = 16
 QUICK_FORMS = ("monochromatic 6", "outer 6", "bicluster 19 24")
 
@@ -62,7 +63,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     except FileNotFoundError as error:
         skipped = f"The accuracy side was skipped. {error}"
     if not skipped:
-        results |= _accuracy(grid, benches, quick, range(1 if quick else seeds or 3))
+        results |= _accuracy(grid, benches, quick, seeds)
         results["lines"] = _pictures(benches("colour"), out)
         draw_curves(results, out / "curves.svg")
     bounds = limits(results, quick=quick)
@@ -88,7 +89,7 @@ def _time(cell: dict[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in found.items() if key not in cell}
 
 
-def _accuracy(grid: Any, benches: work.Benches, quick: bool, seeds: range) -> dict[str, Any]:
+def _accuracy(grid: Any, benches: work.Benches, quick: bool, seeds: int | None) -> dict[str, Any]:
     bench = benches("colour")
     forms = QUICK_FORMS if quick else work.FORMS
     modes = ("paper", "frobenius", "data") if quick else tuple(work.MODES)
@@ -99,15 +100,14 @@ def _accuracy(grid: Any, benches: work.Benches, quick: bool, seeds: range) -> di
         return found
     wanted = cells(rank=[24], way=[*work.METRICS, "elementwise", "weighted ALS"])
     found["elementwise"] = grid("elementwise", wanted, lambda cell: work.elementwise(benches, cell))
-    wanted = [
-        *cells(seed=seeds, form=["control"], mode=["-"]),
-        *cells(seed=seeds, form=work.TUNED, mode=["paper", "data"]),
-    ]
-    found["tuned"] = grid("tuned", wanted, lambda cell: work.tune(benches, cell))
-    wanted = cells(seed=seeds, way=["control", "all at once", "cascade"])
-    found["cascade"] = grid("cascade", wanted, lambda cell: work.cascaded(benches, cell))
-    wanted = cells(net=work.NETS, seed=seeds, metric=work.METRICS)
+    wanted = cells(net=work.NETS, seed=range(seeds or 3), metric=work.METRICS)
     found["metrics"] = grid("metrics", wanted, lambda cell: work.metric(benches, cell))
+    training = range(seeds or TRAINING_SEEDS)
+    wanted = cells(seed=training, way=["control", "all at once", "cascade"])
+    found["cascade"] = grid("cascade", wanted, lambda cell: work.cascaded(benches, cell))
+    control = cells(seed=training, form=["control"], mode=["-"])
+    wanted = [*control, *cells(seed=training, form=work.TUNED, mode=["paper", "data"])]
+    found["tuned"] = grid("tuned", wanted, lambda cell: work.tune(benches, cell))
     for name in ("vgg", "resnet"):
         found["dense"][name] = work.accuracy(benches(name).net, *benches(name).test)
     return found

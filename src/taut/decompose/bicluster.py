@@ -176,7 +176,7 @@ def rank_one_terms(
     for mode, pair in enumerate(roots, 1):
         if pair is not None:
             T = (pair[0] @ T.movedim(mode, 1).flatten(2)).reshape(T.movedim(mode, 1).shape).movedim(1, mode)
-    factors = cp(T, rank, sweeps=40, tol=1e-5, restarts=1)  # a hundred blocks: the last digits take most of the time
+    factors = cp(T, rank, sweeps=60, tol=1e-5, restarts=2)  # a hundred blocks: the last digits take most of the time
     plain = [f if pair is None else pair[1] @ f for f, pair in zip(factors, roots, strict=True)]
     return plain[0], plain[1], plain[2]
 

@@ -71,19 +71,26 @@ def balanced(X: Tensor, k: int, distance: str = "projection", restarts: int = RE
     K = gram(X.double()[None])[0]
     fit = _distances_to_means if distance == "euclidean" else _distances_to_lines
     found = [_cluster(K, k, fit, torch.Generator().manual_seed(seed + start)) for start in range(max(1, restarts))]
-    return min(found, key=lambda pair: pair[0])[1]
+    if fit is _distances_to_lines and n <= FEW:
+        found = [(0.0, _exchange_lines(K, labels, k)) for _, labels in found]
+        found = [(_error(K, labels, k, fit), labels) for _, labels in found]
+    labels = min(found, key=lambda pair: pair[0])[1]
+    return _exchange(K, labels, k) if fit is _distances_to_means else labels
 
 
 def spread(X: Tensor, labels: Tensor, distance: str = "projection") -> float:
     """The objective of a clustering: the squared error that the clusters' means or lines leave, over all energy."""
     K = gram(X.double()[None])[0]
     fit = _distances_to_means if distance == "euclidean" else _distances_to_lines
-    error = float(fit(K, labels, int(labels.max()) + 1).gather(1, labels[:, None]).sum())
-    return error / max(float(K.diagonal().sum()), 1e-300)
+    return _error(K, labels, int(labels.max()) + 1, fit) / max(float(K.diagonal().sum()), 1e-300)
 
 
 Fit = Callable[[Tensor, Tensor, int], Tensor]
 """Gram matrix, labels, k -> squared distances (n, k)."""
+
+
+def _error(K: Tensor, labels: Tensor, k: int, fit: Fit) -> float:
+    return float(fit(K, labels, k).gather(1, labels[:, None]).sum())
 
 
 def _cluster(K: Tensor, k: int, fit: Fit, generator: torch.Generator) -> tuple[float, Tensor]:
@@ -96,11 +103,6 @@ def _cluster(K: Tensor, k: int, fit: Fit, generator: torch.Generator) -> tuple[f
             break
         best, kept = error, labels
         labels = assign(distances)
-    if fit is _distances_to_means:
-        kept = _exchange(K, kept, k)
-    elif len(K) <= FEW:
-        kept = _exchange_lines(K, kept, k)
-    best = float(fit(K, kept, k).gather(1, kept[:, None]).sum())
     return best, kept
 
 

@@ -17,7 +17,7 @@ MODES = "abcdefgh"
 DAMPING = 1e-12
 """Share of the mean diagonal added to the normal equations: terms that grow against each other stay solvable."""
 
-FEW_SWEEPS = 12
+FEW_SWEEPS = 30
 """Of every term where terms fitted one after the other are only the start."""
 
 START_DAMPING = 1e-2
