@@ -28,7 +28,8 @@ SWEEPS = 30
 RESTARTS = 4
 
 FEW = 48
-"""Vectors up to which exchanges between lines are tried out: every one takes two eigenvalue problems."""
+"""Vectors up to which members are exchanged in every start, and between lines at all: that takes two eigenvalue
+problems for every pair."""
 
 SWAPS = 200
 """Exchanges of two members after the last assignment at most."""
@@ -71,11 +72,12 @@ def balanced(X: Tensor, k: int, distance: str = "projection", restarts: int = RE
     K = gram(X.double()[None])[0]
     fit = _distances_to_means if distance == "euclidean" else _distances_to_lines
     found = [_cluster(K, k, fit, torch.Generator().manual_seed(seed + start)) for start in range(max(1, restarts))]
-    if fit is _distances_to_lines and n <= FEW:
-        found = [(0.0, _exchange_lines(K, labels, k)) for _, labels in found]
-        found = [(_error(K, labels, k, fit), labels) for _, labels in found]
-    labels = min(found, key=lambda pair: pair[0])[1]
-    return _exchange(K, labels, k) if fit is _distances_to_means else labels
+    exchange = _exchange if fit is _distances_to_means else _exchange_lines
+    best = sorted(found, key=lambda pair: pair[0])
+    if n <= FEW:
+        better = [exchange(K, labels, k) for _, labels in best]
+        return min(better, key=lambda labels: _error(K, labels, k, fit))
+    return _exchange(K, best[0][1], k) if fit is _distances_to_means else best[0][1]
 
 
 def spread(X: Tensor, labels: Tensor, distance: str = "projection") -> float:
