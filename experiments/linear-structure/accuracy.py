@@ -21,6 +21,9 @@ import taut
 from taut.decompose.weighted import weighted_low_rank
 
 CALIBRATION = 1024
+TESTED = 4000
+"""Test images of the two nets beside the colour net: clustered layers are slow in eager mode."""
+
 IMAGES, EPOCHS = 6000, 2
 """Fine-tuning: images of an epoch and epochs."""
 
@@ -109,7 +112,8 @@ class Bench:
             self.net = trained_colour()
         else:
             x, y, *valid = split_train("fashion-mnist", folder)
-            self.valid, self.test = (valid[0], valid[1]), load("fashion-mnist", "test", folder)
+            test = load("fashion-mnist", "test", folder)
+            self.valid, self.test = (valid[0], valid[1]), (test[0][:TESTED], test[1][:TESTED])
             self.net = trained(name)
         self.train = Shuffled(x, y, IMAGES)
         rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(100 + seed))[:CALIBRATION]
