@@ -192,8 +192,8 @@ def _tuned(results: dict[str, Any]) -> list[str]:
         size = "" if form == "control" else f"{mine[0]['fewer_weights']:.2f}x"
         body.append((form, mode, size, spread([r["before"] for r in mine]), spread([r["after"] for r in mine])))
     note = (
-        "Colour net, one layer (svd: both dense layers), 2 epochs of 6,000 images, Adam 1e-3, best validation epoch, the "
-        "one before the first included; mean over training seeds, ± where there are several; "
+        "Colour net, one layer (svd: both dense layers), 2 epochs of 6,000 images, Adam 1e-3, best validation epoch "
+        "(the net before the first counts); mean over training seeds, ± where there are several; "
         '"data" starts from the refitted net, "paper" from paper mode as it is. Monochromatic is 2.9x to 3.0x with any '
         "number of colours and cannot reach 4x: the taps alone are a third of a three-channel layer."
     )
