@@ -168,24 +168,16 @@ def _layers(results: dict[str, Any]) -> Found:
 
 
 def _above(results: dict[str, Any]) -> Found:
-    """Forms that are above the control after the same training, with every seed; one seed says nothing."""
-    rows = [row for row in results["tuned"] if row["form"] != "control"]
-    control = {row["seed"]: row["after"] for row in results["tuned"] if row["form"] == "control"}
-    gains: dict[tuple[str, str], list[float]] = {}
-    for row in rows:
-        gains.setdefault((row["form"], row["mode"]), []).append(100 * (row["after"] - control[row["seed"]]))
-    always = [
-        f"{form} ({mode}) by {statistics.mean(found):.2f} ± {statistics.stdev(found):.2f} points"
-        for (form, mode), found in gains.items()
-        if len(found) > 1 and min(found) > 0
-    ]
-    ours = f"{len(always)} of {len(gains)} forms above the control with every seed" + (
-        f": {', '.join(always)}" if always else ""
-    )
-    if len(control) < 2:
-        return {}
-    why = "differences of a few tenths of a point on 10,000 test images; "
-    return {"discussion-better-error": _one(ours, bool(always), why + HERE)}
+    """Mild forms that are above the original with every calibration seed."""
+    dense, gains = results["dense"]["colour"], {}
+    for row in results["mild"]:
+        gains.setdefault(row["form"], []).append(100 * (row["accuracy"] - dense))
+    parts = [f"{form} {statistics.mean(g):+.2f} ± {statistics.stdev(g):.2f} points" for form, g in gains.items()]
+    always = [form for form, g in gains.items() if min(g) > 0]
+    seeds = len({row["seed"] for row in results["mild"]})
+    why = f"{len(always)} of {len(gains)} mild forms above the original with each of {seeds} calibration seeds; "
+    ours = "untrained: " + ", ".join(parts)
+    return {"discussion-better-error": _one(ours, bool(always), why + "a few images of 10,000; " + HERE)}
 
 
 def _tuned(results: dict[str, Any]) -> Found:

@@ -34,7 +34,7 @@ def markdown(results: dict[str, Any], bounds: Sequence[Bound], skipped: str) -> 
     if "bare" in results:
         lines += _bare(results)
     if "tuned" in results:
-        lines += [*_metrics(results), *_elementwise(results), *_tuned(results), *_cascade(results)]
+        lines += [*_metrics(results), *_elementwise(results), *_tuned(results), *_cascade(results), *_mild(results)]
     return "\n".join([*lines, "## Bounds", "", *(f"- {bound}" for bound in bounds), ""])
 
 
@@ -198,6 +198,21 @@ def _tuned(results: dict[str, Any]) -> list[str]:
         "number of colours and cannot reach 4x: the taps alone are a third of a three-channel layer."
     )
     return ["## Fine-tuned alike", "", note, "", *_table(("form", "mode", "fewer weights", "before", "after"), body)]
+
+
+def _mild(results: dict[str, Any]) -> list[str]:
+    rows = results["mild"]
+    forms = list(dict.fromkeys(row["form"] for row in rows))
+    body = [(form, spread([row["accuracy"] for row in rows if row["form"] == form])) for form in forms]
+    dense = results["dense"]["colour"]
+    note = f"Refitted, nothing trained, mean over calibration seeds ± standard deviation (dense {dense:.4f})."
+    return [
+        "## Is a mild approximation better than the original?",
+        "",
+        note,
+        "",
+        *_table(("form", "test accuracy"), body),
+    ]
 
 
 def _cascade(results: dict[str, Any]) -> list[str]:

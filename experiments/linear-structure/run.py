@@ -102,6 +102,8 @@ def _accuracy(grid: Any, benches: work.Benches, quick: bool, seeds: int | None) 
         return found
     wanted = cells(rank=[24], way=[*work.METRICS, "elementwise", "weighted ALS"])
     found["elementwise"] = grid("elementwise", wanted, lambda cell: work.elementwise(benches, cell))
+    wanted = cells(seed=range(seeds or 3), form=work.MILD)
+    found["mild"] = grid("mild", wanted, lambda cell: work.mild(benches, cell))
     wanted = cells(net=work.NETS, seed=range(seeds or CALIBRATION_SEEDS), metric=work.METRICS)
     found["metrics"] = grid("metrics", wanted, lambda cell: work.metric(benches, cell))
     training = range(seeds or TRAINING_SEEDS)

@@ -63,6 +63,7 @@ def draw_colour_lines(kernels: Sequence[tuple[str, Tensor]], path: str | Path, f
         for number, f in enumerate(chosen):
             _draw_line(axis, kernel[f].flatten(1).T, f"C{number % 10}")
         axis.set(xlabel="red", ylabel="green", zlabel="blue")
+        axis.set_box_aspect(None, zoom=0.85)  # else the last label is cut off
         axis.set_title(title, fontsize=10)
     figure.savefig(path, dpi=150)
 
