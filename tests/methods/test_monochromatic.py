@@ -10,39 +10,16 @@ from hypothesis import strategies as st
 from torch import nn
 
 import taut
-from cases import FLAVOURS, KERNEL, SIZE, sequential
+from cases import KERNEL, SIZE, sequential
+from methods.clustered import brute_force, flavours, rewritten, statistics, with_kernel
 from methods.samples import check_costs, group_of, layers
 from taut import CallError, Plan, Step
 from taut.applying import apply_plan
-from taut.decompose.weighting import Weighting
 from taut.methods.blocks import divisors
 from taut.methods.monochromatic import Monochromatic
 from taut.nn import Reorder
-from taut.structure.statistics import LayerStatistics
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def statistics(conv, *, fisher=False, form="full"):
-    """Second moments with a spread, as calibration would find them."""
-    size = conv.weight[0].numel() if form == "full" else conv.weight.shape[1]
-    X = torch.randn(300, size).double() * torch.logspace(1, -1, size)
-    G = torch.randn(100, len(conv.weight)).double() * torch.logspace(1, -1, len(conv.weight))
-    outputs = (G.T @ G / 100)[None] if fisher else None
-    return LayerStatistics(Weighting(**{form: (X.T @ X / 300)[None]}), outputs, positions=5.0)
-
-
-def rewritten(method, conv, stats=None):
-    """The built layers, the kernel that they were fitted to, and its factors."""
-    factors = method.factor({"c": conv}, {} if stats is None else {"c": stats})
-    return method.rewrite({"c": conv}, factors).modules["c"].eval(), method.fit(factors).W, factors
-
-
-def with_kernel(conv, W):
-    """The layer as it is, with another kernel."""
-    other = copy.deepcopy(conv)
-    other.weight.data = W.reshape(conv.weight.shape).to(conv.weight)
-    return other
 
 
 # Costs.
@@ -85,13 +62,6 @@ def test_candidates_prefer_groups_of_a_multiple_of_sixteen():
 
 
 # What is built.
-
-
-def flavours():
-    for dims in (1, 2, 3):
-        for name, flavour in FLAVOURS.items():
-            if flavour.get("groups", 1) == 1 and flavour.get("kernel_size", KERNEL) != 1:
-                yield pytest.param(dims, flavour, id=f"{dims}d {name}")
 
 
 @pytest.mark.parametrize("paper", [False, True])
@@ -142,19 +112,6 @@ def test_inputs_without_a_batch(dims):
 
 
 # Damage.
-
-
-def brute_force(conv, built, stats):
-    """tr(B dW A dW^T) of what unit impulses read back, as a loss or relative to the layer's output."""
-    W, C = conv.weight.detach().flatten(1), conv.weight.shape[1]
-    impulses = torch.eye(C * 9).double().reshape(-1, C, 3, 3)
-    dW = W - (built(impulses) - built(torch.zeros_like(impulses)))[:, :, 0, 0].detach().T
-    A = stats.weighting.full
-    A = A[0] if A is not None else torch.kron(stats.weighting.channel[0], torch.eye(9))
-    A = A + 1e-4 * A.trace() / len(A) * torch.eye(len(A))  # the documented ridge
-    if stats.outputs is not None:
-        return float((dW @ A @ dW.T * stats.outputs[0]).sum()) / (2 * stats.positions)
-    return float((dW @ A @ dW.T).trace() / (W @ A @ W.T).trace())
 
 
 @pytest.mark.parametrize("metric", ["data", "fisher"])

@@ -9,7 +9,8 @@ from hypothesis import strategies as st
 from torch import nn
 
 import taut
-from cases import FLAVOURS, KERNEL, SIZE, sequential
+from cases import KERNEL, SIZE, sequential
+from methods.clustered import brute_force, flavours, plain, rewritten, sound, statistics, turned, with_kernel
 from methods.samples import check_costs, group_of, layers
 from taut import CallError, Plan, Step
 from taut.applying import apply_plan
@@ -20,28 +21,6 @@ from taut.nn import Reorder
 from taut.structure.statistics import LayerStatistics
 
 KINDS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-
-
-def statistics(conv, *, fisher=False, form="full"):
-    """Second moments with a spread, as calibration would find them."""
-    size = conv.weight[0].numel() if form == "full" else conv.weight.shape[1]
-    X = torch.randn(300, size).double() * torch.logspace(1, -1, size)
-    G = torch.randn(100, len(conv.weight)).double() * torch.logspace(1, -1, len(conv.weight))
-    outputs = (G.T @ G / 100)[None] if fisher else None
-    return LayerStatistics(Weighting(**{form: (X.T @ X / 300)[None]}), outputs, positions=5.0)
-
-
-def rewritten(method, conv, stats=None):
-    """The built layers, the kernel that they were fitted to, and its factors."""
-    factors = method.factor({"c": conv}, {} if stats is None else {"c": stats})
-    return method.rewrite({"c": conv}, factors).modules["c"].eval(), method.fit(factors).W, factors
-
-
-def with_kernel(conv, W):
-    """The layer as it is, with another kernel."""
-    other = copy.deepcopy(conv)
-    other.weight.data = W.reshape(conv.weight.shape).to(conv.weight)
-    return other
 
 
 # Costs.
@@ -95,13 +74,6 @@ def test_candidates_of_a_usual_layer_offer_small_input_clusters():
 
 
 # What is built.
-
-
-def flavours():
-    for dims in (1, 2, 3):
-        for name, flavour in FLAVOURS.items():
-            if flavour.get("groups", 1) == 1 and flavour.get("kernel_size", KERNEL) != 1:
-                yield pytest.param(dims, flavour, id=f"{dims}d {name}")
 
 
 MODES = {
@@ -179,19 +151,6 @@ def test_calls_without_a_batch_are_refused():
 # Damage.
 
 
-def brute_force(conv, built, stats):
-    """tr(B dW A dW^T) of what unit impulses read back, as a loss or relative to the layer's output."""
-    W, C = conv.weight.detach().flatten(1), conv.weight.shape[1]
-    impulses = torch.eye(C * 9).double().reshape(-1, C, 3, 3)
-    dW = W - (built(impulses) - built(torch.zeros_like(impulses)))[:, :, 0, 0].detach().T
-    A = stats.weighting.full
-    A = A[0] if A is not None else torch.kron(stats.weighting.channel[0], torch.eye(9))
-    A = A + 1e-4 * A.trace() / len(A) * torch.eye(len(A))  # the documented ridge
-    if stats.outputs is not None:
-        return float((dW @ A @ dW.T * stats.outputs[0]).sum()) / (2 * stats.positions)
-    return float((dW @ A @ dW.T).trace() / (W @ A @ W.T).trace())
-
-
 @pytest.mark.parametrize("metric", ["data", "fisher"])
 @pytest.mark.parametrize("form", ["full", "channel"])
 @pytest.mark.parametrize("fisher", [False, True], ids=["inputs alone", "with gradients"])
@@ -213,11 +172,6 @@ def test_damage_has_one_unit_whatever_metric_chose_the_factors(metric, fisher):
     method = Outer(inputs=2, outputs=2, rank=2, metric=metric)
     built, _, factors = rewritten(method, conv, stats)
     assert method.damage(factors) == pytest.approx(brute_force(conv, built, stats), rel=1e-6)
-
-
-def turned(size):
-    """No axis stands for itself: the diagonal metric sees little of these."""
-    return torch.linalg.qr(torch.randn(size, size).double())[0]
 
 
 def test_each_metric_is_best_in_what_it_measures():
@@ -310,20 +264,6 @@ def test_unknown_metrics_and_distances_are_named():
 # Whole nets.
 
 
-def plain():
-    return sequential(
-        first=nn.Conv2d(4, 32, 5, padding=2),
-        norm=nn.BatchNorm2d(32),
-        act=nn.ReLU(inplace=True),
-        pool=nn.MaxPool2d(2),
-        second=nn.Conv2d(32, 16, 3),
-        norm2=nn.BatchNorm2d(16),
-        act2=nn.ReLU(),
-        flat=nn.Flatten(),
-        fc=nn.Linear(144, 5),
-    )
-
-
 class Residual(nn.Module):
     """The layer's outputs are added to its inputs: neither side may have another order."""
 
@@ -334,17 +274,6 @@ class Residual(nn.Module):
     def forward(self, x):
         x = torch.relu(self.stem(x))
         return self.head(torch.relu(x + self.body(x)).mean((2, 3)))
-
-
-def sound():
-    return sequential(
-        first=nn.Conv1d(4, 24, 9, stride=2),
-        act=nn.Tanh(),
-        second=nn.Conv1d(24, 8, 5, dilation=2),
-        mean=nn.AdaptiveAvgPool1d(1),
-        flat=nn.Flatten(),
-        fc=nn.Linear(8, 4),
-    )
 
 
 RANKS = {"inputs": 4, "outputs": 2, "rank": 3}
