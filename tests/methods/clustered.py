@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from cases import FLAVOURS, KERNEL, sequential
+from cases import FLAVOURS, KERNEL
 from taut.decompose.weighting import Weighting
 from taut.structure.statistics import LayerStatistics
 
@@ -58,28 +58,3 @@ def brute_force(conv, built, stats):
 def turned(size):
     """No axis stands for itself: the diagonal metric sees little of these."""
     return torch.linalg.qr(torch.randn(size, size).double())[0]
-
-
-def plain():
-    return sequential(
-        first=nn.Conv2d(4, 32, 5, padding=2),
-        norm=nn.BatchNorm2d(32),
-        act=nn.ReLU(inplace=True),
-        pool=nn.MaxPool2d(2),
-        second=nn.Conv2d(32, 16, 3),
-        norm2=nn.BatchNorm2d(16),
-        act2=nn.ReLU(),
-        flat=nn.Flatten(),
-        fc=nn.Linear(144, 5),
-    )
-
-
-def sound():
-    return sequential(
-        first=nn.Conv1d(4, 24, 9, stride=2),
-        act=nn.Tanh(),
-        second=nn.Conv1d(24, 8, 5, dilation=2),
-        mean=nn.AdaptiveAvgPool1d(1),
-        flat=nn.Flatten(),
-        fc=nn.Linear(8, 4),
-    )

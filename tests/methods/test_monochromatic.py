@@ -1,6 +1,5 @@
 """Monochromatic: the source's formulas, the kernel that is built, damage by brute force, whole nets, saved folders."""
 
-import copy
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from cases import KERNEL, SIZE, sequential
 from methods.clustered import brute_force, flavours, rewritten, statistics, with_kernel
 from methods.samples import check_costs, group_of, layers
 from taut import CallError, Plan, Step
-from taut.applying import apply_plan
 from taut.methods.blocks import divisors
 from taut.methods.monochromatic import Monochromatic
 from taut.nn import Reorder
@@ -196,119 +194,6 @@ def test_paper_mode_knows_the_frobenius_norm_alone_and_metrics_are_checked():
         CallError, match="'metric' of monochromatic must be one of data, fisher, mahalanobis, frobenius"
     ):
         Monochromatic(colours=2, metric="cosine").factor({"c": conv}, {})
-
-
-# Whole nets.
-
-
-def plain():
-    return sequential(
-        first=nn.Conv2d(3, 32, 5, padding=2),
-        norm=nn.BatchNorm2d(32),
-        act=nn.ReLU(inplace=True),
-        pool=nn.MaxPool2d(2),
-        second=nn.Conv2d(32, 8, 3),
-        act2=nn.ReLU(),
-        flat=nn.Flatten(),
-        fc=nn.Linear(72, 5),
-    )
-
-
-class Residual(nn.Module):
-    """The layer's outputs are added to its inputs: their order has to come back."""
-
-    def __init__(self):
-        super().__init__()
-        self.stem, self.body, self.head = nn.Conv2d(3, 16, 1), nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
-
-    def forward(self, x):
-        x = torch.relu(self.stem(x))
-        return self.head(torch.relu(x + self.body(x)).mean((2, 3)))
-
-
-def sound():
-    return sequential(
-        first=nn.Conv1d(4, 24, 9, stride=2),
-        act=nn.Tanh(),
-        second=nn.Conv1d(24, 8, 3),
-        mean=nn.AdaptiveAvgPool1d(1),
-        flat=nn.Flatten(),
-        fc=nn.Linear(8, 4),
-    )
-
-
-NETS = {
-    "plain": (plain, (3, 10, 10), "first", 4, 0),
-    "residual": (Residual, (3, 8, 8), "body", 4, 1),
-    "sound": (sound, (4, 40), "first", 6, 0),
-}
-
-
-class Setup:
-    def __init__(self, name):
-        self.build, shape, self.layer, colours, self.left = NETS[name]
-        torch.manual_seed(1)
-        self.model = self.build().eval()
-        mixing = torch.randn(shape[0], shape[0])
-        self.data = [torch.einsum("cd,nd...->nc...", mixing, torch.randn(64, *shape)) for _ in range(2)]
-        self.example = self.data[0][:2]
-        self.net = taut.trace(self.model, self.example)
-        self.stats = taut.observe(self.net, self.model, self.data)
-        self.plan = Plan.of(self.net, [Step((self.layer,), "monochromatic", {"colours": colours})])
-
-    def wrong(self, small):
-        with torch.no_grad():
-            return sum(float((small(x) - self.model(x)).square().sum()) for x in self.data)
-
-
-@pytest.mark.parametrize("name", NETS)
-def test_refit_lowers_the_error_on_the_calibration_data(name):
-    s = Setup(name)
-    bare, fitted = taut.apply(s.model, s.plan, s.stats), taut.apply(s.model, s.plan, s.stats, data=s.data)
-    assert s.wrong(fitted) < s.wrong(bare)
-
-
-@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
-@pytest.mark.parametrize("name", NETS)
-def test_orders_are_folded_where_that_is_exact(name, data):
-    s = Setup(name)
-    small, plan = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
-    assert sum(isinstance(module, Reorder) for module in small.modules()) == s.left
-    assert plan.steps[0].settings["reorders"] == "o" * s.left
-    assert len(small.get_submodule(s.layer)) == 2 + s.left
-    if not data:  # the net with the fitted kernel in the layer's place computes the same
-        wanted = copy.deepcopy(s.model)
-        method = Monochromatic(colours=plan.steps[0].settings["colours"])
-        W = method.fit(s.stats.factors(plan.steps[0].group, method)).W
-        layer = wanted.get_submodule(s.layer)
-        layer.weight.data = W.reshape(layer.weight.shape).float()
-        with torch.no_grad():
-            torch.testing.assert_close(small(s.data[1]), wanted(s.data[1]), rtol=1e-4, atol=1e-5)
-
-
-@pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
-@pytest.mark.parametrize("mine", [False, True], ids=["plan as done", "plan as written"])
-@pytest.mark.parametrize("name", NETS)
-def test_save_and_load(name, mine, data, tmp_path):
-    s = Setup(name)
-    small, done = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
-    taut.save(small, s.plan if mine else done, tmp_path / "small")
-    again = taut.load(tmp_path / "small", base=s.build)
-    with torch.no_grad():
-        assert torch.equal(again(s.data[0]), small(s.data[0]))
-    assert repr(again) == repr(small)
-
-
-def test_compress_uses_it_when_named_and_saves(tmp_path):
-    s = Setup("plain")
-    result = taut.compress(
-        s.model, s.example, budget=taut.Budget(params=0.95), data=s.data, methods=["monochromatic", "svd"]
-    )
-    assert result.plan.after.params <= 0.95 * result.plan.before.params
-    result.save(tmp_path / "small")
-    again = taut.load(tmp_path / "small", base=s.build)
-    with torch.no_grad():
-        assert torch.equal(again(s.example), result.model(s.example))
 
 
 def test_settings_make_families_and_plans_replace_them():
