@@ -7,6 +7,7 @@
     print(taut.compare(model, small, accuracy, example))
     taut.save(small, plan, "small/")
 
+Whole networks are pruned by `taut.whole(net, "mfbp", sparsity=0.95)`, in steps of `taut.ramp`.
 `taut.compress` is these verbs in a row; `taut.explore` measures what a model can become; `taut.finetune` trains;
 `taut.export` writes ONNX and OpenVINO files.
 """
@@ -21,11 +22,11 @@ from taut.exporting import Export, export
 from taut.finetuning import Finetune, finetune
 from taut.front import Front
 from taut.measure.accuracy import Metric
-from taut.planning import plan
+from taut.planning import plan, whole
 from taut.sensitivity import sensitivity
 from taut.structure.statistics import Statistics, observe
 from taut.structure.tracing import trace
-from taut.types import Budget, Network, Plan, Stage, Step, cascade
+from taut.types import Budget, Network, Plan, Stage, Step, alternate, cascade, ramp
 
 __all__ = [
     "ArtifactError",
@@ -46,6 +47,7 @@ __all__ = [
     "Statistics",
     "Step",
     "TautError",
+    "alternate",
     "apply",
     "cascade",
     "compare",
@@ -56,7 +58,9 @@ __all__ = [
     "load",
     "observe",
     "plan",
+    "ramp",
     "save",
     "sensitivity",
     "trace",
+    "whole",
 ]

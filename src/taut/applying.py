@@ -21,7 +21,7 @@ from taut.structure.reordering import fold
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
-from taut.types import Group, Kept, Method, Plan, Step
+from taut.types import Group, Kept, Looking, Method, Plan, Step
 
 
 @quietly
@@ -85,16 +85,21 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
     refused = method.refuses(group)
     if refused:
         raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
-    cost = method.cost(group)  # refuses settings outside their range
+    places = {layer.name: locate(small, layer) for layer in group.layers}
+    modules = {name: small.get_submodule(place) for name, place in places.items()}
+    method.cost(group)  # refuses settings outside their range
+    looked: tuple[Method, Any] | None = None
+    if isinstance(method, Looking):
+        looked = method.look(small, stats.network.example, places)
+        method = looked[0]
+    cost = method.cost(group)
     if not step.allow_growth and not cost.lowers(group.cost):
         raise CallError(
             f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': "
             f"{method.cost(group).params} parameters and {method.cost(group).macs} MACs instead of "
             f"{group.cost.params} and {group.cost.macs}. Lower the rank, or set allow_growth on the step."
         )
-    places = {layer.name: locate(small, layer) for layer in group.layers}
-    modules = {name: small.get_submodule(place) for name, place in places.items()}
-    rewrite = method.rewrite(modules, _factors(stats, group, method, modules))
+    rewrite = method.rewrite(modules, _factors(stats, group, method, modules) if looked is None else looked[1])
     before = None if not method.exact else _output(small, stats.network.example)
     for name, place in places.items():
         put(small, place, rewrite.modules[name])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from taut.errors import CallError, DataError
 from taut.fingerprint import fingerprint
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images
+from taut.methods import resolve
+from taut.nn import bake, hold_zeros
 from taut.randomness import own_states, seed_all
 from taut.recovery.balancing import balance
 from taut.recovery.refit import SAMPLES
@@ -27,7 +30,7 @@ from taut.training.freezing import below, frozen, run_order
 from taut.training.loop import Judge, Trainer, accelerator, launched
 from taut.training.losses import Loss, Objective
 from taut.training.state import Position, Store, unpacked
-from taut.types import Plan, Schedule, Stage, check_schedule
+from taut.types import Plan, Schedule, Stage, Step, check_schedule
 
 APPLYING = 1 << 20
 """In the place of an epoch: the random state in which a stage's steps are applied."""
@@ -211,7 +214,8 @@ class _Run:
             return model, None
         seed_all(self.seed, position.stage, APPLYING)  # also after a resume: nothing depends on what training drew
         steps = Plan(tuple(self.plan.steps[place] for place in stage.steps))
-        data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)]
+        looks = any(resolve(step).needs for step in steps.steps)
+        data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)] if looks else None
         stats = self.stats if first else None
         if stats is None:
             stats = observe(trace(model, self.example), model, data)
@@ -228,7 +232,7 @@ class _Run:
         working = _fast(model, self.example)
         if stage.train != "none" and not tensors:
             balance(working)
-        with frozen(working, fixed) as still:
+        with frozen(working, fixed) as still, _holding(working, position.steps):
             Trainer(
                 working,
                 still,
@@ -272,6 +276,18 @@ class _Run:
             return -total / count
 
         return judge
+
+
+@contextmanager
+def _holding(model: nn.Module, steps: Iterable[Step]) -> Iterator[None]:
+    """Inside the block the zeros of all pruned layers are held at zero."""
+    pruned = [name for step in steps if resolve(step).masks for name in step.layers]
+    places = {n for n, _ in model.named_modules() for name in pruned if n == name or n.startswith(f"{name}.")}
+    hold_zeros(model, places)
+    try:
+        yield
+    finally:
+        bake(model)
 
 
 def _fast(model: nn.Module, example: Example) -> nn.Module:

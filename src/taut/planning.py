@@ -15,11 +15,11 @@ from scipy.sparse import csr_matrix
 
 from taut.calls import quietly
 from taut.errors import BudgetError, CallError
-from taut.methods import choose, settings
+from taut.methods import choose, resolve, settings
 from taut.progress import track
 from taut.structure.statistics import Statistics
 from taut.text import count
-from taut.types import Budget, Cost, Group, Kept, Method, Network, Plan, Step
+from taut.types import Budget, Cost, Group, Kept, Method, Network, Plan, Setting, Step
 
 HEADER_BYTES = 96
 """Upper estimate of what one more tensor adds to the header of a safetensors file."""
@@ -75,6 +75,25 @@ def plan(
     if picks is None:
         raise BudgetError(unmet(net, choices, limits))
     return describe(net, stats, choices, picks)
+
+
+def whole(net: Network, method: str, **settings: Setting) -> Step:
+    """One step over every layer that the method takes: for the pruning methods, which look at the whole network.
+
+    Args:
+        net: what `trace` found.
+        method: such as "mfbp", "magnitude" or "dead_units".
+        settings: of the method, as in a `Step`.
+
+    Raises:
+        CallError: the method or a setting is unknown, or no layer is taken.
+    """
+    chosen = resolve(Step((), method, settings))
+    layers = tuple(layer for layer in net.layers if chosen.refuses(Group((layer,))) is None)
+    if not layers:
+        raise CallError(f"{method} takes no layer of this network: taut inspect says why each is skipped.")
+    group = Group(layers)
+    return Step(group.names, method, settings, group, before=group.cost)
 
 
 def survey(net: Network, stats: Statistics, methods: Sequence[Method], align: int = 1) -> list[Choice]:

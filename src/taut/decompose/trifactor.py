@@ -25,6 +25,12 @@ from taut.errors import CallError
 EPS = 1e-10
 """Smallest denominator of a multiplicative update."""
 
+CHEAP = 128
+"""Up to this many directions an eigensolver costs no more than a step towards its result."""
+
+STEPS = 4
+"""Of a power iteration from a random start, each worth two of the matrices themselves."""
+
 STARTS = ("random_c", "random_vcol", "random")
 
 
@@ -91,23 +97,26 @@ def signed(
     scales, scaled = _scaled(relations, normalize)
     touching = _touching(scaled)
     bases = {name: _dominant(name, touching[name], ranks[name]) for name in sizes}
-    total = sum(float(r.matrices.double().square().sum()) for r in scaled)
+    total = sum(float(torch.linalg.vector_norm(r.matrices, dtype=torch.float64)) ** 2 for r in scaled)
     errors: list[float] = []
+    exact = False
     for _ in range(sweeps):
+        kept: dict[Relation, float] = {}
+        alike = True  # every update of this sweep was the best one
         for name in sizes:
-            parts = []
-            for relation in touching[name]:
-                if relation.rows == name:
-                    parts.append(_side_by_side(relation.matrices @ bases[relation.columns]))
-                if relation.columns == name:
-                    parts.append(_side_by_side(relation.matrices.mT @ bases[relation.rows]))
-            joined = torch.cat(parts, 1)
-            U, _ = left_basis(joined[None], min(ranks[name], *joined.shape))
-            bases[name] = _completed(U[0].to(joined), ranks[name])
-        kept = sum(float(_core(r, bases).double().square().sum()) for r in scaled)
-        errors.append(math.sqrt(max(0.0, 1 - kept / max(total, 1e-300))))
-        if len(errors) > 1 and errors[-2] - errors[-1] <= tol * max(errors[-1], 1e-12):
+            parts = _seen(name, touching[name], bases)
+            joined = torch.cat([part for _, part in parts], 1)
+            if exact or min(joined.shape) <= CHEAP or ranks[name] >= joined.shape[1]:
+                bases[name] = _best(joined, ranks[name])
+            else:
+                bases[name] = _orthonormal(joined @ (joined.mT @ bases[name]))
+                alike = False
+            kept |= {relation: _energy(bases[name].mT @ part) for relation, part in parts}
+        errors.append(math.sqrt(max(0.0, 1 - sum(kept.values()) / max(total, 1e-300))))
+        stalled = len(errors) > 1 and errors[-2] - errors[-1] <= tol * max(errors[-1], 1e-12)
+        if stalled and alike:
             break
+        exact = stalled
     cores = tuple(_core(r, bases) * scale for r, scale in zip(scaled, scales, strict=True))
     return Trifactors(bases, cores, tuple(errors), tuple((r.rows, r.columns) for r in relations))
 
@@ -261,8 +270,48 @@ def _moment(name: str, relations: Sequence[Relation]) -> Tensor:
 
 
 def _dominant(name: str, relations: Sequence[Relation], rank: int) -> Tensor:
+    """Leading eigenvectors of the moment; of a large one after a few steps only, which the sweeps make up for."""
     like = relations[0].matrices
-    return spectrum(_moment(name, relations)[None], rank)[0][0].to(like)
+    moment = _moment(name, relations)
+    if len(moment) <= CHEAP or 2 * rank > len(moment):
+        return spectrum(moment[None], rank)[0][0].to(like)
+    basis = torch.randn(len(moment), rank, generator=torch.Generator().manual_seed(0)).to(like)
+    for _ in range(STEPS):
+        basis = _orthonormal(moment @ basis)
+    return basis
+
+
+def _seen(name: str, relations: Sequence[Relation], bases: Mapping[str, Tensor]) -> list[tuple[Relation, Tensor]]:
+    """What each relation shows of a type through the basis of its other type, (n, m k)."""
+    parts = []
+    for relation in relations:
+        if relation.rows == name:
+            parts.append((relation, _side_by_side(relation.matrices @ bases[relation.columns])))
+        if relation.columns == name:
+            parts.append((relation, _side_by_side(relation.matrices.mT @ bases[relation.rows])))
+    return parts
+
+
+def _best(joined: Tensor, rank: int) -> Tensor:
+    """Leading left singular vectors; all that there are need no order."""
+    if rank >= joined.shape[1]:
+        return _completed(torch.linalg.qr(joined)[0], rank)
+    U, _ = left_basis(joined[None], min(rank, *joined.shape))
+    return _completed(U[0].to(joined), rank)
+
+
+def _orthonormal(X: Tensor) -> Tensor:
+    """Columns of the same span: by Cholesky where they are far from dependent, otherwise by reflections."""
+    X = X / X.norm(dim=0).clamp_min(1e-30)
+    L, info = torch.linalg.cholesky_ex((X.mT @ X).double())
+    if int(info) or not float(L.diagonal().min()) > 0.1:
+        whole: Tensor = torch.linalg.qr(X)[0]
+        return whole
+    return torch.linalg.solve_triangular(L.to(X).mT, X, upper=True, left=False)
+
+
+def _energy(X: Tensor) -> float:
+    return float(torch.linalg.vector_norm(X, dtype=torch.float64)) ** 2
 
 
 def _completed(U: Tensor, rank: int) -> Tensor:

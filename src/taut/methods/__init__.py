@@ -9,6 +9,8 @@ from typing import Any
 from taut.errors import CallError
 from taut.methods.bicluster import Bicluster
 from taut.methods.dead_taps import DeadTaps
+from taut.methods.magnitude import Magnitude
+from taut.methods.mfbp import MFBP
 from taut.methods.monochromatic import Monochromatic
 from taut.methods.outer import Outer
 from taut.methods.spatial import Spatial
@@ -24,6 +26,8 @@ METHODS: Mapping[str, type[Any]] = {
     "monochromatic": Monochromatic,
     "bicluster": Bicluster,
     "outer": Outer,
+    "magnitude": Magnitude,
+    "mfbp": MFBP,
 }
 
 

@@ -50,6 +50,7 @@ class Factorization:
     default: ClassVar[bool] = True
     plain: ClassVar[bool] = True
     exact: ClassVar[bool] = False
+    masks: ClassVar[bool] = False
     metric: str
 
     def refuses(self, group: Group) -> str | None:

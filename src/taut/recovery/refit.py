@@ -93,6 +93,7 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
         for name in step.layers:
             chains.setdefault(name, []).append(resolve(step))
     cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method in chain)}
+    cut |= {name for name, chain in chains.items() if any(method.masks for method in chain)}  # no solution is sparse
     free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from taut.calls import Example, batch_size, device_of, on_device
 from taut.errors import CallError, DataError, ModelError
+from taut.nn import fill_plain, plain_state
 from taut.progress import stage as announce
 from taut.randomness import capture, mixed, restore, seed_all
 from taut.training.batches import Batches, share, weight
@@ -114,7 +115,7 @@ class Trainer:
                 self._epoch(random, bar, interrupted)
                 random = {}
         if self.best:
-            self.model.load_state_dict(self.best)
+            fill_plain(self.model, self.best)
 
     def _epoch(self, random: dict[str, Tensor], bar: Any, interrupted: Callable[[], bool]) -> None:
         at = self.position
@@ -192,7 +193,7 @@ class Trainer:
             return
         if finite is not None and (at.best is None or finite > at.best):
             at.best, at.waited = finite, 0
-            self.best = {name: t.detach().clone() for name, t in self.model.state_dict().items()}
+            self.best = {name: t.detach().clone() for name, t in plain_state(self.model).items()}
         else:
             at.waited += 1
 
@@ -213,7 +214,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.store.write(
                 self.position,
-                packed("model", self.model.state_dict())
+                packed("model", plain_state(self.model))
                 | packed("best", self.best)
                 | packed("optimizer", optimizer_tensors(self.optimizer))
                 | packed("random", capture()),

@@ -1,10 +1,10 @@
 """The words of taut: plain frozen data that every other module speaks. No algorithms, no tensors."""
 
 from taut.types.budget import Budget, Cost
-from taut.types.method import Factors, Method, Rewrite
+from taut.types.method import Factors, Looking, Method, Rewrite
 from taut.types.network import Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
-from taut.types.schedule import Schedule, Stage, cascade, check_schedule
+from taut.types.schedule import Schedule, Stage, alternate, cascade, check_schedule, ramp
 
 __all__ = [
     "Budget",
@@ -14,6 +14,7 @@ __all__ = [
     "Invocation",
     "Kept",
     "Layer",
+    "Looking",
     "Method",
     "Network",
     "Plan",
@@ -22,6 +23,8 @@ __all__ = [
     "Setting",
     "Stage",
     "Step",
+    "alternate",
     "cascade",
     "check_schedule",
+    "ramp",
 ]

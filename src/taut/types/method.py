@@ -32,7 +32,8 @@ class Method(Protocol):
     Class attributes:
         name: key in METHODS. family: methods that share one decomposition. needs: names of the statistics it uses.
         default: whether `compress` tries it unasked. plain: whether its modules are plain torch.nn. exact: whether it
-        keeps the function of the network bit by bit or up to rounding (then the planner applies it first).
+        keeps the function of the network bit by bit or up to rounding (then the planner applies it first). masks:
+        whether it sets weights to zero and leaves the layers as they are: training then holds the zeros.
     """
 
     name: ClassVar[str]
@@ -40,6 +41,7 @@ class Method(Protocol):
     default: ClassVar[bool]
     plain: ClassVar[bool]
     exact: ClassVar[bool]
+    masks: ClassVar[bool]
 
     def refuses(self, group: Group) -> str | None:
         """Why this method cannot rewrite the group, or None."""
@@ -67,3 +69,17 @@ class Method(Protocol):
 
     def exact_case(self, group: Group) -> tuple[Method, nn.Module] | None:
         """A resolved method and a layer on which it is exact (full rank, or a planted kernel); None if refused."""
+
+
+@runtime_checkable
+class Looking(Protocol):
+    """A method over many layers that has to see how they stand in the whole network."""
+
+    def look(self, model: nn.Module, example: Any, places: Mapping[str, str]) -> tuple[Method, Any]:
+        """The method with everything resolved that the network tells, and its factors, in the place of `factor`.
+
+        Args:
+            model: as the step finds it.
+            example: how it is called.
+            places: the step's layers -> where they stand in `model`.
+        """

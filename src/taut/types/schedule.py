@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
 
 from taut.errors import CallError
 from taut.types.budget import FORBID
-from taut.types.plan import Plan
+from taut.types.plan import Plan, Step
 
 Trained = Literal["all", "above", "none"]
 OPTIMIZERS = ("adam", "adamw", "sgd")
@@ -79,6 +79,42 @@ def cascade(
     """
     return tuple(
         Stage((place,), "above", epochs=epochs, patience=patience, target=target, rate=rate)
+        for place in range(len(plan.steps))
+    )
+
+
+def ramp(step: Step, times: int = 10) -> tuple[Step, ...]:
+    """A pruning step as several of rising sparsity: s_t = S (1 - (1 - t / T)^3), many weights first and few at the end.
+
+    Source: Zhu and Gupta 2017 (the cubic schedule).
+
+    Args:
+        step: of a method with a `sparsity`, which the last step reaches.
+        times: how many steps, T.
+
+    Raises:
+        CallError: the step has no sparsity, or `times` is not positive.
+    """
+    goal = step.settings.get("sparsity")
+    if not isinstance(goal, int | float) or isinstance(goal, bool):
+        raise CallError(f"A ramp needs a step with a 'sparsity'. The settings of this one are {step.settings}.")
+    _check("times", times, "a whole number, at least 1", _whole(times, 1))
+    rising = [goal * (1 - (1 - t / times) ** 3) for t in range(1, times)] + [goal]
+    return tuple(replace(step, settings={**step.settings, "sparsity": sparsity}) for sparsity in rising)
+
+
+def alternate(plan: Plan, *, epochs: int = 1, last: int | None = None, rate: float = 1e-3) -> Schedule:
+    """One stage per step with everything trained in between: prune, train, prune more, train again.
+
+    Args:
+        plan: such as the steps of `ramp`.
+        epochs: after every step.
+        last: after the last one; None: as after the others.
+        rate: learning rate at the start of every stage.
+    """
+    ends = len(plan.steps) - 1
+    return tuple(
+        Stage((place,), epochs=last if place == ends and last is not None else epochs, rate=rate)
         for place in range(len(plan.steps))
     )
 

@@ -1,0 +1,86 @@
+"""Which weights stay: the lowest scores go, exactly as many as asked for, over layers of any size.
+
+The limit is found from histograms of the scores' bits, 16 at a time, layer after layer: no sorting, and no copy of all
+scores in a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from taut.errors import CallError
+
+HALF = 16
+BINS = 1 << HALF
+
+
+def smallest(scores: Sequence[Tensor], sparsity: float, *, scope: str = "global") -> list[Tensor]:
+    """True where a weight stays: round(sparsity n) of n go, those of lowest score, among equals the first.
+
+    Args:
+        scores: one tensor per layer, no NaN.
+        sparsity: share that goes, in [0, 1).
+        scope: "global", or "layer": the same share of every layer.
+
+    Raises:
+        CallError: the sparsity or the scope is none.
+    """
+    if not isinstance(sparsity, int | float) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
+        raise CallError(f"The 'sparsity' must be in [0, 1). Got {sparsity!r} instead.")
+    if scope not in {"global", "layer"}:
+        raise CallError(f"The 'scope' must be global or layer. Got {scope!r} instead.")
+    if scope == "layer":
+        return [kept for one in scores for kept in _smallest([one], round(sparsity * one.numel()))]
+    return _smallest(list(scores), round(sparsity * sum(one.numel() for one in scores)))
+
+
+def above(scores: Sequence[Tensor], threshold: float) -> list[Tensor]:
+    """True where the score reaches a fixed threshold: how many that are depends on the weights."""
+    return [one >= threshold for one in scores]
+
+
+def mean_percentile(scores: Sequence[Tensor], share: float) -> float:
+    """Mean over layers of the `share` quantile of each: a threshold that favours no layer by its size."""
+    finite = [one[torch.isfinite(one)].double() for one in scores]
+    values = [float(one.kthvalue(max(1, round(share * len(one)))).values) for one in finite if len(one)]
+    return sum(values) / max(1, len(values))
+
+
+def _smallest(scores: list[Tensor], wanted: int) -> list[Tensor]:
+    if wanted <= 0:
+        return [torch.ones_like(one, dtype=torch.bool) for one in scores]
+    high, below = _bin([_ordered(one) >> HALF for one in scores], wanted)
+    low, under = _bin([_inside(one, high) for one in scores], wanted - below)
+    limit, ties = high * BINS + low, wanted - below - under
+    kept = []
+    for one in scores:
+        order = _ordered(one)
+        keep = order > limit
+        equal = (order == limit).flatten().nonzero()[:, 0]
+        keep.view(-1)[equal[ties:]] = True
+        ties = max(0, ties - len(equal))
+        kept.append(keep)
+    return kept
+
+
+def _bin(values: list[Tensor], wanted: int) -> tuple[int, int]:
+    """The bin, of values 0 ... 65535, in which the `wanted`-th smallest falls, and how many lie in lower bins."""
+    counts = sum(torch.bincount(v.flatten().cpu(), minlength=BINS) for v in values if v.numel())
+    total = torch.as_tensor(counts).cumsum(0)
+    place = int(torch.searchsorted(total, wanted))
+    return place, int(total[place - 1]) if place else 0
+
+
+def _inside(scores: Tensor, high: int) -> Tensor:
+    """The low bits of the scores whose high bits are `high`."""
+    order = _ordered(scores)
+    return order[order >> HALF == high] & (BINS - 1)
+
+
+def _ordered(scores: Tensor) -> Tensor:
+    """Whole numbers 0 ... 2^32 - 1 in the order of the scores as float32, zero and minus zero alike."""
+    bits = (scores.float() + 0.0).contiguous().view(torch.int32).long()
+    return torch.where(bits < 0, -1 - bits, bits + (1 << 31))

@@ -1,0 +1,154 @@
+"""What the methods share that set single weights to zero and leave the layers as they are."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from taut.criteria import above, mean_percentile, smallest
+from taut.errors import CallError
+from taut.methods.building import random_layer, refuse_layer
+from taut.structure.patches import weight_of
+from taut.types import Cost, Group, Method, Rewrite
+
+SELECTIONS = ("global", "layer", "threshold", "percentiles")
+
+
+@dataclass(frozen=True)
+class Masking:
+    """Base of the pruning methods: a score per weight, and the lowest go.
+
+    A step names all layers that are pruned together. Weights that are zero already stay zero. In training, `finetune`
+    holds the zeros; the result has plain layers.
+
+    Attributes:
+        sparsity: share of the weights of these layers (biases not counted) that is zero afterwards, in [0, 1).
+        select: "global": the lowest of all layers together, exactly as many as asked for; "layer": of each layer;
+            "threshold": all scores below `threshold`; "percentiles": all below the mean over layers of the `sparsity`
+            quantile of each. How many the last two prune depends on the weights.
+        threshold: of the selection by threshold.
+        spare: positions in the step's layers of those that are scored but not pruned, such as the output layer.
+        zeros: weights that are zero afterwards; filled in when the step is carried out.
+    """
+
+    sparsity: float = 0.5
+    select: str = "global"
+    threshold: float | None = None
+    spare: list[int] | None = None
+    zeros: int | None = None
+    default: ClassVar[bool] = False
+    plain: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    masks: ClassVar[bool] = True
+    name: ClassVar[str]
+
+    def refuses(self, group: Group) -> str | None:
+        """The first layer that has no weight of its own to prune, or None."""
+        return next((reason for layer in group.layers if (reason := refuse_layer(layer))), None)
+
+    def family(self) -> str:
+        """Everything but how much is pruned."""
+        fixed = replace(self, sparsity=0.0, threshold=None, zeros=None)
+        return f"{self.name}/{fixed!r}"
+
+    def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
+        """The score of every weight, layer by layer."""
+        raise CallError(f"{self.name} has no score for {list(modules)} with {len(stats)} statistics.")
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
+        """The scores, which serve every sparsity."""
+        return self.scores(modules, stats)
+
+    def candidates(self, group: Group, factors: Any) -> Sequence[Method]:
+        """None: a mask lowers neither parameters nor MACs, so a budget of these cannot ask for it."""
+        del group, factors
+        return []
+
+    def damage(self, factors: Any) -> float | None:
+        """Has to be measured: it is training that makes up for a mask."""
+        del factors
+        return None
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+        """Copies of the layers with zeros in their weights."""
+        kept = self._kept(list(modules), factors)
+        built: dict[str, nn.Module] = {}
+        zeros = 0
+        for (name, module), keep in zip(modules.items(), kept, strict=True):
+            old = weight_of(module)
+            weight = torch.where(keep.to(old.device), old.detach(), torch.zeros_like(old)).contiguous()
+            zeros += int((weight == 0).sum()) if keep is not None else 0
+            built[name] = _with_weight(module, weight)
+        return Rewrite(built, cast(Method, replace(self, zeros=zeros)))
+
+    def _kept(self, names: Sequence[str], scores: Sequence[Tensor]) -> list[Tensor]:
+        spared = set(self.spare or ())
+        if not spared <= set(range(len(names))):
+            raise CallError(
+                f"The 'spare' of {self.name} must hold positions 0 ... {len(names) - 1} of the step's layers. "
+                f"Got {self.spare} instead."
+            )
+        free = [score for place, score in enumerate(scores) if place not in spared]
+        found = iter(self._selected(free))
+        return [
+            torch.ones_like(score, dtype=torch.bool) if place in spared else next(found)
+            for place, score in enumerate(scores)
+        ]
+
+    def _selected(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        if self.select == "threshold" and self.threshold is not None:
+            return above(scores, self.threshold)
+        if self.select == "percentiles":
+            return above(scores, mean_percentile(scores, self.sparsity))
+        if self.select not in {"global", "layer"}:
+            raise CallError(
+                f"The 'select' of {self.name} must be one of {', '.join(SELECTIONS)}, 'threshold' with a threshold. "
+                f"Got {self.select!r} instead."
+            )
+        return smallest(scores, self.sparsity, scope=self.select)
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """Nothing: the layers stay what they are."""
+        del group
+        return {}
+
+    def cost(self, group: Group) -> Cost:
+        """Fewer values that are not zero; all else as before."""
+        before = group.cost
+        return replace(before, nonzero=before.nonzero - self._count(group))
+
+    def _count(self, group: Group) -> int:
+        if not 0 <= self.sparsity < 1:
+            raise CallError(f"The 'sparsity' of {self.name} must be in [0, 1). Got {self.sparsity} instead.")
+        if self.zeros is not None:
+            return self.zeros
+        sizes = [size for place, size in enumerate(map(_weights, group.layers)) if place not in set(self.spare or ())]
+        if self.select == "layer":
+            return sum(round(self.sparsity * size) for size in sizes)
+        return round(self.sparsity * sum(sizes)) if self.select == "global" else 0
+
+    def exact_case(self, group: Group) -> tuple[Self, nn.Module] | None:
+        """Nothing pruned."""
+        if len(group.layers) != 1 or self.refuses(group):
+            return None
+        return replace(self, sparsity=0.0, zeros=0), random_layer(group.layer)
+
+
+def _weights(layer: Any) -> int:
+    size = 1
+    for extent in layer.weight:
+        size *= extent
+    return size
+
+
+def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """A copy of the layer, of its own type and with its own tensors, around another weight."""
+    old = weight_of(module)
+    memo: dict[int, Any] = {id(old): nn.Parameter(weight, requires_grad=old.requires_grad)}
+    copied: nn.Module = copy.deepcopy(module, memo)
+    return copied

@@ -1,0 +1,124 @@
+"""Which layers read which: read off the autograd graph of a run of the example."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from taut.calls import Example, evaluating, tensors
+from taut.nn import Reorder
+from taut.structure.patches import CONVOLUTIONS
+from taut.structure.surgery import shallow
+
+OUTPUT = ""
+"""The reader that stands for what the model returns."""
+
+ALIKE = frozenset(
+    """
+    Relu LeakyRelu Elu Selu Celu Gelu Silu Mish Sigmoid LogSigmoid Tanh Hardtanh Hardswish Hardsigmoid
+    Threshold Softplus MaxPool1D MaxPool1DWithIndices MaxPool2DWithIndices MaxPool3DWithIndices
+    MkldnnMaxPool2D AvgPool1D AvgPool2D AvgPool3D AdaptiveAvgPool1D AdaptiveAvgPool2D AdaptiveAvgPool3D
+    AdaptiveMaxPool2D Mean NativeBatchNorm CudnnBatchNorm NativeDropout UpsampleNearest1D
+    UpsampleNearest2D UpsampleNearest3D UpsampleBilinear2D UpsampleLinear1D UpsampleTrilinear3D
+    ConstantPadNd ReflectionPad1D ReflectionPad2D ReflectionPad3D ReplicationPad1D ReplicationPad2D
+    ReplicationPad3D View UnsafeView ReshapeAlias Squeeze Unsqueeze Clone ToCopy Alias Repeat Add Sub
+    Rsub Mul Div Neg Abs Exp Log Pow Sqrt Rsqrt Clamp ClampMin Softmax LogSoftmax Permute Transpose Flip
+    AccumulateGrad
+    """.split()  # noqa: SIM905 - sixty names a line each would hide the module
+)
+"""Operations of the autograd graph that treat all channels alike; views and arithmetic are left to the comparison."""
+
+MIXING = (nn.Linear, *CONVOLUTIONS)
+
+
+@dataclass
+class Flow:
+    """Who reads whom in one run, by module names.
+
+    Attributes:
+        readers: layer -> layers with weights of their own that its output reaches directly.
+        through: layer -> layers between (norms), whose channels are its channels.
+        sources: layer -> layers whose output it reads directly.
+        mixed: layers that read through an operation that may tell channels apart.
+        whole: whether every layer that holds something was called.
+    """
+
+    readers: dict[str, set[str]] = field(default_factory=dict)
+    through: dict[str, set[str]] = field(default_factory=dict)
+    sources: dict[str, set[str]] = field(default_factory=dict)
+    mixed: set[str] = field(default_factory=set)
+    whole: bool = True
+
+
+def flow_of(model: nn.Module, example: Example) -> Flow:
+    """One run of a copy with gradients on, and a walk back from what every layer read."""
+    copied = shallow(model)
+    for parameter in copied.parameters():
+        parameter.requires_grad = parameter.is_floating_point()
+    names = [name for name, module in copied.named_modules() if name and _holds(module)]
+    outputs: dict[Any, str] = {}
+    inputs: dict[str, list[Any]] = {name: [] for name in names}
+
+    called: set[str] = set()
+
+    def note(name: str) -> Any:
+        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            called.add(name)
+            inputs[name] += [t.grad_fn for t in tensors(args) if t.grad_fn is not None]
+            outputs.update((t.grad_fn, name) for t in tensors(output) if t.grad_fn is not None)
+
+        return hook
+
+    for name in names:
+        copied.get_submodule(name).register_forward_hook(note(name), prepend=True)
+    with evaluating(copied), torch.enable_grad():
+        ends = [t.grad_fn for t in tensors(example.run(copied)) if t.grad_fn is not None]
+    plain = {name for name in names if not isinstance(copied.get_submodule(name), (*MIXING, Reorder))}
+    passing = {name for name in plain if _per_channel(copied.get_submodule(name))}
+    return replace(_traced({**inputs, OUTPUT: ends}, outputs, passing), whole=called >= set(names))
+
+
+def _kind(node: Any) -> str:
+    """The name of an operation in the autograd graph, without its number."""
+    name: str = node.name().rpartition("::")[2]
+    return name.rstrip("0123456789").removesuffix("Backward")
+
+
+def _holds(module: nn.Module) -> bool:
+    return any(True for _ in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+
+
+def _per_channel(module: nn.Module) -> bool:
+    """Whether all that a layer holds is a value per channel: norms, PReLU."""
+    return all(t.ndim <= 1 for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
+
+
+def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[str]) -> Flow:
+    """Walk back from the inputs of every layer to the outputs of others; `passing` layers are noted and passed."""
+    flow = Flow()
+    for name, nodes in inputs.items():
+        stack, seen, found, crossed, alike = list(nodes), set(nodes), set(), set(), True
+        while stack:
+            node = stack.pop()
+            source = outputs.get(node)
+            if source is not None and source not in passing:
+                found.add(source)
+                continue
+            if source is not None:
+                crossed.add(source)
+            alike &= source is not None or _kind(node) in ALIKE
+            for following, _ in node.next_functions:
+                if following is not None and following not in seen:
+                    seen.add(following)
+                    stack.append(following)
+        if name in passing:
+            continue
+        flow.sources[name] = found
+        flow.mixed |= set() if alike else {name}
+        for source in found:
+            flow.readers.setdefault(source, set()).add(name)
+            flow.through.setdefault(source, set()).update(crossed)
+    return flow
