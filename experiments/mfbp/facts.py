@@ -61,6 +61,14 @@ def matrices(net: nn.Module) -> list[Tensor]:
     return [module.weight.detach().mT.contiguous() for module in net.modules() if isinstance(module, nn.Linear)]
 
 
+def first_basis(lab: Lab, quick: bool) -> Tensor:
+    """G_0 of the five-layer net, (784, k)."""
+    empty = modern(FIVE, seed=0, drop=False)
+    chain = matrices(lab.read(f"deep {'quick' if quick else 'few'} 5 hidden 0", empty))
+    relations = [Relation.of(str(i), str(i + 1), W) for i, W in enumerate(chain)]
+    return signed(relations, {str(i): min(RANK, n) for i, n in enumerate(FIVE)}).bases["0"]
+
+
 def hidden(net: nn.Module) -> list[Tensor]:
     """The matrices between hidden layers."""
     return matrices(net)[1:-1]
@@ -209,10 +217,8 @@ def widths(lab: Lab) -> dict[str, Any]:
 
 def latent(lab: Lab) -> dict[str, Any]:
     """How well 50 coordinates of the images in the first basis tell the digits apart, against 50 random directions."""
-    net = trained(lab)
-    chain = matrices(net)
-    relations = [Relation.of(str(i), str(i + 1), W) for i, W in enumerate(chain)]
-    G = signed(relations, {str(i): min(RANK, n) for i, n in enumerate(FIVE)}).bases["0"]
+    trained(lab)
+    G = first_basis(lab, quick=False)
     noise = torch.linalg.qr(torch.randn(G.shape, generator=torch.Generator().manual_seed(0)))[0]
     x, y = lab.part("mnist", 4000)
     test_x, test_y = lab.images("mnist", "test")

@@ -67,6 +67,11 @@ class Lab:
             return net.eval()
         return self.keep(key, train(make()).eval())
 
+    def read(self, key: str, empty: nn.Module) -> nn.Module:
+        """A net that another part kept, filled into `empty`."""
+        empty.load_state_dict(load_file(self.nets / f"{key}.safetensors"))
+        return empty.eval()
+
     def keep(self, key: str, net: nn.Module) -> nn.Module:
         """Write a net for later parts."""
         self.nets.mkdir(parents=True, exist_ok=True)

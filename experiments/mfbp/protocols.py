@@ -24,11 +24,11 @@ PUBLISHED = {
 """Net and share pruned -> the finished paper's AUC (of labels) before and after."""
 
 WIDTHS = {"2 hidden": TWO, "4 hidden": FOUR}
-RULES = ("control", "sum", "magnitude", "random", "source", "later text", "committed code")
-MAIN = ("control", "sum", "magnitude", "random")
+RULES = ("control", "sum", "product", "magnitude", "random", "source", "later text", "committed code")
+MAIN = ("control", "sum", "product", "magnitude")
 TRAIN, VALID = 50_000, 10_000
 
-LENGTHS = {"full": (TRAIN, 20, 6), "paper": (TRAIN, 100, 50), "quick": (3_000, 6, 3)}
+LENGTHS = {"full": (TRAIN, 12, 5), "paper": (TRAIN, 100, 50), "quick": (3_000, 6, 3)}
 """Kind of run -> training images, epochs of the dense net, epochs after the pruning."""
 
 
