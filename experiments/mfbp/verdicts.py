@@ -133,7 +133,7 @@ def _rules(results: dict[str, Any]) -> Found:
     iterated = pick(deep, images="few", net="2 hidden", sparsity=0.98, rule="magnitude")
     return {
         "draft-prune-nodes": _one(
-            f"{dead['product']:.0f} (product), {dead['sum']:.0f} (sum) and {dead['magnitude']:.0f} (magnitude) of 3,125 "
+            f"{dead['product']:.0f} (product), {dead['sum']:.0f} (sum), {dead['magnitude']:.0f} (magnitude) of 3,125 "
             "hidden units dead",
             dead["product"] > dead["magnitude"],
             f"{where}: the product of W and H empties most units; the published rule scores single weights",
@@ -171,7 +171,8 @@ def _curves(rows: list[Row]) -> Found:
     return found | {
         "draft-figure-3": _one(
             f"two hidden layers end at {end['2 hidden', 'plain']['auc']:.4f}, pruned "
-            f"{end['2 hidden', 'sum']['auc']:.4f}; five at {end['5 hidden', 'plain']['auc']:.4f}, pruned {end['5 hidden', 'sum']['auc']:.4f}",
+            f"{end['2 hidden', 'sum']['auc']:.4f}; five at "
+            f"{end['5 hidden', 'plain']['auc']:.4f}, pruned {end['5 hidden', 'sum']['auc']:.4f}",
             drop < 0.005,
             "with the sum |W| + |H|, a cubic ramp to 90 %; only the course can be compared",
         ),
@@ -370,7 +371,7 @@ def _facts(facts: dict[str, Row]) -> Found:
         nearer = [row["error factored"] < row["error"] for row in rows]
         said = ", ".join(f"{r['accuracy']:.3f} -> {r['accuracy factored']:.3f}" for r in rows)
         found["draft-abstract-denoising"] = _one(
-            f"H nearer to the clean weights than the noisy ones in {sum(nearer)} of {len(rows)} noises; accuracy {said}",
+            f"H nearer to the clean weights than the noisy ones in {sum(nearer)} of {len(rows)}; accuracy {said}",
             sum(nearer) > len(rows) / 2,
             "noise of .5, 1 and 2 times the size of each matrix put on the trained weights, rank 50",
         )

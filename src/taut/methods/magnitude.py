@@ -35,7 +35,11 @@ class Magnitude(Masking):
     score: str = "magnitude"
     seed: int = 0
     name: ClassVar[str] = "magnitude"
-    needs: ClassVar[frozenset[str]] = frozenset()
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The inputs' size for "wanda"; else nothing."""
+        return frozenset({"inputs"} if self.score == "wanda" else ())
 
     def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
         """Of every weight, layer by layer.

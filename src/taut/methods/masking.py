@@ -130,7 +130,9 @@ class Masking:
         sizes = [size for place, size in enumerate(map(_weights, group.layers)) if place not in set(self.spare or ())]
         if self.select == "layer":
             return sum(round(self.sparsity * size) for size in sizes)
-        return round(self.sparsity * sum(sizes)) if self.select == "global" else 0
+        if self.select == "threshold":
+            return 1  # nobody knows before: a step that prunes nothing would not have been asked for
+        return round(self.sparsity * sum(sizes))
 
     def exact_case(self, group: Group) -> tuple[Self, nn.Module] | None:
         """Nothing pruned."""
