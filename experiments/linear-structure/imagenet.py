@@ -1,31 +1,24 @@
 """The source's own evaluation, where a folder holds ImageNet and weights of the net.
 
-    DATA/imagenet/train/CLASS/*.JPEG    calibration: 1,024 images
-    DATA/imagenet/val/CLASS/*.JPEG      evaluation: 20,000 images at most; classes in alphabetical order
-    DATA/imagenet/net.safetensors       weights of `shapes.net()`, by the names of its layers
-
-Images: the shorter side to 256, the middle 224 x 224, mean and standard deviation of ImageNet.
+DATA/imagenet/train/CLASS/*.JPEG    calibration: 1,024 images
+DATA/imagenet/val/CLASS/*.JPEG      evaluation: 20,000 images at most; classes in alphabetical order
+DATA/imagenet/net.safetensors       weights of `shapes.net()`, by the names of its layers
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from imagefolder import batches
 from safetensors.torch import load_file
 from shapes import ROWS, net
-from torch import Tensor, nn
+from torch import nn
 
 import taut
 
-SIDE, SHORTER = 224, 256
-MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-CALIBRATION, EVALUATION, BATCH = 1024, 20_000, 64
-SUFFIXES = {".jpeg", ".jpg", ".png"}
+CALIBRATION, EVALUATION = 1024, 20_000
 
 
 def find(data: Path | None) -> Path | None:
@@ -34,29 +27,6 @@ def find(data: Path | None) -> Path | None:
     if folder is None or not (folder / "net.safetensors").is_file():
         return None
     return folder if (folder / "val").is_dir() and (folder / "train").is_dir() else None
-
-
-def read(path: Path) -> Tensor:
-    """One image (3, 224, 224), standardized."""
-    with Image.open(path) as image:
-        rgb = image.convert("RGB")
-        scale = SHORTER / min(rgb.size)
-        rgb = rgb.resize((max(SIDE, round(rgb.width * scale)), max(SIDE, round(rgb.height * scale))))
-        left, top = (rgb.width - SIDE) // 2, (rgb.height - SIDE) // 2
-        pixels = np.asarray(rgb.crop((left, top, left + SIDE, top + SIDE)), np.float32) / 255
-    return (torch.from_numpy(pixels.copy()).movedim(-1, 0) - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
-        :, None, None
-    ]
-
-
-def batches(folder: Path, most: int) -> Iterator[tuple[Tensor, Tensor]]:
-    """(images, labels), evenly spread over an image folder."""
-    classes = sorted(path for path in folder.iterdir() if path.is_dir())
-    files = [(f, n) for n, c in enumerate(classes) for f in sorted(c.iterdir()) if f.suffix.lower() in SUFFIXES]
-    some = [files[place] for place in torch.linspace(0, len(files) - 1, min(most, len(files))).round().long()]
-    for start in range(0, len(some), BATCH):
-        part = some[start : start + BATCH]
-        yield torch.stack([read(file) for file, _ in part]), torch.tensor([number for _, number in part])
 
 
 @torch.no_grad()

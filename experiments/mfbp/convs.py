@@ -22,17 +22,17 @@ IMAGES, VALID = 8000, 2000
 EPOCHS, TIMES, LAST = 10, 5, 3
 
 
-def build() -> nn.Module:
+def build(channels: int = 1, side: int = 28) -> nn.Module:
     """Two convolutions and two dense layers ("classical")."""
     return nn.Sequential(
-        nn.Conv2d(1, 16, 5, padding=2),
+        nn.Conv2d(channels, 16, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Conv2d(16, 48, 5, padding=2),
         nn.ReLU(),
         nn.MaxPool2d(2),
         nn.Flatten(),
-        nn.Linear(48 * 49, 128),
+        nn.Linear(48 * (side // 4) ** 2, 128),
         nn.ReLU(),
         nn.Linear(128, 10),
     )
@@ -44,8 +44,12 @@ def wanted(quick: bool) -> list[Cell]:
         return []
     main = cells(data=["fashion-mnist", "mnist"], scope=list(SCOPES), sparsity=SPARSITIES, rule=["sum", "magnitude"])
     more = cells(data=["fashion-mnist", "mnist"], scope=["together"], sparsity=SPARSITIES, rule=["random", "source"])
+    more += cells(data=["fashion-mnist", "mnist"], scope=["together"], sparsity=SPARSITIES, rule=["product"])
     control = cells(data=["fashion-mnist", "mnist"], scope=["together"], sparsity=[0.0], rule=["control"])
-    return [*control, *main, *more]
+    colour = cells(
+        data=["cifar-10"], scope=["together"], sparsity=[0.0, *SPARSITIES], rule=["control", "sum", "magnitude"]
+    )
+    return [*control, *main, *more, *(c for c in colour if (c["sparsity"] == 0.0) == (c["rule"] == "control"))]
 
 
 def run(lab: Lab, cell: Cell) -> dict[str, Any]:
@@ -54,7 +58,7 @@ def run(lab: Lab, cell: Cell) -> dict[str, Any]:
 
     def make() -> nn.Module:
         torch.manual_seed(0)
-        return build()
+        return build(*train[0].shape[1:3])
 
     def learn(net: nn.Module) -> nn.Module:
         stages = (taut.Stage(epochs=EPOCHS),)

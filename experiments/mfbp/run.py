@@ -21,7 +21,8 @@ from taut.studies import Bound, Cell, run_grid, write_results
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 
-import convs  # noqa: E402 - found through the line above: experiments are scripts, no package
+import alexnet  # noqa: E402 - found through the line above: experiments are scripts, no package
+import convs  # noqa: E402
 import deep  # noqa: E402
 import deploy  # noqa: E402
 import facts  # noqa: E402
@@ -35,7 +36,7 @@ from verdicts import findings  # noqa: E402
 Part = tuple[list[Cell], Callable[[Lab, Cell], Mapping[str, Any]]]
 
 
-def parts(quick: bool, paper: bool, seeds: int) -> dict[str, Part]:
+def parts(quick: bool, paper: bool, seeds: int, data: Path | None = None) -> dict[str, Part]:
     """Name -> runs, and what one of them does; later parts read nets that earlier ones keep."""
     kind = "quick" if quick else "full"
     found: dict[str, Part] = {
@@ -52,6 +53,7 @@ def parts(quick: bool, paper: bool, seeds: int) -> dict[str, Part]:
         "draft": (protocols.curves(kind), protocols.draft),
         "robust": (robust.wanted(quick, seeds), robust.run),
         "facts": (facts.wanted(quick), facts.run),
+        "alexnet": (alexnet.wanted(quick, data), alexnet.run),
     }
 
 
@@ -69,7 +71,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         return False
     mark = f"taut {taut_version()}, torch {torch.__version__}, batch {BATCH}"
     results: dict[str, Any] = {}
-    for name, (wanted, work) in parts(quick, paper, many).items():
+    for name, (wanted, work) in parts(quick, paper, many, data).items():
         cells, gone = present(lab, wanted)
         if gone:
             print(f"{name}: left out, {gone}")

@@ -194,7 +194,34 @@ def _convs(rows: list[Row]) -> list[str]:
     return ["## A convolutional net", "", note, "", *table(head, body)]
 
 
-CONV_RULES = ("control", "sum", "magnitude", "random", "source")
+CONV_RULES = ("control", "sum", "product", "magnitude", "random", "source")
+
+
+def _alexnet(rows: list[Row]) -> list[str]:
+    body = [
+        (
+            row["part"],
+            f"{row['relations']} of {row['types']} types",
+            f"{row['weights']:,}",
+            f"{row['numbers']:,}",
+            f"{row['error']:.3f}",
+            f"{row['seconds']:.1f}",
+        )
+        for row in rows
+        if row["part"] != "trained"
+    ]
+    head = ("what is factorized", "relations", "weights", "numbers in the factors", "relative error", "seconds")
+    lines = ["## AlexNet's real shapes", "", "Random weights: seconds and sizes count, errors are those of noise.", ""]
+    lines += table(head, body)
+    known = [row for row in rows if row["part"] == "trained"]
+    if known:
+        said = [(row["rule"], f"{row['sparsity']:.0%}", f"{row['top_1_error']:.4f}") for row in known]
+        lines += [
+            "Trained weights, nothing trained after the pruning:",
+            "",
+            *table(("rule", "pruned", "top-1 error"), said),
+        ]
+    return lines
 
 
 def _draft(rows: list[Row]) -> list[str]:
@@ -342,6 +369,7 @@ PARTS = {
     "finished": _finished,
     "deep": _deep,
     "convs": _convs,
+    "alexnet": _alexnet,
     "deployed": _deployed,
     "sharing": _sharing,
     "draft": _draft,

@@ -1,4 +1,4 @@
-"""Image sets in the IDX format (MNIST, Fashion-MNIST), read from a folder the user names."""
+"""Image sets read from a folder the user names: IDX files (MNIST, Fashion-MNIST) and CIFAR-10's binary files."""
 
 from __future__ import annotations
 
@@ -45,11 +45,36 @@ def read_idx(path: Path) -> Tensor:
 
 
 def load(name: str, split: str, folder: Path | None = None) -> tuple[Tensor, Tensor]:
-    """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of `split` ("train" or "test")."""
+    """Images (N, 1, 28, 28) in [0, 1] and labels (N,) of `split` ("train" or "test"); "cifar-10" (N, 3, 32, 32)."""
+    if name == CIFAR:
+        return load_cifar(split, folder)
     place = find_set(name, folder)
     prefix = {"train": "train", "test": "t10k"}[split]
     images, labels = (read_idx(next(place.glob(f"{prefix}-{kind}-ubyte*"))) for kind in ("images-idx3", "labels-idx1"))
     return images[:, None].float() / 255, labels.long()
+
+
+CIFAR = "cifar-10"
+PIXELS = 3 * 32 * 32
+
+
+def load_cifar(split: str, folder: Path | None = None) -> tuple[Tensor, Tensor]:
+    """CIFAR-10 from its binary files (`cifar-10-batches-bin`, or `cifar-10`): a byte of label, then red, green, blue.
+
+    Raises:
+        FileNotFoundError: they are not there.
+        ValueError: a file is not a row of such records.
+    """
+    places = [base / sub for base in (*([folder] if folder else []), SYSTEM) for sub in ("cifar-10-batches-bin", CIFAR)]
+    pattern = {"train": "data_batch_*.bin", "test": "test_batch.bin"}[split]
+    found = next((sorted(place.glob(pattern)) for place in places if list(place.glob(pattern))), None)
+    if found is None:
+        raise FileNotFoundError(f"No CIFAR-10 binary files ({pattern}) in: {', '.join(map(str, places))}")
+    raw = np.concatenate([np.frombuffer(path.read_bytes(), np.uint8) for path in found])
+    if raw.size % (1 + PIXELS):
+        raise ValueError(f"'{found[0].parent}' does not hold whole records of {1 + PIXELS} bytes.")
+    records = torch.from_numpy(raw.reshape(-1, 1 + PIXELS).copy())
+    return records[:, 1:].reshape(-1, 3, 32, 32).float() / 255, records[:, 0].long()
 
 
 def split_train(name: str, folder: Path | None = None, valid: int = 5000) -> tuple[Tensor, Tensor, Tensor, Tensor]:

@@ -15,10 +15,11 @@ HERE = Path(__file__).parents[2] / "experiments" / "linear-structure"
 @pytest.fixture
 def imagenet(monkeypatch):
     monkeypatch.syspath_prepend(str(HERE))
+    monkeypatch.syspath_prepend(str(HERE.parent / "nets"))
     import imagenet  # noqa: PLC0415 - a script's neighbour, found through the line above
 
     yield imagenet
-    for name in ("imagenet", "shapes"):
+    for name in ("imagenet", "imagefolder", "shapes"):
         sys.modules.pop(name, None)
 
 
@@ -39,10 +40,11 @@ def folder(tmp_path):
 
 
 def test_images_are_cropped_and_labelled_in_alphabetical_order(imagenet, folder):
+    imagefolder = sys.modules["imagefolder"]
     ((x, y),) = imagenet.batches(folder / "val", 100)
     assert x.shape == (13, 3, 224, 224)
     assert y.tolist() == [0] * 5 + [1] * 4 + [2] * 4
-    mean, std = torch.tensor(imagenet.MEAN), torch.tensor(imagenet.STD)
+    mean, std = torch.tensor(imagefolder.MEAN), torch.tensor(imagefolder.STD)
     shown = x.mean((2, 3)) * std + mean
     assert shown[5:].argmax(1).tolist() == [1] * 4 + [2] * 4
     assert float(shown.max()) < 1.01
