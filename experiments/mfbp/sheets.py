@@ -132,7 +132,8 @@ def _length(rows: list[Row]) -> str:
     said = "the source's settings (no biases, weights of .01, RMSprop, rank 5)" if kind == "paper" else "improved ones"
     return (
         f"{images:,} training images, {epochs} epochs, then {more} more after the pruning ({said}: He's weights, "
-        "biases, Adam along half a cosine, dropout .2 and .5); the source trained 100 and 50 epochs. The epoch is "
+        "biases, Adam along half a cosine, dropout .2 and .5, none after the pruning, for the control neither); the "
+        "source trained 100 and 50 epochs. The epoch is "
         "chosen on 10,000 other training images, the test images are seen once."
         if kind != "paper"
         else f"{images:,} training images, {epochs} epochs, then {more} more after the pruning; {said}."

@@ -176,7 +176,7 @@ class _Run:
                     # a later stage may have folded an order that an earlier one had to leave
                     steps = tuple(with_sides(model, step) for step in (*position.steps, *done.steps))
                     position.steps, position.applied = steps, True
-                    position.kept += tuple(k for k in done.kept if k.reason.startswith("rolled back"))
+                    position.kept += done.kept
             position.applied = True
             model = self._trained(model.to(device), stage, position, tensors, accelerate)
             position.next_stage()

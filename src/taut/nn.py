@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from torch.nn.utils import parametrize
 
 
@@ -48,6 +50,48 @@ class Reorder(nn.Module):
     def extra_repr(self) -> str:
         """Channels."""
         return f"{len(self.order)} channels"
+
+
+class Pick(nn.Module):
+    """Some of the channels: output channel i is input channel `index[i]`.
+
+    Stands before a layer of which some inputs are read by nobody, where what gives them cannot be made narrower: the
+    input of the network, a concatenation, a sum that others read too.
+
+    Args:
+        index: (k,), kept channels.
+        axes: spatial axes behind the channels.
+    """
+
+    index: Tensor
+
+    def __init__(self, index: Tensor, axes: int) -> None:
+        """See the class."""
+        super().__init__()
+        self.axes = axes
+        self.register_buffer("index", index.to(torch.int32))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (..., C, *axes), with or without a batch."""
+        return x.index_select(x.ndim - self.axes - 1, self.index)
+
+    def to_plain(self, channels: int) -> nn.Module:
+        """The same as a 1 x 1 convolution, or a Linear, with a matrix of zeros and ones: plain, and far more work.
+
+        Args:
+            channels: of the input, C.
+        """
+        kept = len(self.index)
+        conv = getattr(nn, f"Conv{self.axes}d", None)
+        built = nn.Linear(channels, kept, bias=False) if conv is None else conv(channels, kept, 1, bias=False)
+        with torch.no_grad():
+            built.weight.copy_(torch.eye(channels)[self.index.long().cpu()].reshape(built.weight.shape))
+        plain: nn.Module = built.to(self.index.device)
+        return plain
+
+    def extra_repr(self) -> str:
+        """Channels."""
+        return f"{len(self.index)} channels"
 
 
 class Mask(nn.Module):
@@ -99,8 +143,27 @@ def _mixes(module: nn.Module) -> bool:
 def bake(model: nn.Module) -> nn.Module:
     """Take the masks of `hold_zeros` off in place: plain layers again, with zeros in their weights."""
     for module in masked(model).values():
-        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        _bake(module)
     return model
+
+
+def _bake(module: nn.Module) -> None:
+    """The weight with its zeros in the place, and of the identity, of the parameter behind the mask.
+
+    torch's own removal deletes the computed weight from the class, which a copy of the module shares with it.
+    """
+    held: Any = module.parametrizations
+    if len(held) > 1:
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        return
+    weight = held["weight"].original
+    weight.data = module.weight.detach()  # type: ignore[operator]
+    others = dict(module._parameters)
+    del module._modules["parametrizations"]
+    module.__class__ = type(module).__bases__[0]
+    module._parameters.clear()
+    for name, parameter in {"weight": weight, **others}.items():
+        module.register_parameter(name, parameter)
 
 
 def masked(model: nn.Module) -> dict[str, nn.Module]:
@@ -135,3 +198,72 @@ def fill_plain(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         given[f"{held}.original"] = given.pop(f"{prefix}weight")
         given[f"{held}.0.keep"] = model.get_buffer(f"{held}.0.keep")
     model.load_state_dict(given)
+
+
+class Basis(nn.Module):
+    """A basis of channels that several layers share: n channels gathered into k, or spread from k.
+
+    Layers hold the very same `weight`, so that it is counted, stored and trained once.
+
+    Args:
+        weight: (n, k).
+        axes: spatial axes behind the channels; 0 behind or before a Linear.
+        spread: from k to n, else from n to k.
+        inner: features that every channel has in a row, as behind a flatten; for gathering.
+        bias: (n,) or (k,), added to what is given.
+    """
+
+    weight: nn.Parameter
+    bias: nn.Parameter | None
+
+    def __init__(
+        self,
+        weight: nn.Parameter,
+        axes: int,
+        *,
+        spread: bool = False,
+        inner: int = 1,
+        bias: nn.Parameter | None = None,
+    ) -> None:
+        """See the class."""
+        super().__init__()
+        self.axes, self.spread, self.inner = axes, spread, inner
+        self.weight = weight
+        self.register_parameter("bias", bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """X (..., channels, *axes), with or without a batch."""
+        if self.inner > 1:
+            channels = x.ndim - self.axes - 1
+            rows = torch.unflatten(x, channels, (len(self.weight), self.inner)).movedim(channels, -1)
+            gathered: Tensor = (rows @ self.weight).movedim(-1, channels).flatten(channels, channels + 1)
+            return gathered
+        matrix = self.weight if self.spread else self.weight.mT
+        if not self.axes:
+            return functional.linear(x, matrix, self.bias)
+        convolve = (functional.conv1d, functional.conv2d, functional.conv3d)[self.axes - 1]
+        return convolve(x, matrix.reshape(*matrix.shape, *[1] * self.axes), self.bias)
+
+    def to_plain(self) -> nn.Module:
+        """The same as a Linear or a 1 x 1 convolution with a weight of its own; a block matrix behind a flatten."""
+        matrix = self.weight.detach() if self.spread else self.weight.detach().mT
+        if self.inner > 1:
+            matrix = torch.kron(matrix.contiguous(), torch.eye(self.inner).to(matrix))
+        outputs, inputs = matrix.shape
+        bias = self.bias is not None
+        kinds: tuple[Any, ...] = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+        size = (inputs, outputs, 1) if self.axes else (inputs, outputs)
+        built: nn.Module = kinds[self.axes](*size, bias=bias, device="meta").to_empty(device=matrix.device)
+        matrix = matrix.reshape(outputs, inputs, *[1] * self.axes)
+        built.weight = nn.Parameter(matrix.clone(memory_format=torch.contiguous_format))
+        if self.bias is not None:
+            built.bias = nn.Parameter(self.bias.detach().clone())
+        return built.train(self.training)
+
+    def extra_repr(self) -> str:
+        """Channels in and out."""
+        inputs, outputs = self.weight.shape[:: -1 if self.spread else 1]
+        inner = f" x {self.inner}" if self.inner > 1 else ""
+        return (
+            f"{'spread' if self.spread else 'gather'} {inputs}{inner} -> {outputs}{inner}, bias={self.bias is not None}"
+        )

@@ -9,12 +9,12 @@ from torch import nn
 
 from taut.calls import device_of
 from taut.errors import ArtifactError, CallError
-from taut.methods import resolve
+from taut.methods import resolve, settings
 from taut.nn import Reorder
 from taut.structure.reordering import sides
 from taut.structure.surgery import locate, replace
 from taut.text import shape
-from taut.types import Group, Kept, Layer, Plan, Step
+from taut.types import Fitting, Group, Kept, Layer, Plan, Step
 
 Shapes = dict[str, tuple[int, ...]]
 """Parameter name -> shape."""
@@ -33,7 +33,7 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
     held: list[Step] = []
     kept: list[Kept] = []
     for wanted in reversed(plan.steps):
-        step = with_sides(model, wanted)
+        step = _fitted(with_sides(model, wanted), shapes)
         places = _places(shapes, step)
         if places is None:
             reason = f"{step.method} was rolled back: the layer has its original shape"
@@ -93,6 +93,15 @@ def with_sides(model: nn.Module, step: Step) -> Step:
         return replace_fields(step, settings={**step.settings, "reorders": sides(chain_of(model, step))})
     except (AttributeError, CallError):
         return step  # no such layer, or a step that was rolled back: whoever asked finds out
+
+
+def _fitted(step: Step, shapes: Shapes) -> Step:
+    """The step with the settings that what it built tells, where the plan at hand is the one from before `apply`."""
+    method = resolve(step)
+    if not isinstance(method, Fitting):
+        return step
+    found = method.fitted(_group(step), {name: _below(shapes, name) for name in step.layers})
+    return replace_fields(step, settings=settings(found))
 
 
 def _located(model: nn.Module, layer: Layer) -> str:

@@ -97,11 +97,11 @@ def signed(
     scales, scaled = _scaled(relations, normalize)
     touching = _touching(scaled)
     bases = {name: _dominant(name, touching[name], ranks[name]) for name in sizes}
-    total = sum(float(torch.linalg.vector_norm(r.matrices, dtype=torch.float64)) ** 2 for r in scaled)
+    total = sum(_energy(r.matrices) for r in scaled)
     errors: list[float] = []
     exact = False
     for _ in range(sweeps):
-        kept: dict[Relation, float] = {}
+        kept: dict[int, float] = {}
         alike = True  # every update of this sweep was the best one
         for name in sizes:
             parts = _seen(name, touching[name], bases)
@@ -111,7 +111,9 @@ def signed(
             else:
                 bases[name] = _orthonormal(joined @ (joined.mT @ bases[name]))
                 alike = False
-            kept |= {relation: _energy(bases[name].mT @ part) for relation, part in parts}
+            for relation, part in parts:
+                core = bases[name].mT @ part if relation.rows != relation.columns else _core(relation, bases)
+                kept[id(relation)] = _energy(core)  # what stays is that of the type updated last
         errors.append(math.sqrt(max(0.0, 1 - sum(kept.values()) / max(total, 1e-300))))
         stalled = len(errors) > 1 and errors[-2] - errors[-1] <= tol * max(errors[-1], 1e-12)
         if stalled and alike:
@@ -149,11 +151,11 @@ def dfmf(  # noqa: PLR0913 - the settings of the solver it stands beside
     scales, scaled = _scaled(relations, normalize)
     thetas = _checked(constraints or {}, sizes)
     bases = dict(_start(scaled, ranks, start, seed)) if isinstance(start, str) else _given(start, sizes, ranks)
-    total = sum(float(r.matrices.double().square().sum()) for r in scaled)
+    total = sum(_energy(r.matrices) for r in scaled)
     errors: list[float] = []
     for _ in range(iterations):
-        cores, errors_now, bases = _multiplied(scaled, bases, thetas, total)
-        errors.append(errors_now)
+        error, bases = _multiplied(scaled, bases, thetas, total)
+        errors.append(error)
     cores = _least_squares_cores(scaled, bases)
     found = tuple(core * scale for core, scale in zip(cores, scales, strict=True))
     errors.append(_relative_error(scaled, bases, cores, total))
@@ -240,7 +242,7 @@ def ranks_for_energy(relations: Sequence[Relation], share: float, least: int = 1
 
 def _scaled(relations: Sequence[Relation], normalize: bool) -> tuple[list[float], list[Relation]]:
     """Each relation over its norm; one of zeros stays."""
-    norms = [float(torch.linalg.vector_norm(r.matrices, dtype=torch.float64)) for r in relations]
+    norms = [math.sqrt(_energy(r.matrices)) for r in relations]
     scales = [norm if normalize and norm > 0 else 1.0 for norm in norms]
     scaled = [Relation(r.rows, r.columns, r.matrices / s) for r, s in zip(relations, scales, strict=True)]
     return scales, scaled
@@ -311,7 +313,8 @@ def _orthonormal(X: Tensor) -> Tensor:
 
 
 def _energy(X: Tensor) -> float:
-    return float(torch.linalg.vector_norm(X, dtype=torch.float64)) ** 2
+    """Sum of squares, in float64 row by row: no copy of all of X."""
+    return float(torch.linalg.vector_norm(X, dim=-1).double().square().sum())
 
 
 def _completed(U: Tensor, rank: int) -> Tensor:
@@ -331,7 +334,7 @@ def _core(relation: Relation, bases: Mapping[str, Tensor]) -> Tensor:
 
 
 def _least_squares_cores(relations: Sequence[Relation], bases: Mapping[str, Tensor]) -> list[Tensor]:
-    inverse = {name: torch.linalg.pinv(_square(G), hermitian=True) for name, G in bases.items()}
+    inverse = {name: _inverse(_square(G)) for name, G in bases.items()}
     return [(inverse[r.rows] @ _core(r, bases).double() @ inverse[r.columns]).to(r.matrices) for r in relations]
 
 
@@ -339,37 +342,55 @@ def _square(G: Tensor) -> Tensor:
     return (G.mT @ G).double()
 
 
+def _inverse(S: Tensor) -> Tensor:
+    """Pseudo-inverse of a square; where nothing is near the cut its inverse, which takes a tenth of the time."""
+    L, info = torch.linalg.cholesky_ex(S)
+    diagonal = L.diagonal()
+    if int(info) or not float(diagonal.min()) > 1e-5 * float(diagonal.max()):
+        found: Tensor = torch.linalg.pinv(S, hermitian=True)
+        return found
+    return torch.cholesky_inverse(L)
+
+
 def _multiplied(
     relations: Sequence[Relation], bases: dict[str, Tensor], thetas: Mapping[str, Tensor], total: float
-) -> tuple[list[Tensor], float, dict[str, Tensor]]:
+) -> tuple[float, dict[str, Tensor]]:
     """One iteration: cores by least squares, then every basis times the root of its two halves' quotient."""
     squares = {name: _square(G) for name, G in bases.items()}
-    inverse = {name: torch.linalg.pinv(S, hermitian=True) for name, S in squares.items()}
-    over = {name: torch.zeros_like(G) for name, G in bases.items()}
-    under = {name: torch.zeros_like(G) for name, G in bases.items()}
-    cores, left = [], total
+    inverse = {name: _inverse(S) for name, S in squares.items()}
+    over = {name: theta.mul(-1).clamp_min_(0) @ bases[name] for name, theta in thetas.items()}
+    under = {name: theta.clamp_min(0) @ bases[name] for name, theta in thetas.items()}
+    more, less = ({name: torch.zeros_like(S) for name, S in squares.items()} for _ in range(2))
+    left = total
+
+    def gather(name: str, A: Tensor, B: Tensor) -> None:
+        """Numerators grow by A+ + G B-, denominators by A- + G B+; the B of all relations meet G at once."""
+        plus, B_plus = A.clamp_min(0), B.clamp_min(0)
+        over[name] = over[name].add_(plus) if name in over else plus.clone()
+        under[name] = under[name].add_(plus.sub_(A)) if name in under else plus.sub_(A)
+        more[name] += B_plus
+        less[name] += B_plus.sub_(B)
+
     for relation in relations:
         W, i, j = relation.matrices, relation.rows, relation.columns
         WG = W @ bases[j]  # serves the core and the update
         projected = (bases[i].mT @ WG).double()
         S = inverse[i] @ projected @ inverse[j]
-        cores.append(S)
-        left += float((S * (squares[i] @ S @ squares[j])).sum()) - 2 * float((S * projected).sum())
+        rows, columns = _summed(S @ squares[j], S.mT), _summed(S.mT @ squares[i], S)
+        left += float((squares[i] * rows).sum()) - 2 * float((S * projected).sum())
         small = S.to(W)
-        _gather(over[i], under[i], (WG @ small.mT).sum(0), (S @ squares[j] @ S.mT).sum(0), bases[i])
-        _gather(over[j], under[j], (W.mT @ (bases[i] @ small)).sum(0), (S.mT @ squares[i] @ S).sum(0), bases[j])
-    for name, theta in thetas.items():
-        under[name] += theta.clamp_min(0) @ bases[name]
-        over[name] += (-theta).clamp_min(0) @ bases[name]
-    updated = {name: G * (over[name] / under[name].clamp_min(EPS)).sqrt() for name, G in bases.items()}
-    return cores, math.sqrt(max(0.0, left) / max(total, 1e-300)), updated
+        gather(i, _summed(WG, small.mT), rows)
+        gather(j, _summed(W.mT, bases[i] @ small), columns)
+    for name, G in bases.items():
+        over[name].addmm_(G, less[name].to(G))
+        under[name].addmm_(G, more[name].to(G))
+    updated = {name: G * over[name].div_(under[name].clamp_min_(EPS)).sqrt_() for name, G in bases.items()}
+    return math.sqrt(max(0.0, left) / max(total, 1e-300)), updated
 
 
-def _gather(over: Tensor, under: Tensor, A: Tensor, B: Tensor, G: Tensor) -> None:
-    """Numerators grow by A+ + G B-, denominators by A- + G B+."""
-    B = B.to(G)
-    over += A.clamp_min(0) + G @ (-B).clamp_min(0)
-    under += (-A).clamp_min(0) + G @ B.clamp_min(0)
+def _summed(A: Tensor, B: Tensor) -> Tensor:
+    """Sum of the products of two stacks, (m, n, k) with (m, k, l)."""
+    return A[0] @ B[0] if len(A) == 1 else (A @ B).sum(0)
 
 
 def _relative_error(

@@ -9,10 +9,12 @@ from typing import Any
 from taut.errors import CallError
 from taut.methods.bicluster import Bicluster
 from taut.methods.dead_taps import DeadTaps
+from taut.methods.dead_units import DeadUnits
 from taut.methods.magnitude import Magnitude
 from taut.methods.mfbp import MFBP
 from taut.methods.monochromatic import Monochromatic
 from taut.methods.outer import Outer
+from taut.methods.shared import Shared
 from taut.methods.spatial import Spatial
 from taut.methods.svd import SVD
 from taut.methods.tucker import Tucker
@@ -23,11 +25,13 @@ METHODS: Mapping[str, type[Any]] = {
     "spatial": Spatial,
     "tucker": Tucker,
     "dead_taps": DeadTaps,
+    "dead_units": DeadUnits,
     "monochromatic": Monochromatic,
     "bicluster": Bicluster,
     "outer": Outer,
     "magnitude": Magnitude,
     "mfbp": MFBP,
+    "shared": Shared,
 }
 
 

@@ -40,10 +40,10 @@ def rank_grid(limit: int, most: int = 64) -> list[int]:
 
 def linear(inputs: int, outputs: int, *, bias: bool) -> nn.Module:
     """A Linear with uninitialized weights."""
-    return _empty(nn.Linear, inputs, outputs, bias=bias)
+    return empty(nn.Linear, inputs, outputs, bias=bias)
 
 
-def _empty(kind: type[nn.Module], *sizes: int, **settings: Any) -> nn.Module:
+def empty(kind: type[nn.Module], *sizes: int, **settings: Any) -> nn.Module:
     """A layer whose memory is allocated but not written: no random numbers are drawn."""
     return kind(*sizes, **settings, device="meta").to_empty(device="cpu")
 
@@ -70,7 +70,7 @@ def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: i
         "groups": groups,
         "bias": bias,
     }
-    return _empty(CONVOLUTIONS[dims], *sizes, **settings)
+    return empty(CONVOLUTIONS[dims], *sizes, **settings)
 
 
 def chain_cost(layer: Layer, parts: Sequence[tuple[int, int]]) -> Cost:

@@ -47,7 +47,8 @@ class Graph:
         weights = [grouped_weight(module) for module in modules.values()]
         if len(sides) != 2 * len(weights):
             raise CallError(f"The 'links' must hold two numbers for each of {len(weights)} layers. Got {links}.")
-        sizes = _sizes(weights, sides)
+        plain = [(W.shape[1], W.shape[2]) if len(W) == 1 else None for W in weights]
+        sizes = {f"type {number}": size for number, size in type_sizes(plain, sides).items()}
         relations, owners = [], []
         for place, W in enumerate(weights):
             for group, kernel in enumerate(W):
@@ -82,17 +83,25 @@ def _names(place: int, group: int, groups: int, sides: Sequence[int]) -> tuple[s
     return f"type {sides[2 * place]}", f"type {sides[2 * place + 1]}"
 
 
-def _sizes(weights: Sequence[Tensor], sides: Sequence[int]) -> dict[str, int]:
-    """Objects of the types of layers without groups: outputs of the layers that give them, else inputs."""
-    plain = [(W[0], sides[2 * i], sides[2 * i + 1]) for i, W in enumerate(weights) if len(W) == 1]
-    sizes: dict[str, int] = {}
-    for W, _, out in plain:
-        if sizes.setdefault(f"type {out}", W.shape[0]) != W.shape[0]:
-            raise CallError(f"The 'links' join outputs of {sizes[f'type {out}']} and of {W.shape[0]} channels.")
-    for W, inside, _ in plain:
-        size = sizes.setdefault(f"type {inside}", W.shape[1])
-        if W.shape[1] % size:
-            raise CallError(f"The 'links' join {W.shape[1]} inputs with {size} channels.")
+def type_sizes(shapes: Sequence[tuple[int, int] | None], sides: Sequence[int]) -> dict[int, int]:
+    """Objects of the types of layers without groups: outputs of the layers that give them, else inputs.
+
+    Args:
+        shapes: outputs and inputs of every layer; None for one with groups, whose types are its own.
+        sides: type of the inputs and of the outputs of every layer, one after the other.
+
+    Raises:
+        CallError: two sizes for one type.
+    """
+    plain = [(shape, sides[2 * i], sides[2 * i + 1]) for i, shape in enumerate(shapes) if shape is not None]
+    sizes: dict[int, int] = {}
+    for (outputs, _), _, out in plain:
+        if sizes.setdefault(out, outputs) != outputs:
+            raise CallError(f"The 'links' join outputs of {sizes[out]} and of {outputs} channels.")
+    for (_, inputs), inside, _ in plain:
+        size = sizes.setdefault(inside, inputs)
+        if inputs % size:
+            raise CallError(f"The 'links' join {inputs} inputs with {size} channels.")
     return sizes
 
 

@@ -51,8 +51,11 @@ class MFBP(Masking):
     name: ClassVar[str] = "mfbp"
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def look(self, model: nn.Module, example: Example, places: Mapping[str, str]) -> tuple[MFBP, list[Tensor]]:
+    def look(
+        self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
+    ) -> tuple[MFBP, list[Tensor]]:
         """Itself with the links found in the network, and the scores."""
+        del stats
         links = couple(model, example, list(places.values())) if self.links is None else self.links
         found = replace(self, links=links)
         return found, found.scores({name: model.get_submodule(place) for name, place in places.items()}, {})

@@ -39,7 +39,7 @@ from taut.structure.patches import (
 )
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow
-from taut.types import Method, Network, Step
+from taut.types import Looking, Method, Network, Step
 
 SAMPLES = 2048
 """Samples of a refit at most."""
@@ -93,7 +93,8 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
         for name in step.layers:
             chains.setdefault(name, []).append(resolve(step))
     cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method in chain)}
-    cut |= {name for name, chain in chains.items() if any(method.masks for method in chain)}  # no solution is sparse
+    # no solution is sparse, and none keeps what several layers share
+    cut |= {name for name, chain in chains.items() if any(m.masks or isinstance(m, Looking) for m in chain)}
     free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)
@@ -206,7 +207,8 @@ def reestimate(before: Norm) -> Any:
 
     def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
         mean, var = module.running_mean, module.running_var
-        if isinstance(mean, Tensor) and isinstance(var, Tensor):
+        same = isinstance(mean, Tensor) and mean.shape == before[0].shape  # an exact step may have made it narrower
+        if same and isinstance(mean, Tensor) and isinstance(var, Tensor):
             now = moments_of(args[0])
             stored = mean.double(), var.double()
             tiny = 1e-6 * before[1].mean() + 1e-30

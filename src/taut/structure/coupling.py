@@ -11,7 +11,7 @@ from taut.structure.flow import MIXING, OUTPUT, Flow, flow_of
 from taut.structure.patches import weight_of
 
 
-def couple(model: nn.Module, example: Example, names: Sequence[str]) -> list[int]:
+def couple(model: nn.Module, example: Example, names: Sequence[str], flow: Flow | None = None) -> list[int]:
     """The type of the inputs and of the outputs of every named layer: equal numbers are the same channels.
 
     The outputs of a layer are of one type with the inputs of all that read them through operations that treat channels
@@ -19,10 +19,16 @@ def couple(model: nn.Module, example: Example, names: Sequence[str]) -> list[int
     concatenated, in grouped convolutions, and in layers that share a weight's place in the run, a side is a type of
     its own.
 
+    Args:
+        model: the network.
+        example: how it is called.
+        names: layers with weights.
+        flow: who reads whom, where that is known already.
+
     Returns:
         in, out of the first layer, in, out of the second, ...
     """
-    flow = flow_of(model, example)
+    flow = flow_of(model, example) if flow is None else flow
     sizes = {name: len(weight_of(model.get_submodule(name))) for name in names}
     parents: dict[tuple[str, int], tuple[str, int]] = {}
 

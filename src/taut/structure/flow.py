@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from taut.calls import Example, evaluating, tensors
-from taut.nn import Reorder
+from taut.nn import Pick, Reorder
 from taut.structure.patches import CONVOLUTIONS
 from taut.structure.surgery import shallow
 
@@ -31,6 +31,9 @@ ALIKE = frozenset(
 )
 """Operations of the autograd graph that treat all channels alike; views and arithmetic are left to the comparison."""
 
+SHARING = frozenset({"Softmax", "LogSoftmax"})
+"""Of these the ones that treat channels alike, but whose value for one depends on which others there are."""
+
 MIXING = (nn.Linear, *CONVOLUTIONS)
 
 
@@ -43,6 +46,7 @@ class Flow:
         through: layer -> layers between (norms), whose channels are its channels.
         sources: layer -> layers whose output it reads directly.
         mixed: layers that read through an operation that may tell channels apart.
+        sharing: layers that read through an operation in which a channel's value depends on how many there are.
         whole: whether every layer that holds something was called.
     """
 
@@ -50,6 +54,7 @@ class Flow:
     through: dict[str, set[str]] = field(default_factory=dict)
     sources: dict[str, set[str]] = field(default_factory=dict)
     mixed: set[str] = field(default_factory=set)
+    sharing: set[str] = field(default_factory=set)
     whole: bool = True
 
 
@@ -76,7 +81,7 @@ def flow_of(model: nn.Module, example: Example) -> Flow:
         copied.get_submodule(name).register_forward_hook(note(name), prepend=True)
     with evaluating(copied), torch.enable_grad():
         ends = [t.grad_fn for t in tensors(example.run(copied)) if t.grad_fn is not None]
-    plain = {name for name in names if not isinstance(copied.get_submodule(name), (*MIXING, Reorder))}
+    plain = {name for name in names if not isinstance(copied.get_submodule(name), (*MIXING, Reorder, Pick))}
     passing = {name for name in plain if _per_channel(copied.get_submodule(name))}
     return replace(_traced({**inputs, OUTPUT: ends}, outputs, passing), whole=called >= set(names))
 
@@ -100,7 +105,7 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
     """Walk back from the inputs of every layer to the outputs of others; `passing` layers are noted and passed."""
     flow = Flow()
     for name, nodes in inputs.items():
-        stack, seen, found, crossed, alike = list(nodes), set(nodes), set(), set(), True
+        stack, seen, found, crossed, kinds = list(nodes), set(nodes), set(), set(), set()
         while stack:
             node = stack.pop()
             source = outputs.get(node)
@@ -109,7 +114,8 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
                 continue
             if source is not None:
                 crossed.add(source)
-            alike &= source is not None or _kind(node) in ALIKE
+            else:
+                kinds.add(_kind(node))
             for following, _ in node.next_functions:
                 if following is not None and following not in seen:
                     seen.add(following)
@@ -117,7 +123,8 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
         if name in passing:
             continue
         flow.sources[name] = found
-        flow.mixed |= set() if alike else {name}
+        flow.mixed |= set() if kinds <= ALIKE else {name}
+        flow.sharing |= {name} if kinds & SHARING else set()
         for source in found:
             flow.readers.setdefault(source, set()).add(name)
             flow.through.setdefault(source, set()).update(crossed)

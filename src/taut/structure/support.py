@@ -15,6 +15,12 @@ SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
+UNFACTORIZED = NORMALIZATION, ACTIVATION = (
+    "normalization has nothing to factorize",
+    "an activation has nothing to factorize",
+)
+"""Reasons that hold for factorizations alone: such layers may still become narrower with those around them."""
+
 OTHERS: Mapping[type[nn.Module], str] = {
     _ConvTransposeNd: "transposed convolutions are not factorized",
     nn.Embedding: "an embedding is a table: nothing is multiplied",
@@ -23,7 +29,7 @@ OTHERS: Mapping[type[nn.Module], str] = {
     nn.RNNCellBase: "recurrent layers hold all gates in one parameter",
     nn.MultiheadAttention: "its input projections are one packed parameter",
     nn.Bilinear: "bilinear layers are not factorized",
-    nn.PReLU: "an activation has nothing to factorize",
+    nn.PReLU: ACTIVATION,
 }
 
 
@@ -52,7 +58,7 @@ def refusal(module: nn.Module) -> str | None:
         if isinstance(module, kind):
             return reason
     if isinstance(module, NORMS):
-        return "normalization has nothing to factorize"
+        return NORMALIZATION
     return f"modules of type {type(module).__name__} are not handled"
 
 

@@ -6,6 +6,7 @@ import copy
 from typing import Any
 
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from taut.errors import CallError, ModelError
 from taut.types import Layer
@@ -83,11 +84,15 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def carry(old: nn.Module, new: nn.Module) -> None:
-    """Hand hooks, train flag, device and frozen state of a layer to its replacement."""
+    """Hand hooks, train flag, frozen state, and the settings of a batch norm, to a layer's replacement."""
     for attribute in HOOKS:
         getattr(new, attribute).update(getattr(old, attribute, {}))
     new._is_full_backward_hook = old._is_full_backward_hook
     new.train(old.training)
+    if isinstance(old, _BatchNorm) and isinstance(new, _BatchNorm):
+        new.eps, new.momentum, new.track_running_stats = old.eps, old.momentum, old.track_running_stats
+        for key in [key for key, value in old._buffers.items() if value is None]:
+            new._buffers[key] = None
     for key in ("weight", "bias"):
         value = getattr(old, key, None)
         if isinstance(value, Tensor) and not value.requires_grad:

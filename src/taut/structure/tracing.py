@@ -17,7 +17,7 @@ from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.patches import weight_of
 from taut.structure.probing import live_ranges, read_by_others, record_calls
-from taut.structure.support import SUPPORTED, base_kind, refusal
+from taut.structure.support import SUPPORTED, UNFACTORIZED, base_kind, refusal
 from taut.structure.surgery import shallow
 from taut.types import Cost, Invocation, Layer, Network
 
@@ -123,7 +123,8 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
         if (not own and not computed) or ".parametrizations." in f".{name}.":
             continue
         tied = [other for p in own for other in owners[id(p)] if other != name]
-        reasons[name] = refusal(module) or _refuse_use(name, tied, calls)
+        reason, use = refusal(module), _refuse_use(name, tied, calls)
+        reasons[name] = use or reason if reason in UNFACTORIZED else reason or use
     return reasons
 
 

@@ -75,11 +75,30 @@ class Method(Protocol):
 class Looking(Protocol):
     """A method over many layers that has to see how they stand in the whole network."""
 
-    def look(self, model: nn.Module, example: Any, places: Mapping[str, str]) -> tuple[Method, Any]:
+    def look(
+        self, model: nn.Module, example: Any, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
+    ) -> tuple[Method, Any] | str:
         """The method with everything resolved that the network tells, and its factors, in the place of `factor`.
 
         Args:
             model: as the step finds it.
             example: how it is called.
             places: the step's layers -> where they stand in `model`.
+            stats: of these layers, for a method that `needs` some.
+
+        Returns:
+            Or, in words, why there is nothing to do: the step's layers then stay as they are.
+        """
+
+
+@runtime_checkable
+class Fitting(Protocol):
+    """A method whose final settings can be read off what it built: a plan that was never resolved can be saved."""
+
+    def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Method:
+        """Itself with the settings that the shapes tell; as it is where it is resolved.
+
+        Args:
+            group: the layers as the step found them.
+            shapes: of the parameters under every layer's name, as the step left them.
         """

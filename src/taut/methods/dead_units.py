@@ -1,0 +1,224 @@
+"""Dead units: neurons and channels that pruning left without work are taken out; the output does not change."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import Example
+from taut.errors import CallError
+from taut.methods.building import conv, empty, linear, random_layer, refuse_layer
+from taut.nn import Pick
+from taut.structure.compacting import compact
+from taut.structure.narrowing import Cut, left_of
+from taut.structure.support import UNFACTORIZED
+from taut.structure.tracing import describe_layer
+from taut.types import Cost, Group, Layer, Rewrite
+
+BETWEEN: dict[str, type[nn.Module]] = {
+    "BatchNorm1d": nn.BatchNorm1d,
+    "BatchNorm2d": nn.BatchNorm2d,
+    "BatchNorm3d": nn.BatchNorm3d,
+    "PReLU": nn.PReLU,
+}
+"""Layers with values per channel, which become narrower with the layers around them."""
+
+NOTHING = "nothing is dead, or nothing that can be taken out exactly"
+
+Widths = tuple[int, int, int]
+"""Outputs, inputs, and 1 where a `Pick` stands before the layer."""
+
+
+@dataclass(frozen=True)
+class DeadUnits:
+    """Take out the units that pruning left without work: zeros in weights become narrower layers, with fewer MACs.
+
+    A unit is dead where all its readers have zeros for it, or where all its own weights are zero, so that it is a
+    constant, which the biases of its readers take over (not those of convolutions that pad zeros, unless the constant
+    is zero). That goes on until nothing is dead. Then inputs that a layer does not read, but that stay because others
+    do, are left out by a `taut.nn.Pick` before it where they are a tenth or more.
+
+    A step names all layers, `taut.whole(net, "dead_units")`, and belongs behind the steps that prune. Channels stay
+    where something else reads them: the output of the model, a concatenation, a grouped convolution, a layer that is
+    called twice or not at all, a norm over channels. What is left computes the same up to rounding, at any input of
+    the example's kind; a copy in float64 is asked.
+
+    Attributes:
+        widths: outputs, inputs and 0 or 1 (a `Pick`), layer after layer; filled in when the step is carried out. The
+            widths that the layers have already ask for nothing.
+    """
+
+    widths: list[int] | None = None
+    name: ClassVar[str] = "dead_units"
+    needs: ClassVar[frozenset[str]] = frozenset()
+    default: ClassVar[bool] = False
+    plain: ClassVar[bool] = False
+    exact: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
+
+    def refuses(self, group: Group) -> str | None:
+        """The first layer that is none of those which units are taken out of, or None."""
+        return next((reason for layer in group.layers if (reason := _refuse(layer))), None)
+
+    def family(self) -> str:
+        """There is nothing to decompose."""
+        return self.name
+
+    def look(
+        self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
+    ) -> tuple[DeadUnits, Mapping[str, Cut]] | str:
+        """Itself with the widths that are left, and what is left of every layer; or that nothing is dead."""
+        del stats
+        before = {name: _widths(model.get_submodule(place).weight) for name, place in places.items()}
+        if self.widths == [size for widths in before.values() for size in widths]:
+            return self, {}
+        found = compact(model, example, list(places.values()))
+        if not found:
+            return NOTHING
+        cuts = {name: found[place] for name, place in places.items() if place in found}
+        after = {name: cuts[name].widths if name in cuts else before[name] for name in places}
+        return replace(self, widths=[size for widths in after.values() for size in widths]), cuts
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Mapping[str, Cut]:
+        """Nothing: what is dead is only seen in the whole network."""
+        del modules, stats
+        return {}
+
+    def candidates(self, group: Group, factors: Any) -> Sequence[DeadUnits]:
+        """None: one layer does not say what is dead."""
+        del group, factors
+        return []
+
+    def damage(self, factors: Any) -> float | None:
+        """None is done."""
+        del factors
+        return 0.0
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+        """Narrower layers with slices of the weights; copies of the layers of which nothing goes."""
+        cuts: Mapping[str, Cut] = factors
+        built = {
+            name: _filled(module, cuts[name]) if name in cuts else copy.deepcopy(module)
+            for name, module in modules.items()
+        }
+        return Rewrite(built, self)
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """The layers that are not as they were, with uninitialized weights."""
+        found = zip(group.layers, self._checked(group), strict=True)
+        return {layer.name: _empty(layer, widths) for layer, widths in found if widths != _widths(layer)}
+
+    def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> DeadUnits:
+        """Itself with the widths that the parameters of the step's layers have, where it is not resolved.
+
+        Args:
+            group: the layers as the step found them.
+            shapes: of the parameters under every layer's name, as the step left them.
+        """
+        if self.widths is not None:
+            return self
+        found: list[int] = []
+        for layer in group.layers:
+            own = shapes.get(layer.name, {})
+            outputs, inputs, _ = _widths(own.get("weight", own.get("1.weight", layer.weight)))
+            found += [outputs, inputs, int("1.weight" in own)]
+        return replace(self, widths=found)
+
+    def cost(self, group: Group) -> Cost:
+        """Of the narrower layers; before they are known, of the layers as they are."""
+        if self.widths is None:
+            return group.cost
+        costs = (_cost(*pair) for pair in zip(group.layers, self._checked(group), strict=True))
+        return sum(costs, Cost())
+
+    def _checked(self, group: Group) -> list[Widths]:
+        """The widths layer by layer.
+
+        Raises:
+            CallError: they do not fit the layers.
+        """
+        flat = self.widths or []
+        fits = len(flat) == 3 * len(group.layers) and all(type(size) is int for size in flat)
+        triples = list(zip(flat[::3], flat[1::3], flat[2::3], strict=True)) if fits else []
+        for layer, widths in zip(group.layers, triples, strict=False):
+            fits = fits and _fits(widths, layer)
+        if not fits:
+            raise CallError(
+                f"The 'widths' of dead_units must hold outputs, inputs and 0 or 1 for each of {len(group.layers)} "
+                f"layers, from '{group.names[0]}' on, none larger than it was. Got {self.widths} instead."
+            )
+        return triples
+
+    def exact_case(self, group: Group) -> tuple[DeadUnits, nn.Module] | None:
+        """Nothing taken out: one layer alone has no units that the rest of the network leaves without work."""
+        if len(group.layers) != 1 or refuse_layer(group.layer):
+            return None
+        return replace(self, widths=list(_widths(group.layer))), random_layer(group.layer)
+
+
+def _refuse(layer: Layer) -> str | None:
+    if layer.kind not in BETWEEN:
+        return refuse_layer(layer)
+    between = layer.skip in UNFACTORIZED and len(layer.weight) == 1 and layer.weight[0] > 1
+    return None if between else layer.skip or f"dead_units: this {layer.kind} has no value per channel"
+
+
+def _widths(like: Any) -> Widths:
+    """Of a layer, of a weight or of its shape as it is."""
+    sizes: tuple[int, ...] = like.weight if isinstance(like, Layer) else getattr(like, "shape", like)
+    return sizes[0], sizes[min(1, len(sizes) - 1)], 0
+
+
+def _fits(widths: Widths, layer: Layer) -> bool:
+    outputs, inputs, picked = widths
+    most = _widths(layer)
+    within = 1 <= outputs <= most[0] and 1 <= inputs <= most[1] and picked in {0, 1}
+    if layer.kind in BETWEEN:
+        return within and outputs == inputs and not picked
+    return within and (layer.groups == 1 or widths == most)
+
+
+def _empty(layer: Layer, widths: Widths) -> nn.Module:
+    outputs, inputs, picked = widths
+    if layer.kind in BETWEEN:
+        return empty(BETWEEN[layer.kind], outputs)
+    axes = len(layer.kernel)
+    if layer.kind == "Linear":
+        built = linear(inputs, outputs, bias=layer.bias)
+    else:
+        built = conv((inputs * layer.groups, outputs), layer, range(axes), groups=layer.groups, bias=layer.bias)
+    return nn.Sequential(Pick(torch.zeros(inputs), axes), built) if picked else built
+
+
+def _filled(module: nn.Module, cut: Cut) -> nn.Module:
+    """The narrower layer, with what is left of the weights."""
+    built = _empty(describe_layer("", module, (), 1), cut.widths)
+    target = built[-1] if isinstance(built, nn.Sequential) else built
+    for key, t in left_of(module, cut).items():
+        old = getattr(module, key)
+        if isinstance(old, nn.Parameter):
+            target._parameters[key] = nn.Parameter(t, requires_grad=old.requires_grad)
+        else:
+            target._buffers[key] = t
+    if isinstance(built, nn.Sequential) and cut.pick is not None:
+        built[0].index = cut.pick.to(torch.int32)
+    like: Any = module.weight
+    return built.to(like.device) if isinstance(like, Tensor) else built
+
+
+def _cost(layer: Layer, widths: Widths) -> Cost:
+    if widths == _widths(layer):
+        return layer.cost
+    outputs, inputs, _ = widths
+    if layer.kind in BETWEEN:
+        params = outputs * (1 + layer.bias)
+        return Cost(params, params, layer.macs, params * layer.itemsize)
+    weights = outputs * inputs * math.prod(layer.kernel)
+    params = weights + (outputs if layer.bias else 0)
+    return Cost(params, params, layer.per_sample(weights * layer.positions), params * layer.itemsize)

@@ -1,0 +1,353 @@
+"""Dead units found and counted out: exactly those, to a fixed point, and the network around them computes the same."""
+
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+
+from cases import sequential, settle, untouched
+from taut.calls import Example
+from taut.structure.compacting import compact
+from taut.structure.narrowing import narrowed
+
+LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.BatchNorm1d, nn.BatchNorm2d, nn.PReLU)
+
+
+def zero(layer, rows=(), columns=()):
+    """The layer with zeros in these rows and columns of its weight."""
+    with torch.no_grad():
+        layer.weight[list(rows)] = 0
+        layer.weight[:, list(columns)] = 0
+    return layer
+
+
+def cut(model, x, names=None):
+    """Widths by name of what is cut; the model is cut in place, and computes the same, also on other inputs."""
+    model = model.double().eval()
+    x = x.double()
+    if names is None:
+        names = [name for name, module in model.named_modules() if isinstance(module, LAYERS)]
+    with untouched(model), torch.no_grad():
+        cuts = compact(model, Example(model, x), names)
+    again = torch.randn_like(x)
+    wanted = [model(x), model(again)]
+    small = narrowed(model, cuts)
+    with torch.no_grad():
+        for a, b in zip(wanted, (small(x), small(again)), strict=True):
+            torch.testing.assert_close(b, a, rtol=1e-10, atol=1e-12)
+    return {name: cut.widths for name, cut in cuts.items()}
+
+
+def mlp(*sizes):
+    parts = []
+    for inputs, outputs in pairwise(sizes):
+        parts += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*parts[:-1])
+
+
+def rows(*shape):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
+
+
+# Neurons.
+
+
+def test_a_full_network_is_left_alone():
+    assert cut(mlp(6, 8, 5), rows(3, 6)) == {}
+
+
+def test_units_that_nobody_reads_go():
+    model = mlp(6, 8, 5)
+    zero(model[2], columns=[1, 4])
+    assert cut(model, rows(3, 6)) == {"0": (6, 6, 0), "2": (5, 6, 0)}
+
+
+@pytest.mark.parametrize("sign", [1, -1], ids=["a constant", "zero behind the relu"])
+def test_a_unit_that_nothing_feeds_becomes_a_bias(sign):
+    model = mlp(6, 8, 5)
+    zero(model[0], rows=[2])
+    model[0].bias.data[2] = sign * 0.7
+    before = model[2].bias.double() + model[2].weight.double()[:, 2] * max(sign * model[0].bias.double()[2], 0)
+    model = model.double()
+    cuts = compact(model, Example(model, rows(3, 6).double()), ["0", "2"])
+    if sign > 0:
+        torch.testing.assert_close(cuts["2"].bias, before.detach())
+    else:
+        assert cuts["2"].bias is None
+    assert cut(model, rows(3, 6)) == {"0": (7, 6, 0), "2": (5, 7, 0)}
+
+
+def test_a_reader_without_bias_keeps_a_constant_and_loses_a_zero():
+    model = nn.Sequential(zero(nn.Linear(6, 8), rows=[2, 3]), nn.ReLU(), nn.Linear(8, 5, bias=False))
+    model[0].bias.data[2], model[0].bias.data[3] = 0.5, -0.5
+    assert cut(model, rows(3, 6)) == {"0": (7, 6, 0), "2": (5, 7, 0)}
+
+
+def test_death_spreads_both_ways_to_a_fixed_point():
+    """Unread at the end kills back to the front; unfed at the front becomes unfed behind."""
+    model = mlp(6, 4, 4, 4, 3)
+    zero(model[6], columns=[3])
+    zero(model[4], columns=[3])
+    model[4].weight.data[:3, 3], model[2].weight.data[:3, 3] = 0, 0  # only dead unit 3 reads unit 3
+    model[4].weight.data[3, 3], model[2].weight.data[3, 3] = 1, 1
+    model[0].weight.data[0], model[0].bias.data[0] = 0, 0.5
+    model[2].weight.data[0, 1:], model[4].weight.data[0, 1:] = 0, 0  # units 0 are fed by unit 0 alone
+    assert cut(model, rows(3, 6)) == {"0": (2, 6, 0), "2": (2, 2, 0), "4": (2, 2, 0), "6": (3, 2, 0)}
+
+
+def test_inputs_that_nobody_reads_are_left_out_by_a_pick():
+    model = mlp(20, 8, 5)
+    zero(model[0], columns=[0, 7])
+    found = compact(model.double(), Example(model, rows(3, 20).double()), ["0", "2"])
+    assert found["0"].pick.tolist() == [i for i in range(20) if i not in {0, 7}]
+    assert cut(model, rows(3, 20)) == {"0": (8, 18, 1)}
+    model = mlp(20, 8, 5)
+    zero(model[0], columns=[7])
+    assert cut(model, rows(3, 20)) == {}  # one of twenty is not worth it
+
+
+def test_the_output_is_never_cut():
+    model = mlp(6, 8, 5)
+    zero(model[2], rows=[0, 1])
+    model[2].bias.data[:2] = 0
+    assert cut(model, rows(3, 6)) == {}
+
+
+@pytest.mark.parametrize("place", [0, 2, 4])
+def test_a_layer_of_zeros_leaves_one_unit(place):
+    model = mlp(6, 8, 7, 5)
+    zero(model[place], rows=range(len(model[place].weight)))
+    for layer in model[::2]:
+        layer.bias.data += 1  # the unit that stays of a layer of constants is then one that is read
+    wanted = {
+        0: {"0": (1, 1, 1), "2": (7, 1, 0)},
+        2: {"0": (1, 1, 1), "2": (1, 1, 0), "4": (5, 1, 0)},
+        4: {"0": (1, 1, 1), "2": (1, 1, 0), "4": (5, 1, 0)},
+    }
+    assert cut(model, rows(3, 6)) == wanted[place]
+
+
+def test_a_layer_outside_the_step_keeps_what_it_reads_and_gives():
+    model = mlp(6, 8, 8, 5)
+    zero(model[2], rows=[0], columns=[1])
+    zero(model[4], columns=[2])
+    assert cut(model, rows(3, 6), ["0", "4"]) == {"4": (5, 7, 1)}
+
+
+@given(st.data())
+def test_random_sparse_networks_compute_the_same(data):
+    sizes = data.draw(st.lists(st.integers(1, 9), min_size=3, max_size=6))
+    act = data.draw(st.sampled_from([nn.ReLU, nn.Tanh, nn.Sigmoid, nn.Identity]))
+    density = data.draw(st.sampled_from([0.05, 0.15, 0.3, 0.6]))
+    torch.manual_seed(data.draw(st.integers(0, 10**6)))
+    parts = []
+    for inputs, outputs in pairwise(sizes):
+        layer = nn.Linear(inputs, outputs, bias=data.draw(st.booleans()))
+        layer.weight.data *= torch.rand_like(layer.weight) < density
+        parts += [layer, act()]
+    model = nn.Sequential(*parts[:-1])
+    found = cut(model, rows(4, sizes[0]))
+    assert all(size >= 1 for widths in found.values() for size in widths[:2])
+    assert cut(model, rows(4, sizes[0])) == {}, "a second time there is nothing left to do"
+
+
+# Channels.
+
+
+def constant(layer, row, value):
+    """A channel that nothing feeds."""
+    zero(layer, rows=[row])
+    layer.bias.data[row] = value
+    return layer
+
+
+@pytest.mark.parametrize(
+    ("value", "settings", "gone"),
+    [
+        (0.5, {"padding": 1}, False),
+        (-0.5, {"padding": 1}, True),
+        (0.0, {"padding": 1}, True),
+        (0.5, {}, True),
+        (0.5, {"padding": "same"}, False),
+        (0.5, {"padding": 1, "padding_mode": "reflect"}, True),
+        (0.5, {"padding": "same", "padding_mode": "circular", "dilation": 2}, True),
+        (0.5, {"bias": False}, False),
+        (-0.5, {"bias": False, "stride": 2}, True),
+    ],
+)
+def test_a_constant_channel_before_a_convolution(value, settings, gone):
+    """At the border zeros are padded, not the constant."""
+    model = nn.Sequential(constant(nn.Conv2d(3, 4, 3), 1, value), nn.ReLU(), nn.Conv2d(4, 5, 3, **settings))
+    assert cut(model, rows(2, 3, 9, 9)) == ({"0": (3, 3, 0), "2": (5, 3, 0)} if gone else {})
+
+
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_channels_with_norms_and_slopes_between(axes):
+    conv, norm = getattr(nn, f"Conv{axes}d"), getattr(nn, f"BatchNorm{axes}d")
+    model = sequential(one=conv(3, 6, 3, bias=False), norm=norm(6), act=nn.PReLU(6), two=conv(6, 4, 3), end=nn.PReLU())
+    x = rows(4, 3, *[7] * axes)
+    settle(model, x)
+    zero(model.one, rows=[0])
+    zero(model.two, columns=[2, 5])
+    found = cut(model, x, ["one", "norm", "act", "two"])
+    assert found == {"one": (3, 3, 0), "norm": (3, 3, 0), "act": (3, 3, 0), "two": (4, 3, 0)}
+
+
+def test_norms_outside_the_step_or_without_values_of_their_own_keep_their_channels():
+    for norm in (nn.BatchNorm2d(6), nn.BatchNorm2d(6, affine=False), nn.GroupNorm(2, 6), nn.GroupNorm(6, 6)):
+        model = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), zero(nn.Conv2d(6, 4, 3), columns=[1]))
+        assert cut(model, rows(4, 3, 7, 7), ["0", "3"]) == {"3": (4, 5, 1)}
+
+
+def test_behind_a_flatten_a_channel_has_several_columns():
+    model = nn.Sequential(
+        constant(nn.Conv2d(3, 6, 3), 4, 0.7), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 5)
+    )
+    zero(model[4], columns=range(9, 18))
+    assert cut(model, rows(2, 3, 8, 8)) == {"0": (4, 3, 0), "4": (5, 36, 0)}
+
+
+def test_a_flatten_that_puts_channels_last_is_not_mistaken():
+    class Last(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.conv, self.fc = nn.Conv2d(3, 4, 3), zero(nn.Linear(36, 5), columns=range(9, 18))
+
+        def forward(self, x):
+            return self.fc(F.relu(self.conv(x)).permute(0, 2, 3, 1).flatten(1))
+
+    assert cut(Last(), rows(2, 3, 5, 5)) == {"fc": (5, 27, 1)}
+
+
+class Residual(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.stem, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, padding=1)
+        self.norm, self.head = nn.BatchNorm2d(6), nn.Conv2d(6, 4, 1)
+
+    def forward(self, x):
+        x = F.relu(self.stem(x))
+        return self.head(F.relu(x + self.norm(self.inner(x))))
+
+
+def test_a_residual_sum_loses_what_no_side_needs():
+    model = Residual()
+    settle(model, rows(4, 3, 6, 6))
+    for layer in (model.inner, model.head):
+        zero(layer, columns=[1, 2])
+    zero(model.head, columns=[3])  # still read by the inner layer
+    found = cut(model, rows(2, 3, 6, 6))
+    assert found == {"stem": (4, 3, 0), "inner": (4, 4, 0), "norm": (4, 4, 0), "head": (4, 3, 1)}
+
+
+@pytest.mark.parametrize("stem", [False, True], ids=["fed by the stem", "fed by nothing"])
+def test_a_residual_sum_of_constants_is_one(stem):
+    model = Residual()
+    settle(model, rows(4, 3, 6, 6))
+    zero(model.inner, rows=[5], columns=[5])
+    zero(model.stem, rows=[5] if stem else [])
+    gone = {"stem": (5, 3, 0), "inner": (5, 5, 0), "norm": (5, 5, 0), "head": (4, 5, 0)}
+    assert cut(model, rows(2, 3, 6, 6)) == (gone if stem else {"inner": (6, 5, 1)})
+
+
+class Net(nn.Module):
+    """A convolution with dead channels 0 to 2 for its reader, and something that forbids to take them out."""
+
+    def __init__(self, act, reader=None, **more):
+        super().__init__()
+        self.first, self.last = nn.Conv2d(3, 6, 1), zero(reader or nn.Conv2d(6, 5, 1), columns=[0, 1, 2])
+        self.act = act
+        for name, module in more.items():
+            self.add_module(name, module)
+
+    def forward(self, x):
+        return self.act(self, self.first(x))
+
+
+FORBIDDEN = {
+    "concatenation": lambda net, x: net.last(torch.cat([x[:, :3], x[:, 3:]], 1)),
+    "called twice": lambda net, x: net.last(F.relu(net.mid(F.relu(net.mid(x))))),
+    "softmax": lambda net, x: net.last(x.softmax(1)),
+    "returned": lambda net, x: torch.cat([net.last(x).flatten(1), x.flatten(1)], 1),
+    "channel shuffle": lambda net, x: net.last(x.unflatten(1, (2, 3)).transpose(1, 2).flatten(1, 2)),
+    "mean over channels": lambda net, x: net.last(x / (1 + x.abs().mean(1, keepdim=True))),
+    "another reader": lambda net, x: net.last(x).mean(1) + net.mid(x).mean(1),
+    "a reader in groups": lambda net, x: net.last(x).mean(1) + net.grouped(x).mean(1),
+    "a transposed reader": lambda net, x: net.last(x).mean(1) + net.up(x).mean(1),
+    "detached": lambda net, x: net.last(x).mean(1) + net.mid(x.detach()).mean(1),
+}
+
+
+@pytest.mark.parametrize("act", FORBIDDEN)
+def test_channels_that_something_else_needs_stay_and_are_picked(act):
+    more = {"mid": nn.Conv2d(6, 6, 1)} if act in {"called twice", "another reader", "detached"} else {}
+    more |= {"grouped": nn.Conv2d(6, 6, 1, groups=2)} if "groups" in act else {}
+    more |= {"up": nn.ConvTranspose2d(6, 6, 1)} if "transposed" in act else {}
+    model = Net(FORBIDDEN[act], **more)
+    names = [name for name in ("first", "mid", "grouped", "last") if hasattr(model, name)]
+    assert cut(model, rows(2, 3, 4, 4), names) == {"last": (5, 3, 1)}
+
+
+def test_a_layer_that_the_run_does_not_call_may_read_the_channels():
+    model = Net(lambda net, x: net.last(x), spare=nn.Conv2d(6, 5, 1))
+    assert cut(model, rows(2, 3, 4, 4), ["first", "last"]) == {"last": (5, 3, 1)}
+
+
+def test_grouped_layers_are_left_alone():
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), zero(nn.Conv2d(4, 4, 1, groups=2), columns=[0]))
+    assert cut(model, rows(2, 4, 5, 5)) == {}
+
+
+def test_tied_tensors_are_left_alone():
+    model = sequential(one=nn.Conv2d(3, 4, 1), norm=nn.BatchNorm2d(4), two=zero(nn.Conv2d(4, 4, 1), columns=[0]))
+    model.add_module("again", nn.BatchNorm2d(4))
+    settle(model, rows(4, 3, 5, 5))
+    model.again.weight = model.norm.weight
+    assert cut(model, rows(2, 3, 5, 5)) == {"two": (4, 3, 1)}
+
+
+def test_what_does_not_verify_is_left_and_the_rest_is_done():
+    """The first channels are counted in `forward`, which no graph shows; those behind are not."""
+
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.three = (
+                nn.Linear(6, 8),
+                zero(nn.Linear(8, 8), columns=[1]),
+                zero(nn.Linear(8, 5), columns=[2]),
+            )
+
+        def forward(self, x):
+            y = self.one(x)
+            return self.three(F.relu(self.two(y * y.shape[-1])))
+
+    assert cut(Counting(), rows(3, 6)) == {"two": (7, 7, 1), "three": (5, 7, 0)}
+
+
+def test_a_model_that_cannot_run_in_float64_is_left_alone():
+    class Single(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = zero(nn.Linear(6, 8), columns=[1, 2])
+
+        def forward(self, x):
+            if x.dtype == torch.float64:
+                raise TypeError("too wide")
+            return self.fc(x)
+
+    model = Single()
+    assert compact(model, Example(model, rows(3, 6)), ["fc"]) == {}
+
+
+def test_sequences_and_single_vectors_without_a_position():
+    model = mlp(20, 8, 5)
+    zero(model[0], rows=[1], columns=[0, 1, 2])
+    zero(model[2], columns=[7])
+    assert cut(model, rows(3, 4, 20)) == {"0": (6, 17, 1), "2": (5, 6, 0)}
+    gates = sequential(one=nn.Conv1d(3, 6, 1), act=nn.GLU(1), two=zero(nn.Conv1d(3, 4, 1), columns=[0]))
+    assert cut(gates, rows(2, 3, 5)) == {"two": (4, 2, 1)}
