@@ -13,7 +13,7 @@ import pytest
 
 import taut
 
-PACKAGES = ("taut", "taut.decompose", "taut.measure", "taut.methods")
+PACKAGES = ("taut", "taut.criteria", "taut.decompose", "taut.measure", "taut.methods")
 VERBS = ("apply", "compare", "compress", "explore", "load", "observe", "plan", "save", "trace")
 ROOT = Path(__file__).parent.parent
 

@@ -17,7 +17,7 @@ from taut.studies import Cell
 from taut.studies.grid import cells
 
 BATCHES = (1, 128)
-RULES = ("sum", "product", "magnitude")
+RULES = ("sum", "product", "reconstruction", "magnitude")
 
 
 def wanted(quick: bool) -> list[Cell]:

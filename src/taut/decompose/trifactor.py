@@ -95,30 +95,25 @@ def signed(
     """
     sizes = check_graph(relations, ranks)
     scales, scaled = _scaled(relations, normalize)
-    touching = _touching(scaled)
+    narrow = [Relation(r.rows, r.columns, r.matrices.float()) for r in scaled]
+    touching = _touching(narrow)
     bases = {name: _dominant(name, touching[name], ranks[name]) for name in sizes}
     total = sum(_energy(r.matrices) for r in scaled)
     errors: list[float] = []
     exact = False
     for _ in range(sweeps):
-        kept: dict[int, float] = {}
-        alike = True  # every update of this sweep was the best one
-        for name in sizes:
-            parts = _seen(name, touching[name], bases)
-            joined = torch.cat([part for _, part in parts], 1)
-            if exact or min(joined.shape) <= CHEAP or ranks[name] >= joined.shape[1]:
-                bases[name] = _best(joined, ranks[name])
-            else:
-                bases[name] = _orthonormal(joined @ (joined.mT @ bases[name]))
-                alike = False
-            for relation, part in parts:
-                core = bases[name].mT @ part if relation.rows != relation.columns else _core(relation, bases)
-                kept[id(relation)] = _energy(core)  # what stays is that of the type updated last
-        errors.append(math.sqrt(max(0.0, 1 - sum(kept.values()) / max(total, 1e-300))))
-        stalled = len(errors) > 1 and errors[-2] - errors[-1] <= tol * max(errors[-1], 1e-12)
-        if stalled and alike:
+        found, kept, best = _swept(touching, bases, exact)
+        error = math.sqrt(max(0.0, 1 - kept / max(total, 1e-300)))
+        stalled = bool(errors) and errors[-1] - error <= tol * max(error, 1e-12)
+        if best or not errors or error <= errors[-1]:  # a step, unlike the best, may overshoot
+            bases = found
+            errors.append(error)
+        if stalled and best and exact:
             break
         exact = stalled
+        if exact and narrow is not scaled:  # float32 has done what it can
+            narrow, touching = scaled, _touching(scaled)
+            bases = {name: G.to(touching[name][0].matrices) for name, G in bases.items()}
     cores = tuple(_core(r, bases) * scale for r, scale in zip(scaled, scales, strict=True))
     return Trifactors(bases, cores, tuple(errors), tuple((r.rows, r.columns) for r in relations))
 
@@ -283,14 +278,37 @@ def _dominant(name: str, relations: Sequence[Relation], rank: int) -> Tensor:
     return basis
 
 
-def _seen(name: str, relations: Sequence[Relation], bases: Mapping[str, Tensor]) -> list[tuple[Relation, Tensor]]:
-    """What each relation shows of a type through the basis of its other type, (n, m k)."""
+def _swept(
+    touching: Mapping[str, Sequence[Relation]], bases: Mapping[str, Tensor], exact: bool
+) -> tuple[dict[str, Tensor], float, bool]:
+    """All bases, each improved beside the newest others; the energy kept; whether each is the best one there."""
+    found, kept, best, done = dict(bases), 0.0, True, set()
+    for name, relations in touching.items():
+        rank = bases[name].shape[1]
+        done.add(name)
+        parts = [(r, seen) for r in relations for seen in _seen(name, r, found)]
+        joined = torch.cat([part for _, part in parts], 1)
+        if exact or min(joined.shape) <= CHEAP:
+            found[name] = _best(joined, rank)
+        elif rank >= joined.shape[1]:
+            found[name] = _completed(_orthonormal(joined), rank)
+        else:
+            found[name], best = _stepped(joined, found[name]), False
+        for relation, part in parts:
+            if relation.rows == relation.columns:
+                kept += _energy(_core(relation, found)) / 2
+            elif {relation.rows, relation.columns} <= done:  # the core has got its second basis
+                kept += _energy(found[name].mT @ part)
+    return found, kept, best
+
+
+def _seen(name: str, relation: Relation, bases: Mapping[str, Tensor]) -> list[Tensor]:
+    """What a relation shows of a type through the basis of its other type, (n, m k); twice if that is the same."""
     parts = []
-    for relation in relations:
-        if relation.rows == name:
-            parts.append((relation, _side_by_side(relation.matrices @ bases[relation.columns])))
-        if relation.columns == name:
-            parts.append((relation, _side_by_side(relation.matrices.mT @ bases[relation.rows])))
+    if relation.rows == name:
+        parts.append(_side_by_side(relation.matrices @ bases[relation.columns]))
+    if relation.columns == name:
+        parts.append(_side_by_side(relation.matrices.mT @ bases[relation.rows]))
     return parts
 
 
@@ -300,6 +318,12 @@ def _best(joined: Tensor, rank: int) -> Tensor:
         return _completed(torch.linalg.qr(joined)[0], rank)
     U, _ = left_basis(joined[None], min(rank, *joined.shape))
     return _completed(U[0].to(joined), rank)
+
+
+def _stepped(joined: Tensor, G: Tensor) -> Tensor:
+    """One step of a power iteration, shifted by half the least of the values found: nothing left out outgrows them."""
+    seen = joined.mT @ G
+    return _orthonormal(torch.addmm(G, joined, seen, beta=-0.5 * float(seen.square().sum(0).min())))
 
 
 def _orthonormal(X: Tensor) -> Tensor:
