@@ -207,7 +207,8 @@ def test_cost_equals_the_built_module(method, name):
             small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
             parameters = list(small.get_submodule(group.names[0]).parameters())
             assert cost.params == sum(p.numel() for p in parameters)
-            assert cost.bytes == sum(p.numel() * p.element_size() for p in parameters)
+            stored = [*parameters, *(t for key, t in owned(small).items() if key.endswith(".places"))]
+            assert cost.bytes == sum(t.numel() * t.element_size() for t in stored)
             nonzero = sum(int(p.count_nonzero()) for p in parameters)
             assert nonzero <= cost.nonzero
             assert nonzero == cost.nonzero or name == "degenerate"
@@ -433,7 +434,7 @@ def test_dtype_and_names_kept(method, name):
     small = taut.apply(s.model, s.plan(method, 1), s.stats)
     rewritten = {layer for step in s.plan(method, 1).steps for layer in step.layers}
     old, new = owned(s.model), owned(small)
-    assert {t.dtype for k, t in new.items() if not k.endswith(".order")} <= {t.dtype for t in old.values()}
+    assert {t.dtype for k, t in new.items() if not k.endswith((".order", ".places"))} <= {t.dtype for t in old.values()}
     moved = not METHODS[method].plain  # a neighbour may have taken over the order of its channels
     for key, tensor in old.items():
         if not any(key.startswith(f"{layer}.") for layer in rewritten | aliases(s.model, rewritten)):

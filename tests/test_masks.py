@@ -220,3 +220,87 @@ def test_alternating_is_one_stage_per_step():
     assert [stage.epochs for stage in stages] == [2, 2, 7]
     assert {stage.rate for stage in stages} == {0.01}
     assert dataclasses.replace(stages[0], epochs=7, steps=(2,)) == stages[2]
+
+
+def test_what_a_caller_masked_stays_masked_and_is_given_back_baked():
+    net, plan, stats = ramped(times=1)
+    small = taut.apply(net, plan, stats)
+    before = zeros(small)
+    settings = {"loss": nn.functional.cross_entropy, "example": batches(1)[0][0], "schedule": (Stage(epochs=2),)}
+    trained = taut.finetune(hold_zeros(copy.deepcopy(small)), None, None, batches(), None, **settings)
+    assert not masked(trained)
+    assert all(torch.equal(before[name], z) for name, z in zeros(trained).items())
+    settings["schedule"] = (Stage(epochs=2, hold_zeros=True),)
+    trained = taut.finetune(small, None, None, batches(), None, **settings)
+    assert all(torch.equal(before[name], z) for name, z in zeros(trained).items())
+
+
+def test_a_spared_layer_of_zeros_learns():
+    net = made()
+    net.c.weight.data.zero_()
+    network = taut.trace(net, batches(1)[0][0])
+    plan = Plan.of(network, [taut.whole(network, "magnitude", sparsity=0.5, spare=[-1])])
+    small = tuned(net, plan, taut.observe(network, net), schedule=(Stage((0,), epochs=2, rate=0.01),))
+    assert int((small.c.weight == 0).sum()) < 16  # units that are off for all inputs have no gradient
+    assert int((small.a.weight == 0).sum()) > 0
+
+
+def test_what_must_fail_fails_before_anything_is_trained():
+    net, plan, stats = ramped(times=2)
+    network = stats.network
+
+    def loss(*_):
+        raise AssertionError("trained")
+
+    for steps, said in (
+        ([*plan.steps, Step(("b",), "svd", {"rank": 99})], "rank"),
+        ([Step(("b",), "svd", {"rank": 2}), *plan.steps], "earlier step"),
+        ([*plan.steps, Step(("r",), "svd", {"rank": 2})], "r"),
+    ):
+        bad = Plan.of(network, steps) if said != "r" else Plan(tuple(steps))
+        with pytest.raises(CallError, match=said):
+            tuned(net, bad, stats, loss=loss, schedule=taut.alternate(bad))
+    with pytest.raises(CallError, match="sparsity"):
+        taut.ramp(Step(("a",), "magnitude", {"sparsity": 1.0}), 4)
+
+
+def test_a_masked_model_is_saved_baked_and_its_layers_ask_for_that(tmp_path):
+    net, plan, stats = ramped(times=1)
+    small, done = taut.applying.apply_plan(net, plan, stats)
+    x = torch.randn(4, 12)
+    held = hold_zeros(copy.deepcopy(small))
+    taut.save(held, done, tmp_path / "small")
+    assert masked(held)
+    assert torch.equal(taut.load(tmp_path / "small", base=made)(x), small(x))
+    assert "bake" in (taut.trace(held, x)["a"].skip or "")
+
+
+def test_names_that_no_module_has_are_refused():
+    with pytest.raises(CallError, match="typo"):
+        hold_zeros(sparse(), ["a", "typo"])
+    assert list(masked(hold_zeros(sparse(), "a"))) == ["a"]
+
+
+def test_a_hook_that_knows_the_model_does_not_copy_it():
+    net = made()
+
+    class Knows:
+        copies = 0
+
+        def __init__(self, model):
+            self.model = model
+
+        def __call__(self, *_):
+            pass
+
+        def __deepcopy__(self, memo):
+            Knows.copies += 1
+            return self
+
+    net.b.register_forward_hook(Knows(net))
+    network = taut.trace(net, torch.randn(2, 12))
+    stats = taut.observe(network, net)
+    Knows.copies = 0
+    small = taut.apply(net, Plan((taut.whole(network, "magnitude", sparsity=0.5),)), stats)
+    assert len(small.b._forward_hooks) == 1
+    assert Knows.copies <= 2  # the model's copy, and one to try the result on

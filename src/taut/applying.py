@@ -123,6 +123,10 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
         method = looked[0]
     cost = method.cost(group)
     if not step.allow_growth and not cost.lowers(group.cost):
+        if method.masks:
+            raise CallError(
+                f"{step.method} with {_short(step.settings)} would prune nothing: raise the sparsity, or spare less."
+            )
         raise CallError(
             f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': "
             f"{method.cost(group).params} parameters and {method.cost(group).macs} MACs instead of "
@@ -148,7 +152,10 @@ def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, 
 
 def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[str, nn.Module]) -> Any:
     """The cached decomposition of the original layers; of the present ones where an earlier step changed them."""
-    if len(_known(stats, modules)) == len(modules):
+    known = _known(stats, modules)
+    if method.masks:  # what an earlier step pruned must count as pruned
+        return method.factor(modules, known)
+    if len(known) == len(modules):
         return stats.factors(group, method)
     return method.factor(modules, {})
 

@@ -34,6 +34,7 @@ from taut.manifest import (
     taut_version,
 )
 from taut.measure.storage import stored_tensors
+from taut.nn import bake, masked
 from taut.replaying import replay, split
 from taut.structure.surgery import clone
 from taut.tensors import fill, layouts, read_tensors, to_bytes
@@ -65,7 +66,7 @@ def save(
     """
     if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
         raise CallError(f"save needs a model and its Plan. Got {type(model).__name__} and {type(plan).__name__}.")
-    weights, manifest = _packed(model, plan)
+    weights, manifest = _packed(bake(clone(model)) if masked(model) else model, plan)
     content = {WEIGHTS: weights, MANIFEST: manifest}
     if comparison is not None:
         content[COMPARISON] = sealed_comparison(comparison)

@@ -17,7 +17,7 @@ from taut.fingerprint import fingerprint
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images
 from taut.methods import resolve
-from taut.nn import bake, hold_zeros
+from taut.nn import bake, hold_zeros, masked
 from taut.randomness import own_states, seed_all
 from taut.recovery.balancing import balance
 from taut.recovery.refit import SAMPLES
@@ -126,6 +126,8 @@ def carry_out(  # noqa: PLR0913 - as `finetune`
     if plan is not None and not plan.steps and not stages:
         return clone(model), plan  # a cascade over nothing
     check_schedule(stages, plan)
+    if plan is not None:
+        _check_steps(plan, stats)
     with quiet(seed), own_states():
         return _Run(model, plan, stats, wish, stages, teacher, example, seed).run()
 
@@ -148,6 +150,8 @@ class _Run:
             raise CallError("Training needs stats= of taut.observe or an example= to know how the model is called.")
         given = stats.network.example if stats is not None else example
         self.example: Example = given if isinstance(given, Example) else Example(model, given)
+        self.held = tuple(masked(model))
+        model = bake(clone(model)) if self.held else model
         self.original, self.plan, self.stats, self.wish, self.stages, self.seed = model, plan, stats, wish, stages, seed
         kinds = stats.kinds if stats is not None and wish.output == "auto" else ()
         self.objectives = [Objective(wish.loss, stage.distill, kinds, wish.output) for stage in stages]
@@ -232,7 +236,7 @@ class _Run:
         working = _fast(model, self.example)
         if stage.train != "none" and not tensors:
             balance(working)
-        with frozen(working, fixed) as still, _holding(working, position.steps):
+        with frozen(working, fixed) as still, _holding(working, position.steps, self.held, every=stage.hold_zeros):
             Trainer(
                 working,
                 still,
@@ -279,15 +283,51 @@ class _Run:
 
 
 @contextmanager
-def _holding(model: nn.Module, steps: Iterable[Step]) -> Iterator[None]:
-    """Inside the block the zeros of all pruned layers are held at zero."""
-    pruned = [name for step in steps if resolve(step).masks for name in step.layers]
+def _holding(model: nn.Module, steps: Iterable[Step], held: Iterable[str], *, every: bool) -> Iterator[None]:
+    """Inside the block the zeros of all pruned layers, and of those that were held before, are held at zero."""
+    pruned = [name for step in steps for name in _pruned(step)] + list(held)
     places = {n for n, _ in model.named_modules() for name in pruned if n == name or n.startswith(f"{name}.")}
-    hold_zeros(model, places)
+    hold_zeros(model, None if every else places)
     try:
         yield
     finally:
         bake(model)
+
+
+def _pruned(step: Step) -> list[str]:
+    """The layers whose zeros a pruning step made: not those that it spared."""
+    method = resolve(step)
+    if not method.masks:
+        return []
+    spared = method.spared(len(step.layers))  # type: ignore[attr-defined]
+    return [name for place, name in enumerate(step.layers) if place not in spared]
+
+
+def _check_steps(plan: Plan, stats: Statistics | None) -> None:
+    """What can be known to fail is said before anything is trained.
+
+    Raises:
+        CallError: a step's method or setting is wrong, it does not take its layers, or an earlier step replaces them.
+    """
+    replaced: dict[str, tuple[str, tuple[int, ...]]] = {}
+    for step in plan.steps:
+        method = resolve(step)
+        group = step.group or (None if stats is None else stats.network.group(step.layers))
+        if group is None:
+            continue
+        refused = method.refuses(group)
+        if refused:
+            raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
+        method.cost(group)
+        for layer in group.layers:
+            earlier, weight = replaced.get(layer.name, ("", ()))
+            if earlier and weight == layer.weight:
+                raise CallError(
+                    f"{step.method} cannot find layer '{layer.name}' as it was: {earlier}, an earlier step, replaces "
+                    f"it. Put {step.method} before {earlier}, or plan it on the network that {earlier} makes."
+                )
+        if not method.masks and not method.exact:
+            replaced |= {layer.name: (step.method, layer.weight) for layer in group.layers}
 
 
 def _fast(model: nn.Module, example: Example) -> nn.Module:

@@ -19,7 +19,7 @@ from taut.methods import choose, resolve, settings
 from taut.progress import track
 from taut.structure.statistics import Statistics
 from taut.text import count
-from taut.types import Budget, Cost, Group, Kept, Method, Network, Plan, Setting, Step
+from taut.types import Budget, Cost, Group, Kept, Looking, Method, Network, Plan, Setting, Step
 
 HEADER_BYTES = 96
 """Upper estimate of what one more tensor adds to the header of a safetensors file."""
@@ -77,19 +77,22 @@ def plan(
     return describe(net, stats, choices, picks)
 
 
-def whole(net: Network, method: str, **settings: Setting) -> Step:
+def whole(net: Network, method: str, without: Iterable[str] = (), **settings: Setting) -> Step:
     """One step over every layer that the method takes: for the pruning methods, which look at the whole network.
 
     Args:
         net: what `trace` found.
         method: such as "mfbp", "magnitude" or "dead_units".
+        without: layers to leave out, by name.
         settings: of the method, as in a `Step`.
 
     Raises:
-        CallError: the method or a setting is unknown, or no layer is taken.
+        CallError: the method, a setting or a layer left out is unknown, or no layer is taken.
     """
     chosen = resolve(Step((), method, settings))
-    layers = tuple(layer for layer in net.layers if chosen.refuses(Group((layer,))) is None)
+    left_out = {net[name].name for name in without}
+    taken = (layer for layer in net.layers if layer.name not in left_out)
+    layers = tuple(layer for layer in taken if chosen.refuses(Group((layer,))) is None)
     if not layers:
         raise CallError(f"{method} takes no layer of this network: taut inspect says why each is skipped.")
     group = Group(layers)
@@ -104,6 +107,12 @@ def survey(net: Network, stats: Statistics, methods: Sequence[Method], align: in
     """
     if not isinstance(align, int) or isinstance(align, bool) or align < 1:
         raise CallError(f"'align' must be a whole number, at least 1. Got {align!r} instead.")
+    for method in methods:
+        if method.masks or isinstance(method, Looking):
+            raise CallError(
+                f"{method.name} works on the whole network and is no candidate for a budget: name it in a step, "
+                f"taut.whole(net, '{method.name}', ...), for taut.apply or taut.finetune."
+            )
     choices = []
     free = [layer for layer in net.layers if layer.skip is None]
     for layer in track(free, "decomposing"):

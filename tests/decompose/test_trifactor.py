@@ -116,6 +116,43 @@ def test_a_relation_of_a_type_with_itself():
     assert torch.allclose(found.compose(0)[0], W, atol=1e-9)
 
 
+def test_the_error_counts_a_relation_of_a_type_with_itself():
+    relations = [Relation.of("a", "a", random(9, 9)), Relation.of("a", "b", random(9, 6, seed=1))]
+    found = signed(relations, {"a": 4, "b": 3})
+    assert found.errors[-1] == pytest.approx(relative(found, relations), abs=1e-9)
+
+
+WIDE = chain(300, 260, 240)
+WIDE_RANKS = {"0": 100, "1": 140, "2": 90}
+"""Every basis is too wide for an eigensolver in each sweep."""
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_cheap_sweeps_end_where_exact_ones_do(dtype, monkeypatch):
+    relations = [Relation(r.rows, r.columns, r.matrices.to(dtype)) for r in WIDE]
+    found = signed(relations, WIDE_RANKS)
+    assert all(b <= a + 1e-6 for a, b in pairwise(found.errors))
+    assert found.errors[-1] == pytest.approx(relative(found, relations), abs=1e-6)
+    for name, G in found.bases.items():
+        assert G.dtype == dtype
+        assert torch.allclose(G.T @ G, torch.eye(WIDE_RANKS[name], dtype=dtype), atol=1e4 * torch.finfo(dtype).eps)
+    monkeypatch.setattr("taut.decompose.trifactor.CHEAP", 1000)
+    assert found.errors[-1] <= signed(relations, WIDE_RANKS).errors[-1] * 1.002
+
+
+def test_wide_planted_factors_are_recovered():
+    relations = planted(WIDE, WIDE_RANKS)
+    assert relative(signed(relations, WIDE_RANKS), relations) < 1e-6
+
+
+def test_bases_are_orthonormal_after_any_number_of_sweeps():
+    for sweeps in (1, 3):
+        found = signed(WIDE, WIDE_RANKS, sweeps=sweeps)
+        assert len(found.errors) == sweeps
+        for name, G in found.bases.items():
+            assert torch.allclose(G.T @ G, torch.eye(WIDE_RANKS[name], dtype=G.dtype), atol=1e-10)
+
+
 # The non-negative solver.
 
 

@@ -37,7 +37,7 @@ def test_exactly_the_wanted_number_over_all_layers(method, sparsity):
 
 def test_nothing_to_prune_is_refused_as_every_step_without_effect():
     net, _, network, stats = made()
-    with pytest.raises(CallError, match="would not shrink"):
+    with pytest.raises(CallError, match="would prune nothing"):
         pruned(net, network, stats, sparsity=0.0)
 
 
@@ -162,7 +162,7 @@ def test_a_network_without_a_layer_to_prune():
 
 def test_masks_are_no_candidates_of_a_budget():
     _, _, network, stats = made()
-    with pytest.raises(taut.BudgetError):
+    with pytest.raises(CallError, match=r"taut\.whole"):
         taut.plan(network, stats, taut.Budget(params=0.5), methods=["magnitude"])
 
 
@@ -177,3 +177,77 @@ def test_a_refit_leaves_pruned_layers_alone_and_solves_the_others():
 def test_resolved_settings_give_the_method_back():
     method = resolve(Step((), "mfbp", {"sparsity": 0.5, "links": [0, 1], "zeros": 7}))
     assert (method.sparsity, method.links, method.zeros) == (0.5, [0, 1], 7)
+
+
+def test_a_second_pruning_in_one_plan_counts_what_the_first_one_pruned():
+    net, _, network, stats = made()
+    first = taut.whole(network, "magnitude", score="random", sparsity=0.5, seed=1)
+    for second in (
+        taut.whole(network, "magnitude", score="random", sparsity=0.6, seed=2),
+        taut.whole(network, "mfbp", sparsity=0.6),
+        taut.whole(network, "magnitude", score="wanda", sparsity=0.6),
+    ):
+        assert sum(zeros(taut.apply(net, Plan((first, second)), stats))) == round(0.6 * 624)
+
+
+def test_layers_left_out_by_name_and_counted_from_the_end():
+    net, _, network, stats = made()
+    step = taut.whole(network, "mfbp", without=("a",), sparsity=0.5)
+    assert step.layers == ("b", "c")
+    assert zeros(taut.apply(net, Plan((step,)), stats))[0] == 0
+    assert zeros(pruned(net, network, stats, sparsity=0.5, spare=[-1]))[2] == 0
+    with pytest.raises(CallError, match="no layer 'head'"):
+        taut.whole(network, "mfbp", without=("head",))
+
+
+def test_channels_last_stays_channels_last():
+    net = sequential(a=nn.Conv2d(4, 8, 3), r=nn.ReLU(), b=nn.Conv2d(8, 6, 3)).to(memory_format=torch.channels_last)
+    network = taut.trace(net, torch.randn(2, 4, 9, 9))
+    for method in ("magnitude", "mfbp"):
+        small = pruned(net, network, taut.observe(network, net), method, sparsity=0.5)
+        assert small.b.weight.is_contiguous(memory_format=torch.channels_last)
+
+
+def test_the_committed_codes_threshold_does_not_compound_in_a_ramp():
+    net, _, network, stats = made()
+    step = taut.whole(network, "mfbp", sparsity=0.8, score="residual", select="percentiles")
+    once = sum(zeros(taut.apply(net, Plan((step,)), stats)))
+    ramped = sum(zeros(taut.apply(net, Plan(taut.ramp(step, 5)), stats)))
+    assert abs(ramped - once) < 0.1 * 624
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("mfbp", {"sparsity": "0.9"}),
+        ("mfbp", {"rank": "a"}),
+        ("magnitude", {"spare": 2}),
+        ("magnitude", {"select": "threshold", "threshold": "x"}),
+        ("mfbp", {"links": [0, 1, 1, "a"]}),
+    ],
+)
+def test_settings_of_a_wrong_type_are_refused_when_the_step_is_made(method, settings):
+    _, _, network, _ = made()
+    with pytest.raises(CallError, match=str(list(settings)[-1])):
+        taut.whole(network, method, **settings)
+
+
+def test_numbers_of_other_libraries_are_numbers():
+    numpy = pytest.importorskip("numpy")
+    net, _, network, stats = made()
+    assert sum(zeros(pruned(net, network, stats, sparsity=numpy.float32(0.5)))) == 312
+
+
+def test_a_plan_over_many_layers_can_be_read():
+    torch.manual_seed(0)
+    net = nn.Sequential(*[nn.Linear(8, 8) for _ in range(30)])
+    network = taut.trace(net, torch.randn(2, 8))
+    _, plan = taut.applying.apply_plan(
+        net, Plan((taut.whole(network, "mfbp", sparsity=0.5),)), taut.observe(network, net)
+    )
+    shown = str(plan)
+    assert "30 layers, 0 ... 29" in shown
+    assert "60 numbers" in shown
+    assert max(map(len, shown.splitlines())) <= 160
+    assert "mfbp" in shown
+    assert len(plan.without(["3"]).kept) == 30

@@ -61,3 +61,54 @@ def test_matrix_products_of_activations_mix():
             return self.o(F.softmax(self.q(x) @ self.k(x).mT, -1))
 
     assert types(Attend(), torch.randn(2, 5, 6), ["q", "k", "o"]) == [0, 1, 2, 3, 4, 5]
+
+
+class Rearranged(nn.Module):
+    """A convolution whose channels arrive at a dense layer in another order."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.conv, self.fc, self.how = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8 * 36, 10), how
+
+    def forward(self, x):
+        return self.fc(self.how(F.relu(self.conv(x))).flatten(1))
+
+
+def test_channels_that_arrive_in_another_order_are_types_of_their_own():
+    ways = {
+        "as they are": (lambda y: y, [0, 1, 1, 2]),
+        "channels last": (lambda y: y.permute(0, 2, 3, 1), [0, 1, 2, 3]),
+        "shuffled": (lambda y: y.view(-1, 2, 4, 6, 6).transpose(1, 2).reshape(-1, 8, 6, 6), [0, 1, 2, 3]),
+        "flipped": (lambda y: y.flip(1), [0, 1, 2, 3]),
+        "padded": (lambda y: F.pad(y[..., 1:], (1, 0)), [0, 1, 1, 2]),
+    }
+    for name, (how, wanted) in ways.items():
+        torch.manual_seed(0)
+        assert types(Rearranged(how), torch.randn(2, 3, 6, 6), ["conv", "fc"]) == wanted, name
+
+
+def test_tokens_and_channels_of_equal_number_are_not_mixed_up():
+    class Mixer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.embed, self.tokens, self.out = nn.Linear(5, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.out(self.tokens(self.embed(x).mT).mT)
+
+    assert types(Mixer(), torch.randn(2, 8, 5), ["embed", "tokens", "out"]) == [0, 1, 2, 3, 4, 5]
+
+
+def test_code_that_cannot_stand_what_is_not_a_number_couples_nothing():
+    class Proud(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            y = torch.relu(self.a(x))
+            if bool(y.isnan().any()):
+                raise ValueError("not a number")
+            return self.b(y)
+
+    assert types(Proud(), torch.randn(2, 6), ["a", "b"]) == [0, 1, 2, 3]

@@ -7,6 +7,7 @@ scores in a row.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -28,7 +29,7 @@ def smallest(scores: Sequence[Tensor], sparsity: float, *, scope: str = "global"
     Raises:
         CallError: the sparsity or the scope is none.
     """
-    if not isinstance(sparsity, int | float) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
+    if not isinstance(sparsity, Real) or isinstance(sparsity, bool) or not 0 <= sparsity < 1:
         raise CallError(f"The 'sparsity' must be in [0, 1). Got {sparsity!r} instead.")
     if scope not in {"global", "layer"}:
         raise CallError(f"The 'scope' must be global or layer. Got {scope!r} instead.")
@@ -43,9 +44,16 @@ def above(scores: Sequence[Tensor], threshold: float) -> list[Tensor]:
 
 
 def mean_percentile(scores: Sequence[Tensor], share: float) -> float:
-    """Mean over layers of the `share` quantile of each: a threshold that favours no layer by its size."""
-    finite = [one[torch.isfinite(one)].double() for one in scores]
-    values = [float(one.kthvalue(max(1, round(share * len(one)))).values) for one in finite if len(one)]
+    """Mean over layers of the `share` quantile of each: a threshold that favours no layer by its size.
+
+    Weights that are pruned already count as the lowest; where they alone reach the share, the lowest other one stands.
+    """
+    values = []
+    for one in scores:
+        left = one[torch.isfinite(one)].double()
+        if len(left):
+            gone = one.numel() - len(left)
+            values.append(float(left.kthvalue(max(1, round(share * one.numel()) - gone)).values))
     return sum(values) / max(1, len(values))
 
 

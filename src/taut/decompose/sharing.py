@@ -246,15 +246,29 @@ def share_bases(terms: Sequence[Term], ranks: Mapping[str, int]) -> SharedFactor
     cut = [name for name, size in sizes.items() if ranks[name] < size]
     exact = _exact(terms, ranks, cut)
     if exact is not None:  # the weights say more than any metric
+        exact = _turned(exact)
         return SharedFactors(exact, tuple(_projected(t, exact) for t in terms), (0.0,) * len(terms))
     if any(t.known for t in terms):
         bases = _found(terms, leading(terms).vectors, ranks, ITERATIONS)
     else:
         found = signed([t.relation for t in terms], dict(ranks), tol=TOLERANCE).bases
         bases = {name: found[name] for name in cut}
-    bases = {name: torch.linalg.qr(G)[0] for name, G in bases.items()}
+    bases = _turned(bases)
     cores = tuple(t.core(bases) for t in terms)
     return SharedFactors(bases, cores, tuple(float(t.error(bases)) for t in terms))
+
+
+def _turned(bases: Bases) -> dict[str, Tensor]:
+    """Orthonormal columns of the same span in a random gauge.
+
+    Then all columns carry about the same energy, so that training moves all alike, and no core has tiny rows, which
+    the half precisions round to zero.
+    """
+    found = {}
+    for place, (name, G) in enumerate(bases.items()):
+        noise = torch.randn(2 * (G.shape[1],), generator=torch.Generator().manual_seed(place), dtype=torch.float64)
+        found[name] = torch.linalg.qr(G)[0] @ torch.linalg.qr(noise.to(G))[0]
+    return found
 
 
 def _exact(terms: Sequence[Term], ranks: Mapping[str, int], cut: Sequence[str]) -> dict[str, Tensor] | None:
@@ -299,7 +313,7 @@ def _improved(terms: Sequence[Term], bases: dict[str, Tensor], steps: int) -> di
     with torch.enable_grad():
         moved = {name: G.detach().contiguous().clone().requires_grad_() for name, G in bases.items()}
         search = torch.optim.LBFGS(
-            list(moved.values()), max_iter=steps, tolerance_change=1e-12, line_search_fn="strong_wolfe"
+            list(moved.values()), max_iter=steps, tolerance_change=1e-9, line_search_fn="strong_wolfe"
         )
 
         def closure() -> Tensor:

@@ -10,6 +10,7 @@ from taut.errors import CallError
 from taut.methods.bicluster import Bicluster
 from taut.methods.dead_taps import DeadTaps
 from taut.methods.dead_units import DeadUnits
+from taut.methods.lowrank_sparse import LowRankSparse
 from taut.methods.magnitude import Magnitude
 from taut.methods.mfbp import MFBP
 from taut.methods.monochromatic import Monochromatic
@@ -32,6 +33,7 @@ METHODS: Mapping[str, type[Any]] = {
     "magnitude": Magnitude,
     "mfbp": MFBP,
     "shared": Shared,
+    "lowrank_sparse": LowRankSparse,
 }
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError
 from taut.methods.building import refuse_layer
-from taut.structure.patches import grouped_weight, weight_of
+from taut.structure.patches import grouped_weight, groups_of, weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.tracing import describe_layer
 from taut.types import Cost, Group, Layer, Method, Rewrite
@@ -123,6 +123,24 @@ def regular(B: Tensor) -> Tensor:
     """B with a ridge of 1e-2 of its mean eigenvalue: outputs that no sampled label moved still count a little."""
     mean = B.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(torch.finfo(torch.float32).tiny)
     return B.double() + 1e-2 * mean.double() * torch.eye(B.shape[-1], dtype=torch.float64, device=B.device)
+
+
+def input_rms(module: nn.Module, stats: LayerStatistics) -> Tensor | None:
+    """Root mean square of the input that each weight meets, shaped as the weight; None without calibration data."""
+    diagonal: Weighting = stats.weighting.diagonal()
+    W = weight_of(module)
+    groups = groups_of(module)
+    if diagonal.full is not None:
+        squares = diagonal.full.diagonal(dim1=-2, dim2=-1).reshape(groups, 1, *W.shape[1:])
+    elif diagonal.channel is not None:
+        held = diagonal.channel.diagonal(dim1=-2, dim2=-1)
+        squares = held.reshape(groups, 1, W.shape[1], *[1] * (W.ndim - 2)).expand(groups, 1, *W.shape[1:])
+    elif diagonal.sketch is not None:
+        squares = diagonal.sketch.square().sum(1).reshape(groups, 1, *W.shape[1:])
+    else:
+        return None
+    rms = (squares / max(stats.positions, 1e-30)).sqrt()
+    return rms.expand(groups, len(W) // groups, *W.shape[1:]).reshape(W.shape)
 
 
 def integer(method: str, key: str, value: int | None, limit: int, layer: Layer) -> int:

@@ -11,10 +11,10 @@ from torch import Tensor, nn
 
 from taut.calls import generator
 from taut.criteria import score
-from taut.decompose.weighting import Weighting
 from taut.errors import CallError
+from taut.methods.base import input_rms
 from taut.methods.masking import Masking
-from taut.structure.patches import groups_of, weight_of
+from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
 
 KINDS = ("magnitude", "wanda", "random")
@@ -36,6 +36,15 @@ class Magnitude(Masking):
     seed: int = 0
     name: ClassVar[str] = "magnitude"
 
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing.
+
+        Raises:
+            CallError: a value of the wrong type or outside its range.
+        """
+        super().__post_init__()
+        self._must("score", self.score in KINDS, f"one of {', '.join(KINDS)}")
+
     @property
     def needs(self) -> frozenset[str]:
         """The inputs' size for "wanda"; else nothing."""
@@ -45,40 +54,23 @@ class Magnitude(Masking):
         """Of every weight, layer by layer.
 
         Raises:
-            CallError: the score is unknown, or needs calibration data that is not there.
+            CallError: the score needs calibration data that is not there.
         """
-        if self.score not in KINDS:
-            raise CallError(f"The 'score' of magnitude must be one of {', '.join(KINDS)}. Got '{self.score}' instead.")
         noise = generator(self.seed)
         found = []
         for name, module in modules.items():
             W = weight_of(module)
             beside = W
             if self.score == "wanda":
-                beside = input_rms(name, module, stats.get(name, LayerStatistics()))
+                beside = _rms(name, module, stats.get(name, LayerStatistics()))
             elif self.score == "random":
                 beside = torch.rand(W.shape, generator=noise)
             found.append(score(self.score, W, beside.to(W.device)))
         return found
 
 
-def input_rms(name: str, module: nn.Module, stats: LayerStatistics) -> Tensor:
-    """Root mean square of the input that each weight meets, shaped to broadcast over the weight (o, c, *kernel).
-
-    Raises:
-        CallError: there was no calibration data.
-    """
-    diagonal: Weighting = stats.weighting.diagonal()
-    W = weight_of(module)
-    groups = groups_of(module)
-    if diagonal.full is not None:
-        squares = diagonal.full.diagonal(dim1=-2, dim2=-1).reshape(groups, 1, *W.shape[1:])
-    elif diagonal.channel is not None:
-        held = diagonal.channel.diagonal(dim1=-2, dim2=-1)
-        squares = held.reshape(groups, 1, W.shape[1], *[1] * (W.ndim - 2)).expand(groups, 1, *W.shape[1:])
-    elif diagonal.sketch is not None:
-        squares = diagonal.sketch.square().sum(1).reshape(groups, 1, *W.shape[1:])
-    else:
+def _rms(name: str, module: nn.Module, stats: LayerStatistics) -> Tensor:
+    found = input_rms(module, stats)
+    if found is None:
         raise CallError(f"The score 'wanda' of layer '{name}' needs calibration data: give it to taut.observe.")
-    rms = (squares / max(stats.positions, 1e-30)).sqrt()
-    return rms.expand(groups, len(W) // groups, *W.shape[1:]).reshape(W.shape)
+    return found

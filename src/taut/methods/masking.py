@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from numbers import Real
 from typing import Any, ClassVar, Self, cast
 
 import torch
@@ -14,6 +16,7 @@ from taut.criteria import above, mean_percentile, smallest
 from taut.errors import CallError
 from taut.methods.building import random_layer, refuse_layer
 from taut.structure.patches import weight_of
+from taut.structure.surgery import HOOKS
 from taut.types import Cost, Group, Method, Rewrite
 
 SELECTIONS = ("global", "layer", "threshold", "percentiles")
@@ -32,7 +35,8 @@ class Masking:
             "threshold": all scores below `threshold`; "percentiles": all below the mean over layers of the `sparsity`
             quantile of each. How many the last two prune depends on the weights.
         threshold: of the selection by threshold.
-        spare: positions in the step's layers of those that are scored but not pruned, such as the output layer.
+        spare: positions in the step's layers of those that are scored but not pruned; -1 is the last one, mostly the
+            output layer.
         zeros: weights that are zero afterwards; filled in when the step is carried out.
     """
 
@@ -46,6 +50,33 @@ class Masking:
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = True
     name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing.
+
+        Raises:
+            CallError: a value of the wrong type or outside its range.
+        """
+        self._must("sparsity", _number(self.sparsity) and 0 <= self.sparsity < 1, "in [0, 1)")
+        self._must("threshold", self.threshold is None or _number(self.threshold), "a number or None")
+        self._must("select", self.select in SELECTIONS, f"one of {', '.join(SELECTIONS)}")
+        whole = isinstance(self.spare, list) and all(type(place) is int for place in self.spare)
+        self._must("spare", self.spare is None or whole, "a list of positions in the step's layers, or None")
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+
+    def _must(self, key: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise CallError(f"The '{key}' of {self.name} must be {wanted}. Got {getattr(self, key)!r} instead.")
+
+    def spared(self, layers: int) -> set[int]:
+        """Positions of the layers that are not pruned, of so many.
+
+        Raises:
+            CallError: there are not that many.
+        """
+        places = {place + layers if place < 0 else place for place in self.spare or ()}
+        self._must("spare", places <= set(range(layers)), f"positions 0 ... {layers - 1} of the step's layers")
+        return places
 
     def refuses(self, group: Group) -> str | None:
         """The first layer that has no weight of its own to prune, or None."""
@@ -81,18 +112,13 @@ class Masking:
         zeros = 0
         for (name, module), keep in zip(modules.items(), kept, strict=True):
             old = weight_of(module)
-            weight = torch.where(keep.to(old.device), old.detach(), torch.zeros_like(old)).contiguous()
-            zeros += int((weight == 0).sum()) if keep is not None else 0
+            weight = old.detach().clone().masked_fill_(~keep.to(old.device), 0)  # in the memory layout that it had
+            zeros += int((weight == 0).sum())
             built[name] = _with_weight(module, weight)
         return Rewrite(built, cast(Method, replace(self, zeros=zeros)))
 
     def _kept(self, names: Sequence[str], scores: Sequence[Tensor]) -> list[Tensor]:
-        spared = set(self.spare or ())
-        if not spared <= set(range(len(names))):
-            raise CallError(
-                f"The 'spare' of {self.name} must hold positions 0 ... {len(names) - 1} of the step's layers. "
-                f"Got {self.spare} instead."
-            )
+        spared = self.spared(len(names))
         free = [score for place, score in enumerate(scores) if place not in spared]
         found = iter(self._selected(free))
         return [
@@ -101,15 +127,11 @@ class Masking:
         ]
 
     def _selected(self, scores: Sequence[Tensor]) -> list[Tensor]:
-        if self.select == "threshold" and self.threshold is not None:
-            return above(scores, self.threshold)
+        if self.select == "threshold":
+            self._must("threshold", self.threshold is not None, "a number where 'select' is threshold")
+            return above(scores, cast(float, self.threshold))
         if self.select == "percentiles":
             return above(scores, mean_percentile(scores, self.sparsity))
-        if self.select not in {"global", "layer"}:
-            raise CallError(
-                f"The 'select' of {self.name} must be one of {', '.join(SELECTIONS)}, 'threshold' with a threshold. "
-                f"Got {self.select!r} instead."
-            )
         return smallest(scores, self.sparsity, scope=self.select)
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
@@ -123,11 +145,10 @@ class Masking:
         return replace(before, nonzero=before.nonzero - self._count(group))
 
     def _count(self, group: Group) -> int:
-        if not 0 <= self.sparsity < 1:
-            raise CallError(f"The 'sparsity' of {self.name} must be in [0, 1). Got {self.sparsity} instead.")
         if self.zeros is not None:
             return self.zeros
-        sizes = [size for place, size in enumerate(map(_weights, group.layers)) if place not in set(self.spare or ())]
+        spared = self.spared(len(group.layers))
+        sizes = [math.prod(layer.weight) for place, layer in enumerate(group.layers) if place not in spared]
         if self.select == "layer":
             return sum(round(self.sparsity * size) for size in sizes)
         if self.select == "threshold":
@@ -141,16 +162,15 @@ class Masking:
         return replace(self, sparsity=0.0, zeros=0), random_layer(group.layer)
 
 
-def _weights(layer: Any) -> int:
-    size = 1
-    for extent in layer.weight:
-        size *= extent
-    return size
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
 
 
 def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
     """A copy of the layer, of its own type and with its own tensors, around another weight."""
     old = weight_of(module)
     memo: dict[int, Any] = {id(old): nn.Parameter(weight, requires_grad=old.requires_grad)}
+    # whoever puts the copy in its place hands the hooks over; one bound to the model would copy all of it
+    memo |= {id(getattr(module, hooks)): type(getattr(module, hooks))() for hooks in HOOKS}
     copied: nn.Module = copy.deepcopy(module, memo)
     return copied

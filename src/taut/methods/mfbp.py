@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from taut.calls import Example
 from taut.criteria import score
 from taut.decompose.trifactor import Trifactors, dfmf, signed
-from taut.errors import CallError
 from taut.methods.joint import Graph
 from taut.methods.masking import Masking
 from taut.structure.coupling import couple
@@ -51,6 +50,19 @@ class MFBP(Masking):
     name: ClassVar[str] = "mfbp"
     needs: ClassVar[frozenset[str]] = frozenset()
 
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing.
+
+        Raises:
+            CallError: a value of the wrong type or outside its range.
+        """
+        super().__post_init__()
+        self._must("score", self.score in KINDS, f"one of {', '.join(KINDS)}")
+        self._must("solver", self.solver in {"signed", "dfmf"}, "signed or dfmf")
+        self._must("rank", self.rank is None or (type(self.rank) is int and self.rank >= 1), "at least 1, or None")
+        whole = isinstance(self.links, list) and all(type(number) is int for number in self.links)
+        self._must("links", self.links is None or whole, "a list of whole numbers, or None")
+
     def look(
         self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
     ) -> tuple[MFBP, list[Tensor]]:
@@ -64,11 +76,9 @@ class MFBP(Masking):
         """Of every weight, layer by layer.
 
         Raises:
-            CallError: score or solver are unknown, or the links do not fit.
+            CallError: the links do not fit.
         """
         del stats
-        if self.score not in KINDS:
-            raise CallError(f"The 'score' of mfbp must be one of {', '.join(KINDS)}. Got '{self.score}' instead.")
         return [
             score(self.score, weight_of(module), H)
             for module, H in zip(modules.values(), self.reconstructions(modules), strict=True)
@@ -88,6 +98,4 @@ class MFBP(Masking):
         ranks = graph.ranks(self.rank)
         if self.solver == "signed":
             return signed(graph.relations, ranks)
-        if self.solver == "dfmf":
-            return dfmf(graph.relations, ranks, seed=self.seed)
-        raise CallError(f"The 'solver' of mfbp must be signed or dfmf. Got '{self.solver}' instead.")
+        return dfmf(graph.relations, ranks, seed=self.seed)

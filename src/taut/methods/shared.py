@@ -252,6 +252,31 @@ class Shared:
             )
         return frame, self.ranks
 
+    def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Shared:
+        """Itself with ranks read off what was built, where it is not resolved, and links that fit them.
+
+        Which bases are one Parameter the shapes do not say: a basis is taken for that of the last layer before whose
+        outputs are as many and as far reduced. A saved folder lists its ties besides.
+
+        Args:
+            group: the layers as the step found them.
+            shapes: of the parameters under every layer's name, as the step left them.
+        """
+        if self.ranks is not None and self.links is not None:
+            return self
+        links: list[int] = []
+        ranks: list[int] = []
+        met: dict[tuple[int, int], int] = {}
+        for layer in group.layers:
+            inside, outside = _reduced(layer, shapes.get(layer.name, {}))
+            for place, side in enumerate((inside, outside)):
+                number = met.get(side, len(ranks)) if place == 0 else len(ranks)
+                if number == len(ranks):
+                    ranks.append(side[1])
+                links.append(number)
+            met[outside] = links[-1]
+        return replace(self, ranks=ranks, links=links)
+
     def exact_case(self, group: Group) -> tuple[Shared, nn.Module] | None:
         """A layer planted in half of its channels on either side."""
         if self.refuses(group) or len(group.layers) != 1:
@@ -270,6 +295,20 @@ class Shared:
 
 def _layers(modules: Mapping[str, nn.Module]) -> list[Layer]:
     return [describe_layer(name, module, (), 1) for name, module in modules.items()]
+
+
+def _reduced(layer: Layer, shapes: Mapping[str, tuple[int, ...]]) -> tuple[tuple[int, int], tuple[int, int]]:
+    """(channels, rank) of the inputs and of the outputs of a layer that was built with these parameters."""
+    weights = [size for name, size in sorted(shapes.items()) if name.endswith("weight")]
+    outputs, inputs = layer.weight[:2]
+    gathers = spreads = len(weights) == 3
+    if len(weights) == 2:
+        (n, k), core = weights[0][:2], weights[1]
+        gathers = len(weights[0]) == 2 if layer.kernel else (core[0] == outputs and core[1] * n == k * inputs)
+        spreads = not gathers
+    inside = weights[0] if gathers else (inputs, inputs)
+    outside = weights[-1] if spreads else (outputs, outputs)
+    return (inside[0], inside[1]), (outside[0], outside[1])
 
 
 def _alike(links: Sequence[int], modules: Sequence[nn.Module]) -> list[int]:

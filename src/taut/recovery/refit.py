@@ -21,7 +21,7 @@ from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
 from taut.methods.base import Factorization
-from taut.nn import Reorder
+from taut.nn import LowRankSparse, Reorder
 from taut.progress import Stage, stage
 from taut.recovery.rest import ROWS, refit_rest
 from taut.recovery.solving import Moments, least_squares
@@ -99,10 +99,12 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)
     with stage("refitting", total=len(targets)) as bar:
-        copied = shallow(small)  # the same weights, but buffers of its own: batch norms' and orders are handed back
+        copied = shallow(small)  # the same weights, but buffers of its own, which are handed back
         _run_refit(_Refit(dict(model.named_modules()), copied, chains, stats, targets), norms, batch, bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
-        if isinstance(mine, Reorder) or (isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)):
+        if isinstance(mine, Reorder | LowRankSparse) or (
+            isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)
+        ):
             mine.load_state_dict(found.state_dict())
 
 
@@ -309,7 +311,7 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
     groups = groups_of(original)
     weight = weight_of(original)
     given = row.reshape(1, groups * weight.shape[1], *weight.shape[2:])
-    for part in dense.children():
+    for part in [dense.to_plain()] if isinstance(dense, LowRankSparse) else dense.children():
         given = _bare(part).to(row.dtype)(given)
     return given.reshape(groups, -1)
 

@@ -6,7 +6,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from taut.calls import Example, evaluating, tensors
 from taut.nn import Pick, Reorder
@@ -47,7 +48,9 @@ class Flow:
         sources: layer -> layers whose output it reads directly.
         mixed: layers that read through an operation that may tell channels apart.
         sharing: layers that read through an operation in which a channel's value depends on how many there are.
-        whole: whether every layer that holds something was called.
+        foreign: layers that read through an operation with a tensor that comes from no layer and is no buffer (a mask):
+            what it is in another run is not known.
+        uncalled: layers that hold something and were not called.
     """
 
     readers: dict[str, set[str]] = field(default_factory=dict)
@@ -55,7 +58,37 @@ class Flow:
     sources: dict[str, set[str]] = field(default_factory=dict)
     mixed: set[str] = field(default_factory=set)
     sharing: set[str] = field(default_factory=set)
-    whole: bool = True
+    foreign: set[str] = field(default_factory=set)
+    uncalled: tuple[str, ...] = ()
+
+    @property
+    def whole(self) -> bool:
+        """Whether every layer that holds something was called."""
+        return not self.uncalled
+
+
+class _Foreign(TorchFunctionMode):
+    """Notes the operations in which a tensor without gradient meets others, but for the buffers of a model."""
+
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__()
+        self.held = {_storage(buffer) for buffer in model.buffers()} - {None}
+        self.nodes: set[Any] = set()
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it; what it makes is noted by its node in the autograd graph."""
+        output = func(*args, **(kwargs or {}))
+        if any(not t.requires_grad and _storage(t) not in self.held for t in tensors((args, kwargs))):
+            self.nodes.update(t.grad_fn for t in tensors(output) if t.grad_fn is not None)
+        return output
+
+
+def _storage(t: Tensor) -> int | None:
+    """Where the values are; None for tensors without plain memory."""
+    try:
+        return t.untyped_storage().data_ptr() or None
+    except (NotImplementedError, RuntimeError):
+        return None
 
 
 def flow_of(model: nn.Module, example: Example) -> Flow:
@@ -70,20 +103,23 @@ def flow_of(model: nn.Module, example: Example) -> Flow:
     called: set[str] = set()
 
     def note(name: str) -> Any:
-        def hook(_: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        def hook(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
             called.add(name)
-            inputs[name] += [t.grad_fn for t in tensors(args) if t.grad_fn is not None]
-            outputs.update((t.grad_fn, name) for t in tensors(output) if t.grad_fn is not None)
+            inputs[name] += [t.grad_fn for t in tensors((args, kwargs)) if t.grad_fn is not None]
+            for t in tensors(output):
+                if t.grad_fn is not None:
+                    outputs.setdefault(t.grad_fn, name)  # the innermost: a module gives what its last layer gave
 
         return hook
 
     for name in names:
-        copied.get_submodule(name).register_forward_hook(note(name), prepend=True)
-    with evaluating(copied), torch.enable_grad():
+        copied.get_submodule(name).register_forward_hook(note(name), prepend=True, with_kwargs=True)
+    with evaluating(copied), torch.enable_grad(), _Foreign(copied) as foreign:
         ends = [t.grad_fn for t in tensors(example.run(copied)) if t.grad_fn is not None]
     plain = {name for name in names if not isinstance(copied.get_submodule(name), (*MIXING, Reorder, Pick))}
     passing = {name for name in plain if _per_channel(copied.get_submodule(name))}
-    return replace(_traced({**inputs, OUTPUT: ends}, outputs, passing), whole=called >= set(names))
+    flow = _traced({**inputs, OUTPUT: ends}, outputs, passing, foreign.nodes)
+    return replace(flow, uncalled=tuple(name for name in names if name not in called))
 
 
 def _kind(node: Any) -> str:
@@ -101,17 +137,18 @@ def _per_channel(module: nn.Module) -> bool:
     return all(t.ndim <= 1 for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)))
 
 
-def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[str]) -> Flow:
+def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[str], foreign: set[Any]) -> Flow:
     """Walk back from the inputs of every layer to the outputs of others; `passing` layers are noted and passed."""
     flow = Flow()
     for name, nodes in inputs.items():
-        stack, seen, found, crossed, kinds = list(nodes), set(nodes), set(), set(), set()
+        stack, seen, found, crossed, kinds, met = list(nodes), set(nodes), set(), set(), set(), False
         while stack:
             node = stack.pop()
             source = outputs.get(node)
             if source is not None and source not in passing:
                 found.add(source)
                 continue
+            met |= node in foreign
             if source is not None:
                 crossed.add(source)
             else:
@@ -125,6 +162,7 @@ def _traced(inputs: dict[str, list[Any]], outputs: dict[Any, str], passing: set[
         flow.sources[name] = found
         flow.mixed |= set() if kinds <= ALIKE else {name}
         flow.sharing |= {name} if kinds & SHARING else set()
+        flow.foreign |= {name} if met else set()
         for source in found:
             flow.readers.setdefault(source, set()).add(name)
             flow.through.setdefault(source, set()).update(crossed)

@@ -10,6 +10,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
+from taut.nn import mask_of
+
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that methods rewrite; a subclass counts if it computes the same."""
 
@@ -50,6 +52,8 @@ def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
 
 def refusal(module: nn.Module) -> str | None:
     """Why a module that owns parameters cannot be rewritten, judged from the module alone; None if it can."""
+    if mask_of(module) is not None:
+        return "a mask holds its weight: taut.nn.bake the model first"
     if parametrize.is_parametrized(module):
         return "its weight is computed by a parametrization (weight norm, mask): remove_parametrizations first"
     if isinstance(module, SUPPORTED):

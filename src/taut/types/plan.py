@@ -21,6 +21,10 @@ SILENT: tuple[Setting, ...] = (None, False, "", "data", "projection")
 """Values that settings have unless somebody asked for others: a plan's table leaves them out."""
 
 
+FEW = 3
+"""Layers that a table names one by one."""
+
+
 @dataclass(frozen=True)
 class Step:
     """One rewrite: which layers, which method with which settings, and why.
@@ -107,13 +111,13 @@ class Plan:
             raise CallError(f"The plan is not valid JSON: {error}") from None
 
     def without(self, layers: Iterable[str]) -> Plan:
-        """The same plan, the steps on these layers left out."""
+        """The same plan, the steps on these layers left out; a step over many layers is left out for all of them."""
         drop = set(layers)
         kept = tuple(
             Kept(name, "taken out of the plan", step.before or Cost())
             for step in self.steps
+            if drop & set(step.layers)
             for name in step.layers
-            if name in drop
         )
         return replace(self, steps=tuple(s for s in self.steps if not drop & set(s.layers)), kept=self.kept + kept)
 
@@ -147,11 +151,13 @@ class Plan:
 
 
 def _step_row(step: Step) -> tuple[str, ...]:
-    settings = " ".join(f"{key}={value}" for key, value in step.settings.items() if value not in SILENT)
+    settings = " ".join(f"{key}={_brief(value)}" for key, value in step.settings.items() if value not in SILENT)
+    layers = step.layers
+    names = ", ".join(layers) if len(layers) <= FEW else f"{len(layers)} layers, {layers[0]} ... {layers[-1]}"
     before, after = step.before or Cost(), step.after or Cost()
     damage = "" if step.damage is None else f"{step.damage:.3g}"
     return (
-        ", ".join(step.layers),
+        names,
         step.method,
         settings,
         _change(before, after, "params"),
@@ -159,6 +165,13 @@ def _step_row(step: Step) -> tuple[str, ...]:
         damage,
         step.reason,
     )
+
+
+def _brief(value: Setting) -> str:
+    """A setting as a table shows it: of a list with something about every layer only the length."""
+    if isinstance(value, list) and len(value) > 2 * FEW:
+        return f"({len(value)} numbers)"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _change(before: Cost, after: Cost, key: str) -> str:

@@ -31,6 +31,8 @@ class Stage:
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9, Nesterov).
         rate: learning rate at the start; it falls to 0 along a half cosine over the stage's epochs.
         weight_decay: as the optimizer understands it.
+        hold_zeros: weights of Linear layers and convolutions that are zero when the training begins stay zero, as a
+            model needs that was pruned before; those that a pruning step of the plan made zero do so in any case.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -43,6 +45,7 @@ class Stage:
     optimizer: str = "adam"
     rate: float = 1e-3
     weight_decay: float = 0.0
+    hold_zeros: bool = False
 
     def __post_init__(self) -> None:
         """Refuse what no training can mean.
@@ -98,7 +101,10 @@ def ramp(step: Step, times: int = 10) -> tuple[Step, ...]:
     goal = step.settings.get("sparsity")
     if not isinstance(goal, int | float) or isinstance(goal, bool):
         raise CallError(f"A ramp needs a step with a 'sparsity'. The settings of this one are {step.settings}.")
-    _check("times", times, "a whole number, at least 1", _whole(times, 1))
+    if not 0 <= goal < 1:
+        raise CallError(f"The 'sparsity' of a ramp must be in [0, 1). Got {goal} instead.")
+    if not _whole(times, 1):
+        raise CallError(f"The 'times' of a ramp must be a whole number, at least 1. Got {times!r} instead.")
     rising = [goal * (1 - (1 - t / times) ** 3) for t in range(1, times)] + [goal]
     return tuple(replace(step, settings={**step.settings, "sparsity": sparsity}) for sparsity in rising)
 
@@ -109,7 +115,7 @@ def alternate(plan: Plan, *, epochs: int = 1, last: int | None = None, rate: flo
     Args:
         plan: such as the steps of `ramp`.
         epochs: after every step.
-        last: after the last one; None: as after the others.
+        last: after the last one, such as the step that takes out dead units; None: as after the others.
         rate: learning rate at the start of every stage.
     """
     ends = len(plan.steps) - 1

@@ -1,0 +1,76 @@
+"""The modules that are not plain torch.nn: what they compute, and their plain counterparts."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from taut.nn import Basis, LowRankSparse
+
+SHAPES = {0: (), 1: (5,), 2: (4, 3), 3: (2, 3, 2)}
+
+
+def shared(n, k):
+    return nn.Parameter(torch.linalg.qr(torch.randn(n, n).double())[0][:, :k].contiguous())
+
+
+@pytest.mark.parametrize("axes", [0, 1, 2, 3])
+@pytest.mark.parametrize("batch", [(), (2,)], ids=["single", "batch"])
+@pytest.mark.parametrize("inner", [1, 4])
+def test_a_basis_gathers_and_spreads(axes, batch, inner):
+    G = shared(7, 3)
+    x = torch.randn(*batch, 7 * inner, *SHAPES[axes]).double()
+    gather, spread = (
+        Basis(G, axes, inner=inner),
+        Basis(G, axes, spread=True, bias=nn.Parameter(torch.randn(7).double())),
+    )
+    rows = x.movedim(len(batch), -1).unflatten(-1, (7, inner))
+    wanted = torch.einsum("...nr,nk->...kr", rows, G).flatten(-2).movedim(-1, len(batch))
+    torch.testing.assert_close(gather(x), wanted, rtol=0, atol=1e-12)
+    torch.testing.assert_close(gather.to_plain()(x), wanted, rtol=0, atol=1e-12)
+    if inner == 1:
+        back = (wanted.movedim(len(batch), -1) @ G.mT + spread.bias).movedim(-1, len(batch))
+        torch.testing.assert_close(spread(gather(x)), back, rtol=0, atol=1e-12)
+        torch.testing.assert_close(spread.to_plain()(gather(x)), back, rtol=0, atol=1e-12)
+
+
+def test_a_full_orthonormal_basis_is_undone_by_itself():
+    G = shared(6, 6)
+    x = torch.randn(3, 6, 4, 4).double()
+    torch.testing.assert_close(Basis(G, 2, spread=True)(Basis(G, 2)(x)), x, rtol=0, atol=1e-10)
+
+
+def test_one_parameter_is_counted_trained_and_copied_as_one():
+    G = shared(6, 2)
+    net = nn.Sequential(Basis(G, 0), nn.ReLU(), Basis(G, 0, spread=True))
+    assert sum(p.numel() for p in net.parameters()) == 12
+    copied = copy.deepcopy(net)
+    assert copied[0].weight is copied[2].weight
+    optimizer = torch.optim.SGD(copied.parameters(), 0.1)
+    copied(torch.randn(5, 6).double()).square().sum().backward()
+    optimizer.step()
+    assert copied[0].weight is copied[2].weight
+    assert not torch.equal(copied[0].weight, G)
+
+
+def test_plain_bases_are_untied():
+    G = shared(6, 2)
+    plain = Basis(G, 0).to_plain()
+    assert type(plain) is nn.Linear
+    assert plain.weight.data_ptr() != G.data_ptr()
+    assert type(Basis(G, 2, spread=True).to_plain()) is nn.Conv2d
+    assert "gather 6 -> 2" in repr(Basis(G, 0))
+    assert "spread 2 -> 6" in repr(Basis(G, 0, spread=True))
+
+
+def test_a_sparse_part_adds_its_weights():
+    first, second = nn.Linear(5, 2, bias=False), nn.Linear(2, 4)
+    module = LowRankSparse(first, second, nn.Parameter(torch.tensor([2.0, -1.0])), torch.tensor([7, 13]))
+    x = torch.randn(3, 5)
+    R = torch.zeros(4, 5)
+    R[1, 2], R[2, 3] = 2, -1
+    assert torch.equal(module.residual(), R)
+    torch.testing.assert_close(module(x), second(first(x)) + x @ R.T)
+    torch.testing.assert_close(module.to_plain()(x), module(x))
+    assert module.half().places.dtype == torch.int32
