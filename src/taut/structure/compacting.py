@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from taut.calls import Example, evaluating
 from taut.structure.coupling import couple
 from taut.structure.flow import MIXING, Flow, flow_of
-from taut.structure.narrowing import Cut, channel_axis, narrowed, same, trail
+from taut.structure.narrowing import Cut, Trail, channel_axis, departure, narrowed, trail
 from taut.structure.patches import bias_of, groups_of, weight_of
 from taut.structure.probing import record_calls
-from taut.structure.sameness import probes_of
+from taut.structure.sameness import PROBES, few, probes_of
 from taut.structure.surgery import clone, shallow
 
 PER_CHANNEL = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.PReLU)
@@ -42,46 +42,100 @@ class Channels:
         size: how many.
         producers, readers: layers that mix channels.
         through: layers between, with values per channel.
+        foreign: of the readers those that may read them times, or plus, something that other runs have otherwise.
     """
 
     size: int
     producers: tuple[str, ...]
     readers: tuple[str, ...]
     through: tuple[str, ...]
+    foreign: frozenset[str] = frozenset()
 
 
 def compact(model: nn.Module, example: Example, names: Sequence[str]) -> dict[str, Cut]:
     """What is left of the named layers when everything dead is taken out; layers that stay as they are are missing.
 
-    Where the whole does not compute the same in float64, the shared channels are tried one set after the other.
+    Where the whole does not compute the same in float64, the shared channels that are to blame are looked for. A few
+    samples of the example do, unless the model cannot run on so few.
 
     Args:
         model: is not changed.
         example: how it is called.
         names: Linear layers, convolutions, and batch norms and PReLUs with values per channel.
     """
-    probes = probes_of(example)
     mixing = [name for name in names if isinstance(model.get_submodule(name), MIXING)]
-    before = trail(_wide(model), example, probes, mixing)
-    if before is None:
-        return {}
-    found = shared_channels(model, example, names)
+    for part in dict.fromkeys((few(example), example)):
+        before = _reference(model, part, mixing)
+        if before:
+            search = _Search(model, part, before, mixing)
+            found = shared_channels(model, part, names)
+            if not search.add([], found) and found:
+                search.departs([])
+            return search.cuts
+    return {}
 
-    def tried(chosen: Sequence[Channels]) -> dict[str, Cut] | None:
-        work = _Work(_wide(model), example, probes, chosen)
+
+def uncalled(model: nn.Module, example: Example) -> tuple[str, ...]:
+    """The layers that the example does not call: they may read any channels, so that all of these stay."""
+    return flow_of(model, example).uncalled
+
+
+Reference = list[tuple[Any, Trail]]
+"""Probes, and what the layers of the model gave for each."""
+
+
+def _reference(model: nn.Module, example: Example, mixing: Sequence[str]) -> Reference | None:
+    """The probes that the model runs on in float64; None where these are too few to tell anything."""
+    wide = _wide(model)
+    found = [(probe, run) for probe in probes_of(example) if (run := trail(wide, example, probe, mixing)) is not None]
+    return found if len(found) >= PROBES else None
+
+
+class _Search:
+    """The shared channels that can be taken out together, all or nearly all, found in few trials.
+
+    Attributes:
+        cuts: what is left of the layers, in the last trial that computed the same.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, before: Reference, mixing: Sequence[str]) -> None:
+        self.model, self.example, self.before, self.mixing = model, example, before, mixing
+        self.cuts: dict[str, Cut] = {}
+
+    def add(self, chosen: list[Channels], group: list[Channels]) -> list[Channels]:
+        """`chosen` and those of `group` that can be taken out, too.
+
+        What does not go together is tried without the channels that the first layer reads whose output changed, and
+        without half of them where that says nothing.
+        """
+        first = self.departs([*chosen, *group])
+        if first is None:
+            return [*chosen, *group]
+        if len(group) < 2:
+            return chosen
+        part = [channels for channels in group if first in channels.readers] or group[len(group) // 2 :]
+        rest = [channels for channels in group if channels not in part]
+        taken = self.add(chosen, rest)
+        if len(part) == 1 and len(taken) == len(chosen) + len(rest):
+            return taken  # all together are what has just failed
+        return self.add(taken, part)
+
+    def departs(self, chosen: Sequence[Channels]) -> str | None:
+        """The first layer that computes something else where these are taken out; None where none does."""
+        cuts = self._left(chosen)
+        if cuts:
+            small = narrowed(_wide(self.model), cuts)
+            for probe, before in self.before:
+                first = departure(small, self.example, probe, before, cuts)
+                if first is not None:
+                    return first
+        self.cuts = cuts
+        return None
+
+    def _left(self, chosen: Sequence[Channels]) -> dict[str, Cut]:
+        work = _Work(_wide(self.model), self.example, [probe for probe, _ in self.before], chosen)
         work.settle()
-        cuts = work.cuts(mixing)
-        after = trail(narrowed(_wide(model), cuts), example, probes, mixing) if cuts else before
-        return cuts if after is not None and same(model, before, after, cuts) else None
-
-    whole = tried(found)
-    if whole is not None:
-        return whole
-    chosen: list[Channels] = []
-    for channels in found:
-        if tried([*chosen, channels]) is not None:
-            chosen.append(channels)
-    return tried(chosen) or {}
+        return work.cuts(self.mixing)
 
 
 def _wide(model: nn.Module) -> nn.Module:
@@ -110,7 +164,8 @@ def shared_channels(model: nn.Module, example: Example, names: Sequence[str]) ->
         readers = tuple(name for name in mixing if reading[name] == number)
         crossed = {name for producer in producers for name in flow.through.get(producer, ())}
         through = tuple(sorted(name for name in crossed if not _scalar(model.get_submodule(name))))
-        channels = Channels(len(weight_of(model.get_submodule(producers[0]))), producers, readers, through)
+        size = len(weight_of(model.get_submodule(producers[0])))
+        channels = Channels(size, producers, readers, through, flow.foreign & frozenset(readers))
         if _removable(model, flow, channels, alone):
             found.append(channels)
     return found
@@ -234,11 +289,15 @@ class _Work:
         return {name: _constant(low[name], high[name]).cpu() for name in names}
 
     def _foldable(self, channels: Channels, values: Mapping[str, Tensor]) -> Tensor:
-        """Which units every reader can do without: it does not read them, or reads a constant that it can hold."""
+        """Which units every reader can do without: it does not read them, or reads a constant that it can hold.
+
+        Times a mask, say, only zero is sure to be constant: the masks of the probes are not all that there are.
+        """
         able = torch.ones(channels.size, dtype=torch.bool)
         for name in channels.readers:
             layer, found = self._layer(name), values[name]
-            known = found.isfinite() if _takes_constants(layer) else found == 0
+            held = _takes_constants(layer) and name not in channels.foreign
+            known = found.isfinite() if held else found == 0
             able &= (known | ~read_columns(layer)).reshape(channels.size, -1).all(1)
         return able
 

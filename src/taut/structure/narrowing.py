@@ -2,21 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, evaluating, tensors
+from taut.calls import Example, TautControl, evaluating, tensors
 from taut.errors import ModelError
 from taut.nn import Pick
 from taut.structure.patches import weight_of
-from taut.structure.sameness import alike
+from taut.structure.sameness import alike, finite
 
 Trail = dict[str, list[Tensor]]
-"""What every layer gave, call by call; the model's own output is under ""."""
+"""What every layer gave for a probe, call by call; the model's own output is under ""."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -78,38 +80,79 @@ def _before(pick: Pick) -> Any:
     return lambda _, args: (pick(args[0]), *args[1:])
 
 
-def trail(model: nn.Module, example: Example, probes: list[Any], names: Sequence[str]) -> Trail | None:
-    """What the named layers and the model give for the probes; None where it cannot run."""
-    found: Trail = {name: [] for name in ("", *names)}
+def trail(model: nn.Module, example: Example, probe: Any, names: Sequence[str]) -> Trail | None:
+    """What the named layers and the model give for the probe; None where it cannot run, or gives nothing finite."""
+    found: Trail = {name: [] for name in names}
 
     def note(name: str) -> Any:
         return lambda _, __, output: found[name].extend(t.clone() for t in tensors(output))
 
-    for name in names:
-        model.get_submodule(name).register_forward_hook(note(name))
     try:
-        with evaluating(model), torch.no_grad():
-            for probe in probes:
-                found[""] += tensors(example.run(model, probe))
+        with _hooked(model, {name: note(name) for name in names}), torch.no_grad():
+            found[""] = tensors(example.run(model, probe))
     except ModelError:
         return None
-    return found
+    return found if finite(found[""]) else None
 
 
-def same(model: nn.Module, before: Trail, after: Trail, cuts: Mapping[str, Cut]) -> bool:
-    """Whether all that is left computes what it did."""
-    for name, old in before.items():
-        cut = cuts.get(name)
-        live = None if cut is None or cut.live is None else cut.live.nonzero().flatten()
-        if cut is None or live is None:
-            if not alike(old, after[name]):
-                return False
-        elif not alike(_of(model, name, old, cut.outputs[live]), _of(model, name, after[name], live)):
-            return False
-    return True
+class _Departed(TautControl):
+    """A layer gave something else than before."""
 
 
-def _of(model: nn.Module, name: str, outputs: list[Tensor], index: Tensor) -> list[Tensor]:
+def departure(
+    model: nn.Module, example: Example, probe: Any, before: Trail, cuts: Mapping[str, Cut]
+) -> str | None:
+    """The first layer of the narrowed model that does not give what is left of what it gave; None where all do.
+
+    Compared while it runs, which ends there, so that no second trail is held.
+
+    Returns:
+        Its name; "" where the layers are as before and the output is not, or where the model cannot run.
+    """
+    calls: Counter[str] = Counter()
+
+    def compare(name: str) -> Any:
+        def hook(module: nn.Module, _: Any, output: Any) -> None:
+            new = tensors(output)
+            old = before[name][calls[name] : calls[name] + len(new)]
+            calls[name] += len(new)
+            if not _matches(module, old, new, cuts.get(name)):
+                raise _Departed(name)
+
+        return hook
+
+    names = [name for name in before if name]
+    try:
+        with _hooked(model, {name: compare(name) for name in names}), torch.no_grad():
+            made = tensors(example.run(model, probe))
+    except _Departed as found:
+        return str(found)
+    except ModelError:
+        return ""
+    missed = next((name for name in names if calls[name] != len(before[name])), None)
+    return missed if missed is not None or alike(before[""], made) else ""
+
+
+@contextmanager
+def _hooked(model: nn.Module, hooks: Mapping[str, Any]) -> Iterator[None]:
+    """The model in eval mode, with forward hooks."""
+    handles = [model.get_submodule(name).register_forward_hook(hook) for name, hook in hooks.items()]
+    try:
+        with evaluating(model):
+            yield
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _matches(layer: nn.Module, old: list[Tensor], new: list[Tensor], cut: Cut | None) -> bool:
+    """Whether the outputs that somebody reads are what they were."""
+    if cut is None or cut.live is None:
+        return alike(old, new)
+    live = cut.live.nonzero().flatten()
+    return alike(_of(layer, old, cut.outputs[live]), _of(layer, new, live))
+
+
+def _of(layer: nn.Module, outputs: list[Tensor], index: Tensor) -> list[Tensor]:
     """Some channels of what a layer gave."""
-    layer = model.get_submodule(name)
     return [t.index_select(channel_axis(layer, t), index.to(t.device)) for t in outputs]
