@@ -207,7 +207,8 @@ def test_cost_equals_the_built_module(method, name):
             small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
             parameters = list(small.get_submodule(group.names[0]).parameters())
             assert cost.params == sum(p.numel() for p in parameters)
-            stored = [*parameters, *(t for key, t in owned(small).items() if key.endswith(".places"))]
+            buffers = small.get_submodule(group.names[0]).named_buffers()
+            stored = [*parameters, *(t for key, t in buffers if key.endswith("places"))]
             assert cost.bytes == sum(t.numel() * t.element_size() for t in stored)
             nonzero = sum(int(p.count_nonzero()) for p in parameters)
             assert nonzero <= cost.nonzero

@@ -98,7 +98,8 @@ THRESHOLD = 0.002
 def curves(kind: str) -> list[Cell]:
     """Plain and pruned, by our default and by the source's rule with a fixed threshold."""
     ways = ("plain", "sum", "source")
-    return cells(kind=[kind], net=["2 hidden"] if kind == "quick" else list(DRAFT), way=ways)
+    grid = cells(kind=[kind], net=["2 hidden"] if kind == "quick" else list(DRAFT), way=ways)
+    return [cell for cell in grid if (cell["net"], cell["way"]) != ("5 hidden", "source")]
 
 
 def draft(lab: Lab, cell: Cell) -> dict[str, Any]:

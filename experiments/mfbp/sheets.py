@@ -95,7 +95,7 @@ def _finished(rows: list[Row]) -> list[str]:
             )
         )
         body.append(("", NAMES["control"], spread(before), *_scores(control), "", ""))
-        for rule in ("sum", "magnitude", "random", "source", "committed code", "later text"):
+        for rule in ("sum", "product", "magnitude", "random", "source", "committed code", "later text"):
             mine = pick(rows, net=net, sparsity=level, rule=rule)
             if mine:
                 low, high = interval([row["after"]["accuracy"] - dense[row["seed"]] for row in mine])

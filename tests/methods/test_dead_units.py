@@ -310,3 +310,48 @@ def test_a_pick_and_its_plain_layer_give_the_same(axes):
     assert pick.to_plain(6).weight.shape[:2] == (3, 6)
     assert "3 channels" in repr(pick)
     assert pick.index.dtype == torch.int32
+
+
+class Auxiliary(nn.Module):
+    """With a head that only training uses."""
+
+    def __init__(self, inputs):
+        super().__init__()
+        self.one, self.two, self.aux = nn.Linear(inputs, 8), nn.Linear(8, 5), nn.Linear(8, 2)
+        with torch.no_grad():
+            self.one.weight[:, : inputs // 2] = 0
+            self.one.weight[0], self.one.bias[0] = 0, 0
+
+    def forward(self, x):
+        h = self.one(x).relu()
+        return (self.two(h), self.aux(h)) if self.training else self.two(h)
+
+
+def test_layers_that_the_example_does_not_call_are_named():
+    _, done = carried_out(Auxiliary(1).eval(), image(4, 1))
+    assert done.steps == ()
+    assert all("nothing is dead" in kept.reason and "'aux'" in kept.reason for kept in done.kept)
+
+
+def test_where_only_inputs_are_left_out_a_warning_names_them():
+    with pytest.warns(UserWarning, match="no layer narrower.*'aux'"):
+        _, done = carried_out(Auxiliary(20).eval(), image(4, 20))
+    assert done.steps[0].settings["widths"] == [8, 10, 1, 5, 8, 0]
+
+
+def test_a_mask_of_the_example_is_not_taken_for_all_masks():
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+            with torch.no_grad():
+                self.a.weight[:8], self.a.bias[:8] = 0, 1
+                self.a.bias[0] = -1
+
+        def forward(self, x, mask):
+            return self.b(self.a(x).relu() * mask.unsqueeze(-1))
+
+    model, x, mask = Masked().eval(), image(4, 5, 6), torch.ones(4, 5, dtype=torch.bool)
+    small, done = carried_out(model, (x, mask))
+    assert done.steps[0].settings["widths"] == [15, 6, 0, 3, 15, 0]
+    close(run(small, (x, image(4, 5) > 0)), run(model, (x, image(4, 5) > 0)))

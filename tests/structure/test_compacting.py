@@ -11,6 +11,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 
 from cases import sequential, settle, untouched
 from taut.calls import Example
+from taut.structure import compacting
 from taut.structure.compacting import compact
 from taut.structure.narrowing import narrowed
 
@@ -351,3 +352,164 @@ def test_sequences_and_single_vectors_without_a_position():
     assert cut(model, rows(3, 4, 20)) == {"0": (6, 17, 1), "2": (5, 6, 0)}
     gates = sequential(one=nn.Conv1d(3, 6, 1), act=nn.GLU(1), two=zero(nn.Conv1d(3, 4, 1), columns=[0]))
     assert cut(gates, rows(2, 3, 5)) == {"two": (4, 2, 1)}
+
+
+# Masks and other inputs.
+
+
+class Masked(nn.Module):
+    """Eight of sixteen units are constants, times a mask."""
+
+    def __init__(self, value, mask=None):
+        super().__init__()
+        self.one, self.two, self.mask = zero(nn.Linear(6, 16), rows=range(8)), nn.Linear(16, 3), mask
+        self.one.bias.data[:8] = value
+
+    def forward(self, x, mask=None):
+        mask = self.mask(x) if self.mask else mask
+        return self.two(F.relu(self.one(x)) * mask.unsqueeze(-1))
+
+
+def masked(model, mask, *others):
+    """What is cut; the same is computed with other masks."""
+    model, x = model.double().eval(), rows(4, 5, 6).double()
+    cuts = compact(model, Example(model, (x, mask)), ["one", "two"])
+    with torch.no_grad():
+        wanted = [model(x, other) for other in (mask, *others)]
+        small = narrowed(model, cuts)
+        for other, before in zip((mask, *others), wanted, strict=True):
+            torch.testing.assert_close(small(x, other), before, rtol=1e-10, atol=1e-12)
+    return {name: cut.widths for name, cut in cuts.items()}
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64, torch.float32])
+@pytest.mark.parametrize("fill", [0, 1])
+def test_a_constant_times_a_mask_is_none(dtype, fill):
+    mask = torch.full((4, 5), fill).to(dtype)
+    others = [torch.zeros_like(mask), (rows(4, 5) > 0).to(dtype)]
+    assert masked(Masked(1.0), mask, *others) == {}
+    assert masked(Masked(-1.0), mask, *others) == {"one": (8, 6, 0), "two": (3, 8, 0)}
+
+
+@pytest.mark.parametrize("fill", [0, 1, 7])
+def test_a_constant_times_a_length_is_none(fill):
+    length = torch.full((4, 1), fill)
+    assert masked(Masked(1.0), length, length + 1) == {}
+
+
+def test_a_mask_of_what_random_inputs_never_are():
+    """Where samples are padded with zeros, which no probe has."""
+    model = Masked(1.0, lambda x: (x != 0).any(-1)).double().eval()
+    assert compact(model, Example(model, rows(4, 5, 6).double()), ["one", "two"]) == {}
+
+
+def test_a_sum_with_a_mask_that_the_example_has_zeros_in():
+    class Summed(Masked):
+        def forward(self, x, mask):
+            return self.two(F.relu(self.one(x)) + mask)
+
+    mask = torch.zeros(4, 5, 16, dtype=torch.int64)
+    assert masked(Summed(-1.0), mask, torch.ones_like(mask)) == {}
+
+
+def test_indices_on_which_random_ones_cannot_run_stay_those_of_the_example():
+    class Sorted(Masked):
+        def forward(self, x, lengths):
+            if not torch.equal(lengths, torch.tensor([9, 4, 4, 3])[: len(lengths)]):
+                raise ValueError("not sorted")
+            return self.two(F.relu(self.one(x)))
+
+    assert masked(Sorted(1.0), torch.tensor([9, 4, 4, 3])) == {"one": (8, 6, 0), "two": (3, 8, 0)}
+
+
+def test_layers_called_with_keywords_are_left_alone():
+    class Named(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two = nn.Linear(6, 8), zero(nn.Linear(8, 5), columns=[0])
+            self.three = zero(nn.Linear(8, 5), columns=[0])
+
+        def forward(self, x):
+            h = self.one(x)
+            return self.two(h) + self.three(input=h)
+
+    assert cut(Named(), rows(3, 6), ["one", "two"]) == {"two": (5, 7, 1)}
+
+
+# What a search costs.
+
+
+class Sizes(nn.Module):
+    """Notes the batches that it meets, and refuses small ones."""
+
+    def __init__(self, least):
+        super().__init__()
+        self.least, self.met = least, []
+
+    def forward(self, x):
+        if len(x) < self.least:
+            raise ValueError("too few")
+        self.met.append(len(x))
+        return x
+
+
+@pytest.mark.parametrize(("least", "met"), [(1, 2), (3, 32)])
+def test_few_samples_of_the_example_do(least, met):
+    model = nn.Sequential(Sizes(least), zero(nn.Linear(6, 8), rows=[1]), nn.ReLU(), nn.Linear(8, 5)).eval()
+    noted = model[0].met
+    model[0].__deepcopy__ = lambda _: model[0]  # copies note in the same place
+    found = compact(model, Example(model, rows(32, 6)), ["1", "3"])
+    assert {name: cut.widths for name, cut in found.items()} == {"1": (7, 6, 0), "3": (5, 7, 0)}
+    assert set(noted) == {met}
+
+
+class Blocks(nn.Module):
+    """Residual blocks with dead units; in some of them, units are counted in `forward`, so that none can go."""
+
+    def __init__(self, count, counting):
+        super().__init__()
+        self.ins = nn.ModuleList(nn.Linear(6, 8) for _ in range(count))
+        self.outs = nn.ModuleList(zero(nn.Linear(8, 6), columns=[0, 1]) for _ in range(count))
+        self.counting = counting
+
+    def forward(self, x):
+        for number, (one, two) in enumerate(zip(self.ins, self.outs, strict=True)):
+            h = one(x)
+            x = x + two(F.relu(h * h.shape[-1] if number in self.counting else h))
+        return x
+
+
+@pytest.mark.parametrize(("counting", "most"), [((), 1), ((5,), 2), ((23,), 2), ((0, 11, 20), 8)])
+def test_the_channels_that_do_not_verify_are_found_in_few_trials(monkeypatch, counting, most):
+    runs = []
+    settle_once = compacting._Work.settle
+    monkeypatch.setattr(compacting._Work, "settle", lambda self: (runs.append(1), settle_once(self)))
+    found = cut(Blocks(24, counting), rows(3, 6))
+    assert found == {
+        f"{side}.{number}": {"ins": (6, 6, 0), "outs": (6, 6, int(number in counting))}[side]
+        for number in range(24)
+        for side in ("ins", "outs")
+        if side == "outs" or number not in counting
+    }
+    assert len(runs) <= most
+
+
+def test_channels_that_fail_outside_of_the_layers_are_found_by_halves(monkeypatch):
+    """Behind the last layer nothing says which channels were counted."""
+
+    class Returning(Blocks):
+        def forward(self, x):
+            widths = 0
+            for number, (one, two) in enumerate(zip(self.ins, self.outs, strict=True)):
+                h = one(x)
+                widths += h.shape[-1] if number in self.counting else 0
+                x = x + two(F.relu(h))
+            return x * widths
+
+    runs = []
+    settle_once = compacting._Work.settle
+    monkeypatch.setattr(compacting._Work, "settle", lambda self: (runs.append(1), settle_once(self)))
+    found = cut(Returning(32, (9,)), rows(3, 6))
+    assert "ins.9" not in found
+    assert sum(name.startswith("ins") for name in found) == 31
+    assert len(runs) <= 12

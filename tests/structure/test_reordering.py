@@ -787,3 +787,42 @@ def test_an_order_that_is_none_is_dropped_anywhere():
     fold(model, Example(model, squares()))
     assert orders(model) == 0
     assert len(model) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.int64])
+def test_an_order_before_a_mask_of_channels_stays(dtype):
+    """The example's mask says the same of every channel; another may not."""
+
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.order, self.two = nn.Conv2d(3, C, 1), reorder(), nn.Conv2d(C, 5, 1)
+
+        def forward(self, x, mask):
+            return self.two(self.order(self.one(x)) * mask.view(1, -1, 1, 1))
+
+    model, x, mask = Masked().eval(), image(), torch.ones(C).to(dtype)
+    other = (torch.arange(C) < 3).to(dtype)
+    with torch.no_grad():
+        wanted = model(x, other)
+        fold(model, Example(model, (x, mask)))
+        torch.testing.assert_close(model(x, other), wanted)
+
+
+def test_an_order_is_folded_where_the_model_cannot_run_on_random_integers():
+    class Only(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.order, self.two = nn.Linear(3, C), reorder(axes=0), nn.Linear(C, 5)
+
+        def forward(self, x, lengths):
+            if lengths.tolist() != [9, 4, 3]:
+                raise ValueError("not sorted")
+            return self.two(self.order(self.one(x)))
+
+    model, inputs = Only().eval(), (image(3, 3), torch.tensor([9, 4, 3]))
+    with torch.no_grad():
+        wanted = model(*inputs)
+        fold(model, Example(model, inputs))
+        torch.testing.assert_close(model(*inputs), wanted, rtol=1e-5, atol=1e-6)
+    assert orders(model) == 0

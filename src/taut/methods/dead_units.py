@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
@@ -15,8 +16,9 @@ from taut.calls import Example
 from taut.errors import CallError
 from taut.methods.building import conv, empty, linear, random_layer, refuse_layer
 from taut.nn import Pick
-from taut.structure.compacting import compact
+from taut.structure.compacting import compact, uncalled
 from taut.structure.narrowing import Cut, left_of
+from taut.structure.patches import weight_of
 from taut.structure.support import UNFACTORIZED
 from taut.structure.tracing import describe_layer
 from taut.types import Cost, Group, Layer, Rewrite
@@ -31,6 +33,9 @@ BETWEEN: dict[str, type[nn.Module]] = {
 
 NOTHING = "nothing is dead, or nothing that can be taken out exactly"
 
+NAMED = 3
+"""Layers that a message names at most."""
+
 Widths = tuple[int, int, int]
 """Outputs, inputs, and 1 where a `Pick` stands before the layer."""
 
@@ -40,18 +45,22 @@ class DeadUnits:
     """Take out the units that pruning left without work: zeros in weights become narrower layers, with fewer MACs.
 
     A unit is dead where all its readers have zeros for it, or where all its own weights are zero, so that it is a
-    constant, which the biases of its readers take over (not those of convolutions that pad zeros, unless the constant
-    is zero). That goes on until nothing is dead. Then inputs that a layer does not read, but that stay because others
-    do, are left out by a `taut.nn.Pick` before it where they are a tenth or more.
+    constant, which the biases of its readers take over (not those of convolutions that pad zeros, and not across a
+    product or a sum with a mask or another input, unless the constant is zero). That goes on until nothing is dead.
+    Then inputs that a layer does not read, but that stay because others do, are left out by a `taut.nn.Pick` before it
+    where they are a tenth or more.
 
     A step names all layers, `taut.whole(net, "dead_units")`, and belongs behind the steps that prune. Channels stay
     where something else reads them: the output of the model, a concatenation, a grouped convolution, a layer that is
-    called twice or not at all, a norm over channels. What is left computes the same up to rounding, at any input of
-    the example's kind; a copy in float64 is asked.
+    called twice, a norm over channels; and all stay where a layer is not called by the example, since it may read any.
+    What is left computes the same up to rounding, at any input of the example's kind; a copy in float64 is asked. For
+    constants other than zero that convolutions take over, that holds at the example's input SIZE: a network that pads
+    in `forward`, by as much as an input lacks, has zeros in their place at other sizes.
 
     Attributes:
         widths: outputs, inputs and 0 or 1 (a `Pick`), layer after layer; filled in when the step is carried out. The
-            widths that the layers have already ask for nothing.
+            widths that the layers have already ask for nothing. Any others are no order but a record: carried out
+            again, on other weights, a step finds what is dead there, and other widths.
     """
 
     widths: list[int] | None = None
@@ -79,8 +88,11 @@ class DeadUnits:
         if self.widths == [size for widths in before.values() for size in widths]:
             return self, {}
         found = compact(model, example, list(places.values()))
+        spared = _spared(model, example, found)
         if not found:
-            return NOTHING
+            return f"{NOTHING}{spared and '; '}{spared}"
+        if spared:
+            warnings.warn(f"dead_units made no layer narrower, but for unread inputs: {spared}.", stacklevel=2)
         cuts = {name: found[place] for name, place in places.items() if place in found}
         after = {name: cuts[name].widths if name in cuts else before[name] for name in places}
         return replace(self, widths=[size for widths in after.values() for size in widths]), cuts
@@ -167,6 +179,17 @@ def _refuse(layer: Layer) -> str | None:
         return refuse_layer(layer)
     between = layer.skip in UNFACTORIZED and len(layer.weight) == 1 and layer.weight[0] > 1
     return None if between else layer.skip or f"dead_units: this {layer.kind} has no value per channel"
+
+
+def _spared(model: nn.Module, example: Example, found: Mapping[str, Cut]) -> str:
+    """Why no layer lost outputs, in words; empty where one did, or where nothing kept the layers from it."""
+    if any(len(cut.outputs) < len(weight_of(model.get_submodule(place))) for place, cut in found.items()):
+        return ""
+    names = uncalled(model, example)
+    if not names:
+        return ""
+    told = ", ".join(f"'{name}'" for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    return f"all channels stay, since the example does not call {told}, which may read any of them"
 
 
 def _widths(like: Any) -> Widths:

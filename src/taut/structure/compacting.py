@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.calls import Example, evaluating
+from taut.errors import ModelError
 from taut.structure.coupling import couple
 from taut.structure.flow import MIXING, Flow, flow_of
 from taut.structure.narrowing import Cut, Trail, channel_axis, departure, narrowed, trail
@@ -77,7 +78,10 @@ def compact(model: nn.Module, example: Example, names: Sequence[str]) -> dict[st
 
 def uncalled(model: nn.Module, example: Example) -> tuple[str, ...]:
     """The layers that the example does not call: they may read any channels, so that all of these stay."""
-    return flow_of(model, example).uncalled
+    try:
+        return flow_of(model, few(example)).uncalled
+    except ModelError:
+        return flow_of(model, example).uncalled
 
 
 Reference = list[tuple[Any, Trail]]
@@ -165,17 +169,17 @@ def shared_channels(model: nn.Module, example: Example, names: Sequence[str]) ->
         crossed = {name for producer in producers for name in flow.through.get(producer, ())}
         through = tuple(sorted(name for name in crossed if not _scalar(model.get_submodule(name))))
         size = len(weight_of(model.get_submodule(producers[0])))
-        channels = Channels(size, producers, readers, through, flow.foreign & frozenset(readers))
+        channels = Channels(size, producers, readers, through, frozenset(readers) & flow.foreign)
         if _removable(model, flow, channels, alone):
             found.append(channels)
     return found
 
 
 def _alone(model: nn.Module, example: Example, names: Iterable[str]) -> set[str]:
-    """The layers that are called once and share no tensor."""
-    calls, _ = record_calls(model, example)
+    """The layers that are called once, with their input in its place, and share no tensor."""
+    calls, keywords = record_calls(model, example)
     held = Counter(t.data_ptr() for module in model.modules() for t in _own(module))
-    once = (name for name in names if len(calls.get(name, ())) == 1)
+    once = (name for name in names if len(calls.get(name, ())) == 1 and name not in keywords)
     return {name for name in once if all(held[t.data_ptr()] == 1 for t in _own(model.get_submodule(name)))}
 
 

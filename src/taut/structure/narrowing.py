@@ -99,9 +99,7 @@ class _Departed(TautControl):
     """A layer gave something else than before."""
 
 
-def departure(
-    model: nn.Module, example: Example, probe: Any, before: Trail, cuts: Mapping[str, Cut]
-) -> str | None:
+def departure(model: nn.Module, example: Example, probe: Any, before: Trail, cuts: Mapping[str, Cut]) -> str | None:
     """The first layer of the narrowed model that does not give what is left of what it gave; None where all do.
 
     Compared while it runs, which ends there, so that no second trail is held.

@@ -52,8 +52,8 @@ def _probe(example: Example, seed: int, *, drawn: bool) -> Any:
         if not t.is_floating_point():
             return _drawn(t, noise).to(t) if drawn else t
         size = t.double().std() if t.numel() > 1 else torch.zeros(())
-        drawn = torch.randn(t.shape, generator=noise, dtype=torch.float64).to(t.device)
-        return drawn * (size if float(size) > 0 else 1.0) + t.double().mean()
+        normal = torch.randn(t.shape, generator=noise, dtype=torch.float64).to(t.device)
+        return normal * (size if float(size) > 0 else 1.0) + t.double().mean()
 
     return map_tensors(like, example.value)
 
