@@ -43,7 +43,7 @@ def wanted(quick: bool) -> list[Cell]:
     if quick:
         return []
     main = cells(data=["fashion-mnist", "mnist"], scope=list(SCOPES), sparsity=SPARSITIES, rule=["sum", "magnitude"])
-    more = cells(data=["fashion-mnist", "mnist"], scope=["together"], sparsity=SPARSITIES, rule=["random", "source"])
+    more = cells(data=["fashion-mnist"], scope=["together"], sparsity=SPARSITIES, rule=["random", "source"])
     more += cells(data=["fashion-mnist", "mnist"], scope=["together"], sparsity=SPARSITIES, rule=["product"])
     control = cells(data=["fashion-mnist", "mnist"], scope=["together"], sparsity=[0.0], rule=["control"])
     colour = cells(

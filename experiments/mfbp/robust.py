@@ -21,22 +21,24 @@ IMAGES = {1000: (30, 15), 4000: (30, 15), 50_000: (6, 3)}
 WRONG = (0.0, 0.2)
 SPARSITIES = (0.5, 0.8, 0.9)
 WAYS = ("small", "magnitude", "mfbp", "factored")
+FEW = 10_000
 NOISE = 0.5
 PRUNINGS = 3
 
 
 def wanted(quick: bool, seeds: int) -> list[Cell]:
-    """Dense, dense with the extra epochs, and every way at every size."""
+    """Dense, dense with the extra epochs, and every way at every size; with many images one seed and one size."""
     grid = []
     for images in [1000] if quick else IMAGES:
+        large = images > FEW
         for wrong in WRONG:
-            for seed in range(seeds):
+            for seed in range(1 if large else seeds):
                 base = {"images": images, "wrong": wrong, "seed": seed}
                 grid += [
                     base | {"way": "dense", "sparsity": 0.0},
                     base | {"way": "dense, extra epochs", "sparsity": 0.0},
                 ]
-                for sparsity in SPARSITIES[1:2] if quick else SPARSITIES:
+                for sparsity in SPARSITIES[1:2] if quick or large else SPARSITIES:
                     ways = ("small", "mfbp") if quick else WAYS
                     grid += [base | {"way": way, "sparsity": sparsity} for way in ways]
     return grid

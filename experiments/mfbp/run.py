@@ -46,7 +46,7 @@ def parts(quick: bool, paper: bool, seeds: int, data: Path | None = None) -> dic
         return found
     return found | {
         "deep": (deep.wanted(kind, seeds), deep.run),
-        "many": ([] if quick else deep.full(seeds), deep.run),
+        "many": ([] if quick else deep.full(), deep.run),
         "convs": (convs.wanted(quick), convs.run),
         "deployed": (deploy.wanted(quick), deploy.run),
         "sharing": (deploy.ways(quick), deploy.sharing),
@@ -94,7 +94,8 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
 def present(lab: Lab, cells: list[Cell]) -> tuple[list[Cell], str]:
     """The runs whose images are here, and what is not."""
     missing: dict[str, str] = {}
-    for name in {cell["data"] for cell in cells if "data" in cell}:
+    names = {str(cell.get(key, "")).removeprefix("conv ") for cell in cells for key in ("data", "net")}
+    for name in names & {"mnist", "fashion-mnist", "cifar-10"}:
         try:
             lab.images(name, "test")
         except FileNotFoundError as error:
