@@ -25,9 +25,8 @@ def wanted(quick: bool) -> list[Cell]:
     if quick:
         return cells(net=["5 hidden, quick"], rule=["sum", "magnitude"], sparsity=[0.98], batch=[1])
     dense = cells(net=["5 hidden"], rule=RULES, sparsity=[0.98], batch=BATCHES)
-    conv = cells(
-        net=["conv fashion-mnist", "conv mnist"], rule=["sum", "magnitude"], sparsity=[0.95, 0.98], batch=[1, 32]
-    )
+    rules = ("sum", "product", "magnitude")
+    conv = cells(net=["conv fashion-mnist"], rule=rules, sparsity=[0.98], batch=[1, 32])
     return dense + conv
 
 
