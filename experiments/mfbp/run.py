@@ -114,10 +114,11 @@ def limits(results: dict[str, Any], quick: bool) -> list[Bound]:
             for rule in dict.fromkeys(row["rule"] for row in rows)
         }
         if means and images != "many":
-            name = f"{label}, 98 % of five layers pruned: MFBP above magnitude"
-            found.append(Bound(name, 0.15, means["sum"] - means["magnitude"], at_most=False))
+            for rule in ("sum", "product"):
+                name = f"{label}, 98 % of five layers pruned: accuracy of MFBP ({rule}) above magnitude's"
+                found.append(Bound(name, 0.15, means[rule] - means["magnitude"], at_most=False))
     for net, level in protocols.PUBLISHED:
-        rows = pick(results["finished"], net=net, sparsity=level, rule="sum")
+        rows = pick(results["finished"], net=net, sparsity=level, rule="product")
         dense = {r["seed"]: r["before"]["accuracy"] for r in pick(results["finished"], net=net, rule="control")}
         if rows and level < 0.85 and not quick:
             changes = [row["after"]["accuracy"] - dense[row["seed"]] for row in rows]

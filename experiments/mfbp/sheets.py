@@ -19,15 +19,15 @@ Row = dict[str, Any]
 
 NAMES = {
     "control": "not pruned, same training (control)",
-    "sum": "MFBP, sum (default)",
-    "product": "MFBP, product",
+    "sum": "MFBP, sum",
+    "product": "MFBP, product (default)",
     "reconstruction": "MFBP, reconstruction",
     "magnitude": "magnitude",
     "random": "random",
     "source": "the source's rule",
     "committed code": "the committed code's rule",
     "later text": "the later text's rule",
-    "mfbp": "MFBP",
+    "mfbp": "MFBP, sum",
     "factored": "factored (SVD)",
     "shared": "factored (shared bases)",
     "small": "small, from scratch",

@@ -56,7 +56,7 @@ def _protocol(rows: list[Row]) -> Found:
     kept, said = [], []
     for place, (net, level) in enumerate(PUBLISHED, 1):
         control = pick(rows, net=net, rule="control")
-        mine = pick(rows, net=net, sparsity=level, rule="sum")
+        mine = pick(rows, net=net, sparsity=level, rule="product")
         before, now = (
             statistics.mean(r[k]["auc of labels"] for r in s) for k, s in (("before", control), ("after", mine))
         )
@@ -399,7 +399,7 @@ def _facts(facts: dict[str, Row]) -> Found:
             "five hidden layers: the rectifier does not help a signal that the initial weights have made vanish",
         )
         found["draft-relu-pretraining"] = _one(
-            f"five layers train with weights of .01, too (draft-figure-3-net-5): logits of {small['logits']:.1e} at the "
+            f"five layers train with weights of .01 (draft-figure-3-net-5): logits of {small['logits']:.1e} at the "
             f"start, {he['logits']:.1f} with He's",
             True,
             "RMSprop divides the vanishing gradients by their own size",

@@ -408,7 +408,7 @@ def test_a_sum_with_a_mask_that_the_example_has_zeros_in():
         def forward(self, x, mask):
             return self.two(F.relu(self.one(x)) + mask)
 
-    mask = torch.zeros(4, 5, 16, dtype=torch.int64)
+    mask = torch.zeros(4, 5, 1, dtype=torch.int64)
     assert masked(Summed(-1.0), mask, torch.ones_like(mask)) == {}
 
 

@@ -16,7 +16,7 @@ from taut.methods.masking import Masking
 from taut.structure.coupling import couple
 from taut.structure.patches import grouped_weight, weight_of
 
-KINDS = ("sum", "product", "max", "reconstruction", "residual", "flipped")
+KINDS = ("product", "sum", "max", "reconstruction", "residual", "flipped")
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class MFBP(Masking):
     explains best, and wipes an output layer that H reproduces exactly.
 
     Attributes:
-        score: "sum" |W| + |H|, "product" |W H|, "max", "reconstruction" |H|, "residual" |W| - |H| (the source's) or
+        score: "product" |W H|, "sum" |W| + |H|, "max", "reconstruction" |H|, "residual" |W| - |H| (the source's) or
             "flipped" |H| - |W| (a later text's).
         rank: columns of every basis, capped by its layer's size; None: 50, but at most a quarter of the layer's
             neurons, and at least 10.
@@ -42,7 +42,7 @@ class MFBP(Masking):
         seed: of the start of dfmf.
     """
 
-    score: str = "sum"
+    score: str = "product"
     rank: int | None = None
     solver: str = "signed"
     links: list[int] | None = None
