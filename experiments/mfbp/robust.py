@@ -27,12 +27,12 @@ PRUNINGS = 3
 
 
 def wanted(quick: bool, seeds: int) -> list[Cell]:
-    """Dense, dense with extra epochs, every way at every size, two seeds; with many images one seed and one size."""
+    """Dense, dense with the extra epochs, and every way at every size; with many images one seed and one size."""
     grid = []
     for images in [1000] if quick else IMAGES:
         large = images > FEW
         for wrong in WRONG:
-            for seed in range(1 if large else min(2, seeds)):
+            for seed in range(1 if large else seeds):
                 base = {"images": images, "wrong": wrong, "seed": seed}
                 grid += [
                     base | {"way": "dense", "sparsity": 0.0},
