@@ -124,5 +124,6 @@ def limits(results: dict[str, Any], quick: bool) -> list[Bound]:
             changes = [row["after"]["accuracy"] - dense[row["seed"]] for row in rows]
             mean, high = statistics.mean(changes), interval(changes)[1]
             worst = 0.0 if high >= 0 else -mean  # an interval that contains 0 is no loss
-            found.append(Bound(f"{net}, {level:.2%} pruned: loss of accuracy against its own dense net", 0.001, worst))
+            name = f"{net}, {level:.2%} pruned: loss of accuracy against its own dense net"
+            found.append(Bound(name, 0.001, worst, at_most=True))
     return found
