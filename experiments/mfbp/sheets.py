@@ -380,14 +380,14 @@ PARTS = {
 
 
 def draw_curves(rows: list[Row], path: Path) -> None:
-    """True AUC on the test images over the epochs."""
+    """What the true AUC on the test images lacks to 1, over the epochs."""
     figure = Figure(figsize=(8, 4.5), layout="constrained")
     axes = figure.subplots()
     colours = {"2 hidden": "C0", "5 hidden": "C3"}
     lines = {"plain": "-", "sum": "--", "source": ":"}
     plain = {row["net"]: row["curve"] for row in rows if row["way"] == "plain"}
     for row in rows:
-        curve = [point["auc"] for point in row["curve"]]
+        curve = [1 - point["auc"] for point in row["curve"]]
         start = len(plain[row["net"]]) - len(curve)
         axes.plot(
             range(start + 1, start + 1 + len(curve)),
@@ -397,7 +397,8 @@ def draw_curves(rows: list[Row], path: Path) -> None:
             label=f"{row['net']}, {WAYS[row['way']]}",
         )
     axes.set_xlabel("epoch")
-    axes.set_ylabel("mean one-vs-rest AUC, test images")
+    axes.set_ylabel("1 - mean one-vs-rest AUC, test images")
+    axes.set_yscale("log")
     axes.grid(alpha=0.3)
     axes.legend(fontsize=8)
     figure.savefig(path)
