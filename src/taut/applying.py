@@ -125,7 +125,8 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
     if not step.allow_growth and not cost.lowers(group.cost):
         if method.masks:
             raise CallError(
-                f"{step.method} with {_short(step.settings)} would prune nothing: raise the sparsity, or spare less."
+                f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "
+                "with it: raise the sparsity, spare less, or set allow_growth on the step."
             )
         raise CallError(
             f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': "
