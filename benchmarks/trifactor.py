@@ -41,7 +41,8 @@ import torch
 from ending import finish
 from torch import Tensor, nn
 
-from taut.decompose.trifactor import Relation, Trifactors, dfmf, shared_size, signed
+from taut.decompose.dfmf import dfmf
+from taut.decompose.trifactor import Relation, Trifactors, shared_size, signed
 from taut.studies import Bound, load_average
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "nets"))

@@ -8,15 +8,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taut.decompose.trifactor import (
-    Relation,
-    dfmf,
-    ranks_for_energy,
-    ranks_for_share,
-    shared_size,
-    shifted,
-    signed,
-)
+from taut.decompose.dfmf import dfmf
+from taut.decompose.trifactor import Relation, ranks_for_energy, ranks_for_share, shared_size, shifted, signed
 from taut.errors import CallError
 
 

@@ -22,16 +22,11 @@ from torch import Tensor
 from taut.decompose.linalg import gram, left_basis, spectrum
 from taut.errors import CallError
 
-EPS = 1e-10
-"""Smallest denominator of a multiplicative update."""
-
 CHEAP = 128
 """Up to this many directions an eigensolver costs no more than a step towards its result."""
 
 STEPS = 4
 """Of a power iteration from a random start, each worth two of the matrices themselves."""
-
-STARTS = ("random_c", "random_vcol", "random")
 
 
 @dataclass(frozen=True)
@@ -94,12 +89,12 @@ def signed(
         CallError: the graph or the ranks do not fit.
     """
     sizes = check_graph(relations, ranks)
-    scales, scaled = _scaled(relations, normalize)
-    wide = _touching(scaled)
+    scales, scaled = scaled_relations(relations, normalize)
+    wide = by_type(scaled)
     narrow = max(sizes.values()) > CHEAP  # steps are taken in float32
-    touching = _touching([Relation(r.rows, r.columns, r.matrices.float()) for r in scaled]) if narrow else wide
+    touching = by_type([Relation(r.rows, r.columns, r.matrices.float()) for r in scaled]) if narrow else wide
     bases = {name: _dominant(name, touching[name], ranks[name]) for name in sizes}
-    total = sum(_energy(r.matrices) for r in scaled)
+    total = sum(energy(r.matrices) for r in scaled)
     errors: list[float] = []
     exact = False
     for _ in range(sweeps):
@@ -115,52 +110,11 @@ def signed(
         if exact and narrow:  # float32 has done what it can
             narrow, touching = False, wide
             bases = _widened(bases, wide)
-            errors[-1] = _share_left(sum(_energy(_core(r, bases)) for r in scaled), total)
+            errors[-1] = _share_left(sum(energy(core_of(r, bases)) for r in scaled), total)
     if narrow:
         bases = _widened(bases, wide)
-    cores = tuple(_core(r, bases) * scale for r, scale in zip(scaled, scales, strict=True))
+    cores = tuple(core_of(r, bases) * scale for r, scale in zip(scaled, scales, strict=True))
     return Trifactors(bases, cores, tuple(errors), tuple((r.rows, r.columns) for r in relations))
-
-
-def dfmf(  # noqa: PLR0913 - the settings of the solver it stands beside
-    relations: Sequence[Relation],
-    ranks: Mapping[str, int],
-    *,
-    iterations: int = 100,
-    start: str | Mapping[str, Tensor] = "random_c",
-    constraints: Mapping[str, Tensor] | None = None,
-    normalize: bool = False,
-    seed: int = 0,
-) -> Trifactors:
-    """Non-negative bases by multiplicative updates, all from the sweep before.
-
-    Args:
-        relations: as `signed`.
-        ranks: as `signed`.
-        iterations: of all bases.
-        start: "random_c" (means of random large columns), "random_vcol" (of any columns), "random", or bases.
-        constraints: type -> (n, n), what must (negative) or must not (positive) be alike.
-        normalize: divide every relation by its norm first; the sources did not.
-        seed: of the start.
-
-    Raises:
-        CallError: the graph, the ranks, the start or a constraint do not fit.
-    """
-    sizes = check_graph(relations, ranks)
-    scales, scaled = _scaled(relations, normalize)
-    thetas = _checked(constraints or {}, sizes)
-    bases = dict(_start(scaled, ranks, start, seed)) if isinstance(start, str) else _given(start, sizes, ranks)
-    total = sum(_energy(r.matrices) for r in scaled)
-    errors: list[float] = []
-    rows = {name: G.mT.contiguous() for name, G in bases.items()}
-    for _ in range(iterations):
-        error, rows = _multiplied(scaled, rows, thetas, total)
-        errors.append(error)
-    bases = {name: g.mT.contiguous() for name, g in rows.items()}
-    cores = _least_squares_cores(scaled, bases)
-    found = tuple(core * scale for core, scale in zip(cores, scales, strict=True))
-    errors.append(_relative_error(scaled, bases, cores, total))
-    return Trifactors(bases, found, tuple(errors[1:]), tuple((r.rows, r.columns) for r in relations))
 
 
 def shifted(factors: Trifactors) -> Trifactors:
@@ -232,24 +186,25 @@ def ranks_for_share(relations: Sequence[Relation], share: float, least: int = 1)
 
 def ranks_for_energy(relations: Sequence[Relation], share: float, least: int = 1) -> dict[str, int]:
     """Per type the fewest directions that hold `share` of what its (normalized) relations hold."""
-    _, scaled = _scaled(relations, normalize=True)
+    _, scaled = scaled_relations(relations, normalize=True)
     found = {}
-    for name, mine in _touching(scaled).items():
+    for name, mine in by_type(scaled).items():
         values = spectrum(_moment(name, mine)[None])[1][0]
         kept = values.cumsum(0) / values.sum().clamp_min(1e-300)
         found[name] = min(len(values), max(least, int((kept < share).sum()) + 1))
     return found
 
 
-def _scaled(relations: Sequence[Relation], normalize: bool) -> tuple[list[float], list[Relation]]:
+def scaled_relations(relations: Sequence[Relation], normalize: bool) -> tuple[list[float], list[Relation]]:
     """Each relation over its norm; one of zeros stays."""
-    norms = [math.sqrt(_energy(r.matrices)) for r in relations]
+    norms = [math.sqrt(energy(r.matrices)) for r in relations]
     scales = [norm if normalize and norm > 0 else 1.0 for norm in norms]
     scaled = [Relation(r.rows, r.columns, r.matrices / s) for r, s in zip(relations, scales, strict=True)]
     return scales, scaled
 
 
-def _touching(relations: Sequence[Relation]) -> dict[str, list[Relation]]:
+def by_type(relations: Sequence[Relation]) -> dict[str, list[Relation]]:
+    """The relations that touch each type."""
     found: dict[str, list[Relation]] = {}
     for relation in relations:
         for name in dict.fromkeys((relation.rows, relation.columns)):
@@ -257,15 +212,15 @@ def _touching(relations: Sequence[Relation]) -> dict[str, list[Relation]]:
     return found
 
 
-def _side_by_side(stack: Tensor) -> Tensor:
+def side_by_side(stack: Tensor) -> Tensor:
     """(m, n, k) -> (n, m k)."""
     return stack.transpose(0, 1).flatten(1)
 
 
 def _moment(name: str, relations: Sequence[Relation]) -> Tensor:
     """Sum of W W^T over the relations that have the type as rows, and of W^T W over those that have it as columns."""
-    parts = [gram(_side_by_side(r.matrices)) for r in relations if r.rows == name]
-    parts += [gram(_side_by_side(r.matrices.mT)) for r in relations if r.columns == name]
+    parts = [gram(side_by_side(r.matrices)) for r in relations if r.rows == name]
+    parts += [gram(side_by_side(r.matrices.mT)) for r in relations if r.columns == name]
     total = parts[0]
     for part in parts[1:]:
         total = total + part
@@ -302,9 +257,9 @@ def _swept(
             found[name], best = _stepped(joined, found[name]), False
         for relation, part in parts:
             if relation.rows == relation.columns:
-                kept += _energy(_core(relation, found)) / 2
+                kept += energy(core_of(relation, found)) / 2
             elif {relation.rows, relation.columns} <= done:  # the core has got its second basis
-                kept += _energy(found[name].mT @ part)
+                kept += energy(found[name].mT @ part)
     return found, kept, best
 
 
@@ -312,9 +267,9 @@ def _seen(name: str, relation: Relation, bases: Mapping[str, Tensor]) -> list[Te
     """What a relation shows of a type through the basis of its other type, (n, m k); twice if that is the same."""
     parts = []
     if relation.rows == name:
-        parts.append(_side_by_side(relation.matrices @ bases[relation.columns]))
+        parts.append(side_by_side(relation.matrices @ bases[relation.columns]))
     if relation.columns == name:
-        parts.append(_side_by_side(relation.matrices.mT @ bases[relation.rows]))
+        parts.append(side_by_side(relation.matrices.mT @ bases[relation.rows]))
     return parts
 
 
@@ -353,7 +308,7 @@ def _reflected(X: Tensor) -> Tensor:
     return Q
 
 
-def _energy(X: Tensor) -> float:
+def energy(X: Tensor) -> float:
     """Sum of squares in float64, without a copy of all of X."""
     return math.fsum(float(rows.double().square().sum()) for rows in torch.split(X.flatten(0, -2), 1024))
 
@@ -373,129 +328,6 @@ def _completed(U: Tensor, rank: int) -> Tensor:
     return _reflected(U)
 
 
-def _core(relation: Relation, bases: Mapping[str, Tensor]) -> Tensor:
+def core_of(relation: Relation, bases: Mapping[str, Tensor]) -> Tensor:
+    """G_i^T W_ij G_j: the best core where the bases are orthonormal."""
     return bases[relation.rows].mT @ (relation.matrices @ bases[relation.columns])
-
-
-def _least_squares_cores(relations: Sequence[Relation], bases: Mapping[str, Tensor]) -> list[Tensor]:
-    inverse = {name: _inverse(_square(G)) for name, G in bases.items()}
-    return [(inverse[r.rows] @ _core(r, bases).double() @ inverse[r.columns]).to(r.matrices) for r in relations]
-
-
-def _square(G: Tensor) -> Tensor:
-    return (G.mT @ G).double()
-
-
-def _inverse(S: Tensor) -> Tensor:
-    """Pseudo-inverse of a square; where nothing is near the cut its inverse, which takes a tenth of the time."""
-    L, info = torch.linalg.cholesky_ex(S)
-    diagonal = L.diagonal()
-    if int(info) or not float(diagonal.min()) > 1e-5 * float(diagonal.max()):
-        found: Tensor = torch.linalg.pinv(S, hermitian=True)
-        return found
-    return torch.cholesky_inverse(L)
-
-
-def _multiplied(
-    relations: Sequence[Relation], rows: dict[str, Tensor], thetas: Mapping[str, Tensor], total: float
-) -> tuple[float, dict[str, Tensor]]:
-    """One iteration: cores by least squares, then every basis times the root of its two halves' quotient.
-
-    The bases come as rows, g = G^T: products of few rows are a fifth quicker than those of few columns.
-    """
-    squares = {name: (g @ g.mT).double() for name, g in rows.items()}
-    inverse = {name: _inverse(S) for name, S in squares.items()}
-    over = {name: rows[name] @ theta.mul(-1).clamp_min_(0).mT for name, theta in thetas.items()}
-    under = {name: rows[name] @ theta.clamp_min(0).mT for name, theta in thetas.items()}
-    more, less = ({name: torch.zeros_like(S) for name, S in squares.items()} for _ in range(2))
-    left = total
-
-    def gather(name: str, A: Tensor, B: Tensor) -> None:
-        """Numerators grow by A+ + B- g, denominators by A- + B+ g; the B of all relations meet g at once."""
-        A_plus, B_plus = A.clamp_min(0), B.clamp_min(0)
-        over[name] = over[name].add_(A_plus) if name in over else A_plus.clone()
-        under[name] = under[name].add_(A_plus.sub_(A)) if name in under else A_plus.sub_(A)
-        more[name] += B_plus
-        less[name] += B_plus.sub_(B)
-
-    for relation in relations:
-        W, i, j = relation.matrices, relation.rows, relation.columns
-        seen = _each(rows[j], W.mT)  # (W G_j)^T serves the core and the update
-        projected = _each(rows[i], seen.mT).double()
-        S = inverse[i] @ projected @ inverse[j]
-        B_i, B_j = _summed(S @ squares[j], S.mT), _summed(S.mT @ squares[i], S)
-        left += float((squares[i] * B_i).sum()) - 2 * float((S * projected).sum())
-        small = S.to(W)
-        gather(i, _summed(small, seen), B_i)
-        gather(j, _summed(small.mT @ rows[i], W), B_j)
-    for name, g in rows.items():
-        over[name].addmm_(less[name].to(g), g)
-        under[name].addmm_(more[name].to(g), g)
-    updated = {name: g * over[name].div_(under[name].clamp_min_(EPS)).sqrt_() for name, g in rows.items()}
-    return math.sqrt(max(0.0, left) / max(total, 1e-300)), updated
-
-
-def _each(A: Tensor, B: Tensor) -> Tensor:
-    """A (k, n) times every matrix of a stack; one alone is no batch."""
-    return (A @ B[0])[None] if len(B) == 1 else A @ B
-
-
-def _summed(A: Tensor, B: Tensor) -> Tensor:
-    """Sum of the products of two stacks, (m, n, k) with (m, k, l)."""
-    return A[0] @ B[0] if len(A) == 1 else (A @ B).sum(0)
-
-
-def _relative_error(
-    relations: Sequence[Relation], bases: Mapping[str, Tensor], cores: Sequence[Tensor], total: float
-) -> float:
-    left = 0.0
-    for relation, core in zip(relations, cores, strict=True):
-        S = core.double()
-        projected = _core(relation, bases).double()
-        whole = _square(bases[relation.rows]) @ S @ _square(bases[relation.columns])
-        left += float((S * whole).sum()) - 2 * float((S * projected).sum())
-    return math.sqrt(max(0.0, total + left) / max(total, 1e-300))
-
-
-def _start(relations: Sequence[Relation], ranks: Mapping[str, int], start: str, seed: int) -> dict[str, Tensor]:
-    if start not in STARTS:
-        raise CallError(f"The 'start' must be one of {', '.join(STARTS)}, or bases. Got '{start}'.")
-    generator = torch.Generator().manual_seed(seed)
-    bases = {}
-    for name, mine in _touching(relations).items():
-        like = mine[0].matrices
-        if start == "random":
-            size = like.shape[1] if mine[0].rows == name else like.shape[2]
-            bases[name] = torch.rand(size, ranks[name], generator=generator).to(like)
-            continue
-        stacks = [_side_by_side(r.matrices) for r in mine if r.rows == name]
-        stacks += [_side_by_side(r.matrices.mT) for r in mine if r.columns == name]
-        bases[name] = 1e-5 + sum(
-            (_means(stack, ranks[name], generator, large=start == "random_c").abs() for stack in stacks),
-            torch.zeros(len(stacks[0]), ranks[name]).to(like),
-        )
-    return bases
-
-
-def _means(X: Tensor, rank: int, generator: torch.Generator, *, large: bool) -> Tensor:
-    """Means (n, rank) of a random fifth of the columns, drawn from the half with the largest norm or from all."""
-    columns = X.shape[1]
-    pool = X.norm(dim=0).argsort(descending=True)[: max(1, columns // 2)].cpu() if large else torch.arange(columns)
-    size = max(1, columns // 5)
-    picks = torch.stack([pool[torch.randint(len(pool), (size,), generator=generator)] for _ in range(rank)])
-    return torch.stack([X[:, pick.to(X.device)].mean(1) for pick in picks], 1)
-
-
-def _given(start: Mapping[str, Tensor], sizes: Mapping[str, int], ranks: Mapping[str, int]) -> dict[str, Tensor]:
-    for name, size in sizes.items():
-        if name not in start or tuple(start[name].shape) != (size, ranks[name]) or not bool((start[name] >= 0).all()):
-            raise CallError(f"The start of type '{name}' must be a non-negative ({size}, {ranks[name]}) matrix.")
-    return {name: start[name].clone() for name in sizes}
-
-
-def _checked(constraints: Mapping[str, Tensor], sizes: Mapping[str, int]) -> Mapping[str, Tensor]:
-    for name, theta in constraints.items():
-        size = sizes.get(name)
-        if size is None or tuple(theta.shape) != (size, size):
-            raise CallError(f"The constraint of type '{name}' must be ({size}, {size}). Got {tuple(theta.shape)}.")
-    return constraints

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from taut.calls import Example
 from taut.criteria import score
-from taut.decompose.trifactor import Trifactors, dfmf, signed
+from taut.decompose.dfmf import dfmf
+from taut.decompose.trifactor import Trifactors, signed
 from taut.methods.joint import Graph
 from taut.methods.masking import Masking
 from taut.structure.coupling import couple
