@@ -28,9 +28,10 @@ import deploy  # noqa: E402
 import facts  # noqa: E402
 import protocols  # noqa: E402
 import robust  # noqa: E402
+from figures import draw_basis, draw_curves, draw_ramps  # noqa: E402
 from lab import Lab  # noqa: E402
 from mlps import BATCH  # noqa: E402
-from sheets import draw_basis, draw_curves, draw_ramps, interval, markdown, pick  # noqa: E402
+from sheets import interval, markdown, pick  # noqa: E402
 from verdicts import findings  # noqa: E402
 
 Part = tuple[list[Cell], Callable[[Lab, Cell], Mapping[str, Any]]]

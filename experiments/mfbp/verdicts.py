@@ -9,13 +9,9 @@ from typing import Any
 
 from mlps import BATCH, FIVE, FOUR, TWO, WIDE
 from protocols import DRAFT_EPOCHS, LENGTHS, PUBLISHED
+from readings import Found, Row, measured, one
 from robust import IMAGES, WRONG
 from sheets import interval, pick
-
-from taut.studies.claims import CONTRADICTED, CORRECTED, REPRODUCED
-
-Found = dict[str, dict[str, str]]
-Row = dict[str, Any]
 
 HERE = "MNIST, dense nets, three seeds"
 
@@ -30,14 +26,9 @@ def findings(results: dict[str, Any]) -> Found:
         **_general(results["robust"]),
         **_small(results["robust"], facts),
         **_method(results, facts),
-        **_facts(facts),
+        **measured(facts),
         **_convs(results["convs"], results["deployed"]),
     }
-
-
-def _one(ours: str, holds: bool, why: str = "", *, corrected: bool = False) -> dict[str, str]:
-    verdict = CONTRADICTED if not holds else CORRECTED if corrected else REPRODUCED
-    return {"ours": ours, "verdict": verdict, "why": why}
 
 
 def mean(rows: Iterable[Row], key: str) -> float:
@@ -67,7 +58,7 @@ def _protocol(rows: list[Row]) -> Found:
         ours_fell = high < 0
         kept.append(not ours_fell)
         said.append(f"{after(mine):.4f}")
-        found[f"final-table-row-{place}"] = _one(
+        found[f"final-table-row-{place}"] = one(
             f"AUC of labels {before:.4f} -> {now:.4f}; accuracy {statistics.mean(dense.values()):.4f} -> "
             f"{after(mine):.4f} (change {100 * low:+.2f} to {100 * high:+.2f} points)",
             ours_fell <= fell,
@@ -75,31 +66,31 @@ def _protocol(rows: list[Row]) -> Found:
             f"control with the same training ends at {after(control):.4f}",
         )
     return found | {
-        "outline-redundancy": _one(
+        "outline-redundancy": one(
             f"{list(PUBLISHED)[1][1]:.0%} of the weights pruned at no loss beyond the interval",
             all(kept[:2]),
             HERE,
         ),
-        "draft-abstract-size": _one(
+        "draft-abstract-size": one(
             f"no loss beyond the interval in {sum(kept)} of {len(kept)} rows at 66 to 94 % pruned, each against its "
             "dense net; against the control with the same training all are lower",
             sum(kept) >= len(kept) - 2,
             "MNIST, three seeds; smaller is the number of weights that are not zero, the file is not",
         ),
-        "final-table": _one(
+        "final-table": one(
             f"accuracy after {', '.join(said)}; no loss beyond the interval in {sum(kept)} of {len(kept)} rows",
             sum(kept) >= len(kept) - 2,
             "the two rows of highest pruning are the ones where a loss may show; the control with the same training is "
             "in the table",
         ),
-        "final-widths": _one(f"{weights(TWO):,} and {weights(FOUR):,} weights built", True, corrected=True),
-        "final-data": _one(f"{images:,} / 10,000 / 10,000, fixed shuffle", True),
-        "draft-mnist": _one("60,000 and 10,000 images of 28 x 28 read from the IDX files", True),
+        "final-widths": one(f"{weights(TWO):,} and {weights(FOUR):,} weights built", True, corrected=True),
+        "final-data": one(f"{images:,} / 10,000 / 10,000, fixed shuffle", True),
+        "draft-mnist": one("60,000 and 10,000 images of 28 x 28 read from the IDX files", True),
         "final-auc": _auc(rows),
         "final-reversed-rule": _versus(rows, "later text", "the reversed rule"),
         "draft-todo-5": _versus(rows, "source", "the source's rule at equal pruning", doubted=True),
         "draft-criterion": _versus(rows, "source", "the source's rule at equal pruning"),
-        "final-schedule": _one(f"{epochs} epochs, ONE pruning, {more} epochs", True, "shortened", corrected=True),
+        "final-schedule": one(f"{epochs} epochs, ONE pruning, {more} epochs", True, "shortened", corrected=True),
     }
 
 
@@ -114,7 +105,7 @@ def _auc(rows: list[Row]) -> dict[str, str]:
     true = statistics.mean(s["auc"] for s in scores)
     labels = statistics.mean(s["auc of labels"] for s in scores)
     ours = f"of labels {labels:.4f}, at most {gap:.4f} from 1 - (10/18) error; true AUC {true:.5f}"
-    return _one(ours, True, "the published values are AUC of hard labels", corrected=True)
+    return one(ours, True, "the published values are AUC of hard labels", corrected=True)
 
 
 def _versus(rows: list[Row], rule: str, name: str, *, doubted: bool = False) -> dict[str, str]:
@@ -128,7 +119,7 @@ def _versus(rows: list[Row], rule: str, name: str, *, doubted: bool = False) -> 
         worse += after(theirs) < after(ours)
     why = f"{name} is worse in {worse} of {len(pairs)} rows after training, one seed; rank 50 where the source says 5"
     ours_said = f"accuracy {name} against the sum |W| + |H|: {', '.join(parts)}"
-    return _one(ours_said, (worse < len(pairs) / 2) != doubted, why)
+    return one(ours_said, (worse < len(pairs) / 2) != doubted, why)
 
 
 def _rules(results: dict[str, Any]) -> Found:
@@ -143,20 +134,20 @@ def _rules(results: dict[str, Any]) -> Found:
     where = "98 % of five hidden layers pruned, 3,500 digits, ten alternations"
     iterated = pick(deep, images="few", net="2 hidden", sparsity=0.98, rule="magnitude")
     return {
-        "draft-prune-nodes": _one(
+        "draft-prune-nodes": one(
             f"{dead['product']:.0f} (product), {dead['sum']:.0f} (sum), {dead['magnitude']:.0f} (magnitude) of 3,125 "
             "hidden units dead",
             dead["product"] > dead["magnitude"],
             f"{where}: the product of W and H empties most units; the published rule scores single weights",
             corrected=True,
         ),
-        "draft-han-threshold": _one(
+        "draft-han-threshold": one(
             f"accuracy {mean(iterated, 'dense'):.3f} -> {mean(iterated, 'after'):.3f} with two hidden layers, "
             f"{few['magnitude']:.3f} with five",
             mean(iterated, "after") > mean(iterated, "dense") - 0.05,
             "98 % pruned in ten rounds: it works in the shallow net and fails in the deep one",
         ),
-        "draft-shared-basis": _one(said, few["sum"] > few["magnitude"], where),
+        "draft-shared-basis": one(said, few["sum"] > few["magnitude"], where),
     }
 
 
@@ -170,7 +161,7 @@ def _curves(rows: list[Row]) -> Found:
         curve = by[net, way]
         first = next((i + 1 for i, p in enumerate(by[net, "plain"]) if p["auc"] > 0.9), None)
         stalled = f"; the net leaves chance at epoch {first}" if net == "5 hidden" else ""
-        found[f"draft-figure-3-{name}"] = _one(
+        found[f"draft-figure-3-{name}"] = one(
             f"AUC {curve[0]['auc']:.4f} -> {curve[-1]['auc']:.4f}, accuracy {curve[-1]['accuracy']:.4f}, "
             f"{curve[-1]['zeros']:.0%} pruned{stalled}",
             curve[-1]["auc"] > 0.9,
@@ -180,23 +171,23 @@ def _curves(rows: list[Row]) -> Found:
     drop = end["2 hidden", "plain"]["auc"] - end["2 hidden", "sum"]["auc"]
     source = end["2 hidden", "source"]
     return found | {
-        "draft-figure-3": _one(
+        "draft-figure-3": one(
             f"two hidden layers end at {end['2 hidden', 'plain']['auc']:.4f}, pruned "
             f"{end['2 hidden', 'sum']['auc']:.4f}; five at "
             f"{end['5 hidden', 'plain']['auc']:.4f}, pruned {end['5 hidden', 'sum']['auc']:.4f}",
             drop < 0.005,
             "with the sum |W| + |H|, a cubic ramp to 90 %; only the course can be compared",
         ),
-        "draft-compression-rate": _one(
+        "draft-compression-rate": one(
             f"{end['2 hidden', 'sum']['zeros']:.0%} of the weights at AUC {end['2 hidden', 'sum']['auc']:.4f}, by the "
             f"source's rule at {source['auc']:.4f}",
             True,
             "announced and not printed in the source; these are ours",
             corrected=True,
         ),
-        "draft-four-networks": _one(f"{len(names)} nets, {weights(WIDE):,} and {weights(FIVE):,} weights", True),
-        "draft-schedule-plain": _one(f"{plain + 2 * times} epochs, {images:,} images, batches of {BATCH}", True),
-        "draft-schedule-pruned": _one(f"{plain} + {2 * times} epochs, {times} prunings", True),
+        "draft-four-networks": one(f"{len(names)} nets, {weights(WIDE):,} and {weights(FIVE):,} weights", True),
+        "draft-schedule-plain": one(f"{plain + 2 * times} epochs, {images:,} images, batches of {BATCH}", True),
+        "draft-schedule-pruned": one(f"{plain} + {2 * times} epochs, {times} prunings", True),
     }
 
 
@@ -233,16 +224,16 @@ def _general(rows: list[Row]) -> Found:
         if (other := dense.get((row["images"], row["wrong"], row["seed"])))
     ]
     return {
-        "draft-abstract-generalize": _one(f"clean test images: {said(gains)}", better, where),
-        "draft-intro-prune-large": _one(f"clean test images: {said(gains)}", better, where),
-        "draft-abstract-robust": _one(f"noisy test images: {said(noisy)}", sturdy, where),
-        "draft-pruning-size-overfit": _one(
+        "draft-abstract-generalize": one(f"clean test images: {said(gains)}", better, where),
+        "draft-intro-prune-large": one(f"clean test images: {said(gains)}", better, where),
+        "draft-abstract-robust": one(f"noisy test images: {said(noisy)}", sturdy, where),
+        "draft-pruning-size-overfit": one(
             f"gap between training and test images {100 * statistics.mean(gap):+.1f} points, test "
             f"{100 * statistics.mean(gains['mfbp']):+.1f} points",
             statistics.mean(gap) < 0 and statistics.mean(gains["mfbp"]) > 0,
             where,
         ),
-        "outline-problems-solved": _one(
+        "outline-problems-solved": one(
             f"generalization: {said(gains)}; time and storage only without the dead units, interpretation: basis.svg",
             better,
             "each benefit measured apart; generalization is the one that does not come by itself" if not better else "",
@@ -261,7 +252,7 @@ def _small(rows: list[Row], facts: dict[str, Row]) -> Found:
             if dense[0]["seconds"] > 0.5:
                 times.append((dense[0]["seconds"] + pruned[0]["seconds"]) / small["seconds"])
     found: Found = {
-        "draft-augasta-time": _one(
+        "draft-augasta-time": one(
             f"large, pruned and trained on takes {statistics.median(times):.1f} times the time of the small net "
             f"(median of {len(times)}); its test accuracy is higher in {wins} of {total}",
             statistics.median(times) <= 1.0,
@@ -277,15 +268,15 @@ def _small(rows: list[Row], facts: dict[str, Row]) -> Found:
         said = ", ".join(f"{w} units {last[w]:.3f}" for w in widths)
         where = "two hidden layers from scratch on 4,000 images, three seeds and three rates"
         found |= {
-            "draft-intro-large-learn-fast": _one(
+            "draft-intro-large-learn-fast": one(
                 ", ".join(f"{w} units {first[w]:.3f}" for w in widths) + " after one epoch",
                 first[widths[-1]] > first[widths[1]] > first[widths[0]],
                 where,
             ),
-            "draft-intro-oversized-overfit": _one(said, last[widths[-1]] < max(last.values()) - 0.005, where),
-            "draft-intro-small-generalize": _one(said, last[widths[1]] > last[widths[-1]], where),
-            "draft-intro-small-hard-to-train": _one(said, last[widths[0]] < last[widths[-1]] - 0.05, where),
-            "draft-intro-small-sensitive": _one(
+            "draft-intro-oversized-overfit": one(said, last[widths[-1]] < max(last.values()) - 0.005, where),
+            "draft-intro-small-generalize": one(said, last[widths[1]] > last[widths[-1]], where),
+            "draft-intro-small-hard-to-train": one(said, last[widths[0]] < last[widths[-1]] - 0.05, where),
+            "draft-intro-small-sensitive": one(
                 ", ".join(f"{w} units ± {spread[w]:.3f}" for w in widths),
                 spread[widths[0]] > 2 * spread[widths[-1]],
                 where,
@@ -301,7 +292,7 @@ def _method(results: dict[str, Any], facts: dict[str, Row]) -> Found:
     left = statistics.mean(r["before"]["accuracy"] - r["after"]["accuracy"] for r in bare)
     control = pick(finished, rule="control")
     gained = statistics.mean(r["after"]["accuracy"] - r["before"]["accuracy"] for r in control)
-    healed = _one(
+    healed = one(
         f"one pruning costs {100 * lost:.1f} points on the mean; after training {-100 * left:+.2f} against before, the "
         f"unpruned control {100 * gained:+.2f}",
         left < lost,
@@ -322,111 +313,32 @@ def _method(results: dict[str, Any], facts: dict[str, Row]) -> Found:
         "draft-finetune-recovers": healed,
         "draft-finetune-bias": healed,
         "draft-intro-pruning-keeps": healed,
-        "outline-method": _one("whole-network step `mfbp`, dense and convolutional nets", True, HERE),
-        "draft-algorithm": _one(
+        "outline-method": one("whole-network step `mfbp`, dense and convolutional nets", True, HERE),
+        "draft-algorithm": one(
             "train, then repeat factorize, score, raise the mask, fine-tune (`taut.ramp`, `taut.alternate`)",
             True,
             "the source's to-do 3, written and run",
             corrected=True,
         ),
-        "draft-all-relations": _one("every matrix and kernel offset of the net is one relation of the graph", True),
-        "draft-theorem-3-1": _one("G_i S_ij G_j^T built, and its error measured", True, corrected=True),
-        "draft-equation-1": _one(
+        "draft-all-relations": one("every matrix and kernel offset of the net is one relation of the graph", True),
+        "draft-theorem-3-1": one("G_i S_ij G_j^T built, and its error measured", True, corrected=True),
+        "draft-equation-1": one(
             said or "-", bool(sharing), "share KEPT; built nets hold that many values", corrected=True
         ),
-        "draft-todo-2": _one(
-            said or "-", bool(sharing), "the network-wide size equation as a function", corrected=True
-        ),
-        "draft-abstract-low-dim": _one(
+        "draft-todo-2": one(said or "-", bool(sharing), "the network-wide size equation as a function", corrected=True),
+        "draft-abstract-low-dim": one(
             said or "-",
             bool(sharing),
             "as factors with shared bases the net really holds that share of the parameters"
             + ("" if pays else "; separate factors are better at equal size here"),
             corrected=True,
         ),
-        "draft-simple-case": _one(
+        "draft-simple-case": one(
             f"relative error {joint['joint']:.6f} jointly, {joint['stacked']:.6f} by the SVD of [W_0^T | W_1]",
             abs(joint["joint"] - joint["stacked"]) < 1e-4,
             corrected=True,
         ),
     }
-
-
-def _facts(facts: dict[str, Row]) -> Found:
-    found: Found = {}
-    if "spectra" in facts:
-        a, b = facts["spectra"]["trained"], facts["spectra"]["untrained"]
-        said = f"50 of 625 directions hold {a['leading']:.0%} trained, {b['leading']:.0%} untrained"
-        structure = _one(
-            said,
-            a["leading"] > 1.1 * b["leading"],
-            "five-layer net on 3,500 digits: He's random start fills the spectrum",
-        )
-        found |= {
-            "outline-denil-structure": structure,
-            "draft-denil-sparse": _one(
-                f"{said}; kurtosis {a['kurtosis']:.1f} against {b['kurtosis']:.1f} (normal: 3)",
-                a["leading"] > 1.1 * b["leading"],
-                "structure yes; few weights are exactly or nearly zero without pruning",
-                corrected=a["kurtosis"] < 6,
-            ),
-        }
-    if "overlap" in facts:
-        o = facts["overlap"]
-        said = f"overlap of leading outputs and next inputs {o['trained']:.2f}, untrained {o['untrained']:.2f}"
-        found["draft-intro-dependence"] = _one(
-            f"{said}, by chance {o['chance']:.2f}", o["trained"] > 1.5 * o["untrained"], "rank 50 of 625"
-        )
-    if "denoising" in facts:
-        rows = facts["denoising"]["rows"]
-        nearer = sum(row["error factored"] < row["error"] for row in rows)
-        better = sum(row["accuracy factored"] > row["accuracy"] for row in rows)
-        said = ", ".join(f"{r['accuracy']:.3f} -> {r['accuracy factored']:.3f}" for r in rows)
-        found["draft-abstract-denoising"] = _one(
-            f"H is nearer to the clean weights in {nearer} of {len(rows)} cases, more accurate in {better}: {said}",
-            better > len(rows) / 2,
-            "noise of .5, 1 and 2 times the size of each matrix put on the trained weights, rank 50",
-        )
-    if "relu" in facts:
-        zero = facts["relu"]["zero"]
-        found["draft-relu-sparse"] = _one(f"{min(zero):.0%} to {max(zero):.0%} of hidden values zero", min(zero) > 0.4)
-    if "vanishing" in facts:
-        small, he = facts["vanishing"]["0.01"], facts["vanishing"]["He"]
-        found["draft-relu-gradient"] = _one(
-            f"gradient of the first layer {small['gradients'][0]:.1e} with weights of .01, {he['gradients'][0]:.1e} "
-            "with He's",
-            small["gradients"][0] > 0.01 * he["gradients"][0],
-            "five hidden layers: the rectifier does not help a signal that the initial weights have made vanish",
-        )
-        found["draft-relu-pretraining"] = _one(
-            f"five layers train with weights of .01 (draft-figure-3-net-5): logits of {small['logits']:.1e} at the "
-            f"start, {he['logits']:.1f} with He's",
-            True,
-            "RMSprop divides the vanishing gradients by their own size",
-        )
-    if "dropout" in facts:
-        d = facts["dropout"]
-        gap = {k: d[k]["train"] - d[k]["test"] for k in ("with", "without")}
-        found["draft-dropout"] = _one(
-            f"gap {100 * gap['with']:.1f} points with, {100 * gap['without']:.1f} without; test "
-            f"{d['with']['test']:.3f}, {d['without']['test']:.3f}",
-            gap["with"] < gap["without"],
-            "two hidden layers, 4,000 images, 30 epochs",
-        )
-    if "latent" in facts:
-        a, b = facts["latent"]["basis"], facts["latent"]["random"]
-        found["draft-latent-features"] = _one(
-            f"50 coordinates in the first basis tell digits apart at {a:.3f}, 50 random ones at {b:.3f}",
-            a > b,
-            "basis.svg",
-        )
-    if "bound" in facts:
-        rows = facts["bound"]["rows"]
-        said = ", ".join(f"rank {r['rank']}: {r['joint']:.2f} ({r['separate']:.2f})" for r in rows)
-        found["draft-objective-fit"] = _one(
-            f"relative error {said}", rows[0]["joint"] < 0.5, "in brackets separate SVDs; good only at high rank"
-        )
-    return found
 
 
 def _convs(rows: list[Row], deployed: list[Row]) -> Found:
@@ -444,18 +356,18 @@ def _convs(rows: list[Row], deployed: list[Row]) -> Found:
     faster = [row for row in deployed if row["net"].startswith("conv")]
     said = ", ".join(f"{row['speedup']:.1f}x at batch {row['batch']}" for row in faster if row["rule"] == "sum")
     return {
-        "final-conv-mnist": _one(
+        "final-conv-mnist": one(
             f"accuracy {dense:.4f} -> {ours['after']:.4f} at 90 % zeros, the control {control['mnist']:.4f}",
             ours["after"] > control["mnist"] - 0.005,
             "one seed",
         ),
-        "outline-separate-factorization": _one(
+        "outline-separate-factorization": one(
             f"Fashion-MNIST at 90 %: {parts} (dense {fashion['dense']:.4f})",
             True,
             "each kernel offset is one relation; faster only once dead channels are cut out: " + said,
             corrected=True,
         ),
-        "outline-keeps-or-improves": _one(
+        "outline-keeps-or-improves": one(
             f"MNIST {dense:.4f} -> {ours['after']:.4f}, Fashion-MNIST {fashion['dense']:.4f} -> {fashion['after']:.4f}",
             all(row["after"] > control[row["data"]] - 0.005 for row in (ours, fashion)),
             f"90 % of all layers pruned, one seed; the control with the same training {control['mnist']:.4f} and "

@@ -4,8 +4,7 @@ Types are the layers of neurons of a network, relations its weight matrices; sev
 types (the kernel offsets of a convolution). Every basis is shared by all relations that touch its type.
 
     signed     G_i orthonormal: the leading left singular vectors of all [W_ij G_j, W_ki^T G_k]; monotone, no inverse
-    dfmf       G_i >= 0, S_ij signed, multiplicative updates (Zitnik and Zupan 2015, data fusion by matrix
-               factorization); what the sources of MFBP ran
+    dfmf       G_i >= 0, S_ij signed, multiplicative updates: `taut.decompose.dfmf`
 
 Relations are divided by their Frobenius norm first, so that small ones (an output layer) are not lost.
 """

@@ -115,6 +115,20 @@ class Factorization:
         return Rewrite({name: built}, cast(Method, self))
 
 
+class Unplanned:
+    """A method that is asked for by name: no budget chooses it, and what it costs in accuracy has to be measured."""
+
+    def candidates(self, group: Group, factors: Any) -> Sequence[Method]:
+        """None."""
+        del group, factors
+        return []
+
+    def damage(self, factors: Any) -> float | None:
+        """Has to be measured."""
+        del factors
+        return None
+
+
 def _diagonal(B: Tensor) -> Tensor:
     return torch.diag_embed(B.diagonal(dim1=-2, dim2=-1))
 

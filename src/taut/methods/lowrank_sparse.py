@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taut.decompose.balance import equalize
 from taut.decompose.svd import output_basis
 from taut.errors import CallError
-from taut.methods.base import Factorization, Sight, input_rms, integer
+from taut.methods.base import Factorization, Sight, Unplanned, input_rms, integer
 from taut.methods.building import conv, linear, output_places, random_layer
 from taut.nn import LowRankSparse as Module
 from taut.structure.patches import bias_of, weight_of
@@ -36,7 +36,7 @@ class Parts:
 
 
 @dataclass(frozen=True)
-class LowRankSparse(Factorization):
+class LowRankSparse(Unplanned, Factorization):
     """W ~ B A + R: the r leading output directions, and the weights that these fit worst, |W - B A| rms(x).
 
     It buys bytes, not milliseconds: R is stored by its places (4 bytes each) but multiplied dense, so that MACs are
@@ -70,16 +70,6 @@ class LowRankSparse(Factorization):
         ((_, module),) = modules.items()
         rms = input_rms(module, sight.stats)
         return Parts(sight, torch.ones_like(weight_of(module)) if rms is None else rms)
-
-    def candidates(self, group: Group, factors: Any) -> Sequence[LowRankSparse]:
-        """None: MACs only grow."""
-        del group, factors
-        return []
-
-    def damage(self, factors: Any) -> float | None:
-        """Has to be measured."""
-        del factors
-        return None
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
         """Thin layers and sparse part in turns; the weights of R make up for the thin layers exactly."""

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taut.criteria import above, mean_percentile, smallest
 from taut.errors import CallError
+from taut.methods.base import Unplanned
 from taut.methods.building import random_layer, refuse_layer
 from taut.structure.patches import weight_of
 from taut.structure.surgery import HOOKS
@@ -23,7 +24,7 @@ SELECTIONS = ("global", "layer", "threshold", "percentiles")
 
 
 @dataclass(frozen=True)
-class Masking:
+class Masking(Unplanned):
     """Base of the pruning methods: a score per weight, and the lowest go.
 
     A step names all layers that are pruned together. Weights that are zero already stay zero. In training, `finetune`
@@ -94,16 +95,6 @@ class Masking:
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
         """The scores, which serve every sparsity."""
         return self.scores(modules, stats)
-
-    def candidates(self, group: Group, factors: Any) -> Sequence[Method]:
-        """None: a mask lowers neither parameters nor MACs, so a budget of these cannot ask for it."""
-        del group, factors
-        return []
-
-    def damage(self, factors: Any) -> float | None:
-        """Has to be measured: it is training that makes up for a mask."""
-        del factors
-        return None
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
         """Copies of the layers with zeros in their weights."""

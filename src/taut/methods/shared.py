@@ -15,6 +15,7 @@ from taut.decompose.sharing import Term, leading, share_bases, tried
 from taut.decompose.sizing import ranks_for_share, thrifty
 from taut.decompose.trifactor import Relation
 from taut.errors import CallError
+from taut.methods.base import Unplanned
 from taut.methods.building import conv, input_places, linear, output_places, random_layer, refuse_layer
 from taut.methods.joint import LEAST, RANK, SHARE, type_sizes
 from taut.nn import Basis
@@ -22,7 +23,7 @@ from taut.structure.coupling import couple
 from taut.structure.patches import bias_of, grouped_weight, weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.tracing import describe_layer
-from taut.types import Cost, Group, Layer, Method, Rewrite
+from taut.types import Cost, Group, Layer, Rewrite
 
 
 @dataclass(frozen=True)
@@ -76,7 +77,7 @@ class Frame:
 
 
 @dataclass(frozen=True)
-class Shared:
+class Shared(Unplanned):
     """Factorize all layers at once, W ~ G_out S G_in^T, with ONE basis G per type of channels, for storage.
 
     The outputs of a layer and the inputs of all that read them, also over a residual sum or a flatten, are of one type;
@@ -185,16 +186,6 @@ class Shared:
             usual = {name: min(size, max(LEAST, min(RANK, size // SHARE))) for name, size in sizes.items()}
             ranks = thrifty(sizes, usual, links)
         return [ranks[str(number)] for number in range(len(sizes))]
-
-    def candidates(self, group: Group, factors: Any) -> Sequence[Method]:
-        """None: it takes the whole network, which a planner of single layers does not."""
-        del group, factors
-        return []
-
-    def damage(self, factors: Any) -> float | None:
-        """Has to be measured."""
-        del factors
-        return None
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
         """Every layer as gathering basis, core and spreading basis; one Parameter per type."""
