@@ -36,13 +36,14 @@ class Training:
 
     Attributes:
         epochs: of every stage at most. cascade: layer by layer, front to back, instead of all at once.
-        patience, rate, optimizer, weight_decay, distill: as in `taut.Stage`.
+        patience, rate, decay, optimizer, weight_decay, distill: as in `taut.Stage`.
     """
 
     epochs: int = 3
     cascade: bool = False
     patience: int | None = None
     rate: float = 1e-3
+    decay: bool = True
     optimizer: str = "adam"
     weight_decay: float = 0.0
     distill: float | None = None

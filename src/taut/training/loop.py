@@ -178,7 +178,9 @@ class Trainer:
         return bool(self.accelerator.gather(finite.reshape(1)).all())
 
     def _rate(self) -> float:
-        """Half a cosine over the stage."""
+        """Half a cosine over the stage, or the same all the time."""
+        if not self.stage.decay:
+            return self.stage.rate
         at, length = self.position, self.batches.length or self.position.length
         done = at.epoch + (at.batch / length if length else 0.0)
         return 0.5 * self.stage.rate * (1 + math.cos(math.pi * min(1.0, done / self.stage.epochs)))

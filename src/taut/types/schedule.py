@@ -29,7 +29,8 @@ class Stage:
         distill: share of the distillation loss in [0, 1], the rest is the user's loss; None: 0 with a loss, 1 without.
             At 1 dropout is off and batch norms keep their statistics.
         optimizer: "adam", "adamw" or "sgd" (momentum 0.9, Nesterov).
-        rate: learning rate at the start; it falls to 0 along a half cosine over the stage's epochs.
+        rate: learning rate at the start.
+        decay: whether it falls to 0 along a half cosine over the stage's epochs, or stays.
         weight_decay: as the optimizer understands it.
         hold_zeros: weights of Linear layers and convolutions that are zero when the training begins stay zero, as a
             model needs that was pruned before; those that a pruning step of the plan made zero do so in any case.
@@ -44,6 +45,7 @@ class Stage:
     distill: float | None = None
     optimizer: str = "adam"
     rate: float = 1e-3
+    decay: bool = True
     weight_decay: float = 0.0
     hold_zeros: bool = False
 
