@@ -1,10 +1,13 @@
 """The grid runner: every cell once, also after a kill, and never the result of another cell."""
 
 import json
+import multiprocessing
+from functools import partial
 
 import pytest
 
-from taut.errors import CallError
+from studies import grid_work
+from taut.errors import BudgetError, CallError, DataError
 from taut.studies.grid import cells, run_grid
 
 
@@ -58,3 +61,33 @@ def test_lines_of_other_versions_do_not_count(tmp_path):
     run_grid(cells(a=[1]), lambda cell: {"b": 1}, path, mark="old")
     assert run_grid(cells(a=[1]), lambda cell: {"b": 2}, path, mark="new") == [{"a": 1, "b": 2}]
     assert run_grid(cells(a=[1]), lambda cell: {"b": 3}, path, mark="old") == [{"a": 1, "b": 1}]
+
+
+def test_several_processes_give_the_same_in_the_same_order(tmp_path):
+    wanted = [*cells(a=[3, 1, 2]), {"a": 3}]
+    alone = run_grid(wanted, grid_work.square, tmp_path / "alone.jsonl")
+    assert run_grid(wanted, grid_work.square, tmp_path / "runs.jsonl", jobs=2) == alone
+    assert lines(tmp_path / "runs.jsonl") == lines(tmp_path / "alone.jsonl")
+
+
+@pytest.mark.parametrize(
+    ("ending", "error", "message"),
+    [("raise", BudgetError, "too small"), ("die", DataError, r"\{'a': 2\} died \(signal 9")],
+)
+def test_a_run_that_fails_in_a_process_ends_the_grid_and_keeps_what_is_finished(tmp_path, ending, error, message):
+    path = tmp_path / "runs.jsonl"
+    with pytest.raises(error, match=message):
+        run_grid(cells(a=[1, 2, 3, 4]), partial(grid_work.broken, path, ending), path, jobs=2)
+    assert [record["settings"]["a"] for record in lines(path)] == [1]
+    assert not multiprocessing.active_children()
+
+
+def test_work_that_cannot_be_sent_is_refused_with_the_way_out(tmp_path):
+    with pytest.raises(CallError, match="top level of a module"):
+        run_grid(cells(a=[1]), lambda cell: {}, tmp_path / "runs.jsonl", jobs=2)
+    with pytest.raises(CallError, match="'jobs' of a grid must be"):
+        run_grid(cells(a=[1]), lambda cell: {}, tmp_path / "runs.jsonl", jobs=0)
+
+
+def lines(path):
+    return sorted((json.loads(line) for line in path.read_text().splitlines()), key=lambda line: line["settings"]["a"])

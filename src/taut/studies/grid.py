@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import closing
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ from typing import Any
 from taut.errors import CallError
 from taut.files import guarded
 from taut.progress import stage
+from taut.studies.processes import finished
 
 Cell = dict[str, Any]
 """Settings of one run: plain data, its identity."""
@@ -23,37 +26,62 @@ def cells(**axes: Iterable[Any]) -> list[Cell]:
 
 
 def run_grid(
-    wanted: Iterable[Cell], work: Callable[[Cell], Mapping[str, Any]], path: Path, title: str = "runs", mark: str = ""
+    wanted: Iterable[Cell],
+    work: Callable[[Cell], Mapping[str, Any]],
+    path: Path,
+    title: str = "runs",
+    mark: str = "",
+    jobs: int = 1,
 ) -> list[dict[str, Any]]:
     """The results of all wanted cells, in their order; those that `path` holds are not run again.
 
     Args:
         wanted: settings that JSON can carry.
-        work: cell -> results that JSON can carry.
+        work: cell -> results that JSON can carry. With several jobs it is sent to other processes: a function at the
+            top level of a module that they can import (modules beside a study's run.py are, for `sys.path` goes
+            along), or `functools.partial` of one with plain arguments. What run.py itself defines is not: its module
+            has a name in the first process only.
         path: JSON lines, one for every finished run, flushed to the disk; a line torn by a kill is dropped.
         title: shown beside the progress.
         mark: of everything else that the results depend on, such as versions and constants; lines of another one do
             not count.
+        jobs: how many runs at a time, each in a process of its own that has its share of torch's threads; 1 stays in
+            this process. Only this process writes `path`; a kill or Ctrl-C loses the runs in progress and no others.
 
     Returns:
-        One dict per cell: its settings and its results.
+        One dict per cell: its settings and its results. Order and content do not depend on `jobs`.
 
     Raises:
-        CallError: a cell or a result is no plain data, or results use the name of a setting.
+        CallError: a cell or a result is no plain data, results use the name of a setting, `jobs` is no positive
+            number, or `work` cannot be sent to other processes.
+        DataError: a process died, for example because memory ran out; the message says in which run.
     """
+    if not isinstance(jobs, int) or jobs < 1:
+        raise CallError(f"The 'jobs' of a grid must be a whole number, at least 1. Got {jobs!r} instead.")
     wanted = list(wanted)
     known = _read(path, mark)
-    missing = [cell for cell in wanted if _key(cell) not in known]
-    with stage(title, len(wanted)) as bar:
+    missing = list({key: cell for cell in wanted if (key := _key(cell)) not in known}.values())
+    results = finished(partial(_checked, work), missing, jobs)
+    with stage(title, len(wanted)) as bar, closing(results):
         bar(len(wanted) - len(missing))
-        for cell in missing:
-            found = dict(work(dict(cell)))
-            if set(found) & set(cell):
-                raise CallError(f"A result may not be named like a setting: {sorted(set(found) & set(cell))}.")
+        for place, found in results:
+            cell = missing[place]
             known[_key(cell)] = cell | found
             _append(path, cell, found, mark)
             bar()
     return [known[_key(cell)] for cell in wanted]
+
+
+def _checked(work: Callable[[Cell], Mapping[str, Any]], cell: Cell) -> dict[str, Any]:
+    """The results of a run, once it is sure that they can be written."""
+    found = dict(work(dict(cell)))
+    if set(found) & set(cell):
+        raise CallError(f"A result may not be named like a setting: {sorted(set(found) & set(cell))}.")
+    try:
+        json.dumps(found, allow_nan=False)
+    except (TypeError, ValueError) as error:
+        raise CallError(f"The results of a run must be plain, finite data: {error}. Got {found!r:.100}.") from None
+    return found
 
 
 def _key(cell: Cell) -> str:
@@ -78,10 +106,7 @@ def _read(path: Path, mark: str) -> dict[str, dict[str, Any]]:
 
 
 def _append(path: Path, cell: Cell, found: Mapping[str, Any], mark: str) -> None:
-    try:
-        line = json.dumps({"mark": mark, "settings": cell, "results": dict(found)}, allow_nan=False)
-    except (TypeError, ValueError) as error:
-        raise CallError(f"The results of a run must be plain, finite data: {error}. Got {found!r:.100}.") from None
+    line = json.dumps({"mark": mark, "settings": cell, "results": found})
     with guarded(f"Cannot write '{path}'"):
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("ab") as file:
