@@ -10,18 +10,19 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taut.decompose.linalg import gram
+from taut.decompose.als import DAMPING, als
+from taut.decompose.cp_starts import columns, eigenvectors
 
 MODES = "abcdefgh"
-
-DAMPING = 1e-12
-"""Share of the mean diagonal added to the normal equations: terms that grow against each other stay solvable."""
 
 FEW_SWEEPS = 30
 """Of every term where terms fitted one after the other are only the start."""
 
 START_DAMPING = 1e-2
-"""The same in the first sweep; it falls by tenths. Without it ALS often ends where terms cancel."""
+"""Ridge of the first sweep. Without it ALS often ends where terms cancel."""
+
+EXACT = 1e-7
+"""Relative error from which on no further start is tried: squares in float64 resolve no less."""
 
 
 def cp(
@@ -34,28 +35,41 @@ def cp(
         rank: terms.
         sweeps: updates of all factors at most.
         tol: stop where the relative error falls by less than this share of it in a sweep, in every tensor.
-        restarts: starting points: terms fitted one after the other, leading singular vectors of the unfoldings,
-            random ones.
+        restarts: starting points beside the generalized eigenvectors, which are exact for as many planted terms as
+            two modes are long: terms fitted one after the other, leading singular vectors of the unfoldings, random
+            ones.
         seed: of the random ones.
 
     Returns:
         One factor (n, d_j, rank) per mode, in T's dtype; the terms' columns have the same norm in every mode.
     """
-    X, bases = _compressed(T.double())
+    longest = max(range(1, T.ndim), key=lambda mode: T.shape[mode])
+    X, bases = _compressed(T.double().movedim(longest, -1))
     best: list[Tensor] = []
     errors = X.new_full((len(X),), float("inf"))
-    for start in range(max(1, restarts)):
-        if start == 0 and rank > 1:
-            factors, damping = list(greedy(X, rank, FEW_SWEEPS, seed)), DAMPING
-        else:
-            generator = torch.Generator().manual_seed(seed + start)
-            factors, damping = _start(X, rank, generator, random=start > 1), START_DAMPING
-        factors, found = _als(X, factors, sweeps, tol, damping)
+    for start in range(-1, max(1, restarts)):
+        begun = _start(X, rank, start, seed)
+        if begun is None:
+            continue
+        factors, found = als(X, begun[0], sweeps, tol, begun[1])
         better = found < errors
         errors = torch.where(better, found, errors)
         best = [torch.where(better[:, None, None], new, old) for new, old in zip(factors, best or factors, strict=True)]
+        if float(errors.max()) <= EXACT:
+            break
     whole = [factor if basis is None else basis @ factor for factor, basis in zip(best, bases, strict=True)]
+    whole.insert(longest - 1, whole.pop())
     return tuple(factor.to(T) for factor in levelled(whole))
+
+
+def _start(X: Tensor, rank: int, start: int, seed: int) -> tuple[list[Tensor], float] | None:
+    """The starting point of that number, and the ridge of the first sweep behind it."""
+    if start < 0:
+        found = eigenvectors(X, rank, seed)
+        return None if found is None else (found, DAMPING)
+    if start == 0 and rank > 1:
+        return list(greedy(X, rank, FEW_SWEEPS, seed)), DAMPING
+    return columns(X, rank, seed + start, random=start > 1), START_DAMPING
 
 
 def _compressed(X: Tensor) -> tuple[Tensor, list[Tensor | None]]:
@@ -81,8 +95,7 @@ def greedy(T: Tensor, rank: int, sweeps: int = 64, seed: int = 0) -> tuple[Tenso
     left = T.double().clone()
     terms: list[list[Tensor]] = []
     for place in range(rank):
-        start = _start(left, 1, torch.Generator().manual_seed(seed + place), random=False)
-        term, _ = _als(left, start, sweeps, 0.0, DAMPING)
+        term, _ = als(left, columns(left, 1, seed + place, random=False), sweeps, 0.0)
         left -= compose(term)
         terms.append(term)
     return tuple(torch.cat(parts, -1).to(T) for parts in zip(*(levelled(term) for term in terms), strict=True))
@@ -99,64 +112,3 @@ def levelled(factors: list[Tensor] | tuple[Tensor, ...]) -> list[Tensor]:
     norms = torch.stack([factor.norm(dim=1, keepdim=True) for factor in factors])  # (m, n, 1, rank)
     mean = norms.clamp_min(1e-300).log().mean(0).exp() * (norms > 0).all(0)
     return [factor * (mean / norm.clamp_min(1e-300)) for factor, norm in zip(factors, norms, strict=True)]
-
-
-def _start(X: Tensor, rank: int, generator: torch.Generator, *, random: bool) -> list[Tensor]:
-    factors = []
-    for mode in range(1, X.ndim):
-        size = X.shape[mode]
-        noise = torch.randn(size, rank, generator=generator, dtype=torch.float64).to(X)
-        noise = (noise / noise.norm(dim=0)).repeat(len(X), 1, 1)  # the same for all: a stack is fitted as one by one
-        if not random:
-            rows = X.movedim(mode, 1).flatten(2)
-            leading = torch.linalg.eigh(gram(rows))[1].flip(-1)[..., :rank]
-            noise[..., : leading.shape[-1]] = leading
-        factors.append(noise)
-    return factors
-
-
-def _als(X: Tensor, factors: list[Tensor], sweeps: int, tol: float, damping: float) -> tuple[list[Tensor], Tensor]:
-    """Sweeps over the modes; the relative error of every tensor."""
-    energy = X.flatten(1).square().sum(1)
-    scale = energy.clamp_min(1e-300)
-    unfolded = [X.movedim(mode, 1).flatten(2).contiguous() for mode in range(1, X.ndim)]
-    error = torch.full_like(energy, float("inf"))
-    last = len(factors) - 1
-    for _ in range(sweeps):
-        for mode in range(len(factors)):
-            others = [f for other, f in enumerate(factors) if other != mode]
-            normal, response = _hadamard(others), unfolded[mode] @ _khatri_rao(others)
-            solved = _solve(normal, response, max(damping, DAMPING))
-            norms = solved.norm(dim=1, keepdim=True).clamp_min(1e-300)
-            factors[mode] = solved if mode == last else solved / norms
-        # |X - Y|^2 = |X|^2 - 2 <X, Y> + |Y|^2, from what the last update has at hand
-        whole = (_hadamard(factors[:-1]) * (factors[last].mT @ factors[last])).sum((1, 2))
-        found = ((energy - 2 * (response * factors[last]).sum((1, 2)) + whole).clamp_min(0) / scale).sqrt()
-        settled = damping <= DAMPING and bool((error - found <= tol * error).all())
-        error, damping = found, damping / 10
-        if settled:
-            break
-    return factors, error
-
-
-def _hadamard(factors: list[Tensor]) -> Tensor:
-    product = factors[0].mT @ factors[0]
-    for factor in factors[1:]:
-        product = product * (factor.mT @ factor)
-    return product
-
-
-def _khatri_rao(factors: list[Tensor]) -> Tensor:
-    """Products of the columns over all modes but one, (n, d_1 d_2 ..., rank), the last mode fastest."""
-    product = factors[0]
-    for factor in factors[1:]:
-        product = (product[:, :, None] * factor[:, None]).flatten(1, 2)
-    return product
-
-
-def _solve(normal: Tensor, response: Tensor, damping: float) -> Tensor:
-    """Response normal^{-1} with a small ridge; a term that has vanished stays away."""
-    lift = damping * normal.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None] + 1e-300
-    lifted = normal.clone()
-    lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
-    return torch.linalg.solve(lifted, response.mT).mT if lifted.shape[-1] > 1 else response / lifted

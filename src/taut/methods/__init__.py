@@ -8,6 +8,7 @@ from typing import Any
 
 from taut.errors import CallError
 from taut.methods.bicluster import Bicluster
+from taut.methods.cp import CP
 from taut.methods.dead_taps import DeadTaps
 from taut.methods.dead_units import DeadUnits
 from taut.methods.lowrank_sparse import LowRankSparse
@@ -25,6 +26,7 @@ METHODS: Mapping[str, type[Any]] = {
     "svd": SVD,
     "spatial": Spatial,
     "tucker": Tucker,
+    "cp": CP,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "monochromatic": Monochromatic,
