@@ -49,8 +49,9 @@ def size(widths: tuple[int, ...]) -> int:
 
 
 def widths_for(params: int) -> tuple[int, ...]:
-    """All widths of the source's net times one number, so that the size comes nearest to `params`."""
-    tried = (tuple(max(1, round(width * step / 1000)) for width in WIDTHS) for step in range(20, 1501))
+    """The widths of both dense layers times one number, so that the size comes nearest to `params`."""
+    a, b, c, d = WIDTHS
+    tried = ((a, b, max(1, round(c * step / 1000)), max(1, round(d * step / 1000))) for step in range(20, 1001))
     return min(tried, key=lambda widths: abs(size(widths) - params))
 
 

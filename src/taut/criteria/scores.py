@@ -8,6 +8,7 @@ sum              |W| + |H|
 product          |W H|
 max              max(|W|, |H|)
 wanda            |W| rms(x)     x the inputs that the weight meets (Sun et al. 2023)
+obd              h W^2 / 2      h the loss's second derivative by the weight (LeCun et al. 1990)
 random           anything       what a criterion has to beat
 """
 
@@ -31,9 +32,10 @@ SCORES: Mapping[str, Score] = {
     "product": lambda W, H: (W * H).abs(),
     "max": lambda W, H: torch.maximum(W.abs(), H.abs()),
     "wanda": lambda W, rms: W.abs() * rms,
+    "obd": lambda W, h: 0.5 * h * W.square(),
     "random": lambda _, noise: noise,
 }
-"""Name -> score of W and of what it is seen beside: H, the inputs' root mean square, or noise."""
+"""Name -> score of W and of what it is seen beside: H, the inputs' root mean square, a second derivative, or noise."""
 
 
 def score(name: str, W: Tensor, beside: Tensor) -> Tensor:
@@ -42,7 +44,8 @@ def score(name: str, W: Tensor, beside: Tensor) -> Tensor:
     Args:
         name: key of SCORES.
         W: the weights.
-        beside: of the same shape or one that broadcasts: H, the root mean square of inputs, or noise.
+        beside: of the same shape or one that broadcasts: H, the root mean square of inputs, a second derivative, or
+            noise.
 
     Returns:
         As W, at least float32; -inf where W is zero.

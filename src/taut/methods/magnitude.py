@@ -17,18 +17,19 @@ from taut.methods.masking import Masking
 from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
 
-KINDS = ("magnitude", "wanda", "random")
+KINDS = ("magnitude", "wanda", "obd", "random")
 
 
 @dataclass(frozen=True)
 class Magnitude(Masking):
-    """Set the weights of lowest |W| to zero; or of lowest |W| rms(x); or any.
+    """Set the weights of lowest |W| to zero; or of lowest |W| rms(x), or h W^2 / 2; or any.
 
-    Sources: Han et al. 2015 (magnitude), Sun et al. 2023 (wanda).
+    Sources: Han et al. 2015 (magnitude), Sun et al. 2023 (wanda), LeCun et al. 1990 (obd, optimal brain damage).
 
     Attributes:
-        score: "magnitude"; "wanda", times the root mean square of the input that the weight meets, which needs
-            calibration data; or "random", what every other score has to beat.
+        score: "magnitude"; "wanda", times the root mean square of the input that the weight meets, and "obd", with the
+            second derivative h = E[x^2] E[g^2] (inputs and output gradients as if independent), which need calibration
+            data; or "random", what every other score has to beat.
         seed: of the random score.
     """
 
@@ -47,8 +48,8 @@ class Magnitude(Masking):
 
     @property
     def needs(self) -> frozenset[str]:
-        """The inputs' size for "wanda"; else nothing."""
-        return frozenset({"inputs"} if self.score == "wanda" else ())
+        """What calibration tells, for "wanda" and "obd"; else nothing."""
+        return frozenset({"wanda": ("inputs",), "obd": ("inputs", "outputs")}.get(self.score, ()))
 
     def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
         """Of every weight, layer by layer.
@@ -61,16 +62,28 @@ class Magnitude(Masking):
         for name, module in modules.items():
             W = weight_of(module)
             beside = W
+            known = stats.get(name, LayerStatistics())
             if self.score == "wanda":
-                beside = _rms(name, module, stats.get(name, LayerStatistics()))
+                beside = self._rms(name, module, known)
+            elif self.score == "obd":
+                beside = self._rms(name, module, known).square() * _slopes(module, known)
             elif self.score == "random":
                 beside = torch.rand(W.shape, generator=noise)
             found.append(score(self.score, W, beside.to(W.device)))
         return found
 
+    def _rms(self, name: str, module: nn.Module, stats: LayerStatistics) -> Tensor:
+        found = input_rms(module, stats)
+        if found is None:
+            raise CallError(
+                f"The score '{self.score}' of layer '{name}' needs calibration data: give it to taut.observe."
+            )
+        return found
 
-def _rms(name: str, module: nn.Module, stats: LayerStatistics) -> Tensor:
-    found = input_rms(module, stats)
-    if found is None:
-        raise CallError(f"The score 'wanda' of layer '{name}' needs calibration data: give it to taut.observe.")
-    return found
+
+def _slopes(module: nn.Module, stats: LayerStatistics) -> Tensor | float:
+    """Mean square of the loss gradient at each output, summed over positions; shaped to meet the weight."""
+    if stats.outputs is None:
+        return 1.0
+    W = weight_of(module)
+    return stats.outputs.diagonal(dim1=-2, dim2=-1).reshape(-1, *[1] * (W.ndim - 1)).to(W.device)

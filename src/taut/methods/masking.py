@@ -96,14 +96,24 @@ class Masking(Unplanned):
         """The scores, which serve every sparsity."""
         return self.scores(modules, stats)
 
+    def ranking(self, factors: Any) -> Sequence[Tensor]:
+        """The scores in what `factor` gave."""
+        found: Sequence[Tensor] = factors
+        return found
+
+    def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Any) -> Tensor:
+        """The weight of a layer without those that go; shaped and laid out as it was."""
+        del name, factors
+        old = weight_of(module)
+        return old.detach().clone().masked_fill_(~keep.to(old.device), 0)
+
     def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
         """Copies of the layers with zeros in their weights."""
-        kept = self._kept(list(modules), factors)
+        kept = self._kept(list(modules), self.ranking(factors))
         built: dict[str, nn.Module] = {}
         zeros = 0
         for (name, module), keep in zip(modules.items(), kept, strict=True):
-            old = weight_of(module)
-            weight = old.detach().clone().masked_fill_(~keep.to(old.device), 0)  # in the memory layout that it had
+            weight = self.pruned(name, module, keep, factors)
             zeros += int((weight == 0).sum())
             built[name] = _with_weight(module, weight)
         return Rewrite(built, cast(Method, replace(self, zeros=zeros)))
