@@ -17,11 +17,18 @@ from taut import CallError, Plan, Step
 from taut.applying import apply_plan
 from taut.calls import tensors
 from taut.methods import METHODS, resolve, settings
+from taut.nn import Reorder
 from taut.structure.support import UNFACTORIZED
 from taut.structure.surgery import clone, replace
 
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
 """Largest error relative to the largest output where a method is exact; the halves have 8 and 11 bits."""
+
+SIZES = {"codebook": "codes", "hashed": "share"}
+"""The setting that says how much is kept, where it is not a rank."""
+
+WHOLE = torch.uint8, torch.int8, torch.int32
+"""Types of codes, quantized weights and places, which never become those of the layer."""
 
 EVERY_CASE = pytest.mark.parametrize("name", [one.name for one in CASES])
 EVERY_LAYER = pytest.mark.parametrize("name", [one.name for one in LAYERS])
@@ -53,7 +60,8 @@ class Setup:
         full = METHODS[method]().exact_case(group)[0]
         if METHODS[method].masks:
             return [replace_fields(full, sparsity=sparsity, zeros=None) for sparsity in (0.9, 0.5, 0.0)]
-        ranks = {key: value for key, value in settings(full).items() if key.startswith("rank") and value is not None}
+        size = SIZES.get(method, "rank")
+        ranks = {key: value for key, value in settings(full).items() if key.startswith(size) and value is not None}
         small = {key: lowered(value, 0) for key, value in ranks.items()}
         middle = {key: lowered(value, 2) for key, value in ranks.items()}
         return [resolve(Step(group.names, method, settings(full) | some)) for some in (small, middle, {})]
@@ -68,9 +76,11 @@ class Setup:
 
 
 def lowered(rank, by):
-    """A rank, or a list of one per type of channels, over `by`; 1 for 0."""
+    """A rank, or a list of one per type of channels, over `by`, 1 for 0; a share, a tenth of it for 0."""
     if isinstance(rank, list):
         return [lowered(one, by) for one in rank]
+    if isinstance(rank, float):
+        return rank / (by or 10)
     return max(1, rank // by) if by else 1
 
 
@@ -205,11 +215,12 @@ def test_cost_equals_the_built_module(method, name):
             cost = chosen.cost(group)
             step = Step(group.names, method, settings(chosen), allow_growth=True)
             small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
-            parameters = list(small.get_submodule(group.names[0]).parameters())
+            built = small.get_submodule(group.names[0])
+            parameters = list(built.parameters())
             assert cost.params == sum(p.numel() for p in parameters)
-            buffers = small.get_submodule(group.names[0]).named_buffers()
-            stored = [*parameters, *(t for key, t in buffers if key.endswith("places"))]
-            assert cost.bytes == sum(t.numel() * t.element_size() for t in stored)
+            orders = {f"{key}.order" for key, part in built.named_modules() if isinstance(part, Reorder)}
+            stored = {key: t for key, t in built.state_dict().items() if key not in orders}  # neighbours may take it
+            assert cost.bytes == sum(t.numel() * t.element_size() for t in stored.values())
             nonzero = sum(int(p.count_nonzero()) for p in parameters)
             assert nonzero <= cost.nonzero
             assert nonzero == cost.nonzero or name == "degenerate"
@@ -435,7 +446,8 @@ def test_dtype_and_names_kept(method, name):
     small = taut.apply(s.model, s.plan(method, 1), s.stats)
     rewritten = {layer for step in s.plan(method, 1).steps for layer in step.layers}
     old, new = owned(s.model), owned(small)
-    assert {t.dtype for k, t in new.items() if not k.endswith((".order", ".places"))} <= {t.dtype for t in old.values()}
+    known = {t.dtype for t in old.values()}
+    assert {t.dtype for t in new.values()} <= known | (set() if METHODS[method].plain else set(WHOLE))
     moved = not METHODS[method].plain  # a neighbour may have taken over the order of its channels
     for key, tensor in old.items():
         if not any(key.startswith(f"{layer}.") for layer in rewritten | aliases(s.model, rewritten)):

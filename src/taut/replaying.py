@@ -10,7 +10,7 @@ from torch import nn
 from taut.calls import device_of
 from taut.errors import ArtifactError, CallError
 from taut.methods import resolve, settings
-from taut.nn import Reorder
+from taut.nn import Rebuilt, Reorder
 from taut.structure.reordering import sides
 from taut.structure.surgery import locate, replace
 from taut.text import shape
@@ -79,10 +79,14 @@ def chain_of(model: nn.Module, step: Step) -> nn.Sequential:
         found = [part for part in chain.children() if not isinstance(part, Reorder)]
         if not isinstance(chain, nn.Sequential) or len(found) != len(wanted):
             continue
-        # a later step may have put a chain of its own in the place of a part
-        if all(type(part) in {kind, nn.Sequential} for part, kind in zip(found, wanted, strict=True)):
+        if all(_became(part, kind) for part, kind in zip(found, wanted, strict=True)):
             return chain
     raise CallError(f"The layer '{name}' was not rewritten by {step.method}.")
+
+
+def _became(part: nn.Module, kind: type[nn.Module]) -> bool:
+    """Whether `part` is what was built, or what a later step put in its place: a chain, or another form of weight."""
+    return type(part) in {kind, nn.Sequential} or isinstance(part, Rebuilt)
 
 
 def with_sides(model: nn.Module, step: Step) -> Step:

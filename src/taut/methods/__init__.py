@@ -8,6 +8,7 @@ from typing import Any
 
 from taut.errors import CallError
 from taut.methods.bicluster import Bicluster
+from taut.methods.codebook import Codebook
 from taut.methods.cp import CP
 from taut.methods.dead_taps import DeadTaps
 from taut.methods.dead_units import DeadUnits
@@ -36,6 +37,7 @@ METHODS: Mapping[str, type[Any]] = {
     "mfbp": MFBP,
     "shared": Shared,
     "lowrank_sparse": LowRankSparse,
+    "codebook": Codebook,
 }
 
 

@@ -51,6 +51,7 @@ class Factorization:
     plain: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
+    metrics: ClassVar[tuple[str, ...]] = METRICS
     metric: str
 
     def refuses(self, group: Group) -> str | None:
@@ -73,8 +74,10 @@ class Factorization:
         Raises:
             CallError: the metric is unknown.
         """
-        if self.metric not in METRICS:
-            raise CallError(f"The 'metric' of {self.name} must be one of {', '.join(METRICS)}. Got '{self.metric}'.")
+        if self.metric not in self.metrics:
+            raise CallError(
+                f"The 'metric' of {self.name} must be one of {', '.join(self.metrics)}. Got '{self.metric}'."
+            )
         ((name, module),) = modules.items()
         known = stats.get(name, LayerStatistics())
         weighting = Weighting() if self.metric == "frobenius" else known.weighting

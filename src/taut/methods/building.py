@@ -103,13 +103,17 @@ def refuse_layer(layer: Layer) -> str | None:
     return None
 
 
+def dense_layer(layer: Layer) -> nn.Module:
+    """A layer of the given shape and settings with uninitialized weights."""
+    if layer.kind == "Linear":
+        return linear(layer.weight[1], layer.weight[0], bias=layer.bias)
+    sizes = (layer.weight[1] * layer.groups, layer.weight[0])
+    return conv(sizes, layer, range(len(layer.kernel)), groups=layer.groups, bias=layer.bias)
+
+
 def random_layer(layer: Layer) -> nn.Module:
     """A layer of the given shape and settings with seeded random weights, for exact cases."""
-    if layer.kind == "Linear":
-        built = linear(layer.weight[1], layer.weight[0], bias=layer.bias)
-    else:
-        sizes = (layer.weight[1] * layer.groups, layer.weight[0])
-        built = conv(sizes, layer, range(len(layer.kernel)), groups=layer.groups, bias=layer.bias)
+    built = dense_layer(layer)
     generator = torch.Generator().manual_seed(0)
     for parameter in built.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator)

@@ -21,7 +21,7 @@ from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
 from taut.methods.base import Factorization
-from taut.nn import LowRankSparse, Reorder
+from taut.nn import LowRankSparse, Rebuilt, Reorder
 from taut.progress import Stage, stage
 from taut.recovery.rest import ROWS, refit_rest
 from taut.recovery.solving import Moments, least_squares
@@ -38,8 +38,8 @@ from taut.structure.patches import (
     weight_of,
 )
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import shallow
-from taut.types import Looking, Method, Network, Step
+from taut.structure.surgery import locate, shallow, swap
+from taut.types import Layer, Looking, Method, Network, Step
 
 SAMPLES = 2048
 """Samples of a refit at most."""
@@ -58,6 +58,9 @@ DUAL_ROWS = 2048
 
 Norm = tuple[Tensor, Tensor]
 """Mean and variance per channel."""
+
+Link = tuple[Method, Layer]
+"""A method, and the layer as the method finds it: the original, or a part of what an earlier method made."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +91,13 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     """
     net = stats.network
     batch = joined(collect(net.example, data, refit_samples(net)))
-    chains: dict[str, list[Method]] = {}
+    chains: dict[str, list[Link]] = {}
     for step in steps:
-        for name in step.layers:
-            chains.setdefault(name, []).append(resolve(step))
-    cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method in chain)}
+        for layer in (step.group or net.group(step.layers)).layers:
+            chains.setdefault(layer.name, []).append((resolve(step), layer))
+    cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method, _ in chain)}
     # no solution is sparse, and none keeps what several layers share
-    cut |= {name for name, chain in chains.items() if any(m.masks or isinstance(m, Looking) for m in chain)}
+    cut |= {name for name, chain in chains.items() if any(m.masks or isinstance(m, Looking) for m, _ in chain)}
     free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)
@@ -102,7 +105,7 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
         copied = shallow(small)  # the same weights, but buffers of its own, which are handed back
         _run_refit(_Refit(dict(model.named_modules()), copied, chains, stats, targets), norms, batch, bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
-        if isinstance(mine, Reorder | LowRankSparse) or (
+        if isinstance(mine, Reorder | LowRankSparse | Rebuilt) or (
             isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)
         ):
             mine.load_state_dict(found.state_dict())
@@ -234,7 +237,7 @@ class _Refit:
         self,
         originals: dict[str, nn.Module],
         small: nn.Module,
-        chains: dict[str, list[Method]],
+        chains: dict[str, list[Link]],
         stats: Statistics,
         targets: dict[str, Target],
     ) -> None:
@@ -265,8 +268,8 @@ class _Refit:
         centred = isinstance(original.bias, Tensor) or target.normalized
         moments = Moments.of(input_rows(original, x, target.output, index), centred=centred)
         dense = _dense(original, *least_squares(original, moments, wanted, centred=centred))
-        for method in self.chains.get(name, ()):
-            dense = self.factorize(name, dense, method, moments)
+        for link in self.chains.get(name, ()):
+            dense = self.factorized(name, dense, link, moments)
         if wide and self.approximated(name):
             known = self.stats.layers.get(name, LayerStatistics()).outputs
             refit_rest(dense, x, target.output, target.index, target.rows, known)
@@ -278,7 +281,16 @@ class _Refit:
 
     def approximated(self, name: str) -> bool:
         """Whether a factorization left something of the layer out: its mean output then needs its bias."""
-        return any(isinstance(method, Factorization) and not method.exact for method in self.chains.get(name, ()))
+        return any(isinstance(method, Factorization) and not method.exact for method, _ in self.chains.get(name, ()))
+
+    def factorized(self, name: str, dense: nn.Module, link: Link, moments: Moments) -> nn.Module:
+        """What the method makes of its layer, which stands alone or in the chain that an earlier method made."""
+        method, layer = link
+        holder = nn.Sequential(dense)
+        place = locate(holder, replace(layer, name="0"))
+        made = self.factorize(name, holder.get_submodule(place), method, moments)
+        swap(holder, holder.get_submodule(place), made)
+        return holder[0]
 
     def factorize(self, name: str, dense: nn.Module, method: Method, moments: Moments) -> nn.Module:
         """Cut the factors again, in the metric of the present inputs and of the original output weights."""
@@ -286,7 +298,7 @@ class _Refit:
         if method.needs and fan_in(dense) == moments.rows.shape[-1]:
             now = replace(before, weighting=moment_form(dense, moments))
             known = before.outputs is not None and before.outputs.shape[-1] <= LARGE
-            if known and getattr(method, "metric", None) == "data":
+            if known and getattr(method, "metric", None) == "data" and "fisher" in getattr(method, "metrics", ()):
                 method = resolve(Step((), method.name, settings(method) | {"metric": "fisher"}))
         else:
             now = LayerStatistics()
@@ -311,8 +323,10 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
     groups = groups_of(original)
     weight = weight_of(original)
     given = row.reshape(1, groups * weight.shape[1], *weight.shape[2:])
-    for part in [dense.to_plain()] if isinstance(dense, LowRankSparse) else dense.children():
-        given = _bare(part).to(row.dtype)(given)
+    whole = isinstance(dense, LowRankSparse | Rebuilt)
+    for part in [dense] if whole else dense.children():
+        plain = part.to_plain() if isinstance(part, LowRankSparse | Rebuilt) else part
+        given = _bare(plain).to(row.dtype)(given)
     return given.reshape(groups, -1)
 
 

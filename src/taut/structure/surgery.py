@@ -97,7 +97,7 @@ def carry(old: nn.Module, new: nn.Module) -> None:
         value = getattr(old, key, None)
         if isinstance(value, Tensor) and not value.requires_grad:
             for name, parameter in new.named_parameters():
-                if name.endswith(key) or (key, name) == ("weight", "values"):  # a sparse part's weights
+                if name.endswith("bias") == (key == "bias"):  # a weight may have become values, codes, scales
                     parameter.requires_grad = False
 
 
