@@ -17,6 +17,7 @@ from taut.methods import resolve, settings
 from taut.progress import track
 from taut.recovery.refit import recover
 from taut.replaying import with_sides
+from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import clone, locate, shallow
@@ -154,8 +155,8 @@ def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, 
 def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[str, nn.Module]) -> Any:
     """The cached decomposition of the original layers; of the present ones where an earlier step changed them."""
     known = _known(stats, modules)
-    if method.masks:  # what an earlier step pruned must count as pruned
-        return method.factor(modules, known)
+    if method.masks and not (method.needs and _untouched(stats, modules)):
+        return method.factor(modules, known)  # what an earlier step pruned must count as pruned
     if len(known) == len(modules):
         return stats.factors(group, method)
     return method.factor(modules, {})
@@ -169,6 +170,12 @@ def _known(stats: Statistics, modules: Mapping[str, nn.Module]) -> dict[str, Lay
 
 def _same(original: nn.Module, present: nn.Module) -> bool:
     return original.weight is present.weight or original.weight.shape == present.weight.shape
+
+
+def _untouched(stats: Statistics, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the layers still have the values that were observed."""
+    pairs = [(stats.modules.get(name), module) for name, module in modules.items()]
+    return all(old is not None and torch.equal(weight_of(old), weight_of(new)) for old, new in pairs)
 
 
 def _short(values: Mapping[str, Any]) -> str:

@@ -124,3 +124,15 @@ def test_pruned_again_the_zeros_stay():
 def test_a_ridge_out_of_range(ridge):
     with pytest.raises(CallError, match=f"The 'ridge' of obs must be above 0 and at most 1. Got {ridge!r}"):
         resolve(taut.Step(("a",), "obs", {"ridge": ridge}))
+
+
+def test_one_order_serves_every_sparsity(monkeypatch):
+    torch.manual_seed(0)
+    net, x = sequential(a=nn.Linear(12, 20), r=nn.ReLU(), b=nn.Linear(20, 4)), related(200, 12)
+    network = taut.trace(net, x[:2])
+    stats = taut.observe(network, net, [x])
+    made, factor = [], OBS.factor
+    monkeypatch.setattr(OBS, "factor", lambda self, *given: made.append(1) or factor(self, *given))
+    for sparsity in (0.3, 0.6, 0.9):
+        taut.apply(net, Plan((taut.whole(network, "obs", sparsity=sparsity),)), stats)
+    assert len(made) == 1

@@ -88,7 +88,7 @@ class OBS(Masking):
             found = found * slopes / (2 * known.positions)
         elif moment is not None:
             found = found * ((known.scale or 1.0) / max(energy, 1e-300))
-        return torch.where(W == 0, -torch.inf, found)
+        return torch.where(W == 0, -torch.inf, found).float()
 
     def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Any) -> Tensor:
         """The weight with zeros, and the others moved."""
