@@ -3,6 +3,9 @@
 T[a, b, c, ...] ~ sum_k A[a, k] B[b, k] C[c, k] ...; the terms are fitted together (Harshman 1970), or greedily, each to
 what those before it left (Denton et al. 2014, equation 5). Fitting together is never worse at its best, and .42 -> .35
 in the error of a kernel at eight terms.
+
+Long modes are first cut to the subspace of their leading singular vectors, where sweeps cost little; the best fit found
+there is then improved on the whole tensor (Bro and Andersson 1998).
 """
 
 from __future__ import annotations
@@ -10,8 +13,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from taut.decompose.als import DAMPING, als
-from taut.decompose.cp_starts import columns, eigenvectors
+from taut.decompose.als import DAMPING, Fit, als
+from taut.decompose.cp_starts import columns, eigenvectors, subspace
 
 MODES = "abcdefgh"
 
@@ -24,6 +27,12 @@ START_DAMPING = 1e-2
 EXACT = 1e-7
 """Relative error from which on no further start is tried: squares in float64 resolve no less."""
 
+LEAST = 16
+"""Dimensions of a mode that are kept at least, where one is cut to its leading subspace."""
+
+POLISH = 12
+"""Sweeps over the whole tensor behind a fit in the subspaces at most."""
+
 
 def cp(
     T: Tensor, rank: int, sweeps: int = 200, tol: float = 1e-6, restarts: int = 4, seed: int = 0
@@ -35,41 +44,50 @@ def cp(
         rank: terms.
         sweeps: updates of all factors at most.
         tol: stop where the relative error falls by less than this share of it in a sweep, in every tensor.
-        restarts: starting points beside the generalized eigenvectors, which are exact for as many planted terms as
-            two modes are long: terms fitted one after the other, leading singular vectors of the unfoldings, random
-            ones.
+        restarts: starting points: terms fitted one after the other (not where modes are cut), leading singular
+            vectors of the unfoldings, random ones. Generalized eigenvectors come before them where they may be exact.
         seed: of the random ones.
 
     Returns:
-        One factor (n, d_j, rank) per mode, in T's dtype; the terms' columns have the same norm in every mode.
+        One factor (n, d_j, rank) per mode, in T's dtype; the terms' columns have the same norm in every mode, and the
+        energies of all terms are together at most `als.LIMIT`^2 times the tensor's.
     """
     longest = max(range(1, T.ndim), key=lambda mode: T.shape[mode])
     X, bases = _compressed(T.double().movedim(longest, -1))
-    best: list[Tensor] = []
-    errors = X.new_full((len(X),), float("inf"))
-    for start in range(-1, max(1, restarts)):
-        begun = _start(X, rank, start, seed)
-        if begun is None:
-            continue
-        factors, found = als(X, begun[0], sweeps, tol, begun[1])
-        better = found < errors
-        errors = torch.where(better, found, errors)
-        best = [torch.where(better[:, None, None], new, old) for new, old in zip(factors, best or factors, strict=True)]
-        if float(errors.max()) <= EXACT:
-            break
-    whole = [factor if basis is None else basis @ factor for factor, basis in zip(best, bases, strict=True)]
+    small, cuts = _cut(X, max(rank, LEAST))
+    cut = any(basis is not None for basis in cuts)
+    fit = _best(small, rank, (sweeps, tol, max(1, restarts), seed), one_by_one=not cut)
+    factors = _grown(fit.factors, cuts)
+    if cut:
+        factors = als(X.to(T.dtype), factors, min(sweeps, POLISH), tol).factors
+    whole = _grown(factors, bases)
     whole.insert(longest - 1, whole.pop())
     return tuple(factor.to(T) for factor in levelled(whole))
 
 
-def _start(X: Tensor, rank: int, start: int, seed: int) -> tuple[list[Tensor], float] | None:
-    """The starting point of that number, and the ridge of the first sweep behind it."""
-    if start < 0:
-        found = eigenvectors(X, rank, seed)
-        return None if found is None else (found, DAMPING)
-    if start == 0 and rank > 1:
-        return list(greedy(X, rank, FEW_SWEEPS, seed)), DAMPING
-    return columns(X, rank, seed + start, random=start > 1), START_DAMPING
+def _best(X: Tensor, rank: int, effort: tuple[int, float, int, int], *, one_by_one: bool) -> Fit:
+    """The best fit of every tensor over the starts; all starts are fitted side by side, as a longer stack."""
+    sweeps, tol, restarts, seed = effort
+    found = eigenvectors(X, rank, seed)
+    best = None if found is None else als(X, found, sweeps, tol)
+    if best is not None and float(best.error.max()) <= EXACT:
+        return best
+    starts, damping = [], []
+    for start in range(restarts):
+        greedily = one_by_one and start == 0 and rank > 1
+        starts.append(
+            list(greedy(X, rank, FEW_SWEEPS, seed)) if greedily else columns(X, rank, seed + start, random=start > 1)
+        )
+        damping += [DAMPING if greedily else START_DAMPING] * len(X)
+    many = X.repeat(restarts, *[1] * (X.ndim - 1))
+    fits = als(many, [torch.cat(parts) for parts in zip(*starts, strict=True)], sweeps, tol, torch.tensor(damping))
+    for start in range(restarts):
+        own = slice(start * len(X), (start + 1) * len(X))
+        fit = Fit([factor[own] for factor in fits.factors], fits.error[own], fits.spread[own])
+        best = fit if best is None else best.where(fit, fit.error < best.error)
+    if best is None:
+        raise ValueError("no start was tried")
+    return best
 
 
 def _compressed(X: Tensor) -> tuple[Tensor, list[Tensor | None]]:
@@ -81,10 +99,28 @@ def _compressed(X: Tensor) -> tuple[Tensor, list[Tensor | None]]:
             bases.append(None)
             continue
         basis, small = torch.linalg.qr(rows)
-        rest = X.movedim(mode, 1).shape[2:]
-        X = small.reshape(len(X), -1, *rest).movedim(1, mode)
+        X = small.reshape(len(X), -1, *X.movedim(mode, 1).shape[2:]).movedim(1, mode)
         bases.append(basis)
-    return X, bases
+    return X.contiguous(), bases
+
+
+def _cut(X: Tensor, keep: int) -> tuple[Tensor, list[Tensor | None]]:
+    """X in the leading subspace of `keep` dimensions of every mode at least twice as long, one mode after the other."""
+    bases: list[Tensor | None] = []
+    for mode in range(1, X.ndim):
+        if X.shape[mode] < 2 * keep:
+            bases.append(None)
+            continue
+        turned = X.movedim(mode, 1)
+        basis = subspace(turned.flatten(2), keep)
+        X = (basis.mT @ turned.flatten(2)).reshape(len(X), keep, *turned.shape[2:]).movedim(1, mode)
+        bases.append(basis)
+    return X.contiguous(), bases
+
+
+def _grown(factors: list[Tensor], bases: list[Tensor | None]) -> list[Tensor]:
+    """Factors in the coordinates from before the bases were taken."""
+    return [factor if basis is None else basis @ factor for factor, basis in zip(factors, bases, strict=True)]
 
 
 def greedy(T: Tensor, rank: int, sweeps: int = 64, seed: int = 0) -> tuple[Tensor, ...]:
@@ -95,7 +131,7 @@ def greedy(T: Tensor, rank: int, sweeps: int = 64, seed: int = 0) -> tuple[Tenso
     left = T.double().clone()
     terms: list[list[Tensor]] = []
     for place in range(rank):
-        term, _ = als(left, columns(left, 1, seed + place, random=False), sweeps, 0.0)
+        term = als(left, columns(left, 1, seed + place, random=False), sweeps, 0.0).factors
         left -= compose(term)
         terms.append(term)
     return tuple(torch.cat(parts, -1).to(T) for parts in zip(*(levelled(term) for term in terms), strict=True))

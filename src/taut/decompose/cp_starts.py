@@ -8,11 +8,37 @@ from torch import Tensor
 from taut.decompose.als import khatri_rao
 from taut.decompose.linalg import gram
 
+MARGIN = 8
+"""Directions more than wanted that a subspace iteration carries."""
+
+FEW = 4
+"""Up to one in so many directions, subspace iteration is quicker than a dense eigensolver."""
+
+PLANTED = 1e-4
+"""Share of a tensor's energy outside the leading subspaces from which on eigenvectors of slices say nothing."""
+
 
 def leading(X: Tensor, mode: int, rank: int) -> Tensor:
     """The `rank` leading left singular vectors of the unfolding along a mode, (n, d, at most rank)."""
     values: Tensor = torch.linalg.eigh(gram(X.movedim(mode, 1).flatten(2)))[1]
     return values.flip(-1)[..., :rank]
+
+
+def subspace(rows: Tensor, size: int) -> Tensor:
+    """An orthonormal basis (n, d, size) close to that of the leading left singular vectors of rows (n, d, m).
+
+    By two steps of subspace iteration with a few directions more, where these are few; what is missing, sweeps over
+    the whole tensor find.
+    """
+    width = size + MARGIN
+    if width * FEW > rows.shape[1]:
+        return leading(rows, 1, size)
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.randn(rows.shape[-1], width, generator=generator, dtype=torch.float64).to(rows)
+    basis = torch.linalg.qr(rows @ basis)[0]
+    basis = torch.linalg.qr(rows @ (rows.mT @ basis))[0]
+    turned: Tensor = basis @ leading(basis.mT @ rows, 1, size)
+    return turned
 
 
 def columns(X: Tensor, rank: int, seed: int, *, random: bool) -> list[Tensor]:
@@ -37,7 +63,8 @@ def eigenvectors(X: Tensor, rank: int, seed: int) -> list[Tensor] | None:
     Kowalski 1990.
 
     Returns:
-        Real factors (complex pairs become their real and imaginary parts), or None where no two modes are long enough.
+        Real factors (complex pairs become their real and imaginary parts), or None where no two modes are
+        long enough, or much of every tensor of the stack is outside of those subspaces.
     """
     sizes = list(X.shape[1:])
     first, second = sorted(sorted(range(len(sizes)), key=lambda mode: -sizes[mode])[:2])
@@ -47,13 +74,17 @@ def eigenvectors(X: Tensor, rank: int, seed: int) -> list[Tensor] | None:
     U, V = leading(X, first + 1, rank), leading(X, second + 1, rank)
     slices = X.movedim((first + 1, second + 1), (1, 2)).flatten(3)
     core = torch.einsum("nabs,nar,nbq->nsrq", slices, U, V)
+    energy, inside = X.flatten(1).square().sum(1), core.flatten(1).square().sum(1)
+    if bool((inside < (1 - PLANTED) * energy).all()):
+        return None
     generator = torch.Generator().manual_seed(seed)
     mix = torch.randn(2, core.shape[1], generator=generator, dtype=torch.float64).to(X)
     M, N = torch.einsum("ps,nsrq->pnrq", mix, core)
     vectors = torch.linalg.eig(M @ torch.linalg.pinv(N))[1]
     A = torch.where(_second_of_pair(vectors)[:, None], vectors.imag, vectors.real)
     B = torch.einsum("nsrq,s->nqr", core, mix[0]) @ torch.linalg.pinv(A).mT
-    rest = core.flatten(2) @ torch.linalg.pinv(khatri_rao([A, B])).mT
+    normal = (A.mT @ A) * (B.mT @ B)
+    rest = core.flatten(2) @ khatri_rao([A, B]) @ torch.linalg.pinv(normal, hermitian=True)
     found = {first: U @ A, second: V @ B} | _one_by_one(rest, others, sizes)
     return [found[mode] / found[mode].norm(dim=1, keepdim=True).clamp_min(1e-300) for mode in range(len(sizes))]
 
