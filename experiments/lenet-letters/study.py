@@ -77,8 +77,10 @@ def stopped_early(net: nn.Module, data: Letters, seed: int, quick: bool) -> tupl
 
 
 def dense(cell: Cell, widths: tuple[int, ...]) -> tuple[nn.Module, int]:
-    """The trained net from which all reduced ones of a seed start, and its epochs: read from the folder, or made now."""
-    path = Path(cell["out"]) / "nets" / f"{'quick-' if cell['quick'] else ''}{'-'.join(map(str, widths))}-{cell['seed']}"
+    """The trained net from which all reduced ones of a seed start, and its epochs; trained once, then read."""
+    path = (
+        Path(cell["out"]) / "nets" / f"{'quick-' if cell['quick'] else ''}{'-'.join(map(str, widths))}-{cell['seed']}"
+    )
     path = path.with_suffix(".safetensors")
     net: nn.Module = lenet(cell["seed"], widths)
     if not path.exists():

@@ -1,0 +1,66 @@
+"""The stated bounds that the runs can test."""
+
+from __future__ import annotations
+
+import statistics
+from typing import Any
+
+from printed import Row, named, pick
+from reductions import PUBLISHED, SHARES
+
+from taut.studies import Bound
+
+POINT = 0.01
+
+
+def limits(found: dict[str, Any]) -> list[Bound]:
+    """Counts, optimal brain surgeon against magnitude, and what vector quantization is said to lose."""
+    return [*counted(found["tables"]), *surgeon(found.get("surgeons", [])), *quantized(found.get("vectors", []))]
+
+
+def counted(rows: list[Row]) -> list[Bound]:
+    """Totals and percentages that the built nets have, of all that were built."""
+    text = pick(rows, way="text", seed=0)
+    totals = [row["params as counted"] == PUBLISHED[row["experiment"], row["level"]][0] for row in text]
+    shares = [
+        f"{row['share as counted']:.2f}" == f"{SHARES[row['experiment'], row['level']]:.2f}"
+        for row in text
+        if (row["experiment"], row["level"]) in SHARES
+    ]
+    return [
+        Bound(f"built nets with the printed number of parameters, of {len(totals)}", len(totals), sum(totals)),
+        Bound(f"built nets with the printed share of their section, of {len(shares)}", len(shares), sum(shares)),
+    ]
+
+
+def surgeon(rows: list[Row]) -> list[Bound]:
+    """The smallest lead of optimal brain surgeon over magnitude where magnitude loses more than a point."""
+    found = []
+    for net in dict.fromkeys(row["net"] for row in rows):
+        blind, mine = pick(rows, net=net, method="magnitude")[0], pick(rows, net=net, method="obs")
+        leads = [
+            statistics.mean(row["curve"][place][1] for row in mine) - accuracy
+            for place, (_, accuracy) in enumerate(blind["curve"])
+            if accuracy < blind["dense"] - POINT
+        ]
+        if leads:
+            name = f"{net}: accuracy of optimal brain surgeon above magnitude's, at the worst sparsity"
+            found.append(Bound(name, 0.0, min(leads)))
+    return found
+
+
+def quantized(rows: list[Row]) -> list[Bound]:
+    """Loss against the control at the best setting that stores at most a 16th."""
+    found = []
+    for data in dict.fromkeys(row["data"] for row in rows):
+        some = pick(rows, data=data)
+        control = statistics.mean(row["trained"] for row in some if not row["settings"])
+        losses = []
+        for words in dict.fromkeys(named(row["settings"]) for row in some if row["settings"]):
+            mine = [row for row in some if named(row["settings"]) == words]
+            if statistics.mean(row["bytes"][0] / row["bytes"][1] for row in mine) >= 15.5:
+                losses.append(control - statistics.mean(row["trained"] for row in mine))
+        if losses:
+            name = f"{data}: accuracy that 16 times smaller codebooks lose against the control"
+            found.append(Bound(name, POINT, min(losses), at_most=True))
+    return found

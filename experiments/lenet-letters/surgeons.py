@@ -1,0 +1,82 @@
+"""Optimal brain surgeon beside masks alone, untrained, on trained nets: how far weights can be removed."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from data import load, split_train
+from fashion import trained
+from running import accuracy
+from torch import Tensor, nn
+
+import taut
+from taut.studies import Cell
+
+SPINE = Path(__file__).parent.parent / "spine"
+METHODS: dict[str, tuple[str, dict[str, Any]]] = {
+    "magnitude": ("magnitude", {}),
+    "wanda": ("magnitude", {"score": "wanda"}),
+    "obd": ("magnitude", {"score": "obd"}),
+    "mfbp": ("mfbp", {}),
+    "obs": ("obs", {}),
+}
+SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
+NETS = ("digit_cnn", "vgg", "resnet")
+CALIBRATION = 1024
+
+
+def wanted(quick: bool, seeds: int) -> list[Cell]:
+    """Every net and method; the seed draws the calibration images, which the masks alone do not use."""
+    nets = ("resnet",) if quick else NETS
+    methods = ("magnitude", "obs") if quick else tuple(METHODS)
+    return [
+        {"net": net, "method": method, "seed": seed, "quick": quick}
+        for net in nets
+        for method in methods
+        for seed in range(seeds if METHODS[method][1] or method == "obs" else 1)
+    ]
+
+
+def missing(net: str) -> str:
+    """Why a net cannot be tested here, or nothing."""
+    if net != "digit_cnn":
+        return ""
+    sys.path.append(str(SPINE))
+    import digit  # noqa: PLC0415 - needs a package of another author
+
+    try:
+        digit.package()
+    except SystemExit:
+        return f"not installed: {digit.INSTALL}"
+    return ""
+
+
+def prepared(net: str, folder: Path | None) -> tuple[nn.Module, Tensor, tuple[Tensor, Tensor]]:
+    """A trained net, its training images, and the test split."""
+    if net != "digit_cnn":
+        return trained(net), split_train("fashion-mnist", folder)[0], load("fashion-mnist", "test", folder)
+    from digit import normalized, trained_net  # noqa: PLC0415 - as above
+
+    images, labels = load("mnist", "test", folder)
+    return trained_net(), normalized(split_train("mnist", folder)[0]), (normalized(images), labels)
+
+
+def run(place: Cell, cell: Cell) -> dict[str, Any]:
+    """Test accuracy at every sparsity, of all layers together; nothing is trained or refitted."""
+    missing(cell["net"])  # finds the module
+    folder = None if place["folder"] is None else Path(place["folder"])
+    net, x, test = prepared(cell["net"], folder)
+    if cell["quick"]:
+        test = test[0][:2000], test[1][:2000]
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(cell["seed"]))[:CALIBRATION]
+    network = taut.trace(net, x[:2])
+    stats = taut.observe(network, net, list(x[rows].split(256)))
+    method, settings = METHODS[cell["method"]]
+    curve = []
+    for sparsity in (0.5, 0.8) if cell["quick"] else SPARSITIES:
+        step = taut.whole(network, method, sparsity=sparsity, **settings)
+        curve.append([sparsity, accuracy(taut.apply(net, taut.Plan((step,)), stats), *test)])
+    return {"dense": accuracy(net, *test), "curve": curve}
