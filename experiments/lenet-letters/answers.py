@@ -245,8 +245,8 @@ def discussion(book: Book, larger: list[Row]) -> Found:
             "one row that did not follow its protocol carried it",
         ),
         "abstract-compare": one(
-            f"{size('magnitude fc')} parameters by magnitude {magnitude:+.1f}, {size('svd fc')} by SVD {svd:+.1f}, a net "
-            f"of {size('magnitude fc', 'scratch')} from scratch {change('magnitude fc', 0.05, 'scratch'):+.1f} points",
+            f"{size('magnitude fc')} parameters by magnitude {magnitude:+.1f}, {size('svd fc')} by SVD {svd:+.1f}, a "
+            f"net of {size('magnitude fc', 'scratch')} from scratch {change('magnitude fc', 0.05, 'scratch'):+.1f} points",
             True,
             "which parameters stay matters, not their number alone",
         ),

@@ -30,8 +30,8 @@ import wanted  # noqa: E402
 from answers import findings  # noqa: E402
 from comparators import NETS, compared  # noqa: E402
 from limits import limits  # noqa: E402
-from panels import draw_methods, draw_shares  # noqa: E402
 from masking_facts import facts  # noqa: E402
+from panels import draw_methods, draw_shares  # noqa: E402
 from printed import markdown  # noqa: E402
 
 

@@ -122,7 +122,7 @@ class CP(Factorization):
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
         """1 x 1 with what axes of length 1 stride and pad, a depthwise layer per longer axis, 1 x 1."""
         layer = group.layer
-        inner = layer.groups * integer(self.name, "rank", self.rank, max_rank(layer), layer)
+        inner = layer.groups * integer(self.name, "rank", self.rank, most_terms(layer), layer)
         long, short = _axes(layer)
         first = conv((layer.weight[1] * layer.groups, inner), layer, short, groups=layer.groups, bias=False)
         middle = [conv((inner, inner), layer, (axis,), groups=inner, bias=False) for axis in long]
@@ -132,7 +132,7 @@ class CP(Factorization):
     def cost(self, group: Group) -> Cost:
         """R c at the input's positions, R k_j at positions that are the output's along all axes up to j, R f there."""
         layer = group.layer
-        inner = layer.groups * integer(self.name, "rank", self.rank, max_rank(layer), layer)
+        inner = layer.groups * integer(self.name, "rank", self.rank, most_terms(layer), layer)
         long, done = _axes(layer)
         parts = [(inner * layer.weight[1], _places(layer, done))]
         for axis in long:
@@ -162,6 +162,11 @@ def max_rank(layer: Layer) -> int:
     """Terms per group at which any kernel is exact: the product of all sides but the longest."""
     sides = _sides(layer)
     return math.prod(sides) // max(sides)
+
+
+def most_terms(layer: Layer) -> int:
+    """Terms per group that may be asked for: one for every weight; published nets use more than an exact fit needs."""
+    return math.prod(_sides(layer))
 
 
 def _sides(layer: Layer) -> tuple[int, ...]:
