@@ -246,7 +246,8 @@ def discussion(book: Book, larger: list[Row]) -> Found:
         ),
         "abstract-compare": one(
             f"{size('magnitude fc')} parameters by magnitude {magnitude:+.1f}, {size('svd fc')} by SVD {svd:+.1f}, a "
-            f"net of {size('magnitude fc', 'scratch')} from scratch {change('magnitude fc', 0.05, 'scratch'):+.1f} points",
+            f"net of {size('magnitude fc', 'scratch')} from scratch "
+            f"{change('magnitude fc', 0.05, 'scratch'):+.1f} points",
             True,
             "which parameters stay matters, not their number alone",
         ),
