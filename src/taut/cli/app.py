@@ -16,6 +16,7 @@ from taut.cli.exporting import export
 from taut.cli.looking import inspect, methods
 from taut.cli.measuring import benchmark, evaluate
 from taut.cli.reproducing import reproduce
+from taut.cli.studying import study
 from taut.progress import reporting
 
 app = typer.Typer(
@@ -24,7 +25,20 @@ app = typer.Typer(
     no_args_is_help=True,
     add_completion=False,
 )
-for command in (demo, inspect, explore, compress, resume, evaluate, benchmark, export, reproduce, methods, doctor):
+for command in (
+    demo,
+    inspect,
+    explore,
+    compress,
+    resume,
+    evaluate,
+    benchmark,
+    export,
+    study,
+    reproduce,
+    methods,
+    doctor,
+):
     app.command()(command)
 
 

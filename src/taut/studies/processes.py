@@ -137,6 +137,8 @@ def _serve(pipe: Connection, packed: bytes, threads: int) -> None:
             answer = pickle.dumps((True, work(item)))
         except Exception as error:
             answer = pickle.dumps((False, _portable(error)))
+        except KeyboardInterrupt:  # the work listens itself, as a training does; the parent has heard it, too
+            return
         pipe.send_bytes(answer)
 
 

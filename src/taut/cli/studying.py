@@ -1,0 +1,75 @@
+"""`taut study`: methods x sizes x seeds on one model, as a table."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import sha256
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from taut.cli import models, tasks
+from taut.cli.options import Base, ModelArgument, TaskFile, Weights
+from taut.cli.output import say, show
+from taut.studies.making import Subject
+from taut.studies.studying import PICTURE, TABLE
+from taut.studies.studying import study as run_study
+from taut.studies.wishes import Grid, read_sizes, split
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the command line names; other processes build the model and its task from it.
+
+    Attributes:
+        model, weights, base, task: the arguments.
+    """
+
+    model: str
+    weights: Path | None
+    base: str | None
+    task: Path
+
+    def __call__(self) -> Subject:
+        """The model and its task."""
+        job = tasks.read(self.task)
+        metric = job.required_evaluate("study")
+        net = models.load(self.model, self.weights, self.base)
+        identity = f"{self.model} {sha256(self.task.read_bytes()).hexdigest()}"
+        data = None if job.calibration is None else job.data
+        return Subject(net, job.example, metric, data, job.training, job.loss, identity)
+
+
+def study(
+    model: ModelArgument,
+    task: TaskFile,
+    out: Annotated[Path, typer.Option(help="Folder for tables and models; run again, only missing runs are made.")],
+    weights: Weights = None,
+    base: Base = None,
+    methods: Annotated[
+        str,
+        typer.Option(
+            metavar="NAME,...",
+            help='Names (`taut methods`), with settings as "tucker(metric=fisher)"; auto: the default ones together.',
+        ),
+    ] = ",".join(Grid.methods),
+    sizes: Annotated[
+        str, typer.Option(metavar="FRACTION,...", help="What is kept of the parameters; of the weights, if pruned.")
+    ] = ",".join(map("{:g}".format, Grid.sizes)),
+    seeds: Annotated[int, typer.Option(min=1, help="How often each run is repeated.")] = Grid.seeds,
+    epochs: Annotated[
+        int | None, typer.Option(min=1, help="Train every model that long, the uncompressed control too.")
+    ] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
+) -> None:
+    """Run methods x sizes x seeds on a model, and write what each result costs and is worth."""
+    grid = Grid(split(methods), read_sizes(sizes), seeds, epochs)
+    try:
+        run_study(Asked(model, weights, base, task), out, grid, jobs)
+    except KeyboardInterrupt:
+        say(f"Interrupted. The same command goes on: finished runs are kept in {out}.")
+        raise
+    show((out / TABLE).read_text())
+    picture = f", the picture {PICTURE}" if (out / PICTURE).exists() else "; a picture needs pip install 'taut[report]'"
+    say(f"All runs are in {out}{picture}.")

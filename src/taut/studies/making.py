@@ -1,0 +1,233 @@
+"""One run of a study: a model made smaller by one method, to one size, with one seed; trained, measured and saved."""
+
+from __future__ import annotations
+
+import time
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from taut.applying import apply_plan
+from taut.calls import Example, collect, quiet
+from taut.checkpoint import load, save
+from taut.compress import Workshop, meet
+from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
+from taut.files import one_line
+from taut.finetuning import Finetune, carry_out
+from taut.fingerprint import fingerprint
+from taut.manifest import WEIGHTS
+from taut.measure.accuracy import measure
+from taut.measure.counting import count
+from taut.measure.timing import latencies
+from taut.methods import settings
+from taut.planning import whole
+from taut.randomness import own_states, seed_all
+from taut.recovery.refit import SAMPLES
+from taut.structure.statistics import observe
+from taut.structure.surgery import clone, shallow
+from taut.structure.tracing import trace
+from taut.studies.grid import Cell
+from taut.studies.wishes import CONTROL, ORIGINAL, planned, read_method
+from taut.types import Budget, Group, Looking, Method, Network, Plan, Stage, Step
+
+Made = tuple[nn.Module, Plan]
+
+
+@dataclass(frozen=True)
+class Subject:
+    """The model and the task of a study.
+
+    Attributes:
+        model: trained; it is not changed.
+        example: fixes how it is called, and the batch that is timed.
+        evaluate: the metric, higher is better; of a dict the first key.
+        data: gives calibration batches; None: the weights alone decide.
+        training: gives training data and what judges (`taut.Finetune`), where models are trained.
+        loss: of the training; None: distillation.
+        identity: of everything else that results depend on, such as the digest of the data.
+    """
+
+    model: nn.Module
+    example: Any
+    evaluate: Callable[[nn.Module], Any]
+    data: Callable[[], Any] | None = None
+    training: Callable[[], tuple[Any, Any]] | None = None
+    loss: Any = None
+    identity: str = ""
+
+    @cached_property
+    def state(self) -> str:
+        """A digest of the weights and of `identity`."""
+        return fingerprint(self.model, None, self.identity)
+
+
+Source = Callable[[], Subject]
+
+
+@lru_cache(maxsize=1)
+def opened(source: Source) -> Subject:
+    """The subject, built once per process, from a fixed random state."""
+    with own_states():
+        seed_all(0)
+        return source()
+
+
+@dataclass(frozen=True)
+class Run:
+    """What other processes are sent: cell -> results.
+
+    Attributes:
+        source: builds the subject. state: that it must have. epochs: of training, or None.
+        folder: where models are saved. mark: of the results.
+    """
+
+    source: Source
+    state: str
+    epochs: int | None
+    folder: Path
+    mark: str
+
+    def __call__(self, cell: Cell) -> dict[str, Any]:
+        """The run's measurements, or the reason why there are none.
+
+        Raises:
+            DataError: the source builds another model each time, or the training data cannot be used.
+        """
+        start, seed = time.perf_counter(), cell["seed"]
+        subject = opened(self.source)
+        if subject.state != self.state:
+            raise DataError("The model of the study is built with other weights each time: give it trained weights.")
+        try:
+            with quiet(seed):
+                small, plan = make(subject, cell)
+        except (BudgetError, CallError, ModelError) as error:
+            return {"reason": one_line(error)}
+        if self.epochs and cell["method"] != ORIGINAL:
+            small = trained(subject, small, cell, self.epochs)
+        return self._measured(subject, small, plan, cell) | {"seconds": round(time.perf_counter() - start, 2)}
+
+    def _measured(self, subject: Subject, small: nn.Module, plan: Plan, cell: Cell) -> dict[str, Any]:
+        try:
+            with own_states():
+                seed_all(cell["seed"])
+                score = measure(subject.evaluate, small)
+        except DataError as error:
+            if cell["method"] in {ORIGINAL, CONTROL}:
+                raise
+            return {"reason": one_line(error)}
+        cost = count(shallow(small), Example(subject.model, subject.example))
+        name = self.name(cell)
+        save(small, plan, self.folder / name)
+        stored = (self.folder / name / WEIGHTS).read_bytes()
+        return {
+            "metric": {score.name: score.value, **score.others},
+            "params": cost.params,
+            "nonzero": cost.nonzero,
+            "macs": cost.macs,
+            "bytes": len(stored),
+            "zipped": len(zlib.compress(stored, 6)),
+            "model": name,
+        }
+
+    def name(self, cell: Cell) -> str:
+        """Of the folder: readable, and not that of another study in the same place."""
+        words = "-".join(str(part) for part in cell.values() if part is not None)
+        plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in words)
+        return f"{plain}-{sha256(f'{self.mark} {cell}'.encode()).hexdigest()[:8]}"
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Times saved models, one after the other, each in turns with the original: cell -> milliseconds.
+
+    Attributes:
+        source: builds the subject. folder: of saved models.
+    """
+
+    source: Source
+    folder: Path
+
+    def __call__(self, cell: Cell) -> dict[str, float]:
+        """Medians of torch's plain calls, and how many times faster the model is than the original.
+
+        Raises:
+            ArtifactError: the model is gone or damaged.
+        """
+        subject, place = opened(self.source), self.folder / cell["model"]
+        if not place.is_dir():
+            raise ArtifactError(f"The model '{place}' is gone: delete runs.jsonl beside its folder and start again.")
+        small = load(place, base=subject.model)
+        found = latencies(subject.model, small, Example(subject.model, subject.example), quick=True).runtimes["eager"]
+        return {"ms": found.after, "speedup": found.ratio}
+
+
+def make(subject: Subject, cell: Cell) -> Made:
+    """The model before any training, and what was done.
+
+    Raises:
+        BudgetError: the method does not reach the size.
+        CallError: it applies to no layer, or refuses its settings.
+    """
+    if cell["method"] in {ORIGINAL, CONTROL}:
+        return clone(subject.model), Plan(())
+    method = read_method(cell["method"])
+    data = None if subject.data is None else subject.data()
+    if planned(method):
+        shop = Workshop.open(subject.model, subject.example, data, None if method is None else [method])
+        if not shop.choices:
+            raise CallError(f"{cell['method']} makes no layer of this network smaller.")
+        built, problem = meet(shop, Budget(params=float(cell["size"])).limits(shop.network.cost))
+        if problem is not None:
+            raise BudgetError(problem)
+        return built
+    if method is None:
+        raise CallError("Without a method there is nothing to do.")
+    net = trace(subject.model, subject.example)
+    batches = None if data is None else collect(net.example, data, SAMPLES)
+    plan = Plan.of(net, _steps(net, method, cell["size"]))
+    small, done = apply_plan(subject.model, plan, observe(net, subject.model, batches), batches)
+    if not done.steps:
+        raise CallError(f"{method.name} did nothing: {done.kept[0].reason}.")
+    return small, done
+
+
+def _steps(net: Network, method: Method, size: float | None) -> list[Step]:
+    """One step over all layers where the method looks at the network, else one for every layer that it takes."""
+    given = settings(method)
+    if method.masks and size is not None:
+        return [whole(net, method.name, (), **given | {"sparsity": round(1 - size, 12)})]
+    step = replace(whole(net, method.name, (), **given), allow_growth=True)
+    if isinstance(method, Looking):
+        return [step]
+    steps, refused = [], ""
+    for layer in step.group.layers if step.group else ():
+        try:
+            method.cost(Group((layer,)))
+            steps.append(replace(step, layers=(layer.name,), group=Group((layer,)), before=layer.cost))
+        except CallError as error:
+            refused = refused or str(error)
+    if not steps:
+        raise CallError(refused)
+    return steps
+
+
+def trained(subject: Subject, small: nn.Module, cell: Cell, epochs: int) -> nn.Module:
+    """The model after so many epochs; zeros that a method made stay.
+
+    Raises:
+        CallError: the subject has no training data.
+        DataError: it cannot be used.
+    """
+    if subject.training is None:
+        raise CallError("Training needs data: the subject of the study has none.")
+    made = cell["method"] not in {ORIGINAL, CONTROL} and not planned(read_method(cell["method"]))
+    with quiet(cell["seed"]):
+        train, judge = subject.training()
+        wish = Finetune(train, judge, subject.loss, (Stage(epochs=epochs, hold_zeros=made),))
+        return carry_out(small, None, None, wish, teacher=subject.model, example=subject.example, seed=cell["seed"])[0]

@@ -1,0 +1,91 @@
+"""The command that runs a grid on one model: in several processes, killed, interrupted, and badly called."""
+
+from __future__ import annotations
+
+import csv
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from taut.cli import studying
+from test_cli import Place, place
+
+__all__ = ["place"]
+
+WORDS = ("study", "NETS:build", "--methods", "magnitude,tucker", "--sizes", "0.5,0.25")
+
+SLOW = """
+
+def calibration():
+    import time
+    time.sleep(0.15)
+    return list(torch.split(INPUTS, 50))
+"""
+
+
+def sheet(folder: str) -> list[dict[str, str]]:
+    """Without the times, which no two runs share."""
+    rows = csv.DictReader(Path(folder, "study.csv").read_text().splitlines())
+    return [{key: row[key] for key in row if key not in {"ms", "speedup", "seconds"}} for row in rows]
+
+
+def test_a_killed_study_goes_on_in_several_processes_and_ends_in_the_same_rows(
+    place: Place, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taut.studies.studying.find_spec", lambda name: None)
+    task = place.task("slow.py", SLOW)
+    whole = place(*WORDS, "--out", "whole", task=task)
+    assert (whole.code, whole.err) == (0, "All runs are in whole; a picture needs pip install 'taut[report]'.\n")
+    command = [word.replace("NETS:", f"{place.module}:") for word in WORDS]
+    script = Path(sys.executable).with_name("taut")
+    process = subprocess.Popen([script, *command, "--task", task, "--out", "broken"], stderr=subprocess.DEVNULL)
+    while process.poll() is None and not Path("broken/runs.jsonl").exists():
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    before = Path("broken/runs.jsonl").read_text()
+    assert 0 < before.count("\n") < 5
+    assert not Path("broken/study.csv").exists()
+    assert place(*WORDS, "--out", "broken", "--jobs", "2", task=task).code == 0
+    assert Path("broken/runs.jsonl").read_text().startswith(before)
+    assert sheet("broken") == sheet("whole")
+    assert [row["method"] for row in sheet("whole")] == ["original", *["magnitude"] * 2, *["tucker"] * 2]
+
+
+def test_ctrl_c_says_how_to_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(studying, "run_study", interrupted)
+    found = place("study", "NETS:build", "--out", "o")
+    assert found.code == 130
+    assert found.err.startswith("Interrupted. The same command goes on: finished runs are kept in o.")
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--methods", "nonsense"), "Unknown method 'nonsense'"),
+        (("--methods", "svd(rank=)"), "key=value"),
+        (("--sizes", "half"), "fractions such as 0.5,0.25"),
+        (("--sizes", "4"), "fraction kept"),
+        (("--seeds", "0"), "--seeds"),
+        (("--jobs", "0"), "--jobs"),
+        (("--task", "gone.py"), "no task file 'gone.py'"),
+        (("--task", "bare.py"), "needs evaluate(model)"),
+        (("--task", "blind.py", "--epochs", "1"), "train_loader()"),
+    ],
+)
+def test_a_wrong_call_is_one_line_and_runs_nothing(place: Place, words: tuple[str, ...], message: str) -> None:
+    example = "import torch\n\ndef example():\n    return torch.randn(8, 16)\n"
+    (place.folder / "bare.py").write_text(example)
+    (place.folder / "blind.py").write_text(f"{example}\ndef evaluate(model):\n    return 1.0\n")
+    task = None if "--task" in words else "tasks.py"
+    found = place("study", "NETS:build", "--out", "o", *words, task=task)
+    assert found.code == 2
+    assert found.is_one_line_error(message)
+    assert not Path("o").exists()
