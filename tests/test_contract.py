@@ -211,7 +211,8 @@ def test_cost_equals_the_built_module(method, name):
     for group in s.groups(method):
         original = s.model.get_submodule(group.names[0])
         assert group.cost.params == sum(p.numel() for p in original.parameters())
-        for chosen in s.resolved(method, group):
+        sizes = s.resolved(method, group)
+        for chosen in (one for place, one in enumerate(sizes) if one not in sizes[:place]):
             cost = chosen.cost(group)
             step = Step(group.names, method, settings(chosen), allow_growth=True)
             small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
@@ -223,7 +224,8 @@ def test_cost_equals_the_built_module(method, name):
             assert cost.bytes == sum(t.numel() * t.element_size() for t in stored.values())
             nonzero = sum(int(p.count_nonzero()) for p in parameters)
             assert nonzero <= cost.nonzero
-            assert nonzero == cost.nonzero or name == "degenerate"
+            # which weights round to zero is known only afterwards
+            assert nonzero == cost.nonzero or name == "degenerate" or method == "int8"
             assert (cost.macs - group.cost.macs) * batch == macs(small, s.example) - before
 
 

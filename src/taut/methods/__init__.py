@@ -12,6 +12,7 @@ from taut.methods.codebook import Codebook
 from taut.methods.cp import CP
 from taut.methods.dead_taps import DeadTaps
 from taut.methods.dead_units import DeadUnits
+from taut.methods.int8 import Int8
 from taut.methods.lowrank_sparse import LowRankSparse
 from taut.methods.magnitude import Magnitude
 from taut.methods.mfbp import MFBP
@@ -38,6 +39,7 @@ METHODS: Mapping[str, type[Any]] = {
     "shared": Shared,
     "lowrank_sparse": LowRankSparse,
     "codebook": Codebook,
+    "int8": Int8,
 }
 
 

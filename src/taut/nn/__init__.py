@@ -4,12 +4,14 @@ from taut.nn.channels import Pick, Reorder
 from taut.nn.codebook import Codebook
 from taut.nn.lowrank import LowRankSparse
 from taut.nn.masks import Mask, bake, fill_plain, hold_zeros, mask_of, masked, plain_state
+from taut.nn.quantized import Int8Weight
 from taut.nn.rebuilt import Rebuilt
 from taut.nn.sharing import Basis
 
 __all__ = [
     "Basis",
     "Codebook",
+    "Int8Weight",
     "LowRankSparse",
     "Mask",
     "Pick",
