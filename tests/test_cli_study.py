@@ -16,13 +16,18 @@ from test_cli import Place, place
 
 __all__ = ["place"]
 
-WORDS = ("study", "NETS:build", "--methods", "magnitude,tucker", "--sizes", "0.5,0.25")
+WORDS = ("study", "NETS:build", "--methods", "magnitude,svd", "--sizes", "0.5,0.25")
 
-SLOW = """
+HELD = """
+import time
+from pathlib import Path
+
+CALLS = []
 
 def calibration():
-    import time
-    time.sleep(0.15)
+    CALLS.append(1)
+    while len(CALLS) > 2 and Path("hold").exists():
+        time.sleep(0.01)
     return list(torch.split(INPUTS, 50))
 """
 
@@ -37,23 +42,25 @@ def test_a_killed_study_goes_on_in_several_processes_and_ends_in_the_same_rows(
     place: Place, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taut.studies.studying.find_spec", lambda name: None)
-    task = place.task("slow.py", SLOW)
+    task = place.task("held.py", HELD)
     whole = place(*WORDS, "--out", "whole", task=task)
     assert (whole.code, whole.err) == (0, "All runs are in whole; a picture needs pip install 'taut[report]'.\n")
     command = [word.replace("NETS:", f"{place.module}:") for word in WORDS]
     script = Path(sys.executable).with_name("taut")
+    Path("hold").touch()  # the second compression waits
+    runs = Path("broken/runs.jsonl")
     process = subprocess.Popen([script, *command, "--task", task, "--out", "broken"], stderr=subprocess.DEVNULL)
-    while process.poll() is None and not Path("broken/runs.jsonl").exists():
+    while process.poll() is None and not (runs.exists() and runs.read_text().count("\n") == 2):
         time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-    before = Path("broken/runs.jsonl").read_text()
-    assert 0 < before.count("\n") < 5
+    before = runs.read_text()
+    Path("hold").unlink()
     assert not Path("broken/study.csv").exists()
     assert place(*WORDS, "--out", "broken", "--jobs", "2", task=task).code == 0
-    assert Path("broken/runs.jsonl").read_text().startswith(before)
+    assert runs.read_text().startswith(before)
     assert sheet("broken") == sheet("whole")
-    assert [row["method"] for row in sheet("whole")] == ["original", *["magnitude"] * 2, *["tucker"] * 2]
+    assert [row["method"] for row in sheet("whole")] == ["original", *["magnitude"] * 2, *["svd"] * 2]
 
 
 def test_ctrl_c_says_how_to_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
