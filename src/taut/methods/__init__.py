@@ -12,6 +12,7 @@ from taut.methods.codebook import Codebook
 from taut.methods.cp import CP
 from taut.methods.dead_taps import DeadTaps
 from taut.methods.dead_units import DeadUnits
+from taut.methods.hashed import Hashed
 from taut.methods.int8 import Int8
 from taut.methods.lowrank_sparse import LowRankSparse
 from taut.methods.magnitude import Magnitude
@@ -40,6 +41,7 @@ METHODS: Mapping[str, type[Any]] = {
     "lowrank_sparse": LowRankSparse,
     "codebook": Codebook,
     "int8": Int8,
+    "hashed": Hashed,
 }
 
 
