@@ -12,6 +12,7 @@ from taut.methods.codebook import Codebook
 from taut.methods.cp import CP
 from taut.methods.dead_taps import DeadTaps
 from taut.methods.dead_units import DeadUnits
+from taut.methods.fastfood import Fastfood
 from taut.methods.hashed import Hashed
 from taut.methods.int8 import Int8
 from taut.methods.lowrank_sparse import LowRankSparse
@@ -42,6 +43,7 @@ METHODS: Mapping[str, type[Any]] = {
     "codebook": Codebook,
     "int8": Int8,
     "hashed": Hashed,
+    "fastfood": Fastfood,
 }
 
 

@@ -2,6 +2,7 @@
 
 from taut.nn.channels import Pick, Reorder
 from taut.nn.codebook import Codebook
+from taut.nn.fastfood import Fastfood
 from taut.nn.hashed import Hashed
 from taut.nn.lowrank import LowRankSparse
 from taut.nn.masks import Mask, bake, fill_plain, hold_zeros, mask_of, masked, plain_state
@@ -12,6 +13,7 @@ from taut.nn.sharing import Basis
 __all__ = [
     "Basis",
     "Codebook",
+    "Fastfood",
     "Hashed",
     "Int8Weight",
     "LowRankSparse",
