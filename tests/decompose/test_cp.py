@@ -7,7 +7,11 @@ import tensorly
 import torch
 from tensorly.decomposition import parafac
 
+from taut.decompose.als import LIMIT, als
 from taut.decompose.cp import compose, cp, greedy, levelled
+from taut.decompose.cp_metric import mode_roots, on_modes, solve_outputs
+from taut.decompose.cp_starts import columns, eigenvectors, subspace
+from taut.decompose.weighting import RIDGE, Weighting
 
 SIZES = {2: (7, 5), 3: (6, 5, 7), 4: (4, 3, 5, 4)}
 
@@ -170,3 +174,127 @@ def test_more_restarts_never_hurt():
     few, many = errors(T, cp(T, 4, restarts=1)), errors(T, cp(T, 4, restarts=5))
     assert bool((many <= few * (1 + 1e-9)).all())
     assert not math.isnan(float(many.sum()))
+
+
+# Whole kernels.
+
+
+@pytest.mark.parametrize("rank", [1, 2, 5, 9, 13, 16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_planted_kernels_are_found(rank, dtype):
+    for seed in range(3):
+        T = planted(1, (24, 20, 3, 3), rank, 10 * seed)
+        found = [factor.double() for factor in cp(T.to(dtype), rank, sweeps=60, tol=1e-4, restarts=2)]
+        assert float(errors(T, found)) <= 1e-5
+
+
+def test_planted_kernels_are_found_where_modes_are_cut():
+    """Long modes in subspaces first; the factors, not their product alone, up to order and scale."""
+    wanted = [randn(1, size, 6, seed=place) for place, size in enumerate((90, 70, 3, 3))]
+    found = cp(compose(wanted).float(), 6, sweeps=60, tol=1e-4, restarts=2)
+    assert float(errors(compose(wanted), [factor.double() for factor in found])) <= 1e-5
+    for mine, planted_one in zip(found, wanted, strict=True):
+        cosines = torch.nn.functional.normalize(mine[0].double(), dim=0).T @ torch.nn.functional.normalize(
+            planted_one[0], dim=0
+        )
+        torch.testing.assert_close(cosines.abs().amax(1), torch.ones(6).double(), rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize(("sizes", "rank"), [((6, 5, 7), 5), ((4, 6, 5, 3), 5), ((9, 3, 3), 3), ((5, 5, 2), 4)])
+def test_eigenvectors_are_the_factors_of_planted_terms(sizes, rank):
+    T = planted(3, sizes, rank)
+    assert float(als(T, eigenvectors(T, rank, 0), 2, 0.0).error.max()) <= 1e-7
+
+
+def test_eigenvectors_are_left_where_they_say_nothing():
+    T = randn(2, 6, 5, 7)
+    assert eigenvectors(T, 3, 0) is None  # much of it lies outside the leading subspaces
+    assert eigenvectors(planted(2, (6, 5, 7), 8), 8, 0) is None  # more terms than two modes are long
+    assert eigenvectors(planted(2, (6, 5), 2), 2, 0) is None  # a matrix has one slice
+
+
+@pytest.mark.filterwarnings("ignore:Trying to compute SVD:UserWarning")
+@pytest.mark.parametrize(("sizes", "rank"), [((24, 20, 3, 3), 6), ((70, 80, 3, 3), 12)])
+def test_error_of_kernels_beside_tensorly(sizes, rank):
+    """With spectra as trained kernels have them; the larger one is cut to subspaces first."""
+    T = randn(1, *sizes)
+    T = on_modes(T, [(torch.diag(torch.arange(1, n + 1) ** -0.5)[None].double(),) * 2 for n in sizes[:2]] + [None] * 2)
+    made = parafac(T[0].numpy(), rank, n_iter_max=100, init="svd", tol=1e-6, random_state=0)
+    theirs = float(tensorly.norm(tensorly.cp_to_tensor(made) - T[0].numpy()) / T.norm())
+    assert float(errors(T, cp(T, rank, sweeps=60, tol=1e-4, restarts=2))) <= 1.01 * theirs
+
+
+def test_two_hundred_random_kernels_stay_finite_and_bounded():
+    """Of random shapes and ranks; no better fit than zero would be a divergence."""
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(20):
+        o, c, h, w, rank = (int(torch.randint(1, most, (), generator=generator)) for most in (13, 13, 5, 5, 13))
+        T = torch.randn(10, o, c, h, w, generator=generator)
+        factors = [factor.double() for factor in cp(T, rank, sweeps=10, tol=1e-3, restarts=2)]
+        assert all(bool(factor.isfinite().all()) for factor in factors)
+        assert float(errors(T.double(), factors).max()) <= 1 + 1e-6
+        assert float((norms_of(factors) / T.double().flatten(1).norm(dim=1)).max()) <= LIMIT * (1 + 1e-3)
+
+
+def norms_of(factors):
+    """Root of the sum of the terms' energies."""
+    return torch.stack([factor.norm(dim=1) for factor in factors]).prod(0).norm(dim=-1)
+
+
+def test_terms_that_grow_against_each_other_are_held():
+    """a b b + b a b + b b a has rank 3, and at two terms no best fit: both grow without end."""
+    a, b = torch.eye(4, dtype=torch.float64)[:2]
+    T = sum(torch.einsum("x,y,z->xyz", *parts) for parts in ((a, b, b), (b, a, b), (b, b, a)))[None]
+    factors = cp(T, 2, sweeps=500, tol=0.0)
+    assert float(norms_of(factors) / T.norm()) <= LIMIT * (1 + 1e-6)
+    assert float(errors(T, factors)) <= 0.1  # the infimum is 0; one term alone leaves .8
+    free = als(T, columns(T, 2, 0, random=True), 30, 0.0)
+    assert float(free.spread) <= LIMIT * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("size", [3, 30])
+def test_subspaces_are_those_of_the_leading_singular_vectors(size):
+    """To what two steps reach, where few directions are wanted; exactly otherwise."""
+    rows = randn(2, 90, 200) * torch.arange(1, 91)[:, None] ** -1.0
+    basis = subspace(rows, size)
+    torch.testing.assert_close(basis.mT @ basis, torch.eye(size).double().expand(2, size, size))
+    kept, most = (basis.mT @ rows).square().sum((1, 2)), torch.linalg.svdvals(rows)[:, :size].square().sum(1)
+    assert bool((kept >= 0.999 * most).all())
+
+
+# In the metric of the data.
+
+
+def test_the_metric_is_the_plain_norm_of_the_whitened_tensor():
+    """tr(B dW A dW^T) for A a product over channels and axes, ridge included; by the Kronecker product itself."""
+    c, h, w, o = 4, 3, 2, 5
+    X, moments = randn(1, o, c, h, w), [randn(40, n, seed=n) for n in (c, h, w)]
+    moments = [one.T @ one for one in moments]
+    A = torch.kron(torch.kron(moments[0], moments[1]), moments[2])
+    probes = randn(40, o, seed=9)
+    B = probes.T @ probes
+    roots = mode_roots(Weighting(full=A[None]), B[None], (c, h, w))
+    flat = X.flatten(2)[0]
+    wanted = float((B @ flat @ A @ flat.T).trace())
+    assert float(on_modes(X, roots).square().sum()) == pytest.approx(wanted, rel=1e-3)  # but for the ridge
+    for pair, size in zip(roots, (o, c, h, w), strict=True):
+        torch.testing.assert_close(pair[0] @ pair[1], torch.eye(size).double()[None])
+
+
+@pytest.mark.parametrize("form", ["full", "channel", None])
+def test_outputs_are_solved_in_the_whole_metric(form):
+    """By least squares on samples that have this second moment."""
+    W, rank = randn(1, 5, 4, 6), 3
+    factors = [randn(1, n, rank, seed=n) for n in (5, 4, 3, 2)]
+    size = {"full": 24, "channel": 4, None: 0}[form]
+    rows = randn(60, max(size, 1), seed=7)
+    weighting = Weighting() if form is None else Weighting(**{form: (rows.T @ rows)[None]})
+    found = solve_outputs(W, factors, weighting)
+    features = torch.einsum("cr,yr,xr->rcyx", *(factor[0] for factor in factors[1:])).flatten(1)
+    A = torch.eye(24).double()
+    if form is not None:
+        lifted = rows.T @ rows + RIDGE * (rows.T @ rows).diagonal().mean() * torch.eye(size).double()
+        A = lifted if form == "full" else torch.kron(lifted, torch.eye(6).double())
+    half = torch.linalg.cholesky(A)
+    wanted = torch.linalg.lstsq((features @ half).T, (W[0].flatten(1) @ half).T).solution.T
+    torch.testing.assert_close(found[0], wanted, rtol=1e-6, atol=1e-9)

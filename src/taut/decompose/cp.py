@@ -21,6 +21,9 @@ MODES = "abcdefgh"
 FEW_SWEEPS = 30
 """Of every term where terms fitted one after the other are only the start."""
 
+MOST_GREEDY = 32
+"""Terms up to which these are a start: their work grows with the number of terms twice."""
+
 START_DAMPING = 1e-2
 """Ridge of the first sweep. Without it ALS often ends where terms cancel."""
 
@@ -44,8 +47,9 @@ def cp(
         rank: terms.
         sweeps: updates of all factors at most.
         tol: stop where the relative error falls by less than this share of it in a sweep, in every tensor.
-        restarts: starting points: terms fitted one after the other (not where modes are cut), leading singular
-            vectors of the unfoldings, random ones. Generalized eigenvectors come before them where they may be exact.
+        restarts: starting points: terms fitted one after the other (not where modes are cut or terms are many), leading
+            singular vectors of the unfoldings, random ones. Generalized eigenvectors come before them where they may
+            be exact.
         seed: of the random ones.
 
     Returns:
@@ -56,7 +60,7 @@ def cp(
     X, bases = _compressed(T.double().movedim(longest, -1))
     small, cuts = _cut(X, max(rank, LEAST))
     cut = any(basis is not None for basis in cuts)
-    fit = _best(small, rank, (sweeps, tol, max(1, restarts), seed), one_by_one=not cut)
+    fit = _best(small, rank, (sweeps, tol, max(1, restarts), seed), one_by_one=not cut and 1 < rank <= MOST_GREEDY)
     factors = _grown(fit.factors, cuts)
     if cut:
         factors = als(X.to(T.dtype), factors, min(sweeps, POLISH), tol).factors
@@ -74,7 +78,7 @@ def _best(X: Tensor, rank: int, effort: tuple[int, float, int, int], *, one_by_o
         return best
     starts, damping = [], []
     for start in range(restarts):
-        greedily = one_by_one and start == 0 and rank > 1
+        greedily = one_by_one and start == 0
         starts.append(
             list(greedy(X, rank, FEW_SWEEPS, seed)) if greedily else columns(X, rank, seed + start, random=start > 1)
         )

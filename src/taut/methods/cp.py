@@ -20,6 +20,12 @@ from taut.types import Cost, Group, Layer, Rewrite
 RANKS = 6
 """Ranks on offer: each is a fit of its own, for the terms of a larger rank do not begin with those of a smaller."""
 
+EFFORT: Mapping[str, Any] = {"sweeps": 60, "tol": 1e-4, "restarts": 2}
+"""Of a fit: the metric and the last solve matter more than its last digits."""
+
+PLANTED = 3
+"""Terms of the exact case: as many as a kernel axis of three taps can tell apart."""
+
 
 @dataclass(frozen=True)
 class CPFactors:
@@ -40,7 +46,7 @@ class CPFactors:
     def fit(self, rank: int) -> tuple[tuple[Tensor, ...], float]:
         """Factors (g, d, rank) of outputs, inputs and every kernel axis, and what they leave out as damage."""
         if rank not in self.made:
-            found = cp(self.X, rank, SWEEPS, TOL, RESTARTS)
+            found = cp(self.X, rank, **EFFORT)
             plain = [f if pair is None else pair[1] @ f for f, pair in zip(found, self.roots, strict=True)]
             outputs = solve_outputs(self.sight.W, plain, self.sight.weighting)
             factors = tuple(levelled([outputs, *plain[1:]]))
@@ -54,12 +60,6 @@ class CPFactors:
         B = sight.stats.outputs
         error = S.diagonal(dim1=-2, dim2=-1).sum() if B is None else (S * B.double()).sum()
         return sight.damages(error[None])[0]
-
-
-SWEEPS = 100
-TOL = 1e-5
-RESTARTS = 2
-"""Of a fit: where it is good, the metric and the last solve matter more than its last digits."""
 
 
 @dataclass(frozen=True)
@@ -153,9 +153,6 @@ class CP(Factorization):
         ]
         module.weight.data = compose(factors).reshape(module.weight.shape).to(module.weight)
         return replace(self, rank=rank), module
-
-
-PLANTED = 3
 
 
 def max_rank(layer: Layer) -> int:
