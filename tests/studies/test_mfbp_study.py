@@ -9,7 +9,20 @@ from torch import nn
 
 pytest.importorskip("matplotlib")
 HERE = Path(__file__).parents[2] / "experiments" / "mfbp"
-OWN = ("mlps", "rules", "lab", "robust", "protocols", "sheets", "data", "verdicts", "figures", "readings", "deep", "convs")
+OWN = (
+    "mlps",
+    "rules",
+    "lab",
+    "robust",
+    "protocols",
+    "sheets",
+    "data",
+    "verdicts",
+    "figures",
+    "readings",
+    "deep",
+    "convs",
+)
 
 
 @pytest.fixture

@@ -25,6 +25,7 @@ from taut.nn import LowRankSparse, Rebuilt, Reorder
 from taut.progress import Stage, stage
 from taut.recovery.rest import ROWS, refit_rest
 from taut.recovery.solving import Moments, least_squares
+from taut.recovery.sparse import keep_zeros
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.patches import (
     CONVOLUTIONS,
@@ -96,8 +97,12 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
         for layer in (step.group or net.group(step.layers)).layers:
             chains.setdefault(layer.name, []).append((resolve(step), layer))
     cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method, _ in chain)}
-    # no solution is sparse, and none keeps what several layers share
-    cut |= {name for name, chain in chains.items() if any(m.masks or isinstance(m, Looking) for m, _ in chain)}
+    # no solution keeps what several layers share, and none is sparse but where all that was done is pruning
+    cut |= {
+        name
+        for name, chain in chains.items()
+        if any(m.masks or isinstance(m, Looking) for m, _ in chain) and not _only_pruned(chain)
+    }
     free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
     targets, norms = note_targets(model, net, names, batch)
@@ -230,6 +235,10 @@ def moments_of(x: Tensor) -> Norm:
     return wide.mean(axes), wide.var(axes)
 
 
+def _only_pruned(chain: Sequence[Link]) -> bool:
+    return bool(chain) and all(method.masks for method, _ in chain)
+
+
 class _Refit:
     """State of one pass through the compressed model."""
 
@@ -260,7 +269,9 @@ class _Refit:
     def solve(self, name: str, module: nn.Module, x: Tensor) -> None:
         """New weights for one layer, dense or factorized, from its present input x."""
         original, target = self.originals[name], self.targets[name]
-        wide = fan_in(original) > FULL_LIMIT
+        wide, pruned = fan_in(original) > FULL_LIMIT, _only_pruned(self.chains.get(name, ()))
+        if wide and pruned:
+            return
         index, wanted = target.index, target.rows
         if wide:
             some = spread(len(index), DUAL_ROWS)
@@ -268,12 +279,14 @@ class _Refit:
         centred = isinstance(original.bias, Tensor) or target.normalized
         moments = Moments.of(input_rows(original, x, target.output, index), centred=centred)
         dense = _dense(original, *least_squares(original, moments, wanted, centred=centred))
-        for link in self.chains.get(name, ()):
+        if pruned:
+            keep_zeros(dense, module, moments)
+        for link in () if pruned else self.chains.get(name, ()):
             dense = self.factorized(name, dense, link, moments)
         if wide and self.approximated(name):
             known = self.stats.layers.get(name, LayerStatistics()).outputs
             refit_rest(dense, x, target.output, target.index, target.rows, known)
-        if isinstance(original.bias, Tensor) and self.approximated(name):
+        if isinstance(original.bias, Tensor) and (pruned or self.approximated(name)):
             _shift(dense, (wanted.mean(1) - mean_output(original, dense, moments.mean)).flatten())
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
@@ -324,7 +337,7 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
     weight = weight_of(original)
     given = row.reshape(1, groups * weight.shape[1], *weight.shape[2:])
     whole = isinstance(dense, LowRankSparse | Rebuilt)
-    for part in [dense] if whole else dense.children():
+    for part in [dense] if whole or not list(dense.children()) else dense.children():
         plain = part.to_plain() if isinstance(part, LowRankSparse | Rebuilt) else part
         given = _bare(plain).to(row.dtype)(given)
     return given.reshape(groups, -1)
