@@ -51,7 +51,8 @@ def by_tensorly(W: Tensor, rank: int, backend: str) -> Tensor:
     with tensorly.backend_context(backend), warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)  # more terms than a kernel axis is long
         X = W if backend == "pytorch" else W.numpy()
-        return torch.as_tensor(tensorly.cp_to_tensor(parafac(X, rank, n_iter_max=100, init="svd", tol=1e-6)))
+        made = parafac(X, rank, n_iter_max=100, init="svd", tol=1e-6, random_state=0)
+        return torch.as_tensor(tensorly.cp_to_tensor(made))
 
 
 def ours(W: Tensor, rank: int) -> Tensor:

@@ -45,6 +45,10 @@ class Fit:
         """What a sweep with that ridge lowers."""
         return self.error.square() + ridge * self.spread.square()
 
+    def part(self, some: slice) -> Fit:
+        """The fits of some of the tensors."""
+        return Fit([factor[some] for factor in self.factors], self.error[some], self.spread[some])
+
     def where(self, other: Fit, chosen: Tensor) -> Fit:
         """The other fit for the tensors that are chosen."""
         factors = choose(chosen, other.factors, self.factors)

@@ -4,8 +4,8 @@ T[a, b, c, ...] ~ sum_k A[a, k] B[b, k] C[c, k] ...; the terms are fitted togeth
 what those before it left (Denton et al. 2014, equation 5). Fitting together is never worse at its best, and .42 -> .35
 in the error of a kernel at eight terms.
 
-Long modes are first cut to the subspace of their leading singular vectors, where sweeps cost little; the best fit found
-there is then improved on the whole tensor (Bro and Andersson 1998).
+Long modes are first cut to the subspace of their leading singular vectors, where sweeps cost little; the fits found
+there are improved in a wider one, and the best of them on the whole tensor (Bro and Andersson 1998).
 """
 
 from __future__ import annotations
@@ -30,11 +30,14 @@ START_DAMPING = 1e-2
 EXACT = 1e-7
 """Relative error from which on no further start is tried: squares in float64 resolve no less."""
 
-LEAST = 16
+LEAST = 24
 """Dimensions of a mode that are kept at least, where one is cut to its leading subspace."""
 
+WIDER = 4
+"""So many times more dimensions are kept where the fits are improved before the best of them is chosen."""
+
 POLISH = 12
-"""Sweeps over the whole tensor behind a fit in the subspaces at most."""
+"""Sweeps at most in the wider subspaces, and over the whole tensor."""
 
 
 def cp(
@@ -58,10 +61,16 @@ def cp(
     """
     longest = max(range(1, T.ndim), key=lambda mode: T.shape[mode])
     X, bases = _compressed(T.double().movedim(longest, -1))
-    small, cuts = _cut(X, max(rank, LEAST))
-    cut = any(basis is not None for basis in cuts)
-    fit = _best(small, rank, (sweeps, tol, max(1, restarts), seed), one_by_one=not cut and 1 < rank <= MOST_GREEDY)
-    factors = _grown(fit.factors, cuts)
+    keep = max(rank, LEAST)
+    middle, wide = _cut(X, WIDER * keep)
+    small, narrow = _cut(middle, keep)
+    cut = any(basis is not None for basis in narrow)
+    fits = _fits(small, rank, (sweeps, tol, max(1, restarts), seed), one_by_one=not cut and 1 < rank <= MOST_GREEDY)
+    if any(basis is not None for basis in wide):
+        many = _repeated(middle, len(fits.error) // len(X))
+        fits = als(many, _grown(fits.factors, narrow), min(sweeps, POLISH), tol)
+        narrow = wide
+    factors = _grown(_best(fits, len(X)).factors, narrow)
     if cut:
         factors = als(X.to(T.dtype), factors, min(sweeps, POLISH), tol).factors
     whole = _grown(factors, bases)
@@ -69,13 +78,13 @@ def cp(
     return tuple(factor.to(T) for factor in levelled(whole))
 
 
-def _best(X: Tensor, rank: int, effort: tuple[int, float, int, int], *, one_by_one: bool) -> Fit:
-    """The best fit of every tensor over the starts; all starts are fitted side by side, as a longer stack."""
+def _fits(X: Tensor, rank: int, effort: tuple[int, float, int, int], *, one_by_one: bool) -> Fit:
+    """Fits from all starts, side by side as a longer stack; one alone where it is exact."""
     sweeps, tol, restarts, seed = effort
     found = eigenvectors(X, rank, seed)
-    best = None if found is None else als(X, found, sweeps, tol)
-    if best is not None and float(best.error.max()) <= EXACT:
-        return best
+    first = None if found is None else als(X, found, sweeps, tol)
+    if first is not None and float(first.error.max()) <= EXACT:
+        return first
     starts, damping = [], []
     for start in range(restarts):
         greedily = one_by_one and start == 0
@@ -83,15 +92,31 @@ def _best(X: Tensor, rank: int, effort: tuple[int, float, int, int], *, one_by_o
             list(greedy(X, rank, FEW_SWEEPS, seed)) if greedily else columns(X, rank, seed + start, random=start > 1)
         )
         damping += [DAMPING if greedily else START_DAMPING] * len(X)
-    many = X.repeat(restarts, *[1] * (X.ndim - 1))
-    fits = als(many, [torch.cat(parts) for parts in zip(*starts, strict=True)], sweeps, tol, torch.tensor(damping))
-    for start in range(restarts):
-        own = slice(start * len(X), (start + 1) * len(X))
-        fit = Fit([factor[own] for factor in fits.factors], fits.error[own], fits.spread[own])
-        best = fit if best is None else best.where(fit, fit.error < best.error)
-    if best is None:
-        raise ValueError("no start was tried")
+    fits = als(_repeated(X, restarts), _stacked(starts), sweeps, tol, torch.tensor(damping))
+    if first is None:
+        return fits
+    return Fit(
+        _stacked([first.factors, fits.factors]),
+        torch.cat([first.error, fits.error]),
+        torch.cat([first.spread, fits.spread]),
+    )
+
+
+def _best(fits: Fit, n: int) -> Fit:
+    """Of every one of n tensors the best fit among those in the longer stack."""
+    best = fits.part(slice(0, n))
+    for start in range(n, len(fits.error), n):
+        fit = fits.part(slice(start, start + n))
+        best = best.where(fit, fit.error < best.error)
     return best
+
+
+def _repeated(X: Tensor, times: int) -> Tensor:
+    return X.repeat(times, *[1] * (X.ndim - 1))
+
+
+def _stacked(parts: list[list[Tensor]]) -> list[Tensor]:
+    return [torch.cat(factors) for factors in zip(*parts, strict=True)]
 
 
 def _compressed(X: Tensor) -> tuple[Tensor, list[Tensor | None]]:
@@ -123,8 +148,11 @@ def _cut(X: Tensor, keep: int) -> tuple[Tensor, list[Tensor | None]]:
 
 
 def _grown(factors: list[Tensor], bases: list[Tensor | None]) -> list[Tensor]:
-    """Factors in the coordinates from before the bases were taken."""
-    return [factor if basis is None else basis @ factor for factor, basis in zip(factors, bases, strict=True)]
+    """Factors, of a longer stack too, in the coordinates from before the bases were taken."""
+    return [
+        factor if basis is None else _repeated(basis, len(factor) // len(basis)) @ factor
+        for factor, basis in zip(factors, bases, strict=True)
+    ]
 
 
 def greedy(T: Tensor, rank: int, sweeps: int = 64, seed: int = 0) -> tuple[Tensor, ...]:

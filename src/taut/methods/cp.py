@@ -20,7 +20,7 @@ from taut.types import Cost, Group, Layer, Rewrite
 RANKS = 6
 """Ranks on offer: each is a fit of its own, for the terms of a larger rank do not begin with those of a smaller."""
 
-EFFORT: Mapping[str, Any] = {"sweeps": 60, "tol": 1e-4, "restarts": 2}
+EFFORT: Mapping[str, Any] = {"sweeps": 60, "tol": 1e-4, "restarts": 4}
 """Of a fit: the metric and the last solve matter more than its last digits."""
 
 PLANTED = 3
