@@ -102,6 +102,8 @@ def labels(pieces: Tensor, k: int, metric: Tensor | None, seed: int) -> Tensor:
     Raises:
         CallError: scikit-learn is not installed.
     """
+    if k == 1:
+        return torch.zeros(len(pieces), dtype=torch.int64, device=pieces.device)
     same: Tensor
     distinct, same = torch.unique(pieces, dim=0, return_inverse=True)
     if len(distinct) <= k:

@@ -94,7 +94,7 @@ class Codebook(Stored):
         if self.refuses(group):
             return None
         rows, columns = group.layer.weight[0], math.prod(group.layer.weight[1:])
-        method = replace(self, block=max(1, columns // 3), codes=min(4, rows))
+        method = replace(self, block=max(1, 2 * columns // 3), codes=min(4, rows))
         planted: Any = random_layer(group.layer)
         planted.weight.data = planted.weight.data[torch.arange(rows) % method.codes]
         return method, planted
