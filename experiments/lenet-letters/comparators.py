@@ -35,8 +35,8 @@ FIXED = (
 """Methods whose size is in their settings."""
 
 SIZES = (0.25, 0.1)
-IMAGES, BATCH, EPOCHS = 12_000, 32, 2
-"""Training images of the common training, images per timed call, epochs."""
+IMAGES, BATCH, EPOCHS, TEST, VALID = 8_000, 32, 1, 5_000, 2_000
+"""Training images of the common training, images per timed call, epochs, test and validation images."""
 
 
 def subject(net: str, place: Cell) -> Subject:
@@ -51,8 +51,9 @@ def subject(net: str, place: Cell) -> Subject:
         model = trained(net)
         x, y, xv, yv = split_train("fashion-mnist", folder)
         test = load("fashion-mnist", "test", folder)
-    images = 2000 if quick else IMAGES
-    score = partial(accuracy, x=test[0][:2000] if quick else test[0], y=test[1][:2000] if quick else test[1])
+    images, many = (2000, 1000) if quick else (IMAGES, TEST)
+    test, (xv, yv) = (test[0][:many], test[1][:many]), (xv[:VALID], yv[:VALID])
+    score = partial(accuracy, x=test[0], y=test[1])
     return Subject(
         model,
         x[:BATCH],

@@ -37,7 +37,10 @@ def surgeon(rows: list[Row]) -> list[Bound]:
     """The smallest lead of optimal brain surgeon over magnitude where magnitude loses more than a point."""
     found = []
     for net in dict.fromkeys(row["net"] for row in rows):
-        blind, mine = pick(rows, net=net, method="magnitude")[0], pick(rows, net=net, method="obs")
+        blind, mine = (
+            pick(rows, net=net, method="magnitude", refit=False)[0],
+            pick(rows, net=net, method="obs", refit=False),
+        )
         leads = [
             statistics.mean(row["curve"][place][1] for row in mine) - accuracy
             for place, (_, accuracy) in enumerate(blind["curve"])

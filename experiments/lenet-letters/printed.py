@@ -94,8 +94,9 @@ def baselines(rows: Sequence[Row]) -> list[str]:
 
 def table(experiment: str, rows: Sequence[Row]) -> list[str]:
     """One of the four tables."""
-    ways = [way for way in ("data", "scratch", "code", "rewound") if pick(rows, way=way)]
+    ways = [way for way in ("planned", "data", "scratch", "code", "rewound") if pick(rows, way=way)]
     names = {
+        "planned": "ranks planned by taut at that size: untrained -> trained",
         "data": "data metric, refitted: untrained -> trained",
         "scratch": "equal size from scratch",
         "code": CODE.get(experiment, ""),
@@ -126,7 +127,7 @@ def table(experiment: str, rows: Sequence[Row]) -> list[str]:
         for way in ways:
             some = pick(rows, way=way, level=level)
             words = spread([r["test"] for r in some])
-            if way == "data" and some:
+            if way in {"data", "planned"} and some:
                 words = f"{spread([r['untrained'] for r in some])} -> {words}"
             cells.append(words)
         lines.append(f"| {' | '.join(cells)} |")
@@ -187,10 +188,12 @@ def surgeons(rows: Sequence[Row]) -> list[str]:
         f"| net | method | dense | {' | '.join(f'{100 * level:.0f} % zero' for level in levels)} |",
         "|---|---|" + "--:|" * (1 + len(levels)),
     ]
-    for net, method in dict.fromkeys((row["net"], row["method"]) for row in rows):
-        some = pick(rows, net=net, method=method)
+    for net, method, refit in dict.fromkeys((row["net"], row["method"], row["refit"]) for row in rows):
+        some = pick(rows, net=net, method=method, refit=refit)
         values = [spread([row["curve"][place][1] for row in some]) for place in range(len(levels))]
-        lines.append(f"| {net} | {method} | {100 * some[0]['dense']:.1f} | {' | '.join(values)} |")
+        lines.append(
+            f"| {net} | {method}{', refitted' if refit else ''} | {100 * some[0]['dense']:.1f} | {' | '.join(values)} |"
+        )
     return lines
 
 

@@ -80,6 +80,14 @@ def reduced(net: nn.Module, experiment: str, level: float, example: Tensor, data
     return taut.apply(net, plan, taut.observe(traced, net, data), data)
 
 
+def planned(net: nn.Module, params: int, images: Tensor) -> nn.Module:
+    """SVD at a printed size with the ranks that taut plans, in the data metric and refitted."""
+    traced, data = taut.trace(net, images[:EXAMPLE]), list(images.split(256))
+    stats = taut.observe(traced, net, data)
+    plan = taut.plan(traced, stats, taut.Budget(params=params), methods=["svd"])
+    return taut.apply(net, plan, stats, data)
+
+
 def as_the_code(net: nn.Module, experiment: str, level: float, example: Tensor, seed: int) -> nn.Module:
     """What the source's programs trained on: the other section at random again; the SVD's biases dropped as well."""
     small: Any = reduced(net, experiment, level, example, None)

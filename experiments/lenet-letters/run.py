@@ -79,7 +79,7 @@ def _others(found: dict[str, Any], place: Cell, seeds: int) -> None:
         found["larger"] = _grid("larger", [wanted.trained("larger", few), wanted.larger(few)], place, study.run)
     try:
         found["vectors"] = _grid("vectors", [vectors.wanted(quick, seeds)], place, vectors.run)
-        cells = surgeons.wanted(quick, seeds)
+        cells = surgeons.wanted(quick)
         for net in {cell["net"] for cell in cells}:
             if why := surgeons.missing(net):
                 found["left out"][f"surgeons on {net}"] = why

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from lenet import LARGER, WIDTHS, kept, lenet, size, widths_for
 from letters import Letters, load_letters
-from reductions import EXAMPLE, PUBLISHED, as_the_code, counts, reduced, rewound
+from reductions import EXAMPLE, PUBLISHED, as_the_code, counts, planned, reduced, rewound
 from running import accuracy
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -132,7 +132,9 @@ def built(cell: Cell, original: nn.Module, data: Letters) -> tuple[nn.Module, di
         return lenet(cell["seed"] + 100, widths), {"params": size(widths)}
     x = data.train[0]
     calibration = list(x[:CALIBRATION].split(256)) if way == "data" else None
-    if way == "code":
+    if way == "planned":
+        small = planned(original, PUBLISHED[experiment, level][0], x[:CALIBRATION])
+    elif way == "code":
         small = as_the_code(original, experiment, level, x, cell["seed"])
     else:
         small = reduced(original, experiment, level, x, calibration)

@@ -26,17 +26,18 @@ METHODS: dict[str, tuple[str, dict[str, Any]]] = {
 SPARSITIES = (0.3, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.95, 0.98)
 NETS = ("digit_cnn", "vgg", "resnet")
 CALIBRATION = 1024
+"""Training images, without labels."""
 
 
-def wanted(quick: bool, seeds: int) -> list[Cell]:
-    """Every net and method; the seed draws the calibration images, which the masks alone do not use."""
+def wanted(quick: bool) -> list[Cell]:
+    """Every net and method, bare and with the refit that every mask gets from calibration images."""
     nets = ("resnet",) if quick else NETS
     methods = ("magnitude", "obs") if quick else tuple(METHODS)
     return [
-        {"net": net, "method": method, "seed": seed, "quick": quick}
+        {"net": net, "method": method, "refit": refit, "quick": quick}
         for net in nets
         for method in methods
-        for seed in range(seeds if METHODS[method][1] or method == "obs" else 1)
+        for refit in ((False,) if quick else (False, True))
     ]
 
 
@@ -65,18 +66,19 @@ def prepared(net: str, folder: Path | None) -> tuple[nn.Module, Tensor, tuple[Te
 
 
 def run(place: Cell, cell: Cell) -> dict[str, Any]:
-    """Test accuracy at every sparsity, of all layers together; nothing is trained or refitted."""
+    """Test accuracy at every sparsity, of all layers together; nothing is trained."""
     missing(cell["net"])  # finds the module
     folder = None if place["folder"] is None else Path(place["folder"])
     net, x, test = prepared(cell["net"], folder)
     if cell["quick"]:
         test = test[0][:2000], test[1][:2000]
-    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(cell["seed"]))[:CALIBRATION]
-    network = taut.trace(net, x[:2])
-    stats = taut.observe(network, net, list(x[rows].split(256)))
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
+    network, batches = taut.trace(net, x[:2]), list(x[rows].split(256))
+    stats = taut.observe(network, net, batches)
     method, settings = METHODS[cell["method"]]
     curve = []
     for sparsity in (0.5, 0.8) if cell["quick"] else SPARSITIES:
         step = taut.whole(network, method, sparsity=sparsity, **settings)
-        curve.append([sparsity, accuracy(taut.apply(net, taut.Plan((step,)), stats), *test)])
+        small = taut.apply(net, taut.Plan((step,)), stats, batches if cell["refit"] else None)
+        curve.append([sparsity, accuracy(small, *test)])
     return {"dense": accuracy(net, *test), "curve": curve}
