@@ -38,9 +38,7 @@ def tables(seeds: int, quick: bool) -> list[Cell]:
 
 
 def beside(seeds: int) -> list[Cell]:
-    """Ranks planned at the printed sizes, and one seed each of: our metric with the refit, nets of equal size from
-    scratch, the source's programs, and the rewinding that the source departs from.
-    """
+    """Ranks planned at the printed sizes; on one seed our metric, nets from scratch, two departures of the source."""
     found = [_cell("lenet", seed, "planned", "svd fc", level) for level in PLANNED for seed in range(seeds)]
     found += [_cell("lenet", 0, "data", experiment, level) for experiment, level in PUBLISHED if experiment in FACTORED]
     found += [_cell("lenet", 0, "scratch", "magnitude fc", level) for level in (0.05, 0.1, 0.2, 0.5, 0.75)]

@@ -19,6 +19,7 @@ from taut.methods.lowrank_sparse import LowRankSparse
 from taut.methods.magnitude import Magnitude
 from taut.methods.mfbp import MFBP
 from taut.methods.monochromatic import Monochromatic
+from taut.methods.obs import OBS
 from taut.methods.outer import Outer
 from taut.methods.shared import Shared
 from taut.methods.spatial import Spatial
@@ -38,6 +39,7 @@ METHODS: Mapping[str, type[Any]] = {
     "outer": Outer,
     "magnitude": Magnitude,
     "mfbp": MFBP,
+    "obs": OBS,
     "shared": Shared,
     "lowrank_sparse": LowRankSparse,
     "codebook": Codebook,
