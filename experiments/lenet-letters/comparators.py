@@ -34,7 +34,7 @@ FIXED = (
 )
 """Methods whose size is in their settings."""
 
-SIZES = (0.25, 0.1)
+SIZES = {"lenet": (0.25, 0.1), "vgg": (0.15,), "resnet": (0.15,)}
 IMAGES, BATCH, EPOCHS, TEST, VALID = 8_000, 32, 1, 5_000, 2_000
 """Training images of the common training, images per timed call, epochs, test and validation images."""
 
@@ -69,7 +69,7 @@ def compared(place: Cell, net: str, jobs: int) -> dict[str, list[dict[str, Any]]
     """Rows of the study of a net: "untrained", and "trained" with its control."""
     quick = place["quick"]
     methods = ("auto", "magnitude", "obs", "int8") if quick else (*SIZED, *FIXED)
-    sizes = (0.25,) if quick else SIZES
+    sizes = (0.25,) if quick else SIZES[net]
     found = {}
     for kind, epochs in (("untrained", None), ("trained", 1 if quick else EPOCHS)):
         out = Path(place["out"]) / "comparators" / f"{'quick-' if quick else ''}{net}-{kind}"

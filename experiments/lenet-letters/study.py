@@ -42,10 +42,14 @@ class Counted:
         self.epochs += 1
 
 
+LARGER_IMAGES = 8_000
+"""Training images of the larger net, whose epoch takes six times as long."""
+
+
 @cache
-def letters(folder: Path | None, quick: bool) -> Letters:
+def letters(folder: Path | None, quick: bool, net: str = "lenet") -> Letters:
     """The images, read once per process."""
-    return load_letters(folder, QUICK["images"] if quick else None)
+    return load_letters(folder, QUICK["images"] if quick else LARGER_IMAGES if net == "larger" else None)
 
 
 def stopped_early(net: nn.Module, data: Letters, seed: int, quick: bool) -> tuple[nn.Module, int]:
@@ -84,7 +88,7 @@ def dense(cell: Cell, widths: tuple[int, ...]) -> tuple[nn.Module, int]:
     path = path.with_suffix(".safetensors")
     net: nn.Module = lenet(cell["seed"], widths)
     if not path.exists():
-        data = letters(_folder(cell), cell["quick"])
+        data = letters(_folder(cell), cell["quick"], "larger" if widths == LARGER else "lenet")
         net, epochs = stopped_early(net, data, cell["seed"], cell["quick"])
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {key: t.contiguous() for key, t in net.state_dict().items()}
@@ -107,7 +111,7 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
         cell: the run.
     """
     where = place | cell
-    data = letters(_folder(where), where["quick"])
+    data = letters(_folder(where), where["quick"], cell["net"])
     original, trained = dense(where, LARGER if cell["net"] == "larger" else WIDTHS)
     if cell["way"] == "dense":
         return {"params": kept(original), "epochs": trained, **judged(original, data)}
