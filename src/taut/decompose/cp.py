@@ -36,8 +36,11 @@ LEAST = 24
 WIDER = 4
 """So many times more dimensions are kept where the fits are improved before the best of them is chosen."""
 
+FORETASTE = 4
+"""Sweeps there at most."""
+
 POLISH = 12
-"""Sweeps at most in the wider subspaces, and over the whole tensor."""
+"""Sweeps over the whole tensor at most."""
 
 
 def cp(
@@ -68,7 +71,7 @@ def cp(
     fits = _fits(small, rank, (sweeps, tol, max(1, restarts), seed), one_by_one=not cut and 1 < rank <= MOST_GREEDY)
     if any(basis is not None for basis in wide):
         many = _repeated(middle, len(fits.error) // len(X))
-        fits = als(many, _grown(fits.factors, narrow), min(sweeps, POLISH), tol)
+        fits = als(many, _grown(fits.factors, narrow), min(sweeps, FORETASTE), tol)
         narrow = wide
     factors = _grown(_best(fits, len(X)).factors, narrow)
     if cut:
