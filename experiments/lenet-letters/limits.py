@@ -59,7 +59,7 @@ def quantized(rows: list[Row]) -> list[Bound]:
         some = pick(rows, data=data)
         control = statistics.mean(row["trained"] for row in some if not row["settings"])
         losses = []
-        for words in dict.fromkeys(named(row["settings"]) for row in some if row["settings"]):
+        for words in dict.fromkeys(named(row["settings"]) for row in some if "block" in row["settings"]):
             mine = [row for row in some if named(row["settings"]) == words]
             if statistics.mean(row["bytes"][0] / row["bytes"][1] for row in mine) >= 15.5:
                 losses.append(control - statistics.mean(row["trained"] for row in mine))

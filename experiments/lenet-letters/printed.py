@@ -201,12 +201,15 @@ def vectors(rows: Sequence[Row]) -> list[str]:
     """Bytes and accuracy per setting."""
     if not rows:
         return []
-    lines = ["| data | setting | smaller file | before | untrained | trained |", "|---|---|--:|--:|--:|--:|"]
+    lines = [
+        "| data | setting | smaller file | smaller after zlib | before | untrained | trained |",
+        "|---|---|--:|--:|--:|--:|--:|",
+    ]
     for data, words in dict.fromkeys((row["data"], named(row["settings"])) for row in rows):
         some = [row for row in rows if row["data"] == data and named(row["settings"]) == words]
-        ratio = statistics.mean(row["bytes"][0] / row["bytes"][1] for row in some)
+        ratio, zipped = (statistics.mean(row[key][0] / row[key][1] for row in some) for key in ("bytes", "zipped"))
         values = [spread([row[key] for row in some], digits=2) for key in ("before", "untrained", "trained")]
-        lines.append(f"| {data} | {words} | {ratio:.1f}x | {' | '.join(values)} |")
+        lines.append(f"| {data} | {words} | {ratio:.1f}x | {zipped:.1f}x | {' | '.join(values)} |")
     return lines
 
 
@@ -214,5 +217,7 @@ def named(settings: Row) -> str:
     """A setting of the codebook in words."""
     if not settings:
         return "control"
+    if "block" not in settings:
+        return f"{settings['pruned']:.0%} pruned (obs), then int8" if "pruned" in settings else "int8"
     kind = "one codebook" if settings["shared"] else "a codebook per block"
     return f"blocks of {settings['block']}, {settings['codes']} codes, {kind}"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import tempfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,10 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"block": 8, "codes": 256, "shared": True},
     {"block": 4, "codes": 16, "shared": False},
     {"block": 8, "codes": 16, "shared": False},
+    {"int8": True},
+    {"pruned": 0.9, "int8": True},
 )
+"""Of the codebook; or eight bits a weight, alone and behind a pruning (with the archive, deep compression)."""
 
 
 def wanted(quick: bool, seeds: int) -> list[Cell]:
@@ -78,23 +82,36 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
     net.load_state_dict(load_file(path))
     net.eval()
     network = taut.trace(net, x[:2])
-    steps = [
-        taut.Step((layer.name,), "codebook", cell["settings"] | {"seed": seed}, allow_growth=True)
-        for layer in network.layers
-        if cell["settings"]
-    ]
-    plan = taut.Plan.of(network, steps)
-    small = taut.apply(net, plan, taut.observe(network, net, x[:2048]), x[:2048]) if steps else net
+    plan = taut.Plan.of(network, steps(network, cell["settings"], seed))
+    small = taut.apply(net, plan, taut.observe(network, net, x[:2048]), x[:2048]) if plan.steps else net
+    (whole, whole_zipped), (part, part_zipped) = stored(net), stored(small, plan)
     return {
-        "bytes": [stored(net), stored(small, plan)],
+        "bytes": [whole, part],
+        "zipped": [whole_zipped, part_zipped],
         "before": accuracy(net, *test),
         "untrained": accuracy(small, *test),
         "trained": accuracy(tuned(small, MORE), *test),
     }
 
 
-def stored(net: nn.Module, plan: taut.Plan = NOTHING) -> int:
-    """Size of the file of weights."""
+def steps(network: taut.Network, settings: dict[str, Any], seed: int) -> list[taut.Step]:
+    """One per layer; a pruning of all layers goes before."""
+    if not settings:
+        return []
+    found = [taut.whole(network, "obs", sparsity=settings["pruned"])] if "pruned" in settings else []
+    for layer in network.layers:
+        own: dict[str, Any] = {}
+        if "block" in settings:
+            own = settings | {"seed": seed}
+            if not own["shared"]:  # a block of columns has as many pieces as there are outputs
+                own["codes"] = min(own["codes"], layer.weight[0])
+        found.append(taut.Step((layer.name,), "codebook" if own else "int8", own, allow_growth=True))
+    return found
+
+
+def stored(net: nn.Module, plan: taut.Plan = NOTHING) -> tuple[int, int]:
+    """Size of the file of weights, and after zlib."""
     with tempfile.TemporaryDirectory() as name:
         taut.save(net, plan, Path(name) / "net")
-        return (Path(name) / "net" / "model.safetensors").stat().st_size
+        content = (Path(name) / "net" / "model.safetensors").read_bytes()
+    return len(content), len(zlib.compress(content, 6))
