@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional
 
 EMNIST = "EMNIST letters"
-FONTS = "letters rendered from fonts, in place of EMNIST letters (no handwriting; test letters from other font families)"
+FONTS = "letters rendered from fonts in place of EMNIST letters (no handwriting; test letters of other font families)"
 SIZE = 32
 """Pixels a side: the source's nets see the 28 x 28 images enlarged."""
 
