@@ -16,8 +16,11 @@ from taut.methods.masking import Masking
 from taut.structure.patches import grouped_weight, groups_of, weight_of
 from taut.structure.statistics import LayerStatistics
 
-BLOCK = 1152
-"""Inputs up to which all of an output's weights are ordered together; more are ordered in equal blocks."""
+BLOCKS = 128, 1152
+"""Inputs whose weights are ordered together, at least and at most; more are ordered in equal blocks."""
+
+WORK = 2e11
+"""Operations of ordering a layer, o k b^2, up to which blocks of b grow: some seconds on two cores."""
 
 
 @dataclass(frozen=True)
@@ -143,12 +146,16 @@ class Moment:
 
     def ordered(self, rows: Tensor) -> Tensor:
         """Damages of removal, (g, rows, k); a large fan-in in equal blocks that are ordered on their own."""
-        return self._each(rows, BLOCK, lambda part, _, A: surgeon(part, A), rows)
+        return self._each(rows, self._block(rows), lambda part, _, A: surgeon(part, A), rows)
 
     def solved(self, rows: Tensor, keep: Tensor) -> Tensor:
         """What stays, moved; across blocks too, where the whole matrix is known."""
-        most = self.size if self.sketch is None else BLOCK
+        most = self.size if self.sketch is None else self._block(rows)
         return self._each(rows, most, compensated, keep)
+
+    def _block(self, rows: Tensor) -> int:
+        least, most = BLOCKS
+        return max(least, min(most, int((WORK / max(rows.numel(), 1)) ** 0.5)))
 
     def _each(self, rows: Tensor, most: int, work: Callable[..., Tensor], beside: Tensor) -> Tensor:
         size = -(-self.size // -(-self.size // most))
