@@ -49,7 +49,7 @@ def test_one_by_one_as_the_reference(k, seed):
 def test_shares_at_once_are_nearly_as_good_as_one_by_one(monkeypatch):
     W, A = problem(6, 120)
     errors = []
-    for exact in (120, 20):
+    for exact in (6 * 120**2, 6 * 20**2):
         monkeypatch.setattr(curvature, "EXACT", exact)
         keep = surgeon(W, A).argsort(1).argsort(1) >= 84
         found = compensated(W, keep, A) - W

@@ -22,8 +22,9 @@ from torch import Tensor
 BYTES = 1 << 28
 """Memory that the inverse Hessians of some outputs may take together."""
 
-EXACT = 160
-"""Inputs up to which weights go one by one; of more, a share goes at once, with the exact move of the others."""
+EXACT = 1_000_000
+"""Entries of all inverse Hessians up to which weights go one by one: that reads all of them for every weight. Of more, a
+share goes at once, with the exact move of the others."""
 
 SHARE = 0.05
 
@@ -59,7 +60,7 @@ def _removed(W: Tensor, inverse: Tensor) -> Tensor:
         if n <= COMPACT * w.shape[1]:
             w, P, place, here = _compacted(w, P, place, here, n)
         single = torch.where(here, w.square() / P.diagonal(dim1=1, dim2=2), torch.inf)
-        count = 1 if n <= EXACT else max(1, round(SHARE * n))
+        count = 1 if o * n**2 <= EXACT else max(1, round(SHARE * n))
         go = single.topk(count, 1, largest=False).indices
         across = P.gather(1, go[:, :, None].expand(-1, -1, P.shape[1]))  # (o, count, n)
         inside = across.gather(2, go[:, None].expand(-1, count, -1))
