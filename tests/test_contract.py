@@ -549,3 +549,18 @@ def test_one_seed_gives_the_same_bytes(name, tmp_path):
     )
     assert "model.safetensors" in first
     assert first == second
+
+
+# Pruned stays pruned.
+
+
+@pytest.mark.parametrize("method", [name for name, kind in METHODS.items() if kind.masks])
+def test_a_lower_sparsity_on_a_sparser_net_brings_nothing_back(method):
+    s = setup("vgg")
+    sparse = taut.apply(s.model, Plan((taut.whole(s.net, "magnitude", sparsity=0.8),)), s.stats)
+    net = taut.trace(sparse, s.example)
+    stats = taut.observe(net, sparse, s.case.data())
+    step = replace_fields(taut.whole(net, method, sparsity=0.3), allow_growth=True)
+    again = taut.apply(sparse, Plan((step,)), stats, data=s.case.data())
+    for before, after in zip(sparse.parameters(), again.parameters(), strict=True):
+        assert before.ndim < 2 or not bool(((before == 0) & (after != 0)).any())

@@ -170,3 +170,19 @@ def test_half_precision_has_its_own_limit_and_bfloat16_is_refused(tmp_path):
 def test_old_weight_norm_is_exported(tmp_path):
     model, example = cases.case("weight_norm_hook").make()
     assert all(parity.holds for parity in taut.export(model, example, tmp_path / "model.onnx").parity)
+
+
+@pytest.mark.parametrize("method", ["codebook", "int8", "hashed", "fastfood"])
+@pytest.mark.parametrize("suffix", [".onnx", ".xml"])
+def test_layers_that_hold_their_weight_in_another_form_are_exported(method, suffix, tmp_path):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.ReLU(), nn.Linear(16, 4))
+    x = torch.randn(4, 3, 8, 8)
+    network = taut.trace(net, x)
+    names = ("3", "5") if method == "fastfood" else ("0", "3", "5")
+    settings = {"codes": 4} if method == "codebook" else {}
+    steps = [taut.Step((name,), method, settings, allow_growth=True) for name in names]
+    small = taut.apply(net, taut.Plan.of(network, steps), taut.observe(network, net))
+    done = taut.export(small, x, tmp_path / f"small{suffix}")
+    assert done.path.exists()
+    assert all(parity.holds for parity in done.parity)

@@ -18,6 +18,7 @@ from taut.errors import CallError, ModelError
 from taut.files import guarded, sync_folder
 from taut.measure.onnx import missing, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
+from taut.nn.rebuilt import dense_again, rebuilt
 from taut.structure.surgery import clone
 
 SAMPLES = 64
@@ -74,7 +75,8 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
     """Write the model for another runtime, and check it there: a batch of 64 and single samples against torch.
 
     The file is made in eval mode from synthetic inputs shaped like the example (no data of yours ends up in it), with a
-    dynamic batch. It replaces what was at `path` only after the check.
+    dynamic batch. It replaces what was at `path` only after the check. Layers that hold their weight in another form
+    (`taut.nn.Rebuilt`) are written as they are where the runtimes compute the same with them, else as dense layers.
 
     Args:
         model: is not changed.
@@ -96,12 +98,11 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
         raise CallError("ONNX Runtime and OpenVINO do not compute in bfloat16: convert the model with .float() first.")
     call = example if isinstance(example, Example) else Example(model, example)
     with guarded(f"Cannot write '{path}'"), tempfile.TemporaryDirectory(dir=_parent(target), prefix=".taut-") as folder:
-        made = Path(folder) / f"{target.stem}.onnx"
-        to_onnx(clone(model), call, made)
-        if target.suffix == ".xml":
-            made = _to_openvino(made)
-        parity = check(model, call, made)
+        made, parity = _made(clone(model), call, Path(folder) / target.name, model)
         wrong = [p for p in parity if not p.holds]
+        if wrong and rebuilt(model):  # runtimes compute with codes and eight bits in ways of their own
+            made, parity = _made(dense_again(clone(model)), call, Path(folder) / target.name, model)
+            wrong = [p for p in parity if not p.holds]
         if wrong:
             raise ModelError(
                 f"The exported model computes something else in {wrong[0].runtime}: outputs for a batch of "
@@ -109,6 +110,15 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
             )
         size = _install(made, target)
     return Export(target, size, tuple(parity))
+
+
+def _made(model: nn.Module, call: Example, target: Path, original: nn.Module) -> tuple[Path, list[Parity]]:
+    """The file, made from a model that may be changed, and what was checked."""
+    made = target.with_suffix(".onnx")
+    to_onnx(model, call, made)
+    if target.suffix == ".xml":
+        made = _to_openvino(made)
+    return made, check(original, call, made)
 
 
 def check(model: nn.Module, example: Example, path: Path) -> list[Parity]:

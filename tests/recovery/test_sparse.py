@@ -78,3 +78,19 @@ def test_an_input_that_is_always_zero_leaves_weights_finite():
     plan = Plan((taut.whole(network, "obs", sparsity=0.5),))
     small = taut.apply(net, plan, taut.observe(network, net, [x]), data=[x])
     assert all(bool(p.isfinite().all()) for p in small.parameters())
+
+
+def test_zeros_of_layers_that_a_plan_does_not_touch_stay():
+    torch.manual_seed(0)
+    net, x = (
+        sequential(a=nn.Linear(16, 24), r=nn.ReLU(), b=nn.Linear(24, 12), s=nn.ReLU(), c=nn.Linear(12, 4)),
+        related(400, 16),
+    )
+    network = taut.trace(net, x[:2])
+    pruned = taut.apply(net, Plan((taut.whole(network, "magnitude", sparsity=0.6),)), taut.observe(network, net))
+    network = taut.trace(pruned, x[:2])
+    plan = Plan.of(network, [taut.Step(("a",), "svd", {"rank": 6})])
+    small = taut.apply(pruned, plan, taut.observe(network, pruned, [x]), data=[x])
+    for name in ("b", "c"):
+        before, after = pruned.get_submodule(name).weight, small.get_submodule(name).weight
+        assert not bool(((before == 0) & (after != 0)).any())

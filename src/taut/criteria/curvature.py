@@ -23,8 +23,8 @@ BYTES = 1 << 28
 """Memory that the inverse Hessians of some outputs may take together."""
 
 EXACT = 1_000_000
-"""Entries of all inverse Hessians up to which weights go one by one: each weight reads them all. Of more, a share goes at
-once, with the exact move of the others."""
+"""Entries of all inverse Hessians up to which weights go one by one: each weight reads them all. Of more, a share goes
+at once, with the exact move of the others."""
 
 SHARE = 0.05
 

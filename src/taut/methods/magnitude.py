@@ -14,7 +14,7 @@ from taut.criteria import score
 from taut.errors import CallError
 from taut.methods.base import input_rms
 from taut.methods.masking import Masking
-from taut.structure.patches import weight_of
+from taut.structure.patches import grouped_weight, weight_of
 from taut.structure.statistics import LayerStatistics
 
 KINDS = ("magnitude", "wanda", "obd", "random")
@@ -66,7 +66,7 @@ class Magnitude(Masking):
             if self.score == "wanda":
                 beside = self._rms(name, module, known)
             elif self.score == "obd":
-                beside = self._rms(name, module, known).square() * _slopes(module, known)
+                beside = _second_derivative(self._rms(name, module, known), module, known)
             elif self.score == "random":
                 beside = torch.rand(W.shape, generator=noise)
             found.append(score(self.score, W, beside.to(W.device)))
@@ -81,9 +81,11 @@ class Magnitude(Masking):
         return found
 
 
-def _slopes(module: nn.Module, stats: LayerStatistics) -> Tensor | float:
-    """Mean square of the loss gradient at each output, summed over positions; shaped to meet the weight."""
-    if stats.outputs is None:
-        return 1.0
+def _second_derivative(rms: Tensor, module: nn.Module, stats: LayerStatistics) -> Tensor:
+    """E[x^2] E[g^2] summed over positions, shaped as the weight; where no gradient is known, relative to the output."""
     W = weight_of(module)
-    return stats.outputs.diagonal(dim1=-2, dim2=-1).reshape(-1, *[1] * (W.ndim - 1)).to(W.device)
+    if stats.outputs is None:
+        energy = stats.weighting.energy(grouped_weight(module))
+        return rms.square() * (2 * stats.positions * (stats.scale or 1.0) / max(energy, 1e-300))
+    slopes = stats.outputs.diagonal(dim1=-2, dim2=-1).reshape(-1, *[1] * (W.ndim - 1))
+    return rms.square() * slopes.to(rms)

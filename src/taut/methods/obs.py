@@ -98,7 +98,8 @@ class OBS(Masking):
         W, moment = weight_of(module).detach(), factors.moments[name]
         if moment is None or bool(keep.all()):
             return super().pruned(name, module, keep, factors)
-        solved = moment.solved(moment.rows(W), moment.rows(keep.to(W.device)))
+        keep = keep.to(W.device) & (W != 0)  # of a net with more zeros than asked for none comes back
+        solved = moment.solved(moment.rows(W), moment.rows(keep))
         return W.clone().copy_(moment.back(solved, W))
 
 

@@ -47,3 +47,17 @@ class Rebuilt(nn.Module):
         plain.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
         dense: nn.Module = plain.train(self.training)
         return dense
+
+
+def rebuilt(model: nn.Module) -> list[str]:
+    """Names of the layers that hold their weight in another form."""
+    return [name for name, module in model.named_modules() if isinstance(module, Rebuilt)]
+
+
+def dense_again(model: nn.Module) -> nn.Module:
+    """The model, in place, with dense layers for all of them."""
+    for name in rebuilt(model):
+        owner, _, own = name.rpartition(".")
+        layer: Any = model.get_submodule(name)
+        setattr(model.get_submodule(owner), own, layer.to_plain())
+    return model

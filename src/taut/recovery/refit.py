@@ -269,7 +269,7 @@ class _Refit:
     def solve(self, name: str, module: nn.Module, x: Tensor) -> None:
         """New weights for one layer, dense or factorized, from its present input x."""
         original, target = self.originals[name], self.targets[name]
-        wide, pruned = fan_in(original) > FULL_LIMIT, _only_pruned(self.chains.get(name, ()))
+        wide, pruned = fan_in(original) > FULL_LIMIT, self.pruned(name, module)
         if wide and pruned:
             return
         index, wanted = target.index, target.rows
@@ -291,6 +291,11 @@ class _Refit:
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
             module.load_state_dict(state)
+
+    def pruned(self, name: str, module: nn.Module) -> bool:
+        """Whether a layer is what it was but for zeros, of this plan or of an earlier one."""
+        chain = self.chains.get(name, ())
+        return _only_pruned(chain) or (not chain and not bool(weight_of(module).all()))
 
     def approximated(self, name: str) -> bool:
         """Whether a factorization left something of the layer out: its mean output then needs its bias."""

@@ -10,7 +10,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from taut.nn import mask_of
+from taut.nn import Rebuilt, mask_of
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that methods rewrite; a subclass counts if it computes the same."""
@@ -24,6 +24,7 @@ UNFACTORIZED = NORMALIZATION, ACTIVATION = (
 """Reasons that hold for factorizations alone: such layers may still become narrower with those around them."""
 
 OTHERS: Mapping[type[nn.Module], str] = {
+    Rebuilt: "it holds its weight in another form already; its to_plain() is a dense layer",
     _ConvTransposeNd: "transposed convolutions are not factorized",
     nn.Embedding: "an embedding is a table: nothing is multiplied",
     nn.EmbeddingBag: "an embedding is a table: nothing is multiplied",

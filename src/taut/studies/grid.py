@@ -49,7 +49,8 @@ def run_grid(
             this process. Only this process writes `path`; a kill or Ctrl-C loses the runs in progress and no others.
 
     Returns:
-        One dict per cell: its settings and its results. Order and content do not depend on `jobs`.
+        One dict per cell: its settings and its results, in the same order whatever `jobs` is; with another number of
+        threads torch rounds sums otherwise.
 
     Raises:
         CallError: a cell or a result is no plain data, results use the name of a setting, `jobs` is no positive

@@ -109,7 +109,12 @@ class Run:
         except (BudgetError, CallError, ModelError) as error:
             return {"reason": one_line(error)}
         if self.epochs and cell["method"] != ORIGINAL:
-            small = trained(subject, small, cell, self.epochs)
+            try:
+                small = trained(subject, small, cell, self.epochs)
+            except (CallError, ModelError) as error:
+                if cell["method"] == CONTROL:
+                    raise
+                return {"reason": one_line(error)}
         return self._measured(subject, small, plan, cell) | {"seconds": round(time.perf_counter() - start, 2)}
 
     def _measured(self, subject: Subject, small: nn.Module, plan: Plan, cell: Cell) -> dict[str, Any]:

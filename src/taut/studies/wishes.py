@@ -77,7 +77,8 @@ def planned(method: Method | None) -> bool:
 
 def sized(method: Method | None) -> bool:
     """Whether a size steers it."""
-    return method is None or method.masks or planned(method)
+    steered = method is not None and method.masks and getattr(method, "select", "") != "threshold"
+    return method is None or steered or planned(method)
 
 
 def read_method(text: str) -> Method | None:
