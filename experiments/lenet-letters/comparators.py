@@ -6,6 +6,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from data import load, split_train
 from fashion import trained
 from lenet import WIDTHS
@@ -52,7 +53,8 @@ def subject(net: str, place: Cell) -> Subject:
         x, y, xv, yv = split_train("fashion-mnist", folder)
         test = load("fashion-mnist", "test", folder)
     images, many = (2000, 1000) if quick else (IMAGES, TEST)
-    test, (xv, yv) = (test[0][:many], test[1][:many]), (xv[:VALID], yv[:VALID])
+    some = torch.randperm(len(test[0]), generator=torch.Generator().manual_seed(0))[:many]
+    test, (xv, yv) = (test[0][some], test[1][some]), (xv[:VALID], yv[:VALID])
     score = partial(accuracy, x=test[0], y=test[1])
     return Subject(
         model,
@@ -61,7 +63,7 @@ def subject(net: str, place: Cell) -> Subject:
         lambda: list(x[:2048].split(256)),
         lambda: (Shuffled(x, y, images), lambda small: accuracy(small, xv, yv)),
         nn.functional.cross_entropy,
-        fingerprint(nn.Module(), None, (net, images, quick, len(test[0]))),
+        fingerprint(nn.Module(), [test[0], x[:images], y[:images]], (net, images, quick)),
     )
 
 

@@ -31,8 +31,7 @@ def moved(optimizer: str, way: str) -> float:
     with torch.no_grad():
         net.fc1.weight.mul_(mask)
     if way == "hold":
-        hold_zeros(net, ["fc1"])
-        made = kinds[optimizer](net.parameters(), lr=1e-3)
+        hold_zeros(net, ["fc1"])  # the optimizer and its moments go on
     for _ in range(STEPS):
         _step(net, made, x, y, mask if way == "gradient" else None)
     return float(net.fc1.weight.detach()[~mask].abs().max())

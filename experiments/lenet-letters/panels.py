@@ -47,13 +47,14 @@ def draw_methods(studies: dict[str, dict[str, list[Row]]], path: Path) -> None:
         rows = [row for row in kinds["trained"] if row["accuracy"] is not None]
         methods = list(dict.fromkeys(row["method"].partition("(")[0] for row in rows))
         floor = min(row["accuracy"] for row in rows if row["method"] in {"original", "control"}) - 0.12
+        lost = sum(row["accuracy"] < floor for row in rows)
         for axes, key, label in zip(panels, ("zipped", "ms"), ("file after zlib, bytes", "ms, 32 images"), strict=True):
             for place, method in enumerate(methods):
-                some = [row for row in rows if row["method"].partition("(")[0] == method and row["accuracy"] > floor]
+                some = [row for row in rows if row["method"].partition("(")[0] == method]
                 marker = "*" if method in {"original", "control"} else "os^vD"[place % 5]
                 axes.plot(
                     [row[key] for row in some],
-                    [100 * row["accuracy"] for row in some],
+                    [100 * max(row["accuracy"], floor) for row in some],
                     marker,
                     color=f"C{place % 10}",
                     label=method,
@@ -61,7 +62,8 @@ def draw_methods(studies: dict[str, dict[str, list[Row]]], path: Path) -> None:
             axes.set_xscale("log")
             axes.set_xlabel(label)
             axes.set_ylabel("test accuracy, %")
-            axes.set_title(f"{net}, trained further alike", fontsize=9)
+            below = f"; {lost} below {100 * floor:.0f} % stand at the edge" if lost else ""
+            axes.set_title(f"{net}, trained further alike{below}", fontsize=9)
             axes.grid(alpha=0.3)
         panels[1].legend(fontsize=6, ncols=2, loc="lower right")
     figure.savefig(path)

@@ -20,8 +20,8 @@ TITLES = {
 }
 LEVELS = {"magnitude fc": "kept", "magnitude conv": "kept", "svd fc": "singular values kept", "cp conv": "rank"}
 CODE = {
-    "svd fc": "as the source's programs: convolutions at random again, no biases in the dense layers",
-    "cp conv": "as the source's programs: fully connected layers at random again",
+    "svd fc": "one seed, as the source's programs: convolutions at random again, no biases in the dense layers",
+    "cp conv": "one seed, as the source's programs: fully connected layers at random again",
 }
 
 
@@ -96,11 +96,11 @@ def table(experiment: str, rows: Sequence[Row]) -> list[str]:
     """One of the four tables."""
     ways = [way for way in ("planned", "data", "scratch", "code", "rewound") if pick(rows, way=way)]
     names = {
-        "planned": "ranks planned by taut at that size: untrained -> trained",
-        "data": "data metric, refitted: untrained -> trained",
-        "scratch": "equal size from scratch",
+        "planned": "one seed: ranks planned by taut at that size, untrained -> trained",
+        "data": "one seed: data metric, refitted, untrained -> trained",
+        "scratch": "one seed: equal size from scratch",
         "code": CODE.get(experiment, ""),
-        "rewound": "rewound to the first weights",
+        "rewound": "one seed: rewound to the first weights",
     }
     head = [LEVELS[experiment], "share %", "parameters (printed)", "epochs (printed)", "printed", "ours, untrained"]
     lines = [

@@ -34,6 +34,9 @@ from masking_facts import facts  # noqa: E402
 from panels import draw_methods, draw_shares  # noqa: E402
 from printed import markdown  # noqa: E402
 
+OTHERS = (vectors.WIDTHS, vectors.EPOCHS, vectors.MORE, vectors.IMAGES, surgeons.CALIBRATION, surgeons.SPARSITIES)
+"""What the runs without letters depend on."""
+
 
 def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | None) -> bool:
     """Run what is missing, write results.json, table.md and the figures into `out`.
@@ -78,7 +81,9 @@ def _others(found: dict[str, Any], place: Cell, seeds: int) -> None:
         few = wanted.LARGER_SEEDS
         found["larger"] = _grid("larger", [wanted.trained("larger", few), wanted.larger(few)], place, study.run)
     try:
-        found["vectors"] = _grid("vectors", [vectors.wanted(quick, seeds)], place, vectors.run)
+        cells = vectors.wanted(quick, seeds)
+        _grid("vectors", [vectors.first(cells)], place, vectors.run)
+        found["vectors"] = _grid("vectors", [cells], place, vectors.run)
         cells = surgeons.wanted(quick)
         for net in {cell["net"] for cell in cells}:
             if why := surgeons.missing(net):
@@ -94,7 +99,9 @@ def _others(found: dict[str, Any], place: Cell, seeds: int) -> None:
 def _grid(name: str, stages: Sequence[list[Cell]], place: Cell, work: Any) -> list[dict[str, Any]]:
     """Runs of every stage after those of the one before, as many at a time as there are cores."""
     path = Path(place["out"]) / f"{'quick-' if place['quick'] else ''}{name}.jsonl"
-    mark = f"taut {taut_version()}, torch {torch.__version__}"
+    mark = f"taut {taut_version()}, torch {torch.__version__}, {OTHERS}"
+    if work is study.run:
+        mark = study.mark(None if place["folder"] is None else Path(place["folder"]), place["quick"])
     rows = []
     for cells in stages:
         rows += run_grid(cells, partial(work, place), path, name, mark, _jobs())

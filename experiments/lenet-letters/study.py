@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +13,13 @@ from lenet import LARGER, WIDTHS, kept, lenet, size, widths_for
 from letters import Letters, load_letters
 from reductions import EXAMPLE, PUBLISHED, as_the_code, counts, planned, reduced, rewound
 from running import accuracy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import taut
+from taut.files import write_atomic
+from taut.manifest import taut_version
 from taut.studies import Cell
 
 BATCH, EPOCHS, PATIENCE, RATE = 100, 100, 10, 1e-3
@@ -80,19 +84,26 @@ def stopped_early(net: nn.Module, data: Letters, seed: int, quick: bool) -> tupl
     return tuned, batches.epochs
 
 
+def mark(folder: Path | None, quick: bool) -> str:
+    """What the runs depend on besides their settings: the letters, versions and constants."""
+    data = letters(folder, quick)
+    parts = [t for part in (data.train, data.valid, data.test) for t in part]
+    digest = sha256(b"".join(t.numpy().tobytes() for t in parts)).hexdigest()[:16]
+    constants = (BATCH, EPOCHS, PATIENCE, RATE, QUICK, CALIBRATION, LARGER_IMAGES)
+    return f"taut {taut_version()}, torch {torch.__version__}, letters {digest}, {constants}"
+
+
 def dense(cell: Cell, widths: tuple[int, ...]) -> tuple[nn.Module, int]:
     """The trained net from which all reduced ones of a seed start, and its epochs; trained once, then read."""
-    path = (
-        Path(cell["out"]) / "nets" / f"{'quick-' if cell['quick'] else ''}{'-'.join(map(str, widths))}-{cell['seed']}"
-    )
-    path = path.with_suffix(".safetensors")
+    known = sha256(mark(_folder(cell), cell["quick"]).encode()).hexdigest()[:8]
+    path = Path(cell["out"]) / "nets" / f"{'-'.join(map(str, widths))}-{cell['seed']}-{known}.safetensors"
     net: nn.Module = lenet(cell["seed"], widths)
     if not path.exists():
         data = letters(_folder(cell), cell["quick"], "larger" if widths == LARGER else "lenet")
         net, epochs = stopped_early(net, data, cell["seed"], cell["quick"])
         path.parent.mkdir(parents=True, exist_ok=True)
         state = {key: t.contiguous() for key, t in net.state_dict().items()}
-        save_file(state | {"epochs": torch.tensor(epochs)}, path)
+        write_atomic(path, to_bytes(state | {"epochs": torch.tensor(epochs)}))
     state = load_file(path)
     epochs = int(state.pop("epochs"))
     net.load_state_dict(state)

@@ -11,10 +11,12 @@ from typing import Any
 import torch
 from data import load, split_train
 from running import Shuffled, accuracy
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as to_bytes
 from torch import nn
 
 import taut
+from taut.files import write_atomic
 from taut.studies import Cell
 
 WIDTHS = (784, 500, 300, 10)
@@ -43,6 +45,11 @@ def wanted(quick: bool, seeds: int) -> list[Cell]:
         for seed in range(seeds if name == "fashion-mnist" else 1)
         for setting in ways
     ]
+
+
+def first(cells: list[Cell]) -> list[Cell]:
+    """The runs that train the dense nets, which the others read: they come before them."""
+    return [cell for cell in cells if not cell["settings"]]
 
 
 def dense(seed: int) -> nn.Sequential:
@@ -75,22 +82,24 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
         )
 
     net = dense(seed)
-    path = Path(place["out"]) / "nets" / f"dense {cell['data']} {images} {seed}.safetensors"
+    path = Path(place["out"]) / "nets" / f"dense {cell['data']} {images} {EPOCHS} {seed}.safetensors"
     if not path.exists():
         path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tuned(net, EPOCHS).state_dict(), path)
+        write_atomic(path, to_bytes(tuned(net, EPOCHS).state_dict()))
     net.load_state_dict(load_file(path))
     net.eval()
     network = taut.trace(net, x[:2])
     plan = taut.Plan.of(network, steps(network, cell["settings"], seed))
     small = taut.apply(net, plan, taut.observe(network, net, x[:2048]), x[:2048]) if plan.steps else net
     (whole, whole_zipped), (part, part_zipped) = stored(net), stored(small, plan)
+    trained = tuned(small, MORE)
     return {
         "bytes": [whole, part],
         "zipped": [whole_zipped, part_zipped],
         "before": accuracy(net, *test),
         "untrained": accuracy(small, *test),
-        "trained": accuracy(tuned(small, MORE), *test),
+        "valid": accuracy(trained, xv, yv),
+        "trained": accuracy(trained, *test),
     }
 
 
