@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import statistics
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 from reductions import PUBLISHED, SHARES
@@ -72,8 +74,19 @@ def markdown(found: dict[str, Any], bounds: Sequence[Bound], kind: str) -> str:
         if part:
             lines += ["", f"## {title}", "", *part]
     lines += ["", "## Bounds", "", *(f"- {bound}" for bound in bounds)]
+    lines += ["", "## What is wrong or missing in print", "", *corrections()]
     left = [f"- {name}: {why}" for name, why in found.get("left out", {}).items()]
     return "\n".join([*lines, *(["", "## Left out", "", *left] if left else [])]) + "\n"
+
+
+def corrections() -> list[str]:
+    """Every correction once, with the places that it concerns."""
+    claims = json.loads((Path(__file__).parent / "published.json").read_text())["claims"]
+    places: dict[str, list[str]] = {}
+    for claim in claims:
+        if claim.get("correction"):
+            places.setdefault(claim["correction"], []).append(claim["where"])
+    return [f"- {', '.join(dict.fromkeys(where))}: {words}" for words, where in places.items()]
 
 
 def baselines(rows: Sequence[Row]) -> list[str]:
