@@ -73,7 +73,8 @@ def compared(place: Cell, net: str, jobs: int) -> dict[str, list[dict[str, Any]]
     methods = ("auto", "magnitude", "obs", "int8") if quick else (*SIZED, *FIXED)
     sizes = (0.25,) if quick else SIZES[net]
     found = {}
-    for kind, epochs in (("untrained", None), ("trained", 1 if quick else EPOCHS)):
+    kinds = {"untrained": None, "trained": 1 if quick else EPOCHS}
+    for kind, epochs in kinds.items():
         out = Path(place["out"]) / "comparators" / f"{'quick-' if quick else ''}{net}-{kind}"
         rows = study(partial(subject, net, place), out, Grid(methods, sizes, 1, epochs), jobs)
         found[kind] = [as_row(row) for row in rows]

@@ -15,7 +15,7 @@ TIMES = 16, 24
 """What the literature says of vector quantization, at about a point."""
 
 IMAGE = 1e-4
-"""One test image of 10,000: above is above."""
+"""Less than one test image: above is above."""
 
 
 def limits(found: dict[str, Any]) -> list[Bound]:

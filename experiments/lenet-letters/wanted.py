@@ -13,7 +13,7 @@ RANKS = {0.05: 7, 0.2: 27, 0.5: 66}
 LARGER_SEEDS = 1
 
 REWOUND = (0.1,)
-SCRATCH = (0.05, 0.1, 0.2, 0.5)
+SCRATCH = (0.05, 0.2)
 PLANNED = (0.05, 0.1, 0.2)
 
 
