@@ -81,7 +81,7 @@ def _others(found: dict[str, Any], place: Cell, seeds: int) -> None:
         few = wanted.LARGER_SEEDS
         found["larger"] = _grid("larger", [wanted.trained("larger", few), wanted.larger(few)], place, study.run)
     try:
-        cells = vectors.wanted(quick, seeds)
+        cells = vectors.wanted(quick, 1)
         _grid("vectors", [vectors.first(cells)], place, vectors.run)
         found["vectors"] = _grid("vectors", [cells], place, vectors.run)
         cells = surgeons.wanted(quick)
