@@ -54,7 +54,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     found: dict[str, Any] = {"left out": {}}
     found["tables"] = _tables(place, many, paper)
     if not paper:
-        _others(found, place, many)
+        _others(found, place)
     found["facts"] = facts()
     bounds = limits(found)
     (out / "table.md").write_text(markdown(found, bounds, kind))
@@ -74,7 +74,7 @@ def _tables(place: Cell, seeds: int, paper: bool) -> list[dict[str, Any]]:
     return _grid("tables", [wanted.trained("lenet", seeds), cells], place, study.run)
 
 
-def _others(found: dict[str, Any], place: Cell, seeds: int) -> None:
+def _others(found: dict[str, Any], place: Cell) -> None:
     """The open question and the comparators; what is not here is left out and named."""
     quick = place["quick"]
     if not quick:
