@@ -38,13 +38,26 @@ ONE_PIECE = [
 ]
 """Methods that keep a layer's own forward pass: to them one, two and three dimensions are the same code."""
 
-FLAVOURS = ("default", "stride", "groups", "no_bias", "circular_same_even", "same_even_dilated", "replicate")
+FLAVOURS = (
+    "default",
+    "stride",
+    "groups",
+    "depthwise",
+    "no_bias",
+    "circular_same_even",
+    "same_even_dilated",
+    "replicate",
+)
+LARGE, LIKE_OTHERS = ("everything", "inception", "resnet"), ("fastfood", "hashed", "int8", "mfbp", "obs")
+"""Nets of many layers, and methods whose way through them is that of magnitude or of codebook."""
 
 
 def meets(method, one):
     """Whether a method is tried on a case: methods that build convolutions meet all of their flavours."""
     dims, _, flavour = one.name.partition("_")
-    return method not in ONE_PIECE or dims not in {"conv1d", "conv3d"} or flavour in FLAVOURS
+    if method in ONE_PIECE and dims in {"conv1d", "conv2d", "conv3d"}:
+        return flavour in FLAVOURS
+    return not (method in LIKE_OTHERS and one.name in LARGE)
 
 
 EVERY_PAIR = pytest.mark.parametrize(
