@@ -36,6 +36,20 @@ FIXED = (
 """Methods whose size is in their settings."""
 
 SIZES = {"lenet": (0.25, 0.1), "vgg": (0.15,), "resnet": (0.15,)}
+FEW = (
+    "auto",
+    "svd",
+    "tucker",
+    "magnitude",
+    "obs",
+    "codebook(block=4,codes=256,shared=true)",
+    "codebook(block=8,codes=256,shared=true)",
+    "int8",
+    "hashed(share=0.1)",
+    "fastfood",
+)
+"""Those that the largest net is tried with."""
+
 IMAGES, BATCH, EPOCHS, TEST, VALID = 8_000, 32, 1, 5_000, 2_000
 """Training images of the common training, images per timed call, epochs, test and validation images."""
 
@@ -70,10 +84,11 @@ def subject(net: str, place: Cell) -> Subject:
 def compared(place: Cell, net: str, jobs: int) -> dict[str, list[dict[str, Any]]]:
     """Rows of the study of a net: "untrained", and "trained" with its control."""
     quick = place["quick"]
-    methods = ("auto", "magnitude", "obs", "int8") if quick else (*SIZED, *FIXED)
+    methods = ("auto", "magnitude", "obs", "int8") if quick else FEW if net == "vgg" else (*SIZED, *FIXED)
     sizes = (0.25,) if quick else SIZES[net]
     found = {}
-    kinds = {"untrained": None, "trained": 1 if quick else EPOCHS}
+    kinds: dict[str, int | None] = {} if net == "vgg" else {"untrained": None}
+    kinds["trained"] = 1 if quick else EPOCHS
     for kind, epochs in kinds.items():
         out = Path(place["out"]) / "comparators" / f"{'quick-' if quick else ''}{net}-{kind}"
         rows = study(partial(subject, net, place), out, Grid(methods, sizes, 1, epochs), jobs)

@@ -177,7 +177,7 @@ def comparators(studies: dict[str, dict[str, list[Row]]]) -> list[str]:
         "|---|---|--:|--:|--:|--:|--:|--:|--:|",
     ]
     for net, kinds in studies.items():
-        bare = {(row["method"], row["size"]): row for row in kinds["untrained"]}
+        bare = {(row["method"], row["size"]): row for row in kinds.get("untrained", [])}
         for row in kinds["trained"]:
             before = bare.get((row["method"], row["size"]), {}).get("accuracy")
             size = "" if row["size"] is None else f"{row['size']:g}"
