@@ -27,6 +27,7 @@ SETTINGS: tuple[dict[str, Any], ...] = (
     {"block": 4, "codes": 256, "shared": True},
     {"block": 6, "codes": 256, "shared": True},
     {"block": 8, "codes": 256, "shared": True},
+    {"block": 10, "codes": 256, "shared": True},
     {"block": 4, "codes": 16, "shared": False},
     {"block": 8, "codes": 16, "shared": False},
     {"int8": True},
