@@ -158,7 +158,7 @@ def larger(rows: Sequence[Row]) -> list[str]:
     order = sorted({(r["experiment"], r["way"], r["level"]) for r in rows}, key=lambda key: (key[0], key[1], key[2]))
     for experiment, way, level in order:
         some = pick(rows, experiment=experiment, way=way, level=level)
-        name = {"dense": "trained", "control": "control"}.get(way, f"{experiment.split()[0]}, {way} {level:g}")
+        name = {"dense": "trained", "control": "control"}.get(way, f"{experiment.partition(' ')[0]}, {way} {level:g}")
         share = f"{some[0]['share']:.1f}" if "share" in some[0] else "100"
         before = spread([r["untrained"] for r in some if "untrained" in r])
         lines.append(f"| {name} | {share} | {before} | {spread([r['test'] for r in some])} |")
