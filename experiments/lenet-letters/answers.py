@@ -238,6 +238,7 @@ def discussion(book: Book, larger: list[Row]) -> Found:
         "magnitude fc": change("magnitude fc", 0.05, "text", "scratch"),
         "svd fc": change("svd fc", 0.05, "text", "code"),
     }
+    planned = f"20 % is asked for; with ranks planned at its size {change('svd fc', 0.2, 'planned'):+.1f} (one seed)"
     near: Callable[[float, float], bool] = lambda value, limit: value >= -limit  # noqa: E731
     svd_better = [lv for lv in book.levels("svd fc") if change("svd fc", lv) >= change("magnitude fc", lv)]
     collapse = one(f"SVD {svd:+.1f}, magnitude {magnitude:+.1f} points", svd < magnitude - 20, _collapse(book))
@@ -247,7 +248,8 @@ def discussion(book: Book, larger: list[Row]) -> Found:
         "discussion-singular-hypothesis": one(
             f"SVD at or above magnitude at {len(svd_better)} of 5 levels; {collapse['ours']}",
             svd < magnitude - POINT and not svd_better[1:],
-            "one row that did not follow its protocol carried it",
+            f"with ranks planned at the size of 5 % {change('svd fc', 0.05, 'planned'):+.1f}, of 20 % "
+            f"{change('svd fc', 0.2, 'planned'):+.1f} points (one seed): which singular values stay counts",
         ),
         "abstract-compare": one(
             f"one seed: {size('magnitude fc')} parameters by magnitude {sides['magnitude fc']:+.1f}, "
@@ -256,7 +258,7 @@ def discussion(book: Book, larger: list[Row]) -> Found:
             max(abs(side - scratch) for side in sides.values()) > POINT,
             "which parameters stay matters, not their number alone",
         ),
-        "abstract-fc-approximated": one(book.changes("svd fc"), near(change("svd fc", 0.2), POINT), "20 % and more"),
+        "abstract-fc-approximated": one(book.changes("svd fc"), near(change("svd fc", 0.2), POINT), planned),
         "abstract-conv-preserves": one(f"convolutions above dense layers, points: {lead}", min(leads.values()) > 0),
         "discussion-conv-per-share": one(f"points: {lead}", min(leads.values()) > 0, "same share of its own section"),
         "discussion-fc-sustain": one(book.changes("magnitude fc"), near(change("magnitude fc", 0.1), 3), book.where),
