@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from printed import Row, mean, pick
 from reductions import PUBLISHED
 
@@ -41,29 +42,26 @@ def draw_shares(rows: list[Row], path: Path) -> None:
 
 def draw_methods(studies: dict[str, dict[str, list[Row]]], path: Path) -> None:
     """Accuracy after training over the zipped file and over latency, a row of panels per net."""
-    figure = Figure(figsize=(10, 3.6 * len(studies)), layout="constrained")
+    figure = Figure(figsize=(10, 3.4 * len(studies) + 0.6), layout="constrained")
     grid: Any = figure.subplots(len(studies), 2, squeeze=False)
+    known: dict[str, Any] = {}
     for panels, (net, kinds) in zip(grid, studies.items(), strict=True):
         rows = [row for row in kinds["trained"] if row["accuracy"] is not None]
-        methods = list(dict.fromkeys(row["method"].partition("(")[0] for row in rows))
         floor = min(row["accuracy"] for row in rows if row["method"] in {"original", "control"}) - 0.12
         lost = sum(row["accuracy"] < floor for row in rows)
         for axes, key, label in zip(panels, ("zipped", "ms"), ("file after zlib, bytes", "ms, 32 images"), strict=True):
-            for place, method in enumerate(methods):
-                some = [row for row in rows if row["method"].partition("(")[0] == method]
-                marker = "*" if method in {"original", "control"} else "os^vD"[place % 5]
-                axes.plot(
-                    [row[key] for row in some],
-                    [100 * max(row["accuracy"], floor) for row in some],
-                    marker,
-                    color=f"C{place % 10}",
-                    label=method,
-                )
+            for row in rows:
+                method = row["method"].partition("(")[0]
+                place = list(known).index(method) if method in known else len(known)
+                style = {"color": f"C{place % 10}", "marker": "*os^vDP"[place % 7], "linestyle": ""}
+                drawn = axes.plot(row[key], 100 * max(row["accuracy"], floor), **style)
+                known.setdefault(method, drawn[0])
             axes.set_xscale("log")
+            axes.xaxis.set_minor_formatter(NullFormatter() if key == "zipped" else ScalarFormatter())
             axes.set_xlabel(label)
             axes.set_ylabel("test accuracy, %")
             below = f"; {lost} below {100 * floor:.0f} % stand at the edge" if lost else ""
             axes.set_title(f"{net}, trained further alike{below}", fontsize=9)
             axes.grid(alpha=0.3)
-        panels[1].legend(fontsize=6, ncols=2, loc="lower right")
+    figure.legend(known.values(), known, loc="outside lower center", ncols=8, fontsize=8)
     figure.savefig(path)
