@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 
 import numpy as np
@@ -186,3 +187,28 @@ def test_layers_that_hold_their_weight_in_another_form_are_exported(method, suff
     done = taut.export(small, x, tmp_path / f"small{suffix}")
     assert done.path.exists()
     assert all(parity.holds for parity in done.parity)
+
+
+def test_a_layer_at_two_places_and_its_hook_are_exported_dense_too(tmp_path, monkeypatch):
+    """Where a runtime computes otherwise with the layer as it is, all its places become dense, and hooks stay."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4))
+    net.insert(1, net[0])
+    x = torch.randn(4, 8)
+    network = taut.trace(net, x)
+    steps = [taut.Step((name,), "hashed", {"share": 0.5}, allow_growth=True) for name in ("0", "3")]
+    small = taut.apply(net, taut.Plan.of(network, steps), taut.observe(network, net))
+    small[0].register_forward_hook(lambda module, args, output: 2 * output)
+    first, seen = exporting.check, []
+
+    def strict(original, example, path):
+        seen.append(1)
+        found = first(original, example, path)
+        return [dataclasses.replace(p, worst=1.0) for p in found] if len(seen) == 1 else found
+
+    monkeypatch.setattr(exporting, "check", strict)
+    done = taut.export(small, x, tmp_path / "small.onnx")
+    assert len(seen) == 2
+    assert all(parity.holds for parity in done.parity)
+    assert small[0] is small[1]
+    assert type(small[0]).__name__ == "Hashed"

@@ -18,8 +18,8 @@ from taut.errors import CallError, ModelError
 from taut.files import guarded, sync_folder
 from taut.measure.onnx import missing, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
-from taut.nn.rebuilt import dense_again, rebuilt
-from taut.structure.surgery import clone
+from taut.nn import Rebuilt
+from taut.structure.surgery import clone, replace
 
 SAMPLES = 64
 LIMIT = 1e-4
@@ -100,8 +100,10 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
     with guarded(f"Cannot write '{path}'"), tempfile.TemporaryDirectory(dir=_parent(target), prefix=".taut-") as folder:
         made, parity = _made(clone(model), call, Path(folder) / target.name, model)
         wrong = [p for p in parity if not p.holds]
-        if wrong and rebuilt(model):  # runtimes compute with codes and eight bits in ways of their own
-            made, parity = _made(dense_again(clone(model)), call, Path(folder) / target.name, model)
+        if wrong and any(
+            isinstance(module, Rebuilt) for module in model.modules()
+        ):  # runtimes compute with codes and eight bits in ways of their own
+            made, parity = _made(_dense_again(clone(model)), call, Path(folder) / target.name, model)
             wrong = [p for p in parity if not p.holds]
         if wrong:
             raise ModelError(
@@ -119,6 +121,16 @@ def _made(model: nn.Module, call: Example, target: Path, original: nn.Module) ->
     if target.suffix == ".xml":
         made = _to_openvino(made)
     return made, check(original, call, made)
+
+
+def _dense_again(model: nn.Module) -> nn.Module:
+    """The model with dense layers in the place of those that hold their weight in another form."""
+    if isinstance(model, Rebuilt):
+        return model.to_plain()
+    for name, module in list(model.named_modules()):
+        if isinstance(module, Rebuilt):
+            replace(model, name, module.to_plain())
+    return model
 
 
 def check(model: nn.Module, example: Example, path: Path) -> list[Parity]:

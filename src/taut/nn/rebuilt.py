@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import copy
+from abc import ABC, abstractmethod
 from typing import Any
 
 from torch import Tensor, nn
 from torch.nn import functional
 
 
-class Rebuilt(nn.Module):
+class Rebuilt(nn.Module, ABC):
     """A Linear or a convolution whose weight is made dense, at every call, from something that takes fewer bytes.
 
     It buys bytes, not milliseconds: what is multiplied is the dense weight.
@@ -29,9 +30,9 @@ class Rebuilt(nn.Module):
         shell.weight = shell.bias = None
         self.layer = shell
 
+    @abstractmethod
     def dense(self) -> Tensor:
         """The weight, shaped as the dense layer's."""
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """As the dense layer's."""
@@ -47,17 +48,3 @@ class Rebuilt(nn.Module):
         plain.bias = None if self.bias is None else nn.Parameter(self.bias.detach().clone())
         dense: nn.Module = plain.train(self.training)
         return dense
-
-
-def rebuilt(model: nn.Module) -> list[str]:
-    """Names of the layers that hold their weight in another form."""
-    return [name for name, module in model.named_modules() if isinstance(module, Rebuilt)]
-
-
-def dense_again(model: nn.Module) -> nn.Module:
-    """The model, in place, with dense layers for all of them."""
-    for name in rebuilt(model):
-        owner, _, own = name.rpartition(".")
-        layer: Any = model.get_submodule(name)
-        setattr(model.get_submodule(owner), own, layer.to_plain())
-    return model
