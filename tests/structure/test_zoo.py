@@ -1,0 +1,162 @@
+"""The zoo of small nets: each runs forward and backward and gives the outputs declared here."""
+
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from taut.calls import map_tensors, tensors
+
+NETS = Path(__file__).parents[2] / "experiments" / "nets"
+LARGEST = 150_000
+
+OUTPUTS = {
+    "vgg": [(2, 10)],
+    "lenet": [(2, 10)],
+    "mlp_batchnorm": [(2, 5)],
+    "all_conv": [(2, 10)],
+    "alexnet": [(2, 10)],
+    "maxout": [(2, 10)],
+    "no_affine": [(2, 6)],
+    "weight_norm": [(2, 10)],
+    "frozen": [(2, 5)],
+    "blurpool": [(2, 8)],
+    "video": [(2, 6)],
+    "resnet_basic": [(2, 10)],
+    "resnet_option_a": [(2, 10)],
+    "resnet_bottleneck": [(2, 10)],
+    "resnext": [(2, 10)],
+    "se_resnet": [(2, 10)],
+    "preact_resnet": [(2, 10)],
+    "cbam": [(2, 10)],
+    "convnext": [(2, 10)],
+    "stochastic_depth": [(2, 10)],
+    "mobilenet_v1": [(2, 10)],
+    "mobilenet_v2": [(2, 10)],
+    "mobilenet_v3": [(2, 10)],
+    "shufflenet_v1": [(2, 10)],
+    "shufflenet_v2": [(2, 10)],
+    "squeezenet": [(2, 10)],
+    "ghostnet": [(2, 10)],
+    "densenet": [(2, 10)],
+    "googlenet": [(2, 10)],
+    "csp_detector": [(2, 2, 8, 8, 8)],
+    "highway": [(2, 4)],
+    "selective_kernel": [(2, 10)],
+    "data_branch": [(2, 10)],
+    "two_inputs": [(2,), (2, 4)],
+    "dict_answering": [(2, 12), (2, 1, 4, 4)],
+    "siamese": [(2, 1)],
+    "bilinear_pooling": [(2, 10)],
+    "cosine_head": [(2, 10)],
+    "unet_transposed": [(2, 2, 16, 16)],
+    "unet_groupnorm": [(2, 3, 16, 16)],
+    "attention_gate": [(2, 1, 16, 16)],
+    "fcn_dilated": [(2, 5, 32, 32)],
+    "super_resolution": [(2, 3, 32, 32)],
+    "gan_generator": [(2, 3, 16, 16)],
+    "autoencoder": [(2, 1, 16, 16)],
+    "vae": [(2, 64), (2, 8), (2, 8)],
+    "fpn": [(2, 6, 16, 16), (2, 6, 8, 8), (2, 6, 4, 4)],
+    "style_transfer": [(2, 3, 16, 16)],
+    "audio": [(2, 12)],
+    "wavenet": [(2, 16, 64)],
+    "gated_convs": [(2, 8)],
+    "lstm_text": [(2, 4)],
+    "crnn": [(2, 16, 11)],
+    "conv_lstm": [(2,)],
+    "transformer_text": [(2, 4)],
+    "vit": [(2, 10)],
+    "tied_gpt": [(2, 10, 48)],
+    "tied_lstm": [(2, 10, 48)],
+    "mlp_mixer": [(2, 10)],
+    "spatial_attention": [(2, 1)],
+}
+
+UNREACHED = {"data_branch": "dark.", "frozen": "0.", "googlenet": "aux.", "wavenet": "blocks.2.residual."}
+"""Parameters that get no gradient: of a branch not taken, frozen, used in training only, of a result not used."""
+
+each = pytest.mark.parametrize("name", OUTPUTS)
+
+
+@pytest.fixture(scope="module")
+def zoo():
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(NETS))
+        import zoo  # noqa: PLC0415 - a script's neighbour, found through the line above
+
+        yield zoo
+    for module in [name for name in sys.modules if name.partition(".")[0] == "zoo"]:
+        del sys.modules[module]
+
+
+def backward(zoo, net, example):
+    """Gradients of the sum of squares of all outputs."""
+    sum(t.square().sum() for t in tensors(zoo.call(net, example))).backward()
+    return {name: p.grad for name, p in net.named_parameters()}
+
+
+def test_every_net_is_declared_here(zoo):
+    assert list(zoo.ZOO) == list(zoo.ENDS) == list(OUTPUTS)
+    assert len(OUTPUTS) >= 28
+
+
+@each
+def test_forward_and_backward(zoo, name):
+    net, example = zoo.ZOO[name]()
+    assert not any(module.training for module in net.modules())
+    assert sum(p.numel() for p in net.parameters()) <= LARGEST
+    outputs = tensors(zoo.call(net, example))
+    assert [tuple(t.shape) for t in outputs] == OUTPUTS[name]
+    assert all(t.isfinite().all() and t.std() > 0 for t in outputs)
+    missed = [key for key, gradient in backward(zoo, net, example).items() if gradient is None]
+    start = UNREACHED.get(name)
+    assert missed == [key for key, _ in net.named_parameters() if start is not None and key.startswith(start)]
+
+
+@each
+def test_a_sample_alone_gives_what_it_gives_in_a_batch(zoo, name):
+    net, example = zoo.ZOO[name]()
+    net.double()
+    example = map_tensors(lambda t: t.double() if t.is_floating_point() else t, example)
+    with torch.no_grad():
+        whole = tensors(zoo.call(net, example))
+        alone = tensors(zoo.call(net, map_tensors(lambda t: t[:1], example)))
+    for one, two in zip(alone, whole, strict=True):
+        torch.testing.assert_close(one, two[:1], rtol=1e-10, atol=1e-12)
+
+
+@each
+def test_the_same_net_every_time_with_norms_that_do_something(zoo, name):
+    before = torch.get_rng_state()
+    (first, x), (second, y) = zoo.ZOO[name](), zoo.ZOO[name]()
+    assert torch.equal(before, torch.get_rng_state())
+    assert all(torch.equal(a, b) for a, b in zip(tensors(x), tensors(y), strict=True))
+    assert all(
+        torch.equal(a, b) for a, b in zip(first.state_dict().values(), second.state_dict().values(), strict=True)
+    )
+    for norm in first.modules():
+        if isinstance(norm, nn.modules.batchnorm._BatchNorm):
+            assert norm.running_mean.abs().max() > 1e-3
+            assert (norm.running_var - 1).abs().max() > 1e-2
+            assert norm.weight is None or (norm.weight - 1).abs().max() > 1e-2
+
+
+@each
+def test_all_other_layers_act_through_the_ends_alone(zoo, name):
+    """Weights of zero at the ends leave no gradient elsewhere; the end of cosine_head is a parameter of no layer."""
+    net, example = zoo.ZOO[name]()
+    ends = zoo.ENDS[name]
+    assert bool(ends) is (name != "cosine_head")
+    with torch.no_grad():
+        for end in ends:
+            layer = net.get_submodule(end)
+            normed = hasattr(layer, "parametrizations")  # a length of zero, the direction stays
+            (layer.parametrizations.weight.original0 if normed else layer.weight).zero_()
+    mine = {id(p) for end in ends for p in net.get_submodule(end).parameters()}
+    gradients = backward(zoo, net, example)
+    others = [gradients[key] for key, p in net.named_parameters() if id(p) not in mine and gradients[key] is not None]
+    assert others
+    assert all(not gradient.any() for gradient in others) is bool(ends)
