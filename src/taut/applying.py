@@ -22,7 +22,7 @@ from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
-from taut.types import Group, Kept, Looking, Method, Plan, Step
+from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Step
 
 ROLLED_BACK = "rolled back"
 """How the reason of a step starts that failed, and of which the user must hear; others had nothing to do."""
@@ -113,6 +113,8 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
         raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
     places = {layer.name: locate(small, layer) for layer in group.layers}
     modules = {name: small.get_submodule(place) for name, place in places.items()}
+    asked, method = method, method.decided(modules) if isinstance(method, Automatic) else method
+    decided = method != asked
     method.cost(group)  # refuses settings outside their range
     looked: tuple[Method, Any] | str | None = None
     if isinstance(method, Looking):
@@ -124,6 +126,9 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
         method = looked[0]
     cost = method.cost(group)
     if not step.allow_growth and not cost.lowers(group.cost):
+        if decided:
+            _restore(small, places, modules)
+            return f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}", step
         if method.masks:
             raise CallError(
                 f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "

@@ -36,7 +36,7 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
         step = _fitted(with_sides(model, wanted), shapes)
         places = _places(shapes, step)
         if places is None:
-            reason = f"{step.method} was rolled back: the layer has its original shape"
+            reason = f"{step.method} was rolled back, or would not shrink it: the layer has its original shape"
             kept += [Kept(name, reason, step.before or _layer(step, name).cost) for name in step.layers]
             continue
         held.append(step)

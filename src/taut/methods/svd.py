@@ -12,8 +12,11 @@ from torch import Tensor, nn
 
 from taut.decompose.balance import equalize
 from taut.decompose.svd import OutputBasis, output_basis
+from taut.decompose.vbmf import output_rank
+from taut.methods.automatic import built_ranks, scaled, undecided
 from taut.methods.base import Factorization, Sight, integer
 from taut.methods.building import chain_cost, conv, linear, output_places, random_layer, rank_grid
+from taut.structure.patches import grouped_weight
 from taut.types import Cost, Group, Layer, Rewrite
 
 
@@ -30,14 +33,18 @@ class SVD(Factorization):
     """Low rank: the r output directions that carry most of the layer's output on the calibration data.
 
     Source: Denton et al. 2014, sections 3.2.2 and 3.3; the whole kernel is unfolded, per group of a grouped layer.
+    Rank by the weights: Nakajima et al. 2013.
 
     Attributes:
         rank: components per group; None until resolved.
         metric: "data" (inputs' second moment), "fisher" (outputs' too) or "frobenius".
+        vbmf: where no rank is given, the rank is this times what empirical variational Bayes finds in the weights when
+            the step is carried out: 1 as found, above keeps more. None: off.
     """
 
     rank: int | None = None
     metric: str = "data"
+    vbmf: float | None = None
     name: ClassVar[str] = "svd"
 
     def refuses_layer(self, layer: Layer) -> str | None:
@@ -56,9 +63,33 @@ class SVD(Factorization):
         return _factors(sight, output_basis(sight.W, sight.weighting, sight.response, self.rank), [])
 
     def candidates(self, group: Group, factors: Any) -> Sequence[SVD]:
-        """Ranks of the grid that shrink the layer."""
+        """Ranks of the grid that shrink the layer, whatever `vbmf` would choose."""
         del factors
-        return self.worthwhile(group, (replace(self, rank=r) for r in rank_grid(max_rank(group.layer))))
+        ranks = rank_grid(max_rank(group.layer))
+        return self.worthwhile(group, (replace(self, rank=r, vbmf=None) for r in ranks))
+
+    def decided(self, modules: Mapping[str, nn.Module]) -> SVD:
+        """Itself with the rank that the weights decide, of the group that needs most, where none is given."""
+        if not self._undecided():
+            return self
+        (module,) = modules.values()
+        W = grouped_weight(module)
+        return replace(self, rank=scaled(self.vbmf, output_rank(W), min(W.flatten(2).shape[1:])))
+
+    def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> SVD:
+        """Itself with the rank that was built, where the weights decided it.
+
+        Args:
+            group: the layer as the step found it.
+            shapes: of the parameters under its name, as the step left them.
+        """
+        if not self._undecided():
+            return self
+        (rank,) = built_ranks(group.layer, shapes.get(group.layer.name, {}), 2)
+        return replace(self, rank=rank)
+
+    def _undecided(self) -> bool:
+        return undecided(self.name, self.vbmf, {"rank": self.rank})
 
     def damage(self, factors: Any) -> float | None:
         """Tail of the spectrum."""
@@ -86,7 +117,9 @@ class SVD(Factorization):
         return {layer.name: nn.Sequential(first, conv((inner, o), layer, (), groups=g, bias=layer.bias))}
 
     def cost(self, group: Group) -> Cost:
-        """R (fan-in + outputs) weights, all at the output positions."""
+        """R (fan-in + outputs) weights, all at the output positions; the layer's own until the weights decide."""
+        if self._undecided():
+            return group.cost
         layer = group.layer
         r = integer(self.name, "rank", self.rank, max_rank(layer), layer)
         places = output_places(layer)

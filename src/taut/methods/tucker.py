@@ -15,8 +15,11 @@ from taut.decompose.linalg import cholesky, root
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.decompose.svd import OutputBasis, directions
 from taut.decompose.tucker import tucker2
+from taut.decompose.vbmf import input_rank, output_rank
+from taut.methods.automatic import built_ranks, scaled, undecided
 from taut.methods.base import Factorization, Sight, integer
 from taut.methods.building import chain_cost, conv, input_places, output_places, random_layer, rank_grid
+from taut.structure.patches import grouped_weight
 from taut.types import Cost, Group, Layer, Rewrite
 
 PAIRS = 20
@@ -67,16 +70,19 @@ class Tucker(Factorization):
 
     Input basis from the whitened unfolding, the rest by least squares on its features, output basis from what those
     explain. The padding sits behind the bias-free 1 x 1 layer, which is exact and saves the padded border.
-    Source: Kim et al. 2016 (Tucker-2), with the data metric of Denton et al. 2014.
+    Source: Kim et al. 2016 (Tucker-2, ranks by the weights), with the data metric of Denton et al. 2014.
 
     Attributes:
         rank_in, rank_out: channels per group on either side of the core; None until resolved.
         metric: "data", "fisher" or "frobenius".
+        vbmf: where no ranks are given, they are this times what empirical variational Bayes (Nakajima et al. 2013)
+            finds in the kernel's unfoldings when the step is carried out: 1 as found, above keeps more. None: off.
     """
 
     rank_in: int | None = None
     rank_out: int | None = None
     metric: str = "data"
+    vbmf: float | None = None
     name: ClassVar[str] = "tucker"
 
     def refuses_layer(self, layer: Layer) -> str | None:
@@ -103,10 +109,38 @@ class Tucker(Factorization):
         return input_basis(sight.W, sight.weighting, sight.W.shape[2], half, rank)
 
     def candidates(self, group: Group, factors: Any) -> Sequence[Tucker]:
-        """Pairs of ranks of the grid that shrink the layer."""
+        """Pairs of ranks of the grid that shrink the layer, whatever `vbmf` would choose."""
         del factors
         ins, outs = (rank_grid(limit, most=PAIRS) for limit in max_ranks(group.layer))
-        return self.worthwhile(group, (replace(self, rank_in=i, rank_out=o) for i in ins for o in outs))
+        return self.worthwhile(group, (replace(self, rank_in=i, rank_out=o, vbmf=None) for i in ins for o in outs))
+
+    def decided(self, modules: Mapping[str, nn.Module]) -> Tucker:
+        """Itself with the ranks that the weights decide, of the group that needs most, where none are given."""
+        if not self._undecided():
+            return self
+        (module,) = modules.values()
+        W = grouped_weight(module)
+        _, o, c, s = W.shape
+        return replace(
+            self,
+            rank_in=scaled(self.vbmf, input_rank(W), min(c, o * s)),
+            rank_out=scaled(self.vbmf, output_rank(W), min(o, c * s)),
+        )
+
+    def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Tucker:
+        """Itself with the ranks that were built, where the weights decided them.
+
+        Args:
+            group: the layer as the step found it.
+            shapes: of the parameters under its name, as the step left them.
+        """
+        if not self._undecided():
+            return self
+        i, o = built_ranks(group.layer, shapes.get(group.layer.name, {}), 3)
+        return replace(self, rank_in=i, rank_out=o)
+
+    def _undecided(self) -> bool:
+        return undecided(self.name, self.vbmf, {"rank_in": self.rank_in, "rank_out": self.rank_out})
 
     def damage(self, factors: Any) -> float | None:
         """Error of both bases."""
@@ -132,7 +166,9 @@ class Tucker(Factorization):
         return {layer.name: nn.Sequential(first, core, last)}
 
     def cost(self, group: Group) -> Cost:
-        """C r_in at the input's positions, r_in r_out k and r_out o at the output's."""
+        """C r_in at the input's positions, r_in r_out k and r_out o at the output's; the layer's own until decided."""
+        if self._undecided():
+            return group.cost
         layer = group.layer
         i, o = self._ranks(layer)
         inputs, places = i * layer.weight[1] * layer.groups, output_places(layer)

@@ -1,12 +1,13 @@
 """The words of taut: plain frozen data that every other module speaks. No algorithms, no tensors."""
 
 from taut.types.budget import Budget, Cost
-from taut.types.method import Factors, Fitting, Looking, Method, Rewrite
+from taut.types.method import Automatic, Factors, Fitting, Looking, Method, Rewrite
 from taut.types.network import Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
 from taut.types.schedule import Schedule, Stage, alternate, cascade, check_schedule, ramp
 
 __all__ = [
+    "Automatic",
     "Budget",
     "Cost",
     "Factors",

@@ -92,6 +92,18 @@ class Looking(Protocol):
 
 
 @runtime_checkable
+class Automatic(Protocol):
+    """A method of which the weights may decide settings when the step is carried out; its `cost` before is a bound."""
+
+    def decided(self, modules: Mapping[str, nn.Module]) -> Method:
+        """Itself with the settings that the weights decide; as it is where nothing is left to them.
+
+        Args:
+            modules: the step's layers as the step finds them.
+        """
+
+
+@runtime_checkable
 class Fitting(Protocol):
     """A method whose final settings can be read off what it built: a plan that was never resolved can be saved."""
 
