@@ -16,13 +16,15 @@ from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.progress import track
 from taut.recovery.refit import recover
+from taut.remembering import remember
 from taut.replaying import with_sides
+from taut.structure.narrowing import Cut, composed
 from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
-from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Step
+from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Slimming, Step
 
 ROLLED_BACK = "rolled back"
 """How the reason of a step starts that failed, and of which the user must hear; others had nothing to do."""
@@ -53,12 +55,14 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     late = _late(plan.steps)
     kept = list(plan.kept)
     small = clone(model, without=frozenset(name for step in plan.steps[:late] for name in step.layers))
-    done = _carry_all(small, plan.steps[:late], stats, kept)
+    done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept)
     if data is not None and any(not resolve(step).exact for step in done):
-        recover(model, small, done, stats, data)
+        recover(model, small, done, stats, data, cuts)
     done = _fold(small, done, stats.network.example)
-    done += _carry_all(small, plan.steps[late:], stats, kept)
-    return small, replace(plan, steps=tuple(done), kept=tuple(kept))
+    done += _carry_all(small, plan.steps[late:], stats, kept)[0]
+    done_plan = replace(plan, steps=tuple(done), kept=tuple(kept))
+    remember(small, done_plan)
+    return small, done_plan
 
 
 def _late(steps: tuple[Step, ...]) -> int:
@@ -69,18 +73,37 @@ def _late(steps: tuple[Step, ...]) -> int:
     return late
 
 
-def _carry_all(small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept]) -> list[Step]:
-    """The steps that were carried out, resolved; the layers of the others are added to `kept`."""
+def _carry_all(
+    small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept]
+) -> tuple[list[Step], Statistics, dict[str, Cut]]:
+    """The steps that were carried out, resolved; the layers of the others are added to `kept`.
+
+    Returns:
+        Beside the steps the statistics of what they left, and what is left of layers with fewer channels.
+    """
     done: list[Step] = []
+    cuts: dict[str, Cut] = {}
     for step in track(steps, "rewriting") if steps else ():
-        reason, resolved = _carry_out(small, step, stats)
+        reason, resolved, factors = _carry_out(small, step, stats)
         if reason is None:
             done.append(resolved)
+            method = resolve(resolved)
+            if isinstance(method, Slimming) and resolved.group is not None:
+                lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
+                stats = stats.narrowed(small, method.after(resolved.group), lost)
+                cuts = composed(cuts, factors.cuts)
+                kept += _staying(resolved, factors.stays)
         else:
             if reason.startswith(ROLLED_BACK):
                 warnings.warn(f"Layer '{', '.join(step.layers)}' is left as it was: {reason}", stacklevel=3)
             kept += _kept(step, reason)
-    return done
+    return done, stats, cuts
+
+
+def _staying(step: Step, stays: Mapping[str, str]) -> list[Kept]:
+    """Layers that a step could not make narrower, and why."""
+    layers = () if step.group is None else step.group.layers
+    return [Kept(layer.name, stays[layer.name], layer.cost) for layer in layers if layer.name in stays]
 
 
 def _kept(step: Step, reason: str) -> list[Kept]:
@@ -104,10 +127,25 @@ def _check_names(model: nn.Module, plan: Plan) -> None:
         raise CallError(f"The plan names a layer that the model does not have: '{missing[0]}'.")
 
 
-def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | None, Step]:
-    """Do one step in place; on failure undo it and give the reason."""
+def _found(small: nn.Module, step: Step, stats: Statistics) -> Group:
+    """The layers as the step finds them: as it says, or as an earlier step left them where it says otherwise."""
+    if step.group is None:
+        return stats.network.group(step.layers)
+    known = {layer.name: layer for layer in stats.network.layers}
+    if all(known.get(layer.name, layer).weight == layer.weight for layer in step.group.layers):
+        return step.group
+    try:
+        for layer in step.group.layers:
+            locate(small, layer)
+    except CallError:
+        return stats.network.group(step.layers) if set(step.layers) <= set(known) else step.group
+    return step.group
+
+
+def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | None, Step, Any]:
+    """Do one step in place, on failure undo it: the reason, the step as it was resolved, and its factors."""
     method = resolve(step)
-    group = step.group or stats.network.group(step.layers)
+    group = _found(small, step, stats)
     refused = method.refuses(group)
     if refused:
         raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
@@ -122,13 +160,17 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
         looked = method.look(small, stats.network.example, places, **told)
         if isinstance(looked, str):
             _restore(small, places, modules)
-            return looked, step
+            return looked, step, None
         method = looked[0]
     cost = method.cost(group)
     if not step.allow_growth and not cost.lowers(group.cost):
         if decided:
             _restore(small, places, modules)
-            return f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}", step
+            return (
+                f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}",
+                step,
+                None,
+            )
         if method.masks:
             raise CallError(
                 f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "
@@ -139,16 +181,19 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
             f"{method.cost(group).params} parameters and {method.cost(group).macs} MACs instead of "
             f"{group.cost.params} and {group.cost.macs}. Lower the rank, or set allow_growth on the step."
         )
-    rewrite = method.rewrite(modules, _factors(stats, group, method, modules) if looked is None else looked[1])
+    factors = _factors(stats, group, method, modules) if looked is None else looked[1]
+    rewrite = method.rewrite(modules, factors)
     before = None if not method.exact else _output(small, stats.network.example)
     for name, place in places.items():
         put(small, place, rewrite.modules[name])
     reason = _check(small, stats.network.example, before)
     if reason is not None:
         _restore(small, places, modules)
-        return f"{ROLLED_BACK}: {reason}", step
+        return f"{ROLLED_BACK}: {reason}", step, None
     resolved = rewrite.resolved
-    return None, replace(step, settings=settings(resolved), group=group, before=group.cost, after=resolved.cost(group))
+    after = resolved.cost(group)
+    done = replace(step, settings=settings(resolved), group=group, before=group.cost, after=after)
+    return None, done, factors
 
 
 def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:

@@ -35,6 +35,7 @@ from taut.manifest import (
 )
 from taut.measure.storage import stored_tensors
 from taut.nn import bake, masked
+from taut.remembering import recall
 from taut.replaying import replay, split
 from taut.structure.surgery import clone
 from taut.tensors import fill, layouts, read_tensors, to_bytes
@@ -66,6 +67,7 @@ def save(
     """
     if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
         raise CallError(f"save needs a model and its Plan. Got {type(model).__name__} and {type(plan).__name__}.")
+    plan = recall(model, plan)
     weights, manifest = _packed(bake(clone(model)) if masked(model) else model, plan)
     content = {WEIGHTS: weights, MANIFEST: manifest}
     if comparison is not None:

@@ -21,6 +21,7 @@ from taut.nn import bake, hold_zeros, masked
 from taut.randomness import own_states, seed_all
 from taut.recovery.balancing import balance
 from taut.recovery.refit import SAMPLES
+from taut.remembering import hand_on, remember
 from taut.replaying import replay, with_sides
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import clone
@@ -30,7 +31,7 @@ from taut.training.freezing import below, frozen, run_order
 from taut.training.loop import Judge, Trainer, accelerator, launched
 from taut.training.losses import Loss, Objective
 from taut.training.state import Position, Store, unpacked
-from taut.types import Plan, Schedule, Stage, Step, check_schedule
+from taut.types import Plan, Schedule, Slimming, Stage, Step, check_schedule
 
 APPLYING = 1 << 20
 """In the place of an epoch: the random state in which a stage's steps are applied."""
@@ -150,6 +151,7 @@ class _Run:
             raise CallError("Training needs stats= of taut.observe or an example= to know how the model is called.")
         given = stats.network.example if stats is not None else example
         self.example: Example = given if isinstance(given, Example) else Example(model, given)
+        self.given = model
         self.held = tuple(masked(model))
         model = bake(clone(model)) if self.held else model
         self.original, self.plan, self.stats, self.wish, self.stages, self.seed = model, plan, stats, wish, stages, seed
@@ -194,7 +196,12 @@ class _Run:
             if self.plan is None
             else replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *position.kept))
         )
-        return model.to(home), plan
+        model = model.to(home)
+        if plan is None:
+            hand_on(self.given, model)
+        else:
+            remember(model, plan)
+        return model, plan
 
     def _mark(self) -> str:
         """What a state must belong to: model, teacher, plan, schedule, seed, loss, and data that is a list."""
@@ -326,7 +333,7 @@ def _check_steps(plan: Plan, stats: Statistics | None) -> None:
                     f"{step.method} cannot find layer '{layer.name}' as it was: {earlier}, an earlier step, replaces "
                     f"it. Put {step.method} before {earlier}, or plan it on the network that {earlier} makes."
                 )
-        if not method.masks and not method.exact:
+        if not method.masks and not method.exact and not isinstance(method, Slimming):
             replaced |= {layer.name: (step.method, layer.weight) for layer in group.layers}
 
 

@@ -111,7 +111,8 @@ def _fitted(step: Step, shapes: Shapes) -> Step:
 def _located(model: nn.Module, layer: Layer) -> str:
     """Where the layer stands; checked before its skeleton is built, which so never takes more memory than it does."""
     place = locate(model, layer)
-    groups = getattr(model.get_submodule(place), "groups", 1)
+    here = model.get_submodule(place)
+    groups = getattr(here, "groups", getattr(here, "num_groups", 1))
     if groups != layer.groups:
         raise CallError(f"The layer '{layer.name}' has {groups} groups in the base and {layer.groups} in the folder.")
     return place
@@ -177,15 +178,17 @@ def _find(shapes: Shapes, name: str, wanted: Shapes) -> str | None:
 
 def _is_original(found: Shapes, layer: Layer) -> bool:
     plain = not any("." in name for name in found)
-    return plain and found.get("weight") == layer.weight and ("bias" in found) == layer.bias
+    return plain and found.get("weight", ()) == layer.weight and ("bias" in found) == layer.bias
 
 
 def _undo(shapes: Shapes, place: str, layer: Layer) -> None:
     for name in _below(shapes, place):
         del shapes[f"{place}.{name}"]
-    shapes[f"{place}.weight"] = layer.weight
+    if layer.weight:
+        shapes[f"{place}.weight"] = layer.weight
     if layer.bias:
-        shapes[f"{place}.bias"] = layer.weight[:1]
+        turned = layer.kind.startswith("ConvTranspose")
+        shapes[f"{place}.bias"] = (layer.weight[1] * layer.groups,) if turned else layer.weight[:1]
 
 
 def _words(shapes: Shapes) -> str:

@@ -78,8 +78,8 @@ def test_moments_over_batches_are_means_over_samples(module, x):
     grads = torch.randn(module(x).shape)
     for part, grad in zip(x.split(3), grads.split(3), strict=True):
         m.add_input(part, module(part))
-        m.add_gradient(grad)
-    weighting, B, per_sample = m.finish()
+        m.add_gradient(grad, module(part))
+    weighting, B, per_sample, taylor = m.finish()
     rows = unfolded(module, x)
     torch.testing.assert_close(weighting.full, (rows.mT @ rows / 8).float(), rtol=1e-4, atol=1e-5)
     groups = getattr(module, "groups", 1)
@@ -87,6 +87,11 @@ def test_moments_over_batches_are_means_over_samples(module, x):
     flat = flat.reshape(-1, groups, flat.shape[-1] // groups)
     torch.testing.assert_close(B, torch.einsum("ngi,ngj->gij", flat, flat) / 8, rtol=1e-4, atol=1e-5)
     assert per_sample == positions(module, module(x)) / 8
+    products = (module(x) * grads).detach()
+    if not isinstance(module, nn.Linear):
+        products = products.movedim(1, -1)
+    wanted = products.reshape(8, -1, products.shape[-1]).mean(1).abs().mean(0)
+    torch.testing.assert_close(taylor, wanted, rtol=1e-4, atol=1e-6)
 
 
 def test_sampled_positions_estimate_all_of_them():
@@ -126,7 +131,7 @@ def test_inputs_that_are_not_finite_are_named(value):
 
 
 def test_nothing_seen_is_nothing_known():
-    weighting, B, positions_ = moments(nn.Linear(5, 3), torch.randn(2, 5)).finish()
+    weighting, B, positions_, _ = moments(nn.Linear(5, 3), torch.randn(2, 5)).finish()
     assert not weighting.known
     assert B is None
     assert positions_ == 1

@@ -74,6 +74,16 @@ def test_widths_are_multiples_of_four(script):
     assert {m.out_channels % 4 for m in net.modules() if isinstance(m, nn.Conv2d)} == {0}
 
 
+def test_the_trained_net_names_garments(script):
+    nets = script("data")
+    try:
+        x, y = nets.load("fashion-mnist", "test")
+    except FileNotFoundError:
+        pytest.skip("Fashion-MNIST is not here")
+    rows = slice(0, 500)
+    assert script("tuning").scores(script("googlenet").trained_googlenet(), x[rows], y[rows]).mean() > 0.9
+
+
 def branched(script):
     """A small net with a concatenation, and a batch."""
     torch.manual_seed(0)

@@ -42,6 +42,37 @@ class Weighting:
         """Whether any second moment is held."""
         return not (self.full is None and self.channel is None and self.sketch is None)
 
+    @property
+    def groups(self) -> int:
+        """Groups of the layer; 0 where nothing is held."""
+        held = next((A for A in (self.full, self.channel, self.sketch) if A is not None), None)
+        return 0 if held is None else len(held)
+
+    def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> Weighting:
+        """Of the groups and of the inputs in them that are left.
+
+        Args:
+            outputs: kept ones.
+            inputs: kept ones, of each group.
+            sizes: outputs, and inputs of each group, before.
+        """
+        per_group = sizes[0] // max(self.groups, 1)
+        groups = torch.bincount(outputs // max(per_group, 1)).nonzero().flatten()
+
+        def part(A: Tensor, *axes: int) -> Tensor:
+            A = A[groups.to(A.device)]
+            taps = A.shape[-1] // sizes[1]
+            columns = (inputs[:, None] * taps + torch.arange(taps)).flatten().to(A.device)
+            for axis in axes:
+                A = A.index_select(axis, columns)
+            return A
+
+        return Weighting(
+            full=None if self.full is None else part(self.full, 1, 2),
+            channel=None if self.channel is None else part(self.channel, 1, 2),
+            sketch=None if self.sketch is None else part(self.sketch, 2),
+        )
+
     def regular(self) -> Tensor:
         """`full` in float64 with its ridge, (g, c s, c s)."""
         if self.full is None:

@@ -8,6 +8,7 @@ from typing import Any
 
 from taut.errors import CallError
 from taut.methods.bicluster import Bicluster
+from taut.methods.channels import Channels
 from taut.methods.codebook import Codebook
 from taut.methods.cp import CP
 from taut.methods.dead_taps import DeadTaps
@@ -34,6 +35,7 @@ METHODS: Mapping[str, type[Any]] = {
     "cp": CP,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
+    "channels": Channels,
     "monochromatic": Monochromatic,
     "bicluster": Bicluster,
     "outer": Outer,

@@ -8,7 +8,7 @@ re-estimate their statistics in the same pass.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -27,6 +27,7 @@ from taut.recovery.rest import ROWS, refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
+from taut.structure.narrowing import Cut
 from taut.structure.patches import (
     CONVOLUTIONS,
     choose,
@@ -40,7 +41,7 @@ from taut.structure.patches import (
 )
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import locate, shallow, swap
-from taut.types import Layer, Looking, Method, Network, Step
+from taut.types import Layer, Looking, Method, Network, Slimming, Step
 
 SAMPLES = 2048
 """Samples of a refit at most."""
@@ -80,20 +81,29 @@ class Target:
     normalized: bool = False
 
 
-def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: Statistics, data: Any) -> None:
+def recover(
+    model: nn.Module,
+    small: nn.Module,
+    steps: Sequence[Step],
+    stats: Statistics,
+    data: Any,
+    cuts: Mapping[str, Cut] | None = None,
+) -> None:
     """Refit every layer of `small` in place, and re-estimate its batch norms.
 
     Args:
         model: the original.
         small: what `steps` made of it.
         steps: in order.
-        stats: for the output weights of the second decomposition.
+        stats: for the output weights of the second decomposition, and the layers before their factorization.
         data: calibration batches.
+        cuts: what is left of layers that lost channels.
     """
+    cuts = cuts or {}
     net = stats.network
     batch = joined(collect(net.example, data, refit_samples(net)))
     chains: dict[str, list[Link]] = {}
-    for step in steps:
+    for step in (step for step in steps if not isinstance(resolve(step), Slimming)):
         for layer in (step.group or net.group(step.layers)).layers:
             chains.setdefault(layer.name, []).append((resolve(step), layer))
     cut = {name for name, chain in chains.items() if len(chain) > 1 and any(method.exact for method, _ in chain)}
@@ -108,12 +118,31 @@ def recover(model: nn.Module, small: nn.Module, steps: Sequence[Step], stats: St
     targets, norms = note_targets(model, net, names, batch)
     with stage("refitting", total=len(targets)) as bar:
         copied = shallow(small)  # the same weights, but buffers of its own, which are handed back
-        _run_refit(_Refit(dict(model.named_modules()), copied, chains, stats, targets), norms, batch, bar)
+        originals = {
+            **dict(model.named_modules()),
+            **{name: stats.modules[name] for name in cuts if name in stats.modules},
+        }
+        targets = {name: _kept(target, originals[name], cuts.get(name)) for name, target in targets.items()}
+        norms = {name: _of_channels(norm, cuts.get(name)) for name, norm in norms.items()}
+        _run_refit(_Refit(originals, copied, chains, stats, targets), norms, batch, bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
         if isinstance(mine, Reorder | LowRankSparse | Rebuilt) or (
             isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)
         ):
             mine.load_state_dict(found.state_dict())
+
+
+def _kept(target: Target, module: nn.Module, cut: Cut | None) -> Target:
+    """What the outputs that are left should give."""
+    if cut is None:
+        return target
+    n = target.rows.shape[1]
+    flat = target.rows.transpose(0, 1).reshape(n, -1)[:, cut.outputs.to(target.rows.device)]
+    return replace(target, rows=flat.reshape(n, groups_of(module), -1).transpose(0, 1).contiguous())
+
+
+def _of_channels(norm: Norm, cut: Cut | None) -> Norm:
+    return norm if cut is None else (norm[0][cut.outputs], norm[1][cut.outputs])
 
 
 def refit_samples(net: Network) -> int:

@@ -56,6 +56,7 @@ class LayerMoments:
         self.seen = 0
         self.A: Tensor | None = None
         self.B: Tensor | None = None
+        self.taylor: Tensor | None = None
         self.lost = False
         self.positions = layer.positions / layer.batch
         self.generator = generator(seed)
@@ -77,11 +78,13 @@ class LayerMoments:
             new = second_moment(self.module, rows, self.form)
             self.A = new if self.A is None else self.A.add_(new)
 
-    def add_gradient(self, grad: Tensor) -> None:
+    def add_gradient(self, grad: Tensor, output: Tensor) -> None:
         """Add g g^T over all positions of a batch; a layer with a gradient that is not finite goes without."""
         if self.lost or not bool(torch.isfinite(grad).all()):
-            self.B, self.lost = None, True
+            self.B, self.taylor, self.lost = None, None, True
             return
+        rise = _first_order(self.module, output.detach() * grad)
+        self.taylor = rise if self.taylor is None else self.taylor.add_(rise)
         new = gram(output_rows(self.module, grad))
         self.B = new if self.B is None else self.B.add_(new)
 
@@ -90,13 +93,22 @@ class LayerMoments:
         taken, self.outputs = self.outputs, []
         return taken
 
-    def finish(self) -> tuple[Weighting, Tensor | None, float]:
-        """Weighting, output second moment and positions per sample, as means over samples."""
+    def finish(self) -> tuple[Weighting, Tensor | None, float, Tensor | None]:
+        """Weighting, output second moment, positions per sample and first-order rises, as means over samples."""
         if self.A is None:
-            return Weighting(), None, self.positions
+            return Weighting(), None, self.positions, None
         scale = self.samples**0.5 if self.form == "sketch" else self.samples
         weighting = Weighting(**{self.form: (self.A / scale).float()})
-        return weighting, None if self.B is None else (self.B / self.samples).float(), self.positions
+        taylor = None if self.taylor is None else (self.taylor / self.samples).float()
+        return weighting, None if self.B is None else (self.B / self.samples).float(), self.positions, taylor
+
+
+def _first_order(module: nn.Module, products: Tensor) -> Tensor:
+    """Sum over samples of |mean over positions of y dL/dy|, per output."""
+    axes = 0 if isinstance(module, nn.Linear) else weight_of(module).ndim - 2
+    flat = products.movedim(products.ndim - axes - 1, -1)
+    flat = flat[None] if flat.ndim == axes + 1 else flat
+    return flat.reshape(len(flat), -1, flat.shape[-1]).double().mean(1).abs().sum(0)
 
 
 class ObservationError(DataError, TautControl):

@@ -44,6 +44,15 @@ class Cut:
         return len(self.outputs), len(self.inputs), int(self.pick is not None)
 
 
+def composed(first: Mapping[str, Cut], then: Mapping[str, Cut]) -> dict[str, Cut]:
+    """Two cuts one after the other, in indices of the layers before the first."""
+    both = {
+        name: Cut(first[name].outputs[cut.outputs], first[name].inputs[cut.inputs]) if name in first else cut
+        for name, cut in then.items()
+    }
+    return {**first, **both}
+
+
 def channel_axis(layer: nn.Module, x: Tensor) -> int:
     """The axis of an input or output of a layer on which its channels lie."""
     return x.ndim - max(weight_of(layer).ndim - 2, 0) - 1

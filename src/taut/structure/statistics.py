@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -37,13 +37,32 @@ class LayerStatistics:
         weighting: second moment of the unfolded input, summed over positions, mean over samples.
         outputs: (g, o, o), the same of the per-sample loss gradient at the output; None without data.
         positions: output positions per sample, T.
+        taylor: (o,), mean over samples of |mean over positions of y dL/dy| of each output y; None without data.
         scale: loss per unit of relative output error, for a layer that no gradient reaches.
     """
 
     weighting: Weighting = field(default_factory=Weighting)
     outputs: Tensor | None = None
     positions: float = 1.0
+    taylor: Tensor | None = None
     scale: float | None = None
+
+    def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> LayerStatistics:
+        """Of the layer with fewer channels, as far as they are known.
+
+        Args:
+            outputs: kept ones.
+            inputs: kept ones, of each group.
+            sizes: of outputs and inputs before.
+        """
+        weighting = self.weighting
+        if len(inputs) < sizes[1] or (len(outputs) < sizes[0] and weighting.groups > 1):
+            weighting = weighting.narrowed(outputs, inputs, sizes)
+        B = self.outputs
+        if B is not None and len(outputs) < sizes[0]:
+            B = _part_of_outputs(B, outputs)
+        taylor = None if self.taylor is None else self.taylor[outputs.to(self.taylor.device)]
+        return replace(self, weighting=weighting, outputs=B, taylor=taylor)
 
     def damage(self, error: Tensor, energy: float) -> Tensor:
         """Predicted damage of squared errors tr(B dW A dW^T).
@@ -55,6 +74,15 @@ class LayerStatistics:
             return error / (2 * self.positions)
         relative = error / energy if energy > 0 else torch.zeros_like(error)
         return relative * (1.0 if self.scale is None else self.scale)
+
+
+def _part_of_outputs(B: Tensor, outputs: Tensor) -> Tensor:
+    """Rows and columns of (g, o, o) that are left: the same of every group, or whole groups."""
+    g, o, _ = B.shape
+    left = torch.bincount(outputs // o, minlength=g)
+    groups = left.nonzero().flatten()
+    inside = (outputs[outputs // o == groups[0]] % o).to(B.device)
+    return B[groups.to(B.device)][:, inside][:, :, inside]
 
 
 @dataclass(frozen=True)
@@ -101,6 +129,30 @@ class Statistics:
     samples: int = 0
     curves: Mapping[tuple[tuple[str, ...], str], Curve] = field(default_factory=dict)
     _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def narrowed(
+        self, model: nn.Module, layers: Iterable[Layer], cuts: Mapping[str, tuple[Tensor, Tensor]]
+    ) -> Statistics:
+        """Of the network that has fewer channels: what was observed of those that are left.
+
+        Args:
+            model: with the narrower layers in it.
+            layers: as they are now.
+            cuts: kept outputs and inputs of the layers that lost some.
+        """
+        now = {layer.name: layer for layer in layers}
+        before = {layer.name: layer for layer in self.network.layers}
+        network = replace(
+            self.network,
+            layers=tuple(now.get(layer.name, layer) for layer in self.network.layers),
+            cost=sum((now[n].cost - before[n].cost for n in now if n in before), self.network.cost),
+        )
+        modules = {name: model.get_submodule(name) if name in cuts else m for name, m in self.modules.items()}
+        known = {
+            name: stats.narrowed(*cuts[name], before[name].weight[:2]) if name in cuts else stats  # type: ignore[arg-type]
+            for name, stats in self.layers.items()
+        }
+        return replace(self, network=network, modules=modules, layers=known, curves={}, _cache={})
 
     def factors(self, group: Group, method: Method) -> Any:
         """The decomposition of `group` that `method` cuts its candidates from, made once per method family."""
@@ -214,9 +266,9 @@ def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:
     if not bool(torch.isfinite(value)):
         raise DataError("The loss on the calibration data is not finite: check the data and the model's output.")
     grads = torch.autograd.grad(value, [t for _, t in taken], allow_unused=True)
-    for (m, _), grad in zip(taken, grads, strict=True):
+    for (m, t), grad in zip(taken, grads, strict=True):
         if grad is not None:
-            m.add_gradient(grad)
+            m.add_gradient(grad, t)
 
 
 @contextmanager
@@ -259,4 +311,4 @@ def _calibrated(
         after = net.example.run(copied, inputs)
         handle.remove()
     scale = divergence(scalar.kinds, before, after) / share if scalar.kinds else 1.0
-    return LayerStatistics(stats.weighting, None, stats.positions, scale)
+    return replace(stats, outputs=None, scale=scale)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from typing import Any
 
+import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.errors import CallError, ModelError
 from taut.types import Layer
@@ -89,16 +91,36 @@ def carry(old: nn.Module, new: nn.Module) -> None:
         getattr(new, attribute).update(getattr(old, attribute, {}))
     new._is_full_backward_hook = old._is_full_backward_hook
     new.train(old.training)
-    if isinstance(old, _BatchNorm) and isinstance(new, _BatchNorm):
-        new.eps, new.momentum, new.track_running_stats = old.eps, old.momentum, old.track_running_stats
-        for key in [key for key, value in old._buffers.items() if value is None]:
-            new._buffers[key] = None
+    _carry_settings(old, new)
     for key in ("weight", "bias"):
         value = getattr(old, key, None)
         if isinstance(value, Tensor) and not value.requires_grad:
             for name, parameter in new.named_parameters():
                 if name.endswith("bias") == (key == "bias"):  # a weight may have become values, codes, scales
                     parameter.requires_grad = False
+
+
+SETTINGS: tuple[tuple[Any, tuple[str, ...]], ...] = (
+    (_NormBase, ("eps", "momentum", "track_running_stats")),
+    ((nn.LayerNorm, nn.RMSNorm, nn.GroupNorm), ("eps",)),
+    (_ConvTransposeNd, ("stride", "padding", "output_padding", "dilation", "padding_mode")),
+    (nn.Embedding, ("padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse")),
+)
+"""What a layer of the same kind takes over, since no shape tells it."""
+
+
+def _carry_settings(old: Any, new: Any) -> None:
+    """Settings of a layer whose replacement is of its own kind, but narrower."""
+    for kind, keys in SETTINGS:
+        if isinstance(old, kind) and isinstance(new, kind):
+            for key in keys:
+                setattr(new, key, getattr(old, key))
+    if isinstance(old, _NormBase) and isinstance(new, _NormBase):
+        for key, value in old._buffers.items():
+            if value is None:
+                new._buffers[key] = None
+            elif new._buffers.get(key) is None:
+                new._buffers[key] = torch.zeros(new.num_features if value.ndim else ()).to(value)
 
 
 def locate(model: nn.Module, layer: Layer) -> str:
@@ -111,6 +133,8 @@ def locate(model: nn.Module, layer: Layer) -> str:
         here = model.get_submodule(layer.name)
     except AttributeError:
         raise CallError(f"The model has no layer '{layer.name}'.") from None
+    if not layer.weight and type(here).__name__ == layer.kind:
+        return layer.name  # a norm without parameters
     for path, module in here.named_modules():
         weight = getattr(module, "weight", None)
         if isinstance(weight, Tensor) and tuple(weight.shape) == layer.weight:

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
 from taut.calls import Example, quietly
@@ -17,7 +18,7 @@ from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.patches import weight_of
 from taut.structure.probing import live_ranges, read_by_others, record_calls
-from taut.structure.support import SUPPORTED, UNFACTORIZED, base_kind, refusal
+from taut.structure.support import NORMS, SUPPORTED, UNFACTORIZED, base_kind, refusal
 from taut.structure.surgery import shallow
 from taut.types import Cost, Invocation, Layer, Network
 
@@ -120,7 +121,7 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
         computed = hasattr(module, "parametrizations") and not isinstance(module, nn.ParameterList)
-        if (not own and not computed) or ".parametrizations." in f".{name}.":
+        if (not own and not computed and not isinstance(module, NORMS)) or ".parametrizations." in f".{name}.":
             continue
         tied = [other for p in own for other in owners[id(p)] if other != name]
         reason, use = refusal(module), _refuse_use(name, tied, calls)
@@ -166,6 +167,8 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
             "groups": module.groups,
             "padding_mode": module.padding_mode,
         }
+    elif isinstance(module, _ConvTransposeNd | nn.GroupNorm):
+        fields["groups"] = module.num_groups if isinstance(module, nn.GroupNorm) else module.groups
     return Layer(**fields)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
 from taut.types.budget import Cost
-from taut.types.network import Group
+from taut.types.network import Group, Layer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -101,6 +101,17 @@ class Automatic(Protocol):
         Args:
             modules: the step's layers as the step finds them.
         """
+
+
+@runtime_checkable
+class Slimming(Protocol):
+    """A method that leaves layers of their own kind, with fewer channels: later steps find these under their names.
+
+    Its factors have `cuts`, what is left of every layer, and `stays`, why channels of a layer stay.
+    """
+
+    def after(self, group: Group) -> tuple[Layer, ...]:
+        """The layers as this resolved step leaves them."""
 
 
 @runtime_checkable

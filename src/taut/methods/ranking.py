@@ -1,0 +1,245 @@
+"""Criteria of filter pruning, from layers and their statistics to an order of removal for every coupled group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
+
+from taut.criteria import channels as criteria
+from taut.criteria.channels import Reader, removal
+from taut.decompose.linalg import ridge
+from taut.methods.base import regular
+from taut.methods.widths import Curve
+from taut.structure.channels import ChannelGroup, Member
+from taut.structure.patches import groups_of, weight_of
+from taut.structure.statistics import LayerStatistics
+
+RIDGE = 1e-3
+"""Share of the mean eigenvalue added to a second moment that decides which channels go."""
+
+CRITERIA = ("obs", "obd", "taylor", "l1", "l2", "bn", "median", "residual", "energy")
+
+Known = Mapping[str, LayerStatistics]
+
+
+def curves_of(
+    model: nn.Module, groups: Sequence[ChannelGroup], stats: Known, criterion: str, names: Mapping[str, str]
+) -> list[Curve]:
+    """An order of removal for every group, with damages that compare over groups.
+
+    Args:
+        model: the network.
+        groups: of its channels.
+        stats: by the names that the step gives the layers.
+        criterion: of CRITERIA.
+        names: where a layer stands in `model` -> the step's name.
+    """
+    known = {place: stats[name] for place, name in names.items() if name in stats}
+    if criterion in {"obs", "obd"}:
+        return _surgical(model, groups, known, exact=criterion == "obs")
+    return [_scored(scores_of(model, group, known, criterion)) for group in groups]
+
+
+def _scored(scores: Tensor) -> Curve:
+    """Shares of the group's score, lowest first."""
+    order = scores.argsort(stable=True)
+    sorted_scores = scores[order].clamp_min(0)
+    total = float(sorted_scores.mean())
+    damages = torch.cat([torch.zeros(1, dtype=torch.float64), (sorted_scores / (total or 1.0)).cumsum(0)])
+    return Curve(order.numpy(), damages.numpy())
+
+
+# Optimal brain surgeon and damage: what the readers of a group lose.
+
+
+def _surgical(model: nn.Module, groups: Sequence[ChannelGroup], known: Known, *, exact: bool) -> list[Curve]:
+    found: list[Curve | None] = []
+    shares: list[float] = []
+    for group in groups:
+        readers = [r for m in group.of("in") for r in problems(model, m, group.size, known.get(m.layer), exact=exact)]
+        if not readers:
+            found.append(None)
+            continue
+        gone = removal(readers, group.size)
+        damages = np.concatenate([[0.0], gone.damages.cpu().numpy()])
+        found.append(Curve(gone.order.cpu().numpy(), damages))
+        shares.append(float(damages[-1]))
+    usual = float(np.median(shares)) if shares else 1.0
+    return [curve or _blind(model, group, usual) for curve, group in zip(found, groups, strict=True)]
+
+
+def _blind(model: nn.Module, group: ChannelGroup, usual: float) -> Curve:
+    """For channels whose readers were not observed: by the size of the weights that read them."""
+    scores = torch.zeros(group.size, dtype=torch.float64)
+    for member in group.of("in"):
+        W = columns_of(model.get_submodule(member.layer))
+        scores += _by_class(W.double().square().sum(1), member)
+    order = scores.argsort(stable=True)
+    share = torch.cat([torch.zeros(1, dtype=torch.float64), scores[order].cumsum(0)]) / scores.sum().clamp_min(1e-300)
+    return Curve(order.numpy(), (share * usual).numpy())
+
+
+def columns_of(module: nn.Module) -> Tensor:
+    """(inputs, everything else) of a layer's weight."""
+    W = weight_of(module).detach().cpu()
+    if isinstance(module, _ConvTransposeNd):
+        return W.flatten(1)
+    groups = groups_of(module)
+    split = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
+    return split.transpose(1, 2).flatten(0, 1).flatten(1)
+
+
+def _by_class(values: Tensor, member: Member) -> Tensor:
+    """Values per index of a side, summed over what belongs to one channel."""
+    return values[member.index].sum(1)
+
+
+def problems(
+    model: nn.Module, member: Member, classes: int, stats: LayerStatistics | None, *, exact: bool
+) -> list[Reader]:
+    """A reader as least-squares problems, one per group of a grouped convolution; none where it was not observed."""
+    module: Any = model.get_submodule(member.layer)
+    if stats is None or not stats.weighting.known or isinstance(module, _ConvTransposeNd):
+        return []
+    g = groups_of(module)
+    W = weight_of(module).detach().cpu().double()
+    W = W.reshape(g, W.shape[0] // g, W.shape[1], -1)
+    owner = torch.full((member.width,), -1)
+    owner[member.index] = torch.arange(len(member.index))[:, None].expand_as(member.index)
+    owner = owner.reshape(g, -1)
+    B = None if stats.outputs is None else regular(stats.outputs).cpu()
+    energy = stats.weighting.energy(W) if B is None else 1.0
+    scale = 1 / (2 * stats.positions) if B is not None else (stats.scale or 1.0) / max(energy, 1e-300)
+    found = []
+    for i in range(g):
+        weight = None if B is None else B[i]
+        found.append(_problem(W[i], owner[i], stats, i, weight, scale, classes, exact))
+    return found
+
+
+def _problem(  # noqa: PLR0913, PLR0917 - one layer in all its parts
+    W: Tensor,
+    owner: Tensor,
+    stats: LayerStatistics,
+    group: int,
+    B: Tensor | None,
+    scale: float,
+    classes: int,
+    exact: bool,
+) -> Reader:
+    """W (o, c, s) with whichever second moment is held."""
+    held, taps = stats.weighting, W.shape[2]
+    if exact and held.full is not None:
+        A = ridge(held.full[group], RIDGE).cpu()
+        return Reader(W.flatten(1), A, owner.repeat_interleave(taps), B, scale)
+    if exact and held.channel is not None and held.full is None:
+        A = ridge(held.channel[group], RIDGE).cpu()
+        rows = W.movedim(2, 0).flatten(0, 1)  # taps are outputs of their own
+        wide = None if B is None else B.diagonal().repeat(taps)
+        return Reader(rows, A, owner, wide, scale)
+    return _apart(W, owner, stats, group, B, scale, classes)
+
+
+def _apart(  # noqa: PLR0913, PLR0917 - one layer in all its parts
+    W: Tensor, owner: Tensor, stats: LayerStatistics, group: int, B: Tensor | None, scale: float, classes: int
+) -> Reader:
+    """Nothing else moves: every channel's own error, as a problem of independent inputs."""
+    held, taps = stats.weighting, W.shape[2]
+    errors = torch.zeros(classes, dtype=torch.float64)
+    weigh = torch.eye(len(W), dtype=torch.float64) if B is None else B.double()
+    for number in range(classes):
+        columns = (owner == number).nonzero().flatten()
+        if not len(columns):
+            continue
+        part = W[:, columns].flatten(1)
+        if held.full is not None:
+            at = (columns[:, None] * taps + torch.arange(taps)).flatten()
+            errors[number] = torch.einsum(
+                "oi,ij,pj,op->", part, held.full[group][at][:, at].cpu().double(), part, weigh
+            )
+        elif held.sketch is not None:
+            seen = held.sketch[group][:, columns].cpu().double() @ part.T
+            errors[number] = torch.einsum("mo,mp,op->", seen, seen, weigh)
+        elif held.channel is not None:
+            A = held.channel[group][columns][:, columns].cpu().double()
+            errors[number] = torch.einsum("ocs,cd,pds,op->", W[:, columns], A, W[:, columns], weigh)
+    return Reader(
+        errors.clamp_min(0).sqrt()[None], torch.eye(classes, dtype=torch.float64), torch.arange(classes), None, scale
+    )
+
+
+# Scores of single channels: higher is more important.
+
+
+def scores_of(model: nn.Module, group: ChannelGroup, known: Known, criterion: str) -> Tensor:
+    """One number per channel of a group, in float64.
+
+    What a criterion needs and the network does not have (batch norms behind every layer, gradients) is replaced by the
+    L2 norm of the filters.
+    """
+    parts = _parts(model, group, known, criterion) or _parts(model, group, known, "l2")
+    return criteria.pooled(parts, group.size)
+
+
+def _parts(model: nn.Module, group: ChannelGroup, known: Known, criterion: str) -> list[tuple[Tensor, Tensor]]:
+    makers = {
+        "l1": lambda rows: criteria.norm(rows, 1),
+        "l2": lambda rows: criteria.norm(rows, 2),
+        "median": criteria.geometric_median,
+        "residual": criteria.residual,
+    }
+    found = []
+    for member in group.members:
+        module = model.get_submodule(member.layer)
+        value: Tensor | None = None
+        if criterion in makers and member.end == "out":
+            value = makers[criterion](rows_of(module))
+        elif criterion == "bn" and member.end == "through" and isinstance(module, nn.modules.batchnorm._BatchNorm):
+            value = None if module.weight is None else criteria.bn_scale(module.weight.detach().cpu())
+        elif criterion == "taylor" and member.end == "out":
+            value = _taylor(known.get(member.layer))
+        elif criterion == "energy" and member.end == "in":
+            value = _energy(known.get(member.layer), member)
+        if value is not None:
+            found.append((value.double(), _owner(member, len(value))))
+    return found
+
+
+def rows_of(module: nn.Module) -> Tensor:
+    """(outputs, everything else) of a layer's weight."""
+    W = weight_of(module).detach().cpu()
+    swapped = isinstance(module, _ConvTransposeNd | nn.Embedding)
+    return (W.transpose(0, 1) if swapped else W).flatten(1)
+
+
+def _taylor(stats: LayerStatistics | None) -> Tensor | None:
+    if stats is None or stats.taylor is None:
+        return None
+    rises: Tensor = stats.taylor.cpu().double()
+    return rises / float(rises.norm().clamp_min(1e-300))
+
+
+def _energy(stats: LayerStatistics | None, member: Member) -> Tensor | None:
+    """Mean square of what arrives, per index of the side."""
+    held = None if stats is None else stats.weighting.diagonal()
+    if held is None or not held.known:
+        return None
+    if held.full is not None:
+        diagonal = held.full.diagonal(dim1=-2, dim2=-1)
+    elif held.channel is not None:
+        diagonal = held.channel.diagonal(dim1=-2, dim2=-1)
+    else:
+        diagonal = held.sketch.square().sum(1)  # type: ignore[union-attr]
+    found: Tensor = criteria.energy(diagonal.cpu().reshape(member.width, -1).double().sum(1))
+    return found
+
+
+def _owner(member: Member, width: int) -> Tensor:
+    owner = torch.full((width,), -1)
+    owner[member.index] = torch.arange(len(member.index))[:, None].expand_as(member.index)
+    return owner
