@@ -10,6 +10,7 @@ from functools import cache
 import pytest
 import torch
 from torch import nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 import taut
 from cases import CASES, LAYERS, case, macs, run, state, surroundings, untouched
@@ -17,8 +18,9 @@ from taut import CallError, Plan, Step
 from taut.applying import apply_plan
 from taut.calls import tensors
 from taut.methods import METHODS, resolve, settings
+from taut.methods.channels import READ_ELSEWHERE
 from taut.nn import Reorder
-from taut.structure.support import UNFACTORIZED
+from taut.structure.support import OTHERS, UNFACTORIZED
 from taut.structure.surgery import clone, replace
 from taut.types import Slimming
 
@@ -49,6 +51,12 @@ FLAVOURS = (
     "same_even_dilated",
     "replicate",
 )
+TAKEN = {
+    "dead_units": UNFACTORIZED,
+    "channels": (*UNFACTORIZED, OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding], READ_ELSEWHERE),
+}
+"""Methods that make layers narrower, and how the reasons start for which other methods leave a layer alone."""
+
 LARGE, LIKE_OTHERS = ("everything", "inception", "resnet"), ("fastfood", "hashed", "int8", "mfbp", "obs")
 """Nets of many layers, and methods whose way through them is that of magnitude or of codebook."""
 
@@ -334,8 +342,22 @@ def test_growth_only_on_request(method, name):
         if full.cost(group).lowers(group.cost):
             taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
             continue
+        if isinstance(full, Slimming):
+            stays(s, step)
+            continue
         with untouched(s.model), pytest.raises(CallError, match=f"layer '{group.names[0]}'.*allow_growth"):
             taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
+
+
+def stays(s, step):
+    """A step that takes channels out finds none in a layer alone: the layer is as it was, and the plan says why."""
+    with untouched(s.model):
+        small, done = apply_plan(s.model, Plan.of(s.net, [step]), s.stats)
+    assert not done.steps
+    assert [kept.layer for kept in done.kept] == list(step.layers)
+    assert all(len(kept.reason.split()) >= 3 for kept in done.kept)
+    for key, tensor in owned(s.model).items():
+        assert torch.equal(owned(small)[key], tensor)
 
 
 @EVERY_CASE
@@ -361,7 +383,7 @@ def test_nothing_is_dropped_without_a_reason(method, name):
     for layer in s.net.layers:
         reason = METHODS[method]().refuses(s.net.group([layer.name]))
         assert reason is None or len(reason.split()) >= 3
-        if layer.skip is not None and not (method == "dead_units" and layer.skip in UNFACTORIZED and reason is None):
+        if layer.skip is not None and (reason is not None or not layer.skip.startswith(TAKEN.get(method, ()))):
             assert reason == layer.skip
             step = Step((layer.name,), method, {}, allow_growth=True)
             with untouched(s.model), pytest.raises(CallError, match=f"layer '{layer.name}'"):
@@ -500,7 +522,8 @@ def test_ties_are_kept(method):
     assert small.conv is small.alias
     touched = {layer for step in plan.steps for layer in step.layers}
     assert small.conv is not s.model.conv
-    replaced = "conv" in touched and not METHODS[method].masks and not METHODS[method].exact
+    kind = METHODS[method]
+    replaced = "conv" in touched and not (kind.masks or kind.exact or issubclass(kind, Slimming))
     assert replaced == (type(small.conv) is not nn.Conv2d)
 
 
