@@ -10,23 +10,17 @@ from typing import Any
 
 from torch import nn
 
-from taut.applying import apply_plan
-from taut.calls import Example, collect, quiet
+from taut.calls import Example, quiet
 from taut.checkpoint import save
 from taut.comparison import Comparison, compare
 from taut.errors import BudgetError, CallError
 from taut.exporting import Export, export
 from taut.finetuning import Finetune, carry_out
 from taut.measure.accuracy import Score, measure
-from taut.measure.counting import count as count_cost
-from taut.methods import choose, settings
-from taut.planning import Choice, closest, describe, solve, survey, unmet
-from taut.recovery.refit import SAMPLES
-from taut.sensitivity import sensitivity as measure_damage
-from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import clone, locate, shallow
-from taut.structure.tracing import trace
-from taut.types import Budget, Cost, Group, Method, Network, Plan, Step
+from taut.planning import closest, describe, unmet
+from taut.structure.surgery import clone
+from taut.types import Budget, Cost, Method, Plan
+from taut.workshop import Workshop
 
 Evaluate = Callable[[nn.Module], Any]
 
@@ -55,73 +49,6 @@ class Result:
     def export(self, path: str | Path) -> Export:
         """Write the model as .onnx or .xml (OpenVINO), checked there (`taut.export`)."""
         return export(self.model, self.example, path)
-
-
-@dataclass(frozen=True)
-class Workshop:
-    """A model with everything that plans are made from; many plans can be cut from one.
-
-    Attributes:
-        original: the user's model. base: the same after exact steps (or itself).
-        exact: those steps. stats: of `base`, with every decomposition made so far. choices: what can be done.
-        data: calibration batches, read once.
-    """
-
-    original: nn.Module
-    base: nn.Module
-    network: Network
-    exact: tuple[Step, ...]
-    stats: Statistics
-    choices: tuple[Choice, ...]
-    data: list[tuple[Any, Any]] | None
-
-    @classmethod
-    def open(
-        cls,
-        model: nn.Module,
-        example: Any,
-        data: Any,
-        methods: Iterable[str | Method] | None,
-        *,
-        measured: bool = False,
-        align: int = 1,
-    ) -> Workshop:
-        """Trace, do what is exact, observe and decompose; `measured` damages take the place of predicted ones."""
-        chosen = choose(methods)
-        original = trace(model, example)
-        batches = None if data is None else collect(original.example, data, SAMPLES)
-        base, net, exact = _exact(model, original, [m for m in chosen if m.exact])
-        stats = observe(net, base, batches)
-        lossy = [m for m in chosen if not m.exact]
-        if measured and batches is not None:
-            stats = measure_damage(net, base, stats, batches, lossy)
-        choices = survey(net, stats, lossy, align)
-        return cls(model, base, original, exact, stats, tuple(choices), batches)
-
-    def build(self, picks: list[int]) -> tuple[nn.Module, Plan]:
-        """The model and the full plan for one option per choice."""
-        plan = describe(self.stats.network, self.stats, self.choices, picks)
-        small, done = apply_plan(self.base, plan, self.stats, self.data)
-        renamed = tuple(_renamed(step, self.exact) for step in done.steps)
-        return small, replace(done, steps=(*self.exact, *renamed), before=self.network.cost)
-
-    def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
-        """The schedule of `wish` carried out from the base, where the exact steps are done already."""
-        done = len(self.exact)
-        stages = tuple(
-            replace(stage, steps=tuple(place - done for place in stage.steps if place >= done))
-            for stage in wish.schedule or ()  # type: ignore[union-attr] # resolved by the caller
-            if not stage.steps or max(stage.steps) >= done
-        )
-        inner = replace(plan, steps=tuple(_inside(self.base, step) for step in plan.steps[done:]))
-        wish = replace(wish, schedule=stages)
-        model, found = carry_out(self.base, inner, self.stats, wish, teacher=self.original, seed=seed)
-        steps = () if found is None else found.steps
-        return model, replace(found or plan, steps=(*self.exact, *(_renamed(step, self.exact) for step in steps)))
-
-    def cost(self, model: nn.Module) -> Cost:
-        """Counted cost of a built model."""
-        return count_cost(shallow(model), self.network.example)
 
 
 def compress(  # noqa: PLR0913 - the call is documented with these
@@ -230,10 +157,9 @@ def meet(shop: Workshop, limits: dict[str, int]) -> tuple[tuple[nn.Module, Plan]
         return unchanged(shop), None
     net, aims = shop.stats.network, {key: float(limit) for key, limit in limits.items()}
     for _ in range(TRIES):
-        picks = solve(net, shop.choices, aims)
-        if picks is None:
+        built = shop.within(aims)
+        if built is None:
             break
-        built = shop.build(picks)
         cost = shop.cost(built[0])
         over = {key: getattr(cost, key) - limit for key, limit in limits.items() if getattr(cost, key) > limit}
         if not over:
@@ -252,7 +178,7 @@ def unchanged(shop: Workshop) -> tuple[nn.Module, Plan]:
 def path_limits(shop: Workshop, ratio: float) -> dict[str, float]:
     """Ceilings on params and MACs that make the compressible part of the network `ratio` times smaller."""
     cost = shop.stats.network.cost
-    movable = sum((choice.options[0].cost for choice in shop.choices), Cost())
+    movable = cost if shop.mixer else sum((choice.options[0].cost for choice in shop.choices), Cost())
     keys = [key for key in ("params", "macs") if getattr(movable, key)]
     return {key: getattr(cost, key) - getattr(movable, key) * (1 - 1 / ratio) for key in keys}
 
@@ -276,10 +202,9 @@ def along_path(shop: Workshop, ratio: float, caps: dict[str, int] | None = None)
     for key, cap in (caps or {}).items():
         limits[key] = min(limits.get(key, cap), cap)
     for _ in range(TRIES):
-        picks = solve(shop.stats.network, shop.choices, limits)
-        if picks is None:
+        built = shop.within(limits)
+        if built is None:
             return None
-        built = shop.build(picks)
         cost = shop.cost(built[0])
         over = {key: getattr(cost, key) - cap for key, cap in (caps or {}).items() if getattr(cost, key) > cap}
         if not over:
@@ -316,41 +241,3 @@ def _search_drop(
             f"{dense.value:.4f} to {score.value:.4f}. Allow a larger drop, or a larger budget."
         )
     return built, problem
-
-
-def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
-    """Do every exact rewrite that makes something smaller, and trace again."""
-    steps = []
-    for layer in net.layers:
-        group = Group((layer,))
-        for method in methods:
-            if layer.skip is None and method.refuses(group) is None:
-                steps += [
-                    Step(group.names, m.name, settings(m), group, reason="exact", damage=0.0)
-                    for m in method.candidates(group, None)
-                ]
-    if not steps:
-        return model, net, ()
-    done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
-    return done, trace(done, net.example), plan.steps
-
-
-def _inside(base: nn.Module, step: Step) -> Step:
-    """The step by the names that its layers have in the base: what `_renamed` undid."""
-    if step.group is None:
-        return step
-    layers = tuple(replace(layer, name=locate(base, layer)) for layer in step.group.layers)
-    return replace(step, layers=tuple(layer.name for layer in layers), group=Group(layers))
-
-
-def _renamed(step: Step, exact: tuple[Step, ...]) -> Step:
-    """The step by original names: "conv.1", left inside by an exact step, is "conv" to the user."""
-    names = {name for done in exact for name in done.layers}
-
-    def original(name: str) -> str:
-        return next((known for known in names if name == known or name.startswith(f"{known}.")), name)
-
-    if step.group is None:
-        return step
-    layers = tuple(replace(layer, name=original(layer.name)) for layer in step.group.layers)
-    return replace(step, layers=tuple(original(name) for name in step.layers), group=Group(layers))

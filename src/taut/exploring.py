@@ -12,7 +12,7 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from taut.calls import Example, collect, quiet
-from taut.compress import Evaluate, Workshop, along_path, compared
+from taut.compress import Evaluate, along_path, compared
 from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
 from taut.front import Front, Point
@@ -21,6 +21,7 @@ from taut.methods import choose
 from taut.progress import stage
 from taut.recovery.refit import SAMPLES
 from taut.types import Method
+from taut.workshop import Workshop
 
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 """How many times smaller the compressible part of the network becomes at each point."""

@@ -16,7 +16,7 @@ from torch import nn
 from taut.applying import apply_plan
 from taut.calls import Example, collect, quiet
 from taut.checkpoint import load, save
-from taut.compress import Workshop, meet
+from taut.compress import meet
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
 from taut.files import one_line
 from taut.finetuning import Finetune, carry_out
@@ -35,6 +35,7 @@ from taut.structure.tracing import trace
 from taut.studies.grid import Cell
 from taut.studies.wishes import CONTROL, ORIGINAL, planned, read_method
 from taut.types import Budget, Group, Looking, Method, Network, Plan, Stage, Step
+from taut.workshop import Workshop
 
 Made = tuple[nn.Module, Plan]
 

@@ -1,0 +1,218 @@
+"""Channels and ranks in one plan: how much of a budget each should save is found by what the output loses.
+
+The widths that remain when channels save a share of the way decide what low rank can still save. For every share that
+is tried, channels go until the network costs f^t of the original (f the budget's fraction, t the share), the narrower
+network is refitted, observed anew, and its ranks are chosen by the integer program within what is left of the budget.
+Then all steps are carried out on the original at once, with one refit towards its outputs, and the divergence of the
+output on samples that no refit saw decides between the shares.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from taut.applying import apply_plan
+from taut.calls import batch_size, chunks, evaluating
+from taut.errors import CallError
+from taut.methods import settings
+from taut.planning import Choice, describe, solve, survey
+from taut.progress import stage
+from taut.recovery.refit import joined
+from taut.structure.fisher import choose_kinds, divergence
+from taut.structure.statistics import Statistics, observe
+from taut.structure.surgery import shallow
+from taut.structure.tracing import trace
+from taut.types import Cost, Group, Kept, Method, Plan, Step
+
+Built = tuple[nn.Module, Plan]
+Batches = Sequence[tuple[Any, Any]]
+
+FIRST = (0.0, 0.5, 1.0)
+"""Shares of the way that channels save, tried first: none, half, all."""
+
+ROUNDS = 7
+"""Shares tried at most."""
+
+HELD_OUT = 4
+"""One sample in so many judges, the others refit."""
+
+JUDGES = 512
+"""Samples that judge at most."""
+
+ALIKE = 1.1
+"""Budgets that differ by no more than this factor are served by the same share."""
+
+
+@dataclass(frozen=True)
+class _Narrow:
+    """A network after channels went: the step, and what its ranks are chosen from."""
+
+    step: Step
+    kept: tuple[Kept, ...]
+    stats: Statistics
+    choices: tuple[Choice, ...]
+
+
+class Mixer:
+    """Plans of a model with channels and low rank.
+
+    Args:
+        base: the model.
+        stats: of it, with its traced network.
+        choices: what can be done to its layers where no channels go.
+        data: calibration batches, or None.
+        slim: the methods that take out channels; the first is used.
+        lossy: the others.
+        align: every rank is a multiple of it.
+    """
+
+    def __init__(  # noqa: PLR0913, PLR0917 - a workshop in all its parts
+        self,
+        base: nn.Module,
+        stats: Statistics,
+        choices: Sequence[Choice],
+        data: Batches | None,
+        slim: Sequence[Method],
+        lossy: Sequence[Method],
+        align: int,
+    ) -> None:
+        """See the class."""
+        self.base, self.stats, self.choices, self.data = base, stats, tuple(choices), data
+        self.method, self.lossy, self.align = slim[0], tuple(lossy), align
+        self.fit, self.judge = _divided(data)
+        self.found: list[tuple[float, float]] = []
+        self.narrow: dict[tuple[float, int, bool], _Narrow | None] = {}
+
+    def within(self, limits: Mapping[str, float]) -> Built | None:
+        """The model and plan with the least divergence among those within `limits`; None where there is none."""
+        tight = self._tightness(limits)
+        share = next((t for t, known in self.found if max(tight / known, known / tight) <= ALIKE), None)
+        if share is None:
+            share = self._searched(limits)
+            if share is None:
+                return None
+            self.found.append((share, tight))
+        return self._built(share, limits, self.data)
+
+    def _tightness(self, limits: Mapping[str, float]) -> float:
+        """How many times less the tightest limit allows than the original costs."""
+        cost = self.stats.network.cost
+        return max([1.0, *(float(getattr(cost, key)) / max(limit, 1.0) for key, limit in limits.items())])
+
+    def _searched(self, limits: Mapping[str, float]) -> float | None:
+        """The share of the way that channels should save."""
+        if not self.lossy:
+            return 1.0
+        if self.judge is None:  # nothing to measure with: half each
+            return next((t for t in (0.5, 1.0, 0.0) if self._built(t, limits, None) is not None), None)
+        losses: dict[float, float] = {}
+        with stage("mixing channels and ranks", total=ROUNDS) as bar:
+            for share in FIRST:
+                losses[share] = self._loss(share, limits)
+                bar()
+            while len(losses) < ROUNDS:
+                share = _next(losses)
+                losses[share] = self._loss(share, limits)
+                bar()
+        best = min(losses, key=losses.__getitem__)
+        return best if math.isfinite(losses[best]) else None
+
+    def _loss(self, share: float, limits: Mapping[str, float]) -> float:
+        """Divergence on held-out samples; infinite where there is no such plan."""
+        built = self._built(share, limits, self.fit)
+        if built is None or self.judge is None:
+            return math.inf
+        example, copied = self.stats.network.example, shallow(built[0])
+        original = shallow(self.base)
+        with evaluating(copied), evaluating(original):
+            before, after = example.run(original, self.judge), example.run(copied, self.judge)
+        kinds = list(self.stats.kinds) or choose_kinds(before, "auto")
+        found = divergence(kinds, before, after)
+        return found if math.isfinite(found) else math.inf
+
+    def _built(self, share: float, limits: Mapping[str, float], data: Batches | None) -> Built | None:
+        net = self.stats.network
+        if share == 0:
+            picks = solve(net, self.choices, limits)
+            if picks is None:
+                return None
+            return apply_plan(self.base, describe(net, self.stats, self.choices, picks), self.stats, data)
+        whole = data is self.data
+        key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE)), whole
+        if key not in self.narrow or share == 1:
+            self.narrow[key] = self._narrowed(share, limits, data)
+        narrow = self.narrow[key]
+        if narrow is None:
+            return None
+        inner = narrow.stats.network
+        picks = [0] * len(narrow.choices) if share == 1 else solve(inner, narrow.choices, limits)
+        if picks is None:
+            return None
+        rest = describe(inner, narrow.stats, narrow.choices, picks)
+        kept = _both(narrow.kept, [k for k in rest.kept if inner[k.layer] == net[k.layer]])
+        plan = replace(rest, steps=(narrow.step, *rest.steps), kept=kept, before=net.cost)
+        return apply_plan(self.base, plan, self.stats, data)
+
+    def _narrowed(self, share: float, limits: Mapping[str, float], data: Batches | None) -> _Narrow | None:
+        """The network from which channels went until it costs f^share; None where these cannot go so far."""
+        net = self.stats.network
+        layers = tuple(layer for layer in net.layers if self.method.refuses(Group((layer,))) is None)
+        group = Group(layers)
+        asked = {key: _kept_share(group.cost, net.cost, key, limit, share) for key, limit in limits.items()}
+        if any(value <= 0 for value in asked.values()):
+            return None
+        keys = {("params" if key == "bytes" else key): min(1.0, value) for key, value in asked.items()}
+        step = Step(group.names, self.method.name, {**settings(self.method), **keys}, group)
+        try:
+            small, done = apply_plan(self.base, Plan((step,)), self.stats, None if share == 1 else data)
+        except CallError:
+            return None  # no widths meet it
+        if not done.steps:
+            return None
+        told = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
+        inner = trace(small, net.example)
+        stats = self.stats if share == 1 else observe(inner, small, data)
+        choices = () if share == 1 else tuple(survey(inner, stats, self.lossy, self.align))
+        return _Narrow(told, done.kept, replace(stats, network=inner), choices)
+
+
+def _divided(data: Batches | None) -> tuple[Batches | None, Any]:
+    """Batches to refit on, and samples to judge with, as one batch of inputs."""
+    if data is None:
+        return None, None
+    total = sum(batch_size(inputs) for inputs, _ in data)
+    size = max(1, min(JUDGES, total // HELD_OUT))
+    pieces = list(chunks(data, size))
+    if len(pieces) < 2:
+        return data, joined(list(data))
+    return pieces[:-1], joined(pieces[-1:])
+
+
+def _kept_share(own: Cost, whole: Cost, key: str, limit: float, share: float) -> float:
+    """What is left of the layers' cost when the network's falls to the power `share` of its fraction."""
+    total, mine = float(getattr(whole, key)), float(getattr(own, key if key != "bytes" else "params"))
+    scale = 1.0 if key != "bytes" else total / max(whole.params, 1)
+    target: float = total * min(1.0, limit / total) ** share
+    return 1 - (total - target) / max(mine * scale, 1.0)
+
+
+def _next(losses: Mapping[float, float]) -> float:
+    """Between the best share and its worse explored neighbour's side: the middle of the more promising gap."""
+    known = sorted(losses)
+    best = min(known, key=losses.__getitem__)
+    at = known.index(best)
+    sides = [known[i] for i in (at - 1, at + 1) if 0 <= i < len(known)]
+    widest = max(abs(best - side) for side in sides)
+    near = [side for side in sides if abs(best - side) == widest]
+    return (best + min(near, key=losses.__getitem__)) / 2
+
+
+def _both(first: Sequence[Kept], second: Sequence[Kept]) -> tuple[Kept, ...]:
+    """Layers that stay as they are; of two reasons for one the later."""
+    names = {kept.layer for kept in second}
+    return (*(kept for kept in first if kept.layer not in names), *second)

@@ -1,0 +1,142 @@
+"""A model with all that plans are made from: many can be cut from one workshop."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import nn
+
+from taut.applying import apply_plan
+from taut.calls import collect
+from taut.finetuning import Finetune, carry_out
+from taut.measure.counting import count as count_cost
+from taut.methods import choose, settings
+from taut.mixing import Mixer
+from taut.planning import Choice, describe, solve, survey
+from taut.recovery.refit import SAMPLES
+from taut.sensitivity import sensitivity as measure_damage
+from taut.structure.statistics import Statistics, observe
+from taut.structure.surgery import locate, shallow
+from taut.structure.tracing import trace
+from taut.types import Cost, Group, Method, Network, Plan, Slimming, Step
+
+
+@dataclass(frozen=True)
+class Workshop:
+    """A model with everything that plans are made from; many plans can be cut from one.
+
+    Attributes:
+        original: the user's model. base: the same after exact steps (or itself).
+        exact: those steps. stats: of `base`, with every decomposition made so far. choices: what can be done.
+        data: calibration batches, read once. mixer: finds widths and ranks together, where channels may go, too.
+    """
+
+    original: nn.Module
+    base: nn.Module
+    network: Network
+    exact: tuple[Step, ...]
+    stats: Statistics
+    choices: tuple[Choice, ...]
+    data: list[tuple[Any, Any]] | None
+    mixer: Mixer | None = None
+
+    @classmethod
+    def open(
+        cls,
+        model: nn.Module,
+        example: Any,
+        data: Any,
+        methods: Iterable[str | Method] | None,
+        *,
+        measured: bool = False,
+        align: int = 1,
+    ) -> Workshop:
+        """Trace, do what is exact, observe and decompose; `measured` damages take the place of predicted ones."""
+        chosen = choose(methods)
+        original = trace(model, example)
+        batches = None if data is None else collect(original.example, data, SAMPLES)
+        base, net, exact = _exact(model, original, [m for m in chosen if m.exact])
+        stats = observe(net, base, batches)
+        slim = [m for m in chosen if isinstance(m, Slimming)]
+        lossy = [m for m in chosen if not m.exact and not isinstance(m, Slimming)]
+        if measured and batches is not None:
+            stats = measure_damage(net, base, stats, batches, lossy)
+        choices = tuple(survey(net, stats, lossy, align))
+        mixer = Mixer(base, stats, choices, batches, slim, lossy, align) if slim else None
+        return cls(model, base, original, exact, stats, choices, batches, mixer)
+
+    def within(self, limits: Mapping[str, float]) -> tuple[nn.Module, Plan] | None:
+        """The model with the least damage within `limits`; None where no plan is so small."""
+        if self.mixer is not None:
+            found = self.mixer.within(limits)
+            return None if found is None else self._named(*found)
+        picks = solve(self.stats.network, self.choices, limits)
+        return None if picks is None else self.build(picks)
+
+    def _named(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
+        """With the exact steps in front, and original names."""
+        renamed = tuple(_renamed(step, self.exact) for step in plan.steps)
+        return small, replace(plan, steps=(*self.exact, *renamed), before=self.network.cost)
+
+    def build(self, picks: list[int]) -> tuple[nn.Module, Plan]:
+        """The model and the full plan for one option per choice."""
+        plan = describe(self.stats.network, self.stats, self.choices, picks)
+        return self._named(*apply_plan(self.base, plan, self.stats, self.data))
+
+    def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
+        """The schedule of `wish` carried out from the base, where the exact steps are done already."""
+        done = len(self.exact)
+        stages = tuple(
+            replace(stage, steps=tuple(place - done for place in stage.steps if place >= done))
+            for stage in wish.schedule or ()  # type: ignore[union-attr] # resolved by the caller
+            if not stage.steps or max(stage.steps) >= done
+        )
+        inner = replace(plan, steps=tuple(_inside(self.base, step) for step in plan.steps[done:]))
+        wish = replace(wish, schedule=stages)
+        model, found = carry_out(self.base, inner, self.stats, wish, teacher=self.original, seed=seed)
+        steps = () if found is None else found.steps
+        return model, replace(found or plan, steps=(*self.exact, *(_renamed(step, self.exact) for step in steps)))
+
+    def cost(self, model: nn.Module) -> Cost:
+        """Counted cost of a built model."""
+        return count_cost(shallow(model), self.network.example)
+
+
+def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
+    """Do every exact rewrite that makes something smaller, and trace again."""
+    steps = []
+    for layer in net.layers:
+        group = Group((layer,))
+        for method in methods:
+            if layer.skip is None and method.refuses(group) is None:
+                steps += [
+                    Step(group.names, m.name, settings(m), group, reason="exact", damage=0.0)
+                    for m in method.candidates(group, None)
+                ]
+    if not steps:
+        return model, net, ()
+    done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
+    return done, trace(done, net.example), plan.steps
+
+
+def _inside(base: nn.Module, step: Step) -> Step:
+    """The step by the names that its layers have in the base: what `_renamed` undid."""
+    if step.group is None:
+        return step
+    layers = tuple(replace(layer, name=locate(base, layer)) for layer in step.group.layers)
+    return replace(step, layers=tuple(layer.name for layer in layers), group=Group(layers))
+
+
+def _renamed(step: Step, exact: tuple[Step, ...]) -> Step:
+    """The step by original names: "conv.1", left inside by an exact step, is "conv" to the user."""
+    names = {name for done in exact for name in done.layers}
+
+    def original(name: str) -> str:
+        return next((known for known in names if name == known or name.startswith(f"{known}.")), name)
+
+    if step.group is None:
+        return step
+    layers = tuple(replace(layer, name=original(layer.name)) for layer in step.group.layers)
+    return replace(step, layers=tuple(original(name) for name in step.layers), group=Group(layers))
