@@ -1,0 +1,110 @@
+"""Our plans beside Torch-Pruning at equal MACs: the same trained nets, images and five epochs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from opponent import opponent
+from pipelines import JOINT, images, net_of
+from torch import nn
+from tuning import scores, tuned
+
+import taut
+from taut.studies import Cell
+
+FRACTIONS = (0.5, 0.25, 0.125)
+EPOCHS = 5
+IMAGES = 12_000
+"""Training images of an epoch."""
+
+CALIBRATION = 2_048
+NETS = ("vgg", "resnet", "googlenet")
+LOW_RANK = ("svd", "spatial", "tucker")
+SIDES = {"ours": JOINT, "channels": ("channels",), "low rank": LOW_RANK}
+"""Plans of ours; the last two are measured untrained only."""
+
+PEERS = ("l2", "taylor")
+
+
+def wanted(quick: bool) -> list[Cell]:
+    """Every net, fraction and side; the uncompressed control once a net."""
+    if quick:
+        return [{"net": "resnet", "side": side, "macs": 0.25} for side in ("ours", "l2")]
+    cells: list[Cell] = []
+    for net in NETS:
+        cells.append({"net": net, "side": "control", "macs": 1.0})
+        cells += [{"net": net, "side": side, "macs": macs} for macs in FRACTIONS for side in (*SIDES, *PEERS)]
+    return cells
+
+
+def run(place: Cell, cell: Cell) -> dict[str, Any]:
+    """Right or wrong on every test image, before and after tuning, and what the net costs."""
+    x, y, valid_x, valid_y, test_x, test_y = images(place["folder"])
+    quick = place["quick"]
+    rows = torch.randperm(len(x), generator=torch.Generator().manual_seed(2))[: 2_000 if quick else IMAGES]
+    if quick:
+        test_x, test_y = test_x[:2000], test_y[:2000]
+    model = net_of(cell["net"])
+    net = taut.trace(model, x[:1])
+    small = _compressed(model, cell, x[rows], y[rows])
+    cost = taut.trace(small, x[:1]).cost
+    found = {"before": packed(scores(small, test_x, test_y)), "images": len(test_x)}
+    if cell["side"] not in {"channels", "low rank"}:
+        small = tuned(small, (x[rows], y[rows], valid_x, valid_y), 1 if quick else EPOCHS, 0)
+        found["after"] = packed(scores(small, test_x, test_y))
+    path = _kept(place, cell)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(small, path)
+    return found | {"params": cost.params / net.cost.params, "cost": cost.macs / net.cost.macs}
+
+
+def _compressed(model: nn.Module, cell: Cell, x: torch.Tensor, y: torch.Tensor) -> nn.Module:
+    if cell["side"] == "control":
+        return model
+    if cell["side"] in PEERS:
+        return opponent(model, x[:1], cell["macs"], cell["side"], x, y)
+    batches = list(x[:CALIBRATION].split(256))
+    budget = taut.Budget(macs=cell["macs"])
+    return taut.compress(model, x[:2], budget=budget, data=batches, methods=SIDES[cell["side"]]).model
+
+
+def packed(hits: torch.Tensor) -> str:
+    """Bits as hexadecimal digits."""
+    return np.packbits(hits.bool().numpy()).tobytes().hex()
+
+
+def unpacked(text: str, count: int) -> np.ndarray:
+    """The bits again, as floats."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), np.uint8))[:count].astype(float)
+
+
+def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
+    """Mean of a - b over the same images, and half of its 95 % interval."""
+    difference = a - b
+    return float(difference.mean()), float(1.96 * difference.std() / len(difference) ** 0.5)
+
+
+def timed(quick: bool) -> list[Cell]:
+    """Every net that was kept."""
+    return [cell for cell in wanted(quick) if cell["side"] != "control"]
+
+
+def speed(place: Cell, cell: Cell) -> dict[str, Any]:
+    """Dense time over compressed time, each in its fastest runtime, interleaved; batches of 1 and 32."""
+    path = _kept(place, cell)
+    if not path.exists():
+        return {"missing": "the net was not kept"}
+    small, dense = torch.load(path, weights_only=False), net_of(cell["net"])
+    found = {}
+    for batch in (1, 32):
+        times = taut.compare(dense, small, None, torch.rand(batch, 1, 28, 28)).latency
+        if times is not None:
+            found[f"batch {batch}"] = times.best.before / times.best.after
+    return found
+
+
+def _kept(place: Cell, cell: Cell) -> Path:
+    return Path(place["out"]) / "nets" / f"{'quick-' * place['quick']}{cell['net']}-{cell['side']}-{cell['macs']}.pt"
