@@ -31,6 +31,8 @@ End = Literal["out", "in", "through"]
 """A layer's rows, its columns, or the values that it holds per channel between others."""
 
 OUTPUT = "they reach the model's output"
+UNREAD = "no layer reads them"
+ALONE = "no others go the same way, and one of them has to stay"
 
 
 @dataclass(frozen=True, eq=False)
@@ -231,14 +233,14 @@ class _Tracing:
                 self.labels.atoms.pin(side, f"other code uses a parameter of '{name}'")
         atoms, pinned = self.labels.atoms, self.labels.atoms.pinned()
         sides = {side: atoms.roots(found) for side, found in self.sides.items()}
-        groups = _grouped(sides, pinned, list(self.names))
-        return Coupling(groups, _reasons(sides, pinned))
+        groups, left = _grouped(sides, pinned, list(self.names))
+        return Coupling(groups, _reasons(sides, pinned | left))
 
 
 def _grouped(
     sides: Mapping[tuple[str, End], Tensor], pinned: Mapping[int, str], order: Sequence[str]
-) -> tuple[ChannelGroup, ...]:
-    """Classes with the same sides, and as many indices on each, as one group."""
+) -> tuple[tuple[ChannelGroup, ...], dict[int, str]]:
+    """Classes with the same sides, and as many indices on each, as one group; and why others are in none."""
     places: dict[int, dict[tuple[str, End], list[int]]] = defaultdict(dict)
     for side, classes in sides.items():
         for index, number in enumerate(classes.tolist()):
@@ -248,17 +250,19 @@ def _grouped(
     for number, found in places.items():
         alike[tuple((side, len(index)) for side, index in found.items())].append(number)
     rank = {name: place for place, name in enumerate(order)}
-    groups = []
+    groups: list[ChannelGroup] = []
+    left: dict[int, str] = {}
     for signature, numbers in alike.items():
         members = [
             Member(side[0], side[1], torch.tensor([places[n][side] for n in numbers]), len(sides[side]))
             for side, _ in signature
         ]
         members.sort(key=lambda m: (rank[m.layer], m.end))
-        first = next((m.layer for m in members if m.end == "out"), "")
-        if first and len(numbers) > 1 and any(m.end == "in" for m in members):
-            groups.append(ChannelGroup(first, tuple(members)))
-    return tuple(sorted(groups, key=lambda group: rank[group.name]))
+        if len(numbers) > 1 and any(m.end == "in" for m in members):
+            groups.append(ChannelGroup(next(m.layer for m in members if m.end == "out"), tuple(members)))
+        else:
+            left |= dict.fromkeys(numbers, ALONE if len(numbers) == 1 else UNREAD)
+    return tuple(sorted(groups, key=lambda group: rank[group.name])), left
 
 
 def _reasons(sides: Mapping[tuple[str, End], Tensor], pinned: Mapping[int, str]) -> dict[str, str]:

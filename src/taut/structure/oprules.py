@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import itertools
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -10,13 +11,9 @@ from torch import Tensor
 
 from taut.calls import tensors
 from taut.structure.labels import Labels, along, compact, varying
+from taut.structure.opcalls import FIXED, PLACES, Call
 
-MIXES = "the operation '{op}' mixes these channels or has a size of its own"
-FIXED = "they meet a tensor of fixed width in '{op}' (an input, a constant, a parameter of other code)"
-PLACES = "code takes some of them by their place ('{op}')"
-BROADCAST = "a single channel is spread over others in '{op}'"
-
-Rule = Callable[[Labels, str, Any, Any, Any, list[Tensor]], None]
+Rule = Callable[[Call], None]
 
 
 def note(labels: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None:
@@ -29,53 +26,38 @@ def note(labels: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None
         kwargs: and by name.
         output: what it gave.
     """
-    name = func.overloadpacket.__name__
-    made = tensors(output)
+    call = Call(labels, func, args, kwargs, tensors(output))
     if all(labels.of(t) is None for t in tensors((args, kwargs))):
-        for t in made:
-            labels.put(t, None)
+        call.give_all(None)
         return
-    plain = name.removesuffix("_")
-    rule = RULES.get(name) or RULES.get(plain)
+    plain = call.name.removesuffix("_")
+    rule = RULES.get(call.name) or RULES.get(plain)
     if rule is None and (torch.Tag.pointwise in func.tags or plain in POINTWISE):
         rule = _pointwise
     try:
-        (rule or _unknown)(labels, name, func, args, kwargs, made)
-    except (RuntimeError, IndexError, TypeError, NotImplementedError):
-        _unknown(labels, name, func, args, kwargs, made)
+        (rule or Call.give_up)(call)
+    except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
+        call.give_up()  # a call of a form that the rule does not know
 
 
-def _unknown(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
-    """Nothing is known: what went in stays."""
-    del func
-    labels.pin((args, kwargs), MIXES.format(op=name))
-    for t in made:
-        labels.put(t, None)
-
-
-def _same(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _same(call: Call) -> None:
     """The label of the first tensor."""
-    del name, func, kwargs
-    for t in made:
-        labels.put(t, labels.of(args[0]))
+    call.give_all(call.before)
 
 
-def _pointwise(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _pointwise(call: Call) -> None:
     """What meets element by element is one channel."""
-    del func
-    given = tensors((args, kwargs))
+    given = tensors((call.args, call.kwargs))
     label = None
     for t in given:
-        mine = labels.of(t)
+        mine = call.labels.of(t)
         if mine is not None:
-            label = mine if label is None else meet(labels, label, mine, name)
+            label = mine if label is None else call.meet(label, mine)
     if label is None:
         return
-    for t in given:
-        if labels.of(t) is None and _fixes(label, t):
-            labels.atoms.pin(compact(label), FIXED.format(op=name))
-    for t in made:
-        labels.put(t, label.expand(t.shape))
+    if any(call.labels.of(t) is None and _fixes(label, t) for t in given):
+        call.pin(label, FIXED)
+    call.give_all(label)
 
 
 def _fixes(label: Tensor, other: Tensor) -> bool:
@@ -85,250 +67,218 @@ def _fixes(label: Tensor, other: Tensor) -> bool:
     )
 
 
-def meet(labels: Labels, a: Tensor, b: Tensor, name: str) -> Tensor:
-    """Unite two labels that broadcast; one that is a single channel where the other has many does not take part."""
-    rank = max(a.ndim, b.ndim)
-    a, b = (t.reshape(*[1] * (rank - t.ndim), *t.shape) for t in (a, b))
-    for mine, other in ((a, b), (b, a)):
-        if any(mine.shape[axis] == 1 < other.shape[axis] for axis in varying(other)):
-            labels.atoms.pin(compact(mine), BROADCAST.format(op=name))
-            return other
-    shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
-    small = torch.broadcast_tensors(compact(a), compact(b))  # type: ignore[no-untyped-call]
-    labels.atoms.unite(*small)
-    return labels.atoms.roots(small[0]).expand(shape)
-
-
-def _moved(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _moved(call: Call) -> None:
     """The same call on the label."""
-    before = labels.of(args[0])
-    if before is None:
-        return None
-    if name == "roll" and varying(before):
-        return _unknown(labels, name, func, args, kwargs, made)
-    outputs = tensors(func(before, *args[1:], **kwargs))
-    for t, label in zip(made, outputs, strict=True):
-        labels.put(t, label)
-    return None
+    before = call.before
+    if before is not None:
+        call.give(call.again(before))
 
 
-def _viewed(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
-    """Another shape; where the channels of one axis come to lie on several, only one of these may become shorter."""
-    del name, func, kwargs
-    before = labels.of(args[0])
+def _shifted(call: Call) -> None:
+    """Elements at other places of an axis, or in windows of fixed length: fine where no channels lie on it."""
+    before = call.before
+    wish = call.argument("dims", 2, []) if call.name == "roll" else [call.argument("dimension", 1)]
+    axes = {axis % call.args[0].ndim for axis in wish}
+    if before is None or not axes or axes & set(varying(before)):
+        return call.give_up()
+    return call.give(call.again(before))
+
+
+def _viewed(call: Call) -> None:
+    """Another shape; where the channels of one axis come to lie on several, only one of these may become shorter.
+
+    That is the one whose length the code leaves open (-1), or else the longest.
+    """
+    before = call.before
     if before is None:
         return
-    label = before.reshape(made[0].shape)
+    label = before.reshape(call.made[0].shape)
     axes = varying(label)
     if len(axes) > max(1, len(varying(before))):
-        free = max(axes, key=lambda axis: (label.shape[axis], axis))
+        wish = [axis for axis in axes if call.name == "view" and call.args[1][axis] == -1]
+        free = max(wish or axes, key=lambda axis: (label.shape[axis], axis))
         for axis in axes:
             if axis != free:
                 rows = compact(label)
-                labels.atoms.unite(rows, rows.narrow(axis, 0, 1).expand_as(rows))
-        label = labels.atoms.roots(compact(label)).expand(label.shape)
-    labels.put(made[0], label)
+                call.labels.atoms.unite(rows, rows.narrow(axis, 0, 1).expand_as(rows))
+        label = call.labels.atoms.roots(compact(label)).expand(label.shape)
+    call.give([label])
 
 
-def _parts(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _parts(call: Call) -> None:
     """Some indices of an axis (slice, select, index, split into parts of sizes of their own): it keeps its length."""
-    before = labels.of(args[0])
+    before = call.before
     if before is None:
-        return _unknown(labels, name, func, args, kwargs, made)
-    outputs = tensors(func(before, *args[1:], **kwargs))
-    lost = set(varying(before)) & _touched(name, args, kwargs, before)
-    if lost and (len(made) > 1 or made[0].shape != args[0].shape):
-        labels.atoms.pin(compact(before), PLACES.format(op=name))
-    for t, label in zip(made, outputs, strict=True):
-        labels.put(t, label)
-    return None
+        return call.give_up()
+    lost = set(varying(before)) & _touched(call, before)
+    if lost and (len(call.made) > 1 or call.made[0].shape != call.args[0].shape):
+        call.pin(before, PLACES)
+    return call.give(call.again(before))
 
 
-def _touched(name: str, args: Any, kwargs: Any, before: Tensor) -> set[int]:
+def _touched(call: Call, before: Tensor) -> set[int]:
     """The axes that an operation takes parts of."""
-    if name == "index":
-        return {axis for axis, index in enumerate(args[1]) if index is not None}
-    default = 2 if name == "split_with_sizes" else 1
-    axis = kwargs.get("dim", args[default] if len(args) > default and name != "unbind" else 0)
-    if name == "unbind":
-        axis = args[1] if len(args) > 1 else 0
-    return {int(axis) % before.ndim}
+    if call.name == "index":
+        return {axis for axis, index in enumerate(call.args[1]) if index is not None}
+    place = 2 if call.name in {"split", "chunk", "split_with_sizes"} else 1
+    return {int(call.argument("dim", place, 0)) % before.ndim}
 
 
-def _split(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _split(call: Call) -> None:
     """Equal parts (chunk): every part keeps as many channels as the others."""
-    before = labels.of(args[0])
-    axis = kwargs.get("dim", args[2] if len(args) > 2 else 0) % args[0].ndim
-    if before is None or len({t.shape for t in made}) > 1:
-        return _parts(labels, name, func, args, {**kwargs, "dim": axis} if len(args) < 3 else kwargs, made)
-    outputs = tensors(func(before, *args[1:], **kwargs))
-    if axis in varying(before):
+    before = call.before
+    if before is None or len({t.shape for t in call.made}) > 1:
+        return _parts(call)
+    outputs = call.again(before)
+    if _touched(call, before) & set(varying(before)):
         for other in outputs[1:]:
-            labels.atoms.unite(compact(outputs[0]), compact(other))
-    for t, label in zip(made, outputs, strict=True):
-        labels.put(t, label)
-    return None
+            call.labels.atoms.unite(compact(outputs[0]), compact(other))
+    return call.give(outputs)
 
 
-def _unbound(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
-    """As `_parts`, but fine where the axis was united before: queries, keys and values behind one Linear."""
-    _parts(labels, name, func, args, kwargs, made)
-
-
-def _gated(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _gated(call: Call) -> None:
     """GLU: the first half of an axis times the sigmoid of the second."""
-    before = labels.of(args[0])
+    before = call.before
     if before is None:
-        return _unknown(labels, name, func, args, kwargs, made)
-    first, second = before.chunk(2, args[1] if len(args) > 1 else -1)
-    labels.put(made[0], meet(labels, first, second, name))
-    return None
+        return call.give_up()
+    return call.give([call.meet(*before.chunk(2, call.argument("dim", 1, -1)))])
 
 
-def _joined(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _joined(call: Call) -> None:
     """Tensors one behind the other: those without channels get some that stay."""
-    del func
-    parts = list(args[0])
-    axis = (args[1] if len(args) > 1 else kwargs.get("dim", 0)) % made[0].ndim
-    known = [labels.of(t) for t in parts]
-    if name == "stack":
+    parts, known = list(call.args[0]), [call.labels.of(t) for t in call.args[0]]
+    axis = call.argument("dim", 1, 0) % call.made[0].ndim
+    if call.name == "stack":
         known = [None if label is None else label.unsqueeze(axis) for label in known]
         parts = [t.unsqueeze(axis) for t in parts]
-    sample = next(label for label in known if label is not None)
-    inside = varying(sample) if varying(sample) else [axis]
+    inside = varying(next(label for label in known if label is not None)) or [axis]
     filled = []
     for t, label in zip(parts, known, strict=True):
-        if label is not None:
-            filled.append(label)
-        elif inside == [axis]:
-            fresh = labels.atoms.fresh(t.shape[axis], FIXED.format(op=name))
-            filled.append(fresh.reshape(-1, *[1] * (t.ndim - axis - 1)).expand(t.shape))
-        else:
-            labels.pin(args, FIXED.format(op=name))
-            return labels.put(made[0], None)
-    small = [compact(label) for label in filled]
-    shape = [max(part.shape[a] for part in small) for a in range(made[0].ndim)]
-    grown = []
-    for part, label in zip(small, filled, strict=True):
-        size = [label.shape[a] if a == axis else shape[a] for a in range(part.ndim)]
-        grown.append(part.expand(size))
-    label = torch.cat(grown, axis)
+        if label is None and inside != [axis]:
+            return call.give_up(FIXED)
+        filled.append(_fresh(call, t, axis) if label is None else label)
+    grown = _grown(filled, axis)
     if axis not in inside:  # other positions of the same channels
         for part in grown[1:]:
             first = grown[0].narrow(axis, 0, 1)
-            labels.atoms.unite(part, first.expand_as(part))
-    return labels.put(made[0], label)
+            call.labels.atoms.unite(part, first.expand_as(part))
+    return call.give_all(torch.cat(grown, axis))
 
 
-def _reduced(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _fresh(call: Call, t: Tensor, axis: int) -> Tensor:
+    """A label for what is no channel, but comes to lie among channels."""
+    atoms = call.labels.atoms.fresh(t.shape[axis], FIXED.format(op=call.name))
+    return _upright(atoms, axis, t.ndim).expand(t.shape)
+
+
+def _upright(atoms: Tensor, axis: int, rank: int) -> Tensor:
+    """Atoms along one axis of a tensor."""
+    return atoms.reshape([-1 if a == axis else 1 for a in range(rank)])
+
+
+def _grown(labels: Sequence[Tensor], axis: int) -> list[Tensor]:
+    """Labels of tensors that are joined on an axis, in one shape but for that axis, no larger than needed."""
+    small = [compact(label) for label in labels]
+    shape = [max(part.shape[a] for part in small) for a in range(small[0].ndim)]
+    return [
+        part.expand([label.shape[a] if a == axis else shape[a] for a in range(part.ndim)])
+        for part, label in zip(small, labels, strict=True)
+    ]
+
+
+def _reduced(call: Call) -> None:
     """Axes summed up: fine where no channels lie on them."""
-    before = labels.of(args[0])
-    if before is None or len(made[0].shape) == 0 or "dim" not in _signature(func):
-        return _unknown(labels, name, func, args, kwargs, made)
-    place = _signature(func).index("dim")
-    wish = kwargs.get("dim", args[place] if len(args) > place else None)
+    before, names = call.before, [argument.name for argument in call.func._schema.arguments]
+    if before is None or len(call.made[0].shape) == 0 or "dim" not in names:
+        return call.give_up()
+    wish = call.argument("dim", names.index("dim"))
     axes = range(before.ndim) if wish is None or wish == [] else wish if isinstance(wish, list | tuple) else [wish]
     lost = {axis % before.ndim for axis in axes}
     if lost & set(varying(before)):
-        return _unknown(labels, name, func, args, kwargs, made)
-    kept = made[0].ndim == before.ndim
+        return call.give_up()
+    kept = call.made[0].ndim == before.ndim
     label = before
     for axis in sorted(lost, reverse=True):
         label = label.narrow(axis, 0, 1) if kept else label.select(axis, 0)
-    for t in made:
-        labels.put(t, label.expand(t.shape))
-    return None
+    return call.give_all(label)
 
 
-def _signature(func: Any) -> list[str]:
-    return [argument.name for argument in func._schema.arguments]
-
-
-def _scanned(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _scanned(call: Call) -> None:
     """Softmax, cumulative sums: the shape stays, and every element knows its axis."""
-    before = labels.of(args[0])
-    axis = args[1] if len(args) > 1 else kwargs.get("dim", -1)
-    if before is None or axis % before.ndim in varying(before):
-        return _unknown(labels, name, func, args, kwargs, made)
-    for t in made:
-        labels.put(t, before)
-    return None
+    before = call.before
+    if before is None or call.argument("dim", 1, -1) % before.ndim in varying(before):
+        return call.give_up()
+    return call.give_all(before)
 
 
-def _resized(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _resized(call: Call) -> None:
     """Pooling, interpolation, padding: axes of another length that hold no channels."""
-    before = labels.of(args[0])
-    if before is None or any(t.ndim != before.ndim for t in made):
-        return _unknown(labels, name, func, args, kwargs, made)
-    spatial = next((int(name[at - 1]) for at in range(1, len(name)) if name[at] == "d" and name[at - 1] in "123"), 0)
-    axes = set(varying(before))
-    changed = {axis for axis in range(before.ndim) if before.shape[axis] != made[0].shape[axis]}
-    if axes & (changed | {before.ndim - 1 - i for i in range(spatial)}):
-        return _unknown(labels, name, func, args, kwargs, made)
-    for t in made:
-        label = before
-        for axis in changed:
-            label = label.narrow(axis, 0, 1)
-        labels.put(t, label.expand(t.shape))
-    return None
+    before = call.before
+    if before is None or any(t.ndim != before.ndim for t in call.made):
+        return call.give_up()
+    dims = next((int(a) for a, b in itertools.pairwise(call.name) if b == "d" and a in "123"), 0)
+    changed = call.lengthened(before)
+    if set(varying(before)) & (changed | {before.ndim - 1 - i for i in range(dims)}):
+        return call.give_up()
+    label = before
+    for axis in changed:
+        label = label.narrow(axis, 0, 1)
+    return call.give_all(label)
 
 
-def _padded(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _padded(call: Call) -> None:
     """Constants around: channels that are added stay as they are, and so do those beside which they come to lie."""
-    before = labels.of(args[0])
+    before = call.before
     if before is None:
-        return _unknown(labels, name, func, args, kwargs, made)
-    changed = {axis for axis in range(before.ndim) if before.shape[axis] != made[0].shape[axis]}
-    if not changed & set(varying(before)):
-        return _resized(labels, name, func, args, kwargs, made)
-    if changed - set(varying(before)) or min(args[1]) < 0:
-        return _unknown(labels, name, func, args, kwargs, made)
-    label = func(before.contiguous(), args[1], -1)
-    label = label.clone()
-    places = label == -1
+        return call.give_up()
+    changed, axes = call.lengthened(before), set(varying(before))
+    if not changed & axes:
+        return _resized(call)
+    if changed - axes or min(call.args[1]) < 0:
+        return call.give_up()
+    label = call.func(before.contiguous(), call.args[1], -1).clone()
     (axis,) = changed
-    fresh = labels.atoms.fresh(label.shape[axis], FIXED.format(op=name))
-    shape = [-1 if a == axis else 1 for a in range(label.ndim)]
-    labels.put(made[0], torch.where(places, fresh.reshape(shape), label))
-    return None
+    fresh = call.labels.atoms.fresh(label.shape[axis], FIXED.format(op=call.name))
+    return call.give([torch.where(label == -1, _upright(fresh, axis, label.ndim), label)])
 
 
-def _multiplied(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _multiplied(call: Call) -> None:
     """A B: what is summed over meets; rows keep the channels of A, columns those of B."""
-    first, second = args[1:3] if name in {"addmm", "baddbmm"} else args[:2]
-    a, b = labels.of(first), labels.of(second)
-    if (name in {"addmm", "baddbmm"} and labels.of(args[0]) is not None) or made[0].ndim < 2:
-        return _unknown(labels, name, func, args, kwargs, made)
-    last = made[0].ndim - 1
+    summed = call.name in {"addmm", "baddbmm"}
+    first, second = call.args[1:3] if summed else call.args[:2]
+    a, b = call.labels.of(first), call.labels.of(second)
+    if (summed and call.before is not None) or call.made[0].ndim < 2:
+        return call.give_up()
+    last = call.made[0].ndim - 1
     inner_a, inner_b = a is not None and last in varying(a), b is not None and last - 1 in varying(b)
     if a is not None and b is not None and inner_a and inner_b:
-        labels.atoms.unite(along(a, last, labels.atoms), along(b, last - 1, labels.atoms))
+        call.labels.atoms.unite(along(a, last, call.labels.atoms), along(b, last - 1, call.labels.atoms))
     elif inner_a or inner_b:
-        labels.pin((first, second), FIXED.format(op=name))
-    rows = a.narrow(last, 0, 1) if a is not None and not inner_a else None
-    columns = b.narrow(last - 1, 0, 1) if b is not None and not inner_b else None
-    if rows is not None and columns is not None and varying(rows) and varying(columns):
-        labels.pin((first, second), MIXES.format(op=name))
-        return labels.put(made[0], None)
-    rows = None if rows is None or not varying(rows) else rows
-    columns = columns if columns is not None and varying(columns) else None
-    label = columns if rows is None else rows
-    return labels.put(made[0], None if label is None else label.expand(made[0].shape))
+        call.labels.pin((first, second), FIXED.format(op=call.name))
+    rows = _side(a, last, inner=inner_a)
+    columns = _side(b, last - 1, inner=inner_b)
+    if rows is not None and columns is not None:
+        if varying(rows) != [0] or varying(columns) != [0] or last < 2:
+            return call.give_up()
+        rows = call.meet(rows, columns)  # many products at once, each of its own channel
+    return call.give_all(columns if rows is None else rows)
 
 
-def _copied(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
+def _side(label: Tensor | None, axis: int, *, inner: bool) -> Tensor | None:
+    """What a factor of a product hands on: the channels on its other axes, without the one that is summed over."""
+    if label is None or inner:
+        return None
+    outer = label.narrow(axis, 0, 1)
+    return outer if varying(outer) else None
+
+
+def _copied(call: Call) -> None:
     """Written into a tensor: one with channels of its own, or a buffer of fixed size."""
-    del func, kwargs
-    mine, other = labels.of(args[0]), labels.of(args[1])
+    mine, other = call.before, call.labels.of(call.args[1])
     if mine is not None and other is not None:
-        labels.put(made[0], meet(labels, mine, other, name))
+        call.give([call.meet(mine, other)])
     else:
-        labels.pin(args, FIXED.format(op=name))
-
-
-def _like(labels: Labels, name: str, func: Any, args: Any, kwargs: Any, made: list[Tensor]) -> None:
-    """A new tensor as wide as another."""
-    _same(labels, name, func, args, kwargs, made)
+        call.labels.pin(call.args, FIXED.format(op=call.name))
 
 
 def _rules(rule: Rule, names: str) -> dict[str, Rule]:
@@ -341,12 +291,12 @@ POINTWISE = frozenset(
 
 RULES: dict[str, Rule] = {
     **_rules(_same, "clone detach alias _to_copy contiguous lift_fresh positive rand_like zeros_like ones_like"),
-    **_rules(_like, "full_like empty_like randn_like"),
+    **_rules(_same, "full_like empty_like randn_like"),
     **_rules(_viewed, "view _unsafe_view reshape _reshape_alias unflatten"),
-    **_rules(_moved, "permute transpose t expand squeeze unsqueeze flip roll repeat pixel_shuffle channel_shuffle"),
-    **_rules(_moved, "pixel_unshuffle movedim unfold"),
-    **_rules(_parts, "slice select index index_select narrow split_with_sizes gather"),
-    **_rules(_unbound, "unbind"),
+    **_rules(_moved, "permute transpose t expand squeeze unsqueeze flip repeat pixel_shuffle channel_shuffle"),
+    **_rules(_moved, "pixel_unshuffle movedim"),
+    **_rules(_shifted, "roll unfold"),
+    **_rules(_parts, "slice select index index_select narrow split_with_sizes gather unbind"),
     **_rules(_split, "split chunk"),
     **_rules(_gated, "glu"),
     **_rules(_joined, "cat stack"),

@@ -38,6 +38,7 @@ NARROW: tuple[type[nn.Module], ...] = (
 """Layers that can be made narrower."""
 
 APART = "'{name}' computes across the axis on which they lie"
+TOGETHER = "they can only go all at once"
 
 
 @dataclass(frozen=True)
@@ -75,17 +76,16 @@ class Sides:
         """
         label = self.labels.of(x)
         if label is None:
-            self._fixed()
+            self.fixed()
             return None
-        if axis % x.ndim not in varying(label):
-            if varying(label):
-                self.labels.atoms.pin(compact(label), APART.format(name=self.name))
-            if label.shape[axis] > 1 or varying(label):
-                self._fixed()
-                return None
+        axes = varying(label)
+        if axis % x.ndim not in axes and (axes or label.shape[axis] > 1):
+            self.labels.atoms.pin(compact(label), APART.format(name=self.name) if axes else TOGETHER)
+            self.fixed()
+            return None
         return along(label, axis % x.ndim, self.labels.atoms)
 
-    def _fixed(self) -> None:
+    def fixed(self) -> None:
         """One call reads what has a fixed width: so must all calls."""
         for end in ("in", "through"):
             found = self.known.get((self.name, end))
@@ -163,14 +163,14 @@ def _tied(sides: Sides, atoms: Tensor, groups: int) -> Tensor:
 
 def _per_channel(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
     """Values per channel on axis 1."""
-    label = sides.labels.of(x)
-    single = isinstance(module, nn.PReLU) and module.num_parameters == 1
-    batched = x.ndim >= 2 and (not isinstance(module, _InstanceNorm) or x.ndim > 2)
-    if label is None or single or not batched:
-        if not single and not batched:
-            sides.stay(x, APART.format(name=sides.name))
-        return sides.labels.put(output, None if label is None or (not batched and not single) else label)
-    columns = sides.arriving(x, 1)
+    if isinstance(module, nn.PReLU) and module.num_parameters == 1:
+        return sides.labels.put(output, sides.labels.of(x))
+    columns = None
+    if x.ndim > 2 or (x.ndim == 2 and not isinstance(module, _InstanceNorm)):
+        columns = sides.arriving(x, 1)
+    else:
+        sides.stay(x, APART.format(name=sides.name))
+        sides.fixed()
     if columns is None:
         return sides.labels.put(output, None)
     if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
@@ -183,9 +183,11 @@ def _layer_norm(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
     """Values per channel on the last axes."""
     label = sides.labels.of(x)
     if label is None:
+        sides.fixed()
         return sides.labels.put(output, None)
     inner = [axis for axis in varying(label) if axis >= x.ndim - len(module.normalized_shape)]
     if not inner:
+        sides.fixed()
         return sides.labels.put(output, label)
     if len(module.normalized_shape) > 1:
         sides.stay(x, f"'{sides.name}' normalizes several axes at once")
