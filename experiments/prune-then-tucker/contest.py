@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from opponent import opponent
-from pipelines import JOINT, images, net_of
+from pipelines import JOINT, LOW_RANK, images, net_of
 from torch import nn
 from tuning import scores, tuned
 
@@ -22,9 +22,12 @@ IMAGES = 12_000
 
 CALIBRATION = 2_048
 NETS = ("vgg", "resnet", "googlenet")
-LOW_RANK = ("svd", "spatial", "tucker")
 SIDES = {"ours": JOINT, "channels": ("channels",), "low rank": LOW_RANK}
-"""Plans of ours; the last two are measured untrained only."""
+"""Plans of ours."""
+
+ALONE = ("channels", "low rank")
+UNTRAINED = (("vgg", 0.125), ("resnet", 0.25))
+"""Where they are measured as well, untrained; and where ours should be above the peer's tuned nets."""
 
 PEERS = ("l2", "taylor")
 
@@ -36,7 +39,8 @@ def wanted(quick: bool) -> list[Cell]:
     cells: list[Cell] = []
     for net in NETS:
         cells.append({"net": net, "side": "control", "macs": 1.0})
-        cells += [{"net": net, "side": side, "macs": macs} for macs in FRACTIONS for side in (*SIDES, *PEERS)]
+        cells += [{"net": net, "side": side, "macs": macs} for macs in FRACTIONS for side in ("ours", *PEERS)]
+        cells += [{"net": net, "side": side, "macs": macs} for n, macs in UNTRAINED if n == net for side in ALONE]
     return cells
 
 
@@ -52,7 +56,7 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
     small = _compressed(model, cell, x[rows], y[rows])
     cost = taut.trace(small, x[:1]).cost
     found = {"before": packed(scores(small, test_x, test_y)), "images": len(test_x)}
-    if cell["side"] not in {"channels", "low rank"}:
+    if cell["side"] not in ALONE:
         small = tuned(small, (x[rows], y[rows], valid_x, valid_y), 1 if quick else EPOCHS, 0)
         found["after"] = packed(scores(small, test_x, test_y))
     path = _kept(place, cell)

@@ -35,7 +35,7 @@ Batches = Sequence[tuple[Any, Any]]
 FIRST = (0.0, 0.5, 1.0)
 """Shares of the way that channels save, tried first: none, half, all."""
 
-ROUNDS = 7
+ROUNDS = 5
 """Shares tried at most."""
 
 HELD_OUT = 4

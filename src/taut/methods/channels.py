@@ -144,9 +144,13 @@ class Channels:
         if self.widths is not None and self.counts is None:
             raise CallError("The 'widths' of channels are a record: give 'counts', or what the layers may cost.")
         layers = described(model, example, names)
-        while groups:
-            curves = curves_of(model, groups, known, self.criterion, names)
-            counts = self._counts(layers, groups, curves)
+        curves = curves_of(model, groups, known, self.criterion, names)
+        usable = list(range(len(groups)))
+        while usable:
+            counts = [group.size for group in groups]
+            some = self._counts(layers, [groups[i] for i in usable], [curves[i] for i in usable], whole=groups)
+            for place, count in zip(usable, some, strict=True):
+                counts[place] = count
             gone = [
                 torch.from_numpy(c.order[: g.size - n].copy()) for g, c, n in zip(groups, curves, counts, strict=True)
             ]
@@ -160,17 +164,22 @@ class Channels:
             if self.counts is not None:
                 return f"channels of '{groups[bad[0][0]].name}' cannot go: {bad[0][1]}"
             stays |= {names[groups[place].name]: reason for place, reason in bad}
-            lost = {place for place, _ in bad}
-            groups = [group for place, group in enumerate(groups) if place not in lost]
+            usable = [place for place in usable if place not in {place for place, _ in bad}]
         return _why(stays)
 
-    def _counts(self, layers: Sequence[Layer], groups: Sequence[ChannelGroup], curves: Sequence[Curve]) -> list[int]:
-        """Channels that every group keeps.
+    def _counts(
+        self,
+        layers: Sequence[Layer],
+        groups: Sequence[ChannelGroup],
+        curves: Sequence[Curve],
+        whole: Sequence[ChannelGroup],
+    ) -> list[int]:
+        """Channels that each of `groups` keeps, those of `whole` of which some may go.
 
         Raises:
             CallError: see `look`.
         """
-        sizes = [group.size for group in groups]
+        sizes = [group.size for group in whole]
         if self.counts is not None:
             fits = len(self.counts) == len(sizes) and all(
                 type(n) is int and 1 <= n <= most for n, most in zip(self.counts, sizes, strict=True)
@@ -185,7 +194,7 @@ class Channels:
         limits = self._limits(costs)
         find = even_widths(costs, limits, self.align) if self.even else choose_widths(costs, curves, limits, self.align)
         if find is None:
-            least = costs.of(np.array([[n - 1 for n in sizes]], dtype=float), dict.fromkeys(limits, 1.0))
+            least = costs.of(np.array([[group.size - 1 for group in groups]], dtype=float), dict.fromkeys(limits, 1.0))
             raise CallError(
                 f"No widths of channels meet {self._asked()}: one channel a group still costs {least[0]:.0f}."
             )
