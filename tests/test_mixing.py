@@ -1,4 +1,4 @@
-"""Channels and ranks in one plan: budgets hold, the share is the one with the least divergence, plans can be replayed."""
+"""Channels and ranks in one plan: budgets hold, the share with the least divergence wins, plans can be replayed."""
 
 import json
 
