@@ -3,36 +3,42 @@
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.calls import Example
-from taut.criteria.channels import Reader, kept_weights
-from taut.decompose.linalg import ridge
 from taut.errors import CallError
 from taut.methods.building import random_layer, refuse_layer
-from taut.methods.ranking import CRITERIA, RIDGE, curves_of
-from taut.methods.slimming import PER_CHANNEL, TRANSPOSED, Sizes, empty_layer, sizes_after, sizes_of, slim, slimmed
+from taut.methods.ranking import CRITERIA, curves_of
+from taut.methods.refilling import refilled
+from taut.methods.slimming import (
+    PER_CHANNEL,
+    TRANSPOSED,
+    Sizes,
+    described,
+    empty_layer,
+    flat_sizes,
+    sizes_of,
+    slimmed,
+)
 from taut.methods.trial import failing
 from taut.methods.widths import Costs, Curve, choose_widths, even_widths
-from taut.structure.channels import ChannelGroup, coupled
-from taut.structure.cutting import cuts_of, sides_of
+from taut.structure.channels import ChannelGroup, Coupling, coupled
+from taut.structure.cutting import cuts_of
 from taut.structure.narrowing import Cut
-from taut.structure.patches import grouped_weight
-from taut.structure.probing import record_calls
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import OTHERS, UNFACTORIZED
-from taut.structure.tracing import describe_layer
 from taut.types import Cost, Group, Layer, Rewrite
 
 NOTHING = "no channels can be taken out"
+ENOUGH = "no channels have to go: what is asked holds already"
+OUTSIDE = "they also belong to '{name}', which is none of the step's layers"
 
 READ_ELSEWHERE = "other code reads its attribute"
 """How the reason of a skipped layer starts that is no obstacle here: a narrower layer has all attributes."""
@@ -115,6 +121,7 @@ class Channels:
         self._must("criterion", self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")
         good = self.align is None or (type(self.align) is int and self.align > 0)
         self._must("align", good, "a whole number, at least 1")
+        self._must("even", isinstance(self.even, bool), "True or False")
 
     def _must(self, key: str, good: bool, wanted: str) -> None:
         if not good:
@@ -138,67 +145,64 @@ class Channels:
         """
         known = stats or {}
         names = {place: name for name, place in places.items()}
-        coupling = coupled(model, example)
-        groups = [g for g in coupling.groups if all(m.layer in names for m in g.members)]
-        stays = {names[k]: reason for k, reason in coupling.stays.items() if k in names}
         if self.widths is not None and self.counts is None:
             raise CallError("The 'widths' of channels are a record: give 'counts', or what the layers may cost.")
-        layers = described(model, example, names)
-        curves = curves_of(model, groups, known, self.criterion, names)
+        groups, stays = _within(coupled(model, example), names)
+        layers, curves = described(model, example, names), curves_of(model, groups, known, self.criterion, names)
         usable = list(range(len(groups)))
         while usable:
-            counts = [group.size for group in groups]
-            some = self._counts(layers, [groups[i] for i in usable], [curves[i] for i in usable], whole=groups)
-            for place, count in zip(usable, some, strict=True):
-                counts[place] = count
+            counts = self._counts(layers, groups, curves, usable)
             gone = [
                 torch.from_numpy(c.order[: g.size - n].copy()) for g, c, n in zip(groups, curves, counts, strict=True)
             ]
             if not any(len(index) for index in gone):
-                break
-            bad = failing(model, example, groups, gone)
+                return ENOUGH
+            bad = dict(failing(model, example, groups, gone))
             if not bad:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
-                resolved = replace(self, counts=counts, widths=_flat(model, places, cuts))
+                resolved = replace(self, counts=counts, widths=flat_sizes(model, places, cuts))
                 return resolved, Narrowing(cuts, stays, known)
             if self.counts is not None:
-                return f"channels of '{groups[bad[0][0]].name}' cannot go: {bad[0][1]}"
-            stays |= {names[groups[place].name]: reason for place, reason in bad}
-            usable = [place for place in usable if place not in {place for place, _ in bad}]
+                place, reason = next(iter(bad.items()))
+                return f"channels of '{groups[place].name}' cannot go: {reason}"
+            for place, reason in bad.items():
+                stays |= {names[member.layer]: reason for member in groups[place].of("out")}
+            usable = [place for place in usable if place not in bad]
         return _why(stays)
 
     def _counts(
-        self,
-        layers: Sequence[Layer],
-        groups: Sequence[ChannelGroup],
-        curves: Sequence[Curve],
-        whole: Sequence[ChannelGroup],
+        self, layers: Sequence[Layer], groups: Sequence[ChannelGroup], curves: Sequence[Curve], usable: Sequence[int]
     ) -> list[int]:
-        """Channels that each of `groups` keeps, those of `whole` of which some may go.
+        """Channels that each of the groups keeps; those that are not `usable` keep all.
 
         Raises:
             CallError: see `look`.
         """
-        sizes = [group.size for group in whole]
+        sizes = [group.size for group in groups]
         if self.counts is not None:
-            fits = len(self.counts) == len(sizes) and all(
-                type(n) is int and 1 <= n <= most for n, most in zip(self.counts, sizes, strict=True)
-            )
-            if not fits:
-                raise CallError(
-                    f"The 'counts' of channels must be one number for each of {len(sizes)} groups, between 1 and "
-                    f"{sizes}. Got {self.counts} instead."
-                )
+            self._check_counts(sizes)
             return list(self.counts)
-        costs = Costs(layers, groups)
+        costs = Costs(layers, [groups[place] for place in usable])
         limits = self._limits(costs)
-        find = even_widths(costs, limits, self.align) if self.even else choose_widths(costs, curves, limits, self.align)
-        if find is None:
-            least = costs.of(np.array([[group.size - 1 for group in groups]], dtype=float), dict.fromkeys(limits, 1.0))
+        if self.even:
+            found = even_widths(costs, limits, self.align)
+        else:
+            found = choose_widths(costs, [curves[place] for place in usable], limits, self.align)
+        if found is None:
+            raise CallError(f"No widths of channels meet {self._asked()}: {_least(costs, limits)}.")
+        for place, count in zip(usable, found, strict=True):
+            sizes[place] = count
+        return sizes
+
+    def _check_counts(self, sizes: Sequence[int]) -> None:
+        """Raise what is wrong with the counts."""
+        given: Any = self.counts
+        fits = isinstance(given, list) and len(given) == len(sizes)
+        if not fits or not all(type(n) is int and 1 <= n <= most for n, most in zip(given, sizes, strict=True)):
             raise CallError(
-                f"No widths of channels meet {self._asked()}: one channel a group still costs {least[0]:.0f}."
+                f"The 'counts' of channels must be one number for each of {len(sizes)} groups, between 1 and "
+                f"{list(sizes)}. Got {given} instead."
             )
-        return find
 
     def _limits(self, costs: Costs) -> dict[str, float]:
         whole = np.zeros((1, len(costs.groups)))
@@ -235,7 +239,7 @@ class Channels:
         """Narrower layers whose weights make up for what is gone; copies of the layers that lose nothing."""
         found: Narrowing = factors
         built = {
-            name: _narrow(module, found.cuts[name], found.stats.get(name))
+            name: refilled(module, found.cuts[name], found.stats.get(name))
             if name in found.cuts
             else copy.deepcopy(module)
             for name, module in modules.items()
@@ -297,75 +301,35 @@ def _refuse(layer: Layer) -> str | None:
     return refuse_layer(layer)
 
 
-def described(model: nn.Module, example: Example, names: Mapping[str, str]) -> list[Layer]:
-    """The layers as they are now, by where they stand, with their calls and multiply-accumulates."""
-    calls, _ = record_calls(model, example)
-    found = []
-    for place in names:
-        module = model.get_submodule(place)
-        layer = describe_layer(place, module, tuple(calls.get(place, ())), example.batch)
-        params = sum(p.numel() for p in module.parameters(recurse=False))
-        found.append(replace(layer, params=params, macs=_macs(layer)))
-    return found
-
-
-def _macs(layer: Layer) -> int:
-    weights = math.prod(layer.weight)
-    if layer.kind in TRANSPOSED:
-        return layer.per_sample(weights * sum(math.prod(call.input) for call in layer.calls) // layer.weight[0])
-    if layer.kind == "Linear" or layer.kernel:
-        return layer.per_sample(weights * layer.positions)
-    return 0
-
-
 def _kept(layer: Layer, sizes: Sizes) -> bool:
     return sizes in {sizes_of(layer), (0, 0)}
 
 
-def _flat(model: nn.Module, places: Mapping[str, str], cuts: Mapping[str, Cut]) -> list[int]:
-    """Outputs and inputs of all layers in a row; zeros for a norm without parameters that keeps its width."""
-    flat: list[int] = []
-    for name, place in places.items():
-        module = model.get_submodule(place)
-        if name not in cuts and not any(True for _ in module.parameters(recurse=False)):
-            flat += [0, 0]
+def _within(coupling: Coupling, names: Mapping[str, str]) -> tuple[list[ChannelGroup], dict[str, str]]:
+    """The groups that lie within the step's layers, and why channels of these layers stay."""
+    groups = []
+    stays = {names[place]: reason for place, reason in coupling.stays.items() if place in names}
+    for group in coupling.groups:
+        outside = next((m.layer for m in group.members if m.layer not in names), None)
+        if outside is None:
+            groups.append(group)
         else:
-            flat += sizes_after(module, cuts.get(name))
-    return flat
+            given = [m.layer for m in group.of("out") if m.layer in names]
+            stays |= {names[place]: OUTSIDE.format(name=outside) for place in given}
+    return groups, stays
+
+
+def _least(costs: Costs, limits: Mapping[str, float]) -> str:
+    """How far narrowing goes, in words."""
+    none = np.zeros((1, len(costs.groups)))
+    most = np.array([[group.size - 1.0 for group in costs.groups]])
+    shares = []
+    for key in limits:
+        left, whole = (float(costs.of(state, {key: 1.0})[0]) for state in (most, none))
+        shares.append(f"{left / max(whole, 1.0):.3g} of the {key}")
+    return f"one channel a group, the least, still leaves {' and '.join(shares)}"
 
 
 def _why(stays: Mapping[str, str]) -> str:
     told = "; ".join(f"'{name}': {reason}" for name, reason in list(stays.items())[:3])
     return f"{NOTHING}{told and ' ('}{told}{', ...' if len(stays) > 3 else ''}{told and ')'}"
-
-
-def _narrow(module: nn.Module, cut: Cut, stats: LayerStatistics | None) -> nn.Module:
-    """The narrower layer; where inputs went and their second moments are known, those that stay make up for them."""
-    small = slim(module, cut)
-    if stats is None or not stats.weighting.known or len(cut.inputs) == sides_of(module)[1]:
-        return small
-    made_up = _made_up(module, cut, stats)
-    if made_up is not None:
-        weight: Any = small.weight
-        weight.data.copy_(made_up.reshape(weight.shape))
-    return small
-
-
-def _made_up(module: nn.Module, cut: Cut, stats: LayerStatistics) -> Tensor | None:
-    """The kept columns moved so that tr(dW A dW^T) is least, of the kept rows; None where A is only sketched."""
-    held = stats.weighting.full if stats.weighting.full is not None else stats.weighting.channel
-    if held is None or not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
-        return None
-    W = grouped_weight(module)
-    g, _, c, taps = W.shape
-    kept = torch.zeros(c, dtype=torch.bool)
-    kept[cut.inputs] = True
-    found = []
-    for i in range(g):
-        A = ridge(held[i], RIDGE).cpu()
-        wide = stats.weighting.full is not None
-        rows = W[i].flatten(1) if wide else W[i].movedim(2, 0).flatten(0, 1)
-        owner = torch.arange(c).repeat_interleave(taps if wide else 1)
-        moved = kept_weights(Reader(rows.cpu(), A, owner), kept)
-        found.append(moved.reshape(-1, c, taps) if wide else moved.reshape(taps, -1, c).movedim(0, 2))
-    return torch.cat(found)[cut.outputs][:, cut.inputs]

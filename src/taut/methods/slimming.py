@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from taut.calls import Example
 from taut.methods.building import conv, empty, linear
 from taut.structure.cutting import sides_of
 from taut.structure.narrowing import Cut
+from taut.structure.probing import record_calls
 from taut.structure.tracing import describe_layer
 from taut.types import Invocation, Layer
 
@@ -169,3 +173,36 @@ def groups(module: nn.Module) -> int:
 def sizes_after(module: nn.Module, cut: Cut | None) -> Sizes:
     """Outputs and inputs that are left."""
     return sides_of(module) if cut is None else (len(cut.outputs), len(cut.inputs))
+
+
+def described(model: nn.Module, example: Example, names: Mapping[str, str]) -> list[Layer]:
+    """The layers as they are now, by where they stand, with their calls and multiply-accumulates."""
+    calls, _ = record_calls(model, example)
+    found = []
+    for place in names:
+        module = model.get_submodule(place)
+        layer = describe_layer(place, module, tuple(calls.get(place, ())), example.batch)
+        params = sum(p.numel() for p in module.parameters(recurse=False))
+        found.append(replace(layer, params=params, macs=_macs(layer)))
+    return found
+
+
+def _macs(layer: Layer) -> int:
+    weights = math.prod(layer.weight)
+    if layer.kind in TRANSPOSED:
+        return layer.per_sample(weights * sum(math.prod(call.input) for call in layer.calls) // layer.weight[0])
+    if layer.kind == "Linear" or layer.kernel:
+        return layer.per_sample(weights * layer.positions)
+    return 0
+
+
+def flat_sizes(model: nn.Module, places: Mapping[str, str], cuts: Mapping[str, Cut]) -> list[int]:
+    """Outputs and inputs of all layers in a row; zeros for a norm without parameters that keeps its width."""
+    flat: list[int] = []
+    for name, place in places.items():
+        module = model.get_submodule(place)
+        if name not in cuts and not any(True for _ in module.parameters(recurse=False)):
+            flat += [0, 0]
+        else:
+            flat += sizes_after(module, cuts.get(name))
+    return flat
