@@ -14,6 +14,9 @@ from taut.types.plan import Plan, Step
 Trained = Literal["all", "above", "none"]
 OPTIMIZERS = ("adam", "adamw", "sgd")
 
+OF_THE_REST = frozenset({"channels"})
+"""Methods whose sparsity is a share of what earlier steps left: channels that are gone are no longer counted."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -91,6 +94,8 @@ def cascade(
 def ramp(step: Step, times: int = 10) -> tuple[Step, ...]:
     """A pruning step as several of rising sparsity: s_t = S (1 - (1 - t / T)^3), many weights first and few at the end.
 
+    Where channels leave the network, step t asks for (s_t - s_{t-1}) / (1 - s_{t-1}) of those that are left.
+
     Source: Zhu and Gupta 2017 (the cubic schedule).
 
     Args:
@@ -108,6 +113,8 @@ def ramp(step: Step, times: int = 10) -> tuple[Step, ...]:
     if not _whole(times, 1):
         raise CallError(f"The 'times' of a ramp must be a whole number, at least 1. Got {times!r} instead.")
     rising = [goal * (1 - (1 - t / times) ** 3) for t in range(1, times)] + [goal]
+    if step.method in OF_THE_REST:
+        rising = [(now - before) / (1 - before) for before, now in zip([0.0, *rising], rising, strict=False)]
     return tuple(replace(step, settings={**step.settings, "sparsity": sparsity}) for sparsity in rising)
 
 
