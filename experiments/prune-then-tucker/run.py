@@ -3,7 +3,7 @@
     taut reproduce prune-then-tucker --data DIR [--quick] [--seeds N]
 
 DIR holds `fashion-mnist/`; `mnist/` for the digit net. With `imagefolder/train` and `imagefolder/test` (folders of
-classes, such as Food-101) and a GoogLeNet trained on it beside them, see `foodlike.py`.
+classes, such as Food-101) the three curves run there, too, with GoogLeNet at 224: see `folderlike.py`.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 
 import automatic_ranks  # noqa: E402 - found through the line above: experiments are scripts, no package
 import contest  # noqa: E402
+import folderlike  # noqa: E402
 import pipelines  # noqa: E402
 from answers_both import findings  # noqa: E402
 from matched import draw, matched  # noqa: E402
@@ -43,6 +44,9 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         return False
     found: dict[str, Any] = {}
     found["pipelines"] = _grid("pipelines", pipelines.wanted(quick, seeds), place, pipelines.run, mark)
+    if cells := folderlike.wanted(place["folder"], quick):
+        images = folderlike.mark(place["folder"])
+        found["pipelines"] += _grid("imagefolder", cells, place, folderlike.run, images, jobs=1)
     found["contest"] = _grid("contest", contest.wanted(quick), place, contest.run, mark)
     found["automatic"] = _grid("automatic", automatic_ranks.wanted(quick), place, automatic_ranks.run, mark)
     found["speeds"] = _grid("speeds", contest.timed(quick), place, contest.speed, mark, jobs=1)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -25,6 +25,12 @@ from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.surgery import replace as put
 from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Slimming, Step
+
+NOTHING = "no channels can"
+"""How the reason of a step starts that did not do what it was asked for."""
+
+NAMED = 4
+"""Layers that a message names at most."""
 
 ROLLED_BACK = "rolled back"
 """How the reason of a step starts that failed, and of which the user must hear; others had nothing to do."""
@@ -94,10 +100,15 @@ def _carry_all(
                 cuts = composed(cuts, factors.cuts)
                 kept += _staying(resolved, factors.stays)
         else:
-            if reason.startswith(ROLLED_BACK):
-                warnings.warn(f"Layer '{', '.join(step.layers)}' is left as it was: {reason}", stacklevel=3)
+            if reason.startswith((ROLLED_BACK, NOTHING)):
+                warnings.warn(f"Layer {_told(step.layers)} is left as it was: {reason}", stacklevel=3)
             kept += _kept(step, reason)
     return done, stats, cuts
+
+
+def _told(names: Sequence[str]) -> str:
+    """Names in a message, few of many."""
+    return f"'{', '.join(names[:NAMED])}'" + (f" (of {len(names)})" if len(names) > NAMED else "")
 
 
 def _staying(step: Step, stays: Mapping[str, str]) -> list[Kept]:

@@ -96,6 +96,17 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
+def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
+    """`tensors`, and those in attributes of objects that torch's containers do not know, such as dataclasses."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
+            found += all_tensors(dict(vars(leaf)), depth - 1)
+    return found
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The same nest with `function` applied to every tensor."""
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)

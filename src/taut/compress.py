@@ -17,7 +17,7 @@ from taut.errors import BudgetError, CallError
 from taut.exporting import Export, export
 from taut.finetuning import Finetune, carry_out
 from taut.measure.accuracy import Score, measure
-from taut.planning import closest, describe, unmet
+from taut.planning import describe, unmet
 from taut.structure.surgery import clone
 from taut.types import Budget, Cost, Method, Plan
 from taut.workshop import Workshop
@@ -165,8 +165,7 @@ def meet(shop: Workshop, limits: dict[str, int]) -> tuple[tuple[nn.Module, Plan]
         if not over:
             return built, None
         aims = {key: max(1.0, aim - 1.02 * over.get(key, 0)) for key, aim in aims.items()}
-    built = shop.build(closest(net, shop.choices, limits))
-    return built, unmet(net, shop.choices, limits)
+    return shop.closest(limits), unmet(net, shop.choices, limits)
 
 
 def unchanged(shop: Workshop) -> tuple[nn.Module, Plan]:

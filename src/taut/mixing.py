@@ -47,6 +47,12 @@ JUDGES = 512
 NEARLY = 1.05
 """Divergences that differ by less than this factor are equal: then more channels go, which keep all of the speed."""
 
+LET_OUT = 12
+"""Budgets between one that cannot be met and the whole network, to find the closest."""
+
+PIECES = 8
+"""The judging samples are as many pieces of the batches, so that their number comes out as meant."""
+
 ALIKE = 1.1
 """Budgets that differ by no more than this factor are served by the same share."""
 
@@ -101,6 +107,18 @@ class Mixer:
                 return None
             self.found.append((share, tight))
         return self._built(share, limits, self.data)
+
+    def closest(self, limits: Mapping[str, float]) -> Built | None:
+        """The smallest model on the way to limits that cannot be met: these are let out until one can."""
+        cost = self.stats.network.cost
+        for step in range(1, LET_OUT + 1):
+            aims = {
+                k: limit ** (1 - step / LET_OUT) * getattr(cost, k) ** (step / LET_OUT) for k, limit in limits.items()
+            }
+            built = self._built(1.0, aims, self.data) if not self.lossy else self.within(aims)
+            if built is not None:
+                return built
+        return None
 
     def _tightness(self, limits: Mapping[str, float]) -> float:
         """How many times less the tightest limit allows than the original costs."""
@@ -157,7 +175,8 @@ class Mixer:
         if picks is None:
             return None
         rest = describe(inner, narrow.stats, narrow.choices, picks)
-        kept = _both(narrow.kept, [k for k in rest.kept if inner[k.layer] == net[k.layer]])
+        told = {kept.layer for kept in narrow.kept}  # carrying the step out tells them again
+        kept = tuple(k for k in rest.kept if k.layer not in told and inner[k.layer] == net[k.layer])
         plan = replace(rest, steps=(narrow.step, *rest.steps), kept=kept, before=net.cost)
         return apply_plan(self.base, plan, self.stats, data)
 
@@ -189,11 +208,15 @@ def _divided(data: Batches | None) -> tuple[Batches | None, Any]:
     if data is None:
         return None, None
     total = sum(batch_size(inputs) for inputs, _ in data)
-    size = max(1, min(JUDGES, total // HELD_OUT))
-    pieces = list(chunks(data, size))
-    if len(pieces) < 2:
+    size = min(JUDGES, total // HELD_OUT)
+    if not size:
         return data, joined(list(data))
-    return pieces[:-1], joined(pieces[-1:])
+    pieces = list(chunks(data, max(1, size // PIECES)))
+    held, seen = len(pieces), 0
+    while seen < size:
+        held -= 1
+        seen += batch_size(pieces[held][0])
+    return pieces[:held], joined(pieces[held:])
 
 
 def _kept_share(own: Cost, whole: Cost, key: str, limit: float, share: float) -> float:
@@ -213,9 +236,3 @@ def _next(losses: Mapping[float, float]) -> float:
     widest = max(abs(best - side) for side in sides)
     near = [side for side in sides if abs(best - side) == widest]
     return (best + min(near, key=losses.__getitem__)) / 2
-
-
-def _both(first: Sequence[Kept], second: Sequence[Kept]) -> tuple[Kept, ...]:
-    """Layers that stay as they are; of two reasons for one the later."""
-    names = {kept.layer for kept in second}
-    return (*(kept for kept in first if kept.layer not in names), *second)

@@ -10,17 +10,18 @@ from torch import nn
 
 from taut.applying import apply_plan
 from taut.calls import collect
+from taut.errors import CallError
 from taut.finetuning import Finetune, carry_out
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.mixing import Mixer
-from taut.planning import Choice, describe, solve, survey
+from taut.planning import Choice, closest, describe, solve, survey
 from taut.recovery.refit import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import locate, shallow
 from taut.structure.tracing import trace
-from taut.types import Cost, Group, Method, Network, Plan, Slimming, Step
+from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,13 @@ class Workshop:
         picks = solve(self.stats.network, self.choices, limits)
         return None if picks is None else self.build(picks)
 
+    def closest(self, limits: Mapping[str, float]) -> tuple[nn.Module, Plan]:
+        """The model that comes closest to `limits` that cannot be met."""
+        found = None if self.mixer is None else self.mixer.closest(limits)
+        if found is not None:
+            return self._named(*found)
+        return self.build(closest(self.stats.network, self.choices, limits))
+
     def _named(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
         """With the exact steps in front, and original names."""
         renamed = tuple(_renamed(step, self.exact) for step in plan.steps)
@@ -93,7 +101,7 @@ class Workshop:
             for stage in wish.schedule or ()  # type: ignore[union-attr] # resolved by the caller
             if not stage.steps or max(stage.steps) >= done
         )
-        inner = replace(plan, steps=tuple(_inside(self.base, step) for step in plan.steps[done:]))
+        inner = replace(plan, steps=tuple(_inside(self.base, step, self.exact) for step in plan.steps[done:]))
         wish = replace(wish, schedule=stages)
         model, found = carry_out(self.base, inner, self.stats, wish, teacher=self.original, seed=seed)
         steps = () if found is None else found.steps
@@ -121,11 +129,25 @@ def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Mo
     return done, trace(done, net.example), plan.steps
 
 
-def _inside(base: nn.Module, step: Step) -> Step:
-    """The step by the names that its layers have in the base: what `_renamed` undid."""
-    if step.group is None:
+def _inside(base: nn.Module, step: Step, exact: tuple[Step, ...]) -> Step:
+    """The step by the names that its layers have in the base: what `_renamed` undid.
+
+    A layer that an exact step of the plan replaced stands inside of what that built; it may be narrower by then.
+    """
+    replaced = {name for done in exact for name in done.layers}
+    if step.group is None or not replaced & set(step.layers):
         return step
-    layers = tuple(replace(layer, name=locate(base, layer)) for layer in step.group.layers)
+
+    def place(layer: Layer) -> str:
+        if layer.name not in replaced:
+            return layer.name
+        try:
+            return locate(base, layer)
+        except CallError:
+            inner = base.get_submodule(layer.name).named_modules()
+            return next(f"{layer.name}.{path}" for path, m in inner if path and type(m).__name__ == layer.kind)
+
+    layers = tuple(replace(layer, name=place(layer)) for layer in step.group.layers)
     return replace(step, layers=tuple(layer.name for layer in layers), group=Group(layers))
 
 

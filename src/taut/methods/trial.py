@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, evaluating, map_tensors, tensors
+from taut.calls import Example, all_tensors, evaluating, map_tensors
 from taut.errors import ModelError
 from taut.methods.slimming import slim
+from taut.randomness import own_states, seed_globals
 from taut.structure.channels import ChannelGroup
 from taut.structure.cutting import cuts_of, silence
 from taut.structure.sameness import few, finite, probes_of
@@ -55,12 +56,15 @@ class _Trial:
     def __init__(self, model: nn.Module, example: Example, groups: Sequence[ChannelGroup]) -> None:
         self.groups = groups
         self.soft = [_together(model, group) for group in groups]
+        self.random = False
         for part in dict.fromkeys((few(example), example)):
             for dtype in (torch.float64, torch.float32):
                 self.example, self.dtype = part, dtype
                 self.base = clone(model).double() if dtype == torch.float64 else clone(model)
                 self.probe = map_tensors(self._typed, probes_of(part)[0])
-                if self._run(self.base) is not None:
+                first, again = self._run(self.base, 0), self._run(self.base, 1)
+                if first is not None and again is not None:
+                    self.random = not _close(first, again, CLOSE[dtype])
                     return
 
     def _typed(self, t: Tensor) -> Tensor:
@@ -76,18 +80,19 @@ class _Trial:
         found = self._run(small)
         if found is None:
             return self.error
-        if any(self.soft[place] for place in chosen):
-            return None  # the others are normalized together with them: another value is meant
+        if self.random or any(self.soft[place] for place in chosen):
+            return None  # the others are normalized together with them, or drawn anew: another value is meant
         silent = clone(self.base)
         handles = silence(silent, self.groups, gone)
         wanted = self._run(silent)
         del handles
         return None if wanted is not None and _close(wanted, found, CLOSE[self.dtype]) else DEPENDS
 
-    def _run(self, model: nn.Module) -> list[Tensor] | None:
+    def _run(self, model: nn.Module, seed: int = 0) -> list[Tensor] | None:
         try:
-            with evaluating(model), torch.no_grad():
-                made = tensors(self.example.run(model, self.probe))
+            with evaluating(model), torch.no_grad(), own_states():
+                seed_globals(seed)
+                made = all_tensors(self.example.run(model, self.probe))
         except ModelError as error:
             self.error = f"the narrower network does not run ({str(error.__cause__ or error).strip().splitlines()[0]})"
             return None

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taut.calls import Example, evaluating, generator, map_tensors, tensors
+from taut.calls import Example, all_tensors, evaluating, generator, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.atoms import Atoms
 from taut.structure.labels import Labels
@@ -184,7 +184,7 @@ class _Tracing:
             torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
-        self.labels.pin(output, OUTPUT)
+        self.labels.pin(all_tensors(output), OUTPUT)
 
     def _enter(self, *_: Any) -> None:
         self.depth += 1
