@@ -370,6 +370,17 @@ def test_one_module_in_two_places_is_one_afterwards():
     assert small.b.weight.shape == (counts(plan)[1], counts(plan)[0])
 
 
+def test_tied_weights_stay_tied():
+    model, words = wired.tied()
+    model.wide, model.back = nn.Linear(8, 16), nn.Linear(16, 8)
+    model.way = lambda s, x: s.out(s.back(torch.relu(s.wide(s.mid(s.embed(x))))))
+    small, plan = pruned(model.eval(), words, sparsity=0.5)
+    assert plan.steps[0].layers == ("mid", "wide", "back")
+    assert small.wide.out_features == small.back.in_features == counts(plan)[1] <= 8
+    assert small.out.weight is small.embed.weight
+    assert small.out.weight is not model.out.weight
+
+
 def test_batch_norm_without_affine():
     model, x, _ = wired.norm_without_affine()
     small, plan = pruned(model.eval(), x, [draw(32, 3, 4, 4)], sparsity=0.5)

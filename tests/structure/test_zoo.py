@@ -1,4 +1,4 @@
-"""The zoo of small nets: each runs forward and backward and gives the outputs declared here."""
+"""The zoo of small nets: each runs forward and backward, and so it does after filter pruning."""
 
 import sys
 from pathlib import Path
@@ -7,7 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from taut.calls import map_tensors, tensors
+import taut
+from cases import untouched
+from structure.silencing import halves, narrow, silenced
+from taut import Plan
+from taut.applying import apply_plan
+from taut.calls import Example, map_tensors, quiet, tensors
+from taut.errors import ModelError
+from taut.methods.trial import failing
+from taut.structure.channels import coupled
 
 NETS = Path(__file__).parents[2] / "experiments" / "nets"
 LARGEST = 150_000
@@ -77,6 +85,27 @@ OUTPUTS = {
 
 UNREACHED = {"data_branch": "dark.", "frozen": "0.", "googlenet": "aux.", "wavenet": "blocks.2.residual."}
 """Parameters that get no gradient: of a branch not taken, frozen, used in training only, of a result not used."""
+
+NOTHING_GOES = {
+    "weight_norm": "fixed width in 'addmm'",
+    "googlenet": "the example does not reach 'aux'",
+    "data_branch": "the example does not reach 'dark'",
+    "maxout": "the narrower network does not run",
+    "gated_convs": "'convolution' mixes these channels",
+    "tied_lstm": "'decoder' shares a parameter with another layer",
+}
+"""Nets that filter pruning leaves as they are, and why."""
+
+WRITTEN_INTO_CODE = {
+    "lenet": {"conv2"},
+    "maxout": {"conv1", "conv2"},
+    "selective_kernel": {"stages.0.convs.0.0"},
+    "gan_generator": {"fc"},
+    "autoencoder": {"1.0"},
+    "vit": {"blocks.0.attn.qkv", "blocks.1.attn.qkv"},
+    "tied_gpt": {"blocks.0.c_attn", "blocks.1.c_attn"},
+}
+"""Groups of channels whose number stands in the code: the trial finds them."""
 
 each = pytest.mark.parametrize("name", OUTPUTS)
 
@@ -160,3 +189,75 @@ def test_all_other_layers_act_through_the_ends_alone(zoo, name):
     others = [gradients[key] for key, p in net.named_parameters() if id(p) not in mine and gradients[key] is not None]
     assert others
     assert all(not gradient.any() for gradient in others) is bool(ends)
+
+
+# Filter pruning.
+
+
+def doubled(zoo, name):
+    """A net in float64, and how it is called."""
+    net, value = zoo.ZOO[name]()
+    value = map_tensors(lambda t: t.double() if t.is_floating_point() else t, value)
+    return net.double(), Example(net, value)
+
+
+@each
+def test_a_narrower_net_gives_what_the_silenced_one_gives(zoo, name):
+    """Every group without half of its channels alone, and all at once; but where code holds their number."""
+    net, example = doubled(zoo, name)
+    with quiet():
+        groups = coupled(net, example).groups
+        *alone, together = halves(groups)
+        fixed = dict(failing(net, example, groups, together))
+        assert {groups[place].name for place in fixed} == WRITTEN_INTO_CODE.get(name, set())
+        assert (len(groups) > len(fixed)) is (name not in NOTHING_GOES)
+        for place in fixed:
+            assert not same(net, example, groups, alone[place])
+            together[place] = together[place][:0]
+        for gone in [gone for place, gone in enumerate([*alone, together]) if place not in fixed]:
+            assert same(net, example, groups, gone)
+
+
+def same(net, example, groups, gone):
+    """Whether the narrower net runs, and computes what it should; with norms over channels it only has to run."""
+    soft = any(
+        isinstance(module := net.get_submodule(member.layer), nn.LayerNorm)
+        or (isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels)
+        for group, index in zip(groups, gone, strict=True)
+        for member in group.of("through")
+        if len(index)
+    )
+    try:
+        found = tensors(example.run(narrow(net, groups, gone)))
+    except ModelError:
+        return False
+    wanted = tensors(example.run(silenced(net, groups, gone)))
+    shapes = [t.shape for t in wanted] == [t.shape for t in found]
+    return shapes and (soft or all(torch.allclose(a, b, 1e-9, 1e-9) for a, b in zip(found, wanted, strict=True)))
+
+
+@each
+@pytest.mark.filterwarnings("ignore:Layer .* is left as it was:UserWarning")
+def test_a_third_of_the_channels_goes_or_it_is_said_why_not(zoo, name):
+    net, example = zoo.ZOO[name]()
+    traced = taut.trace(net, example)
+    step = taut.whole(traced, "channels", sparsity=0.3, criterion="l2")
+    with untouched(net):
+        small, plan = apply_plan(net, Plan((step,)), taut.observe(traced, net))
+    told = {kept.layer: kept.reason for kept in plan.kept}
+    assert [tuple(t.shape) for t in tensors(zoo.call(small, example))] == OUTPUTS[name]
+    given = {key for key, gradient in backward(zoo, small, example).items() if gradient is not None}
+    assert given == {key for key, gradient in backward(zoo, net, example).items() if gradient is not None}
+    if name in NOTHING_GOES:
+        assert not plan.steps
+        assert all(NOTHING_GOES[name] in told[layer] for layer in step.layers)
+        assert [tuple(p.shape) for p in small.parameters()] == [tuple(p.shape) for p in net.parameters()]
+        return
+    assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in net.parameters())
+    with quiet():
+        free = {m.layer for group in coupled(net, Example(net, example)).groups for m in group.of("out")}
+    assert set(step.layers) >= free
+    for layer in step.group.layers:
+        gives = layer.kind != "Linear" and not layer.kind.startswith("Conv")
+        alone = layer.groups > 1 and len(layer.weight) > 1 and layer.weight[1] == 1
+        assert gives or alone or layer.name in free | set(told), layer.name

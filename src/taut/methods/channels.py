@@ -10,7 +10,6 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.calls import Example
 from taut.errors import CallError
@@ -33,7 +32,7 @@ from taut.structure.channels import ChannelGroup, Coupling, coupled
 from taut.structure.cutting import cuts_of
 from taut.structure.narrowing import Cut
 from taut.structure.statistics import LayerStatistics
-from taut.structure.support import OTHERS, UNFACTORIZED
+from taut.structure.support import STILL_NARROWED
 from taut.types import Cost, Group, Layer, Rewrite
 
 NOTHING = "no channels can be taken out"
@@ -294,8 +293,7 @@ def _number(value: Any) -> bool:
 
 def _refuse(layer: Layer) -> str | None:
     if layer.kind in PER_CHANNEL or layer.kind in {"GroupNorm", *TRANSPOSED, "Embedding"}:
-        usual = layer.skip in {*UNFACTORIZED, *(OTHERS[kind] for kind in (_ConvTransposeNd, nn.Embedding))}
-        return None if layer.skip is None or usual else layer.skip
+        return None if layer.skip in STILL_NARROWED else layer.skip
     if layer.skip is not None and layer.skip.startswith(READ_ELSEWHERE):
         return None
     return refuse_layer(layer)

@@ -35,6 +35,9 @@ OTHERS: Mapping[type[nn.Module], str] = {
     nn.PReLU: ACTIVATION,
 }
 
+STILL_NARROWED = (*UNFACTORIZED, OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding])
+"""Reasons that keep a layer from being factorized, but not from becoming narrower with those around it."""
+
 
 def base_kind(module: nn.Module) -> str:
     """The class name, or that of the supported layer of which it is a faithful subclass."""

@@ -18,7 +18,7 @@ from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.patches import weight_of
 from taut.structure.probing import live_ranges, read_by_others, record_calls
-from taut.structure.support import NORMS, SUPPORTED, UNFACTORIZED, base_kind, refusal
+from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow
 from taut.types import Cost, Invocation, Layer, Network
 
@@ -125,7 +125,7 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
             continue
         tied = [other for p in own for other in owners[id(p)] if other != name]
         reason, use = refusal(module), _refuse_use(name, tied, calls)
-        reasons[name] = use or reason if reason in UNFACTORIZED else reason or use
+        reasons[name] = use or reason if reason in STILL_NARROWED else reason or use
     return reasons
 
 
