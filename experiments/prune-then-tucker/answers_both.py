@@ -65,7 +65,7 @@ def _most(table: Sequence[dict[str, Any]], size: str, printed: float, single: st
     dense = max(1 - 1 / r[FIRST] for r in rows)
     told = f"at most {most:+.0%} ({row['net']}, {row['drop']} points below the control); against dense -{dense:.0%}"
     why = f"printed: up to {printed:.0%}; against {' and '.join(TITLES[s] for s in against)} at matched accuracy"
-    return _verdict(told, REPRODUCED if most >= printed / 2 else CONTRADICTED, why)
+    return _verdict(told, REPRODUCED if most >= printed else CONTRADICTED, why)
 
 
 def _order(table: Sequence[dict[str, Any]]) -> dict[str, str]:

@@ -15,7 +15,7 @@ from taut.studies import Cell
 
 PLACE = Path(__file__).parent.parent
 NETS = ("vgg", "resnet", "googlenet", "digit_cnn", "crepe")
-KNOBS = (1.0, 1.4, 2.0)
+KNOBS = (1.0,)
 
 LITERATURE = (
     {"net": "AlexNet", "weights": 5.46, "flops": 2.67, "drop": 1.70},

@@ -14,7 +14,11 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 WAYS = ("prune", "tucker", "prune-tucker", "tucker-prune", "planned", "joint", "prune-taylor")
-SINGLE = {"prune-tucker": ("prune", "tucker"), "joint": ("prune", "tucker", "planned")}
+SINGLE = {
+    "prune-tucker": ("prune", "tucker"),
+    "tucker-prune": ("prune", "tucker"),
+    "joint": ("prune", "tucker", "planned"),
+}
 """A combination, and the single ways that it has to beat."""
 
 TITLES = {

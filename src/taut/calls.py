@@ -102,6 +102,8 @@ def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
     for leaf in pytree.tree_leaves(value):
         if isinstance(leaf, Tensor):
             found.append(leaf)
+        elif depth and isinstance(leaf, Mapping):
+            found += all_tensors(list(leaf.values()), depth - 1)
         elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
             found += all_tensors(dict(vars(leaf)), depth - 1)
     return found

@@ -47,6 +47,9 @@ JUDGES = 512
 NEARLY = 1.05
 """Divergences that differ by less than this factor are equal: then more channels go, which keep all of the speed."""
 
+ASKED = ("macs", "params", "sparsity", "counts", "widths")
+"""What a method that takes out channels is asked for: here the budget's."""
+
 LET_OUT = 12
 """Budgets between one that cannot be met and the whole network, to find the closest."""
 
@@ -92,6 +95,8 @@ class Mixer:
     ) -> None:
         """See the class."""
         self.base, self.stats, self.choices, self.data = base, stats, tuple(choices), data
+        if len(slim) > 1:
+            raise CallError(f"One method can take out channels, not {len(slim)}: give {slim[0].name} once.")
         self.method, self.lossy, self.align = slim[0], tuple(lossy), align
         self.fit, self.judge = _divided(data)
         self.found: list[tuple[float, float]] = []
@@ -189,7 +194,7 @@ class Mixer:
         if any(value <= 0 for value in asked.values()):
             return None
         keys = {("params" if key == "bytes" else key): min(1.0, value) for key, value in asked.items()}
-        step = Step(group.names, self.method.name, {**settings(self.method), **keys}, group)
+        step = Step(group.names, self.method.name, {**settings(self.method), **dict.fromkeys(ASKED), **keys}, group)
         try:
             small, done = apply_plan(self.base, Plan((step,)), self.stats, None if share == 1 else data)
         except CallError:

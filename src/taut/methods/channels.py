@@ -250,6 +250,28 @@ class Channels:
         found = zip(group.layers, self._checked(group), strict=True)
         return {layer.name: empty_layer(layer, sizes) for layer, sizes in found if not _kept(layer, sizes)}
 
+    def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Channels:
+        """Itself with the widths that the parameters of the step's layers have, where it is not resolved.
+
+        Args:
+            group: the layers as the step found them.
+            shapes: of the parameters under every layer's name, as the step left them.
+
+        Raises:
+            CallError: a norm has no parameters, so that no shape tells its width.
+        """
+        if self.widths is not None:
+            return self
+        silent = [layer.name for layer in group.layers if not layer.weight]
+        if silent:
+            raise CallError(
+                f"The width of '{silent[0]}', which has no parameters, is told by the resolved plan alone: save the "
+                "plan of a taut.Result, or the model that apply or finetune returned itself and not a copy of it."
+            )
+        now = [replace(layer, weight=shapes.get(layer.name, {}).get("weight", layer.weight)) for layer in group.layers]
+        grouped = [replace(n, groups=_groups(n, old)) for n, old in zip(now, group.layers, strict=True)]
+        return replace(self, widths=[size for layer in grouped for size in sizes_of(layer)])
+
     def cost(self, group: Group) -> Cost:
         """Of the narrower layers; before they are known, of the layers as they are."""
         if self.widths is None:
@@ -297,6 +319,12 @@ def _refuse(layer: Layer) -> str | None:
     if layer.skip is not None and layer.skip.startswith(READ_ELSEWHERE):
         return None
     return refuse_layer(layer)
+
+
+def _groups(now: Layer, before: Layer) -> int:
+    """Groups of a narrower layer: of a depthwise one as many fewer as it has channels fewer."""
+    alone = before.groups > 1 and len(before.weight) > 2 and before.weight[1] == 1
+    return before.groups * now.weight[0] // before.weight[0] if alone else before.groups
 
 
 def _kept(layer: Layer, sizes: Sizes) -> bool:

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.criteria import channels as criteria
 from taut.criteria.channels import Reader, removal
 from taut.decompose.linalg import ridge
+from taut.errors import CallError
 from taut.methods.base import regular
 from taut.methods.widths import Curve
 from taut.structure.channels import ChannelGroup, Member
@@ -38,8 +39,15 @@ def curves_of(
         stats: by the names that the step gives the layers.
         criterion: of CRITERIA.
         names: where a layer stands in `model` -> the step's name.
+
+    Raises:
+        CallError: the criterion needs calibration data, and there is none.
     """
     known = {place: stats[name] for place, name in names.items() if name in stats}
+    if criterion in {"taylor", "energy"} and not any(s.weighting.known for s in known.values()):
+        raise CallError(
+            f"The 'criterion' {criterion} of channels needs calibration data: give taut.observe some, or take l2."
+        )
     if criterion in {"obs", "obd"}:
         return _surgical(model, groups, known, exact=criterion == "obs")
     return [_scored(scores_of(model, group, known, criterion)) for group in groups]

@@ -13,7 +13,7 @@ from taut.methods.ranking import RIDGE
 from taut.methods.slimming import slim
 from taut.structure.cutting import sides_of
 from taut.structure.narrowing import Cut
-from taut.structure.patches import grouped_weight
+from taut.structure.patches import grouped_weight, weight_of
 from taut.structure.statistics import LayerStatistics
 
 
@@ -22,6 +22,8 @@ def refilled(module: nn.Module, cut: Cut, stats: LayerStatistics | None) -> nn.M
     small = slim(module, cut)
     if stats is None or not stats.weighting.known or len(cut.inputs) == sides_of(module)[1]:
         return small
+    if not bool(weight_of(module).all()):
+        return small  # pruned before: what is zero stays zero
     made_up = _made_up(module, cut, stats)
     if made_up is not None:
         weight: Any = small.weight

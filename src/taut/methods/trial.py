@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,8 +13,9 @@ from taut.methods.slimming import slim
 from taut.randomness import own_states, seed_globals
 from taut.structure.channels import ChannelGroup
 from taut.structure.cutting import cuts_of, silence
+from taut.structure.narrowing import Cut
 from taut.structure.sameness import few, finite, probes_of
-from taut.structure.surgery import clone, replace
+from taut.structure.surgery import carry_settings, clone, replace
 
 CLOSE = {torch.float64: 1e-8, torch.float32: 1e-3}
 """Largest difference of the outputs, as a share of the largest output, that is still rounding."""
@@ -55,7 +55,6 @@ class _Trial:
 
     def __init__(self, model: nn.Module, example: Example, groups: Sequence[ChannelGroup]) -> None:
         self.groups = groups
-        self.soft = [_together(model, group) for group in groups]
         self.random = False
         for part in dict.fromkeys((few(example), example)):
             for dtype in (torch.float64, torch.float32):
@@ -80,10 +79,14 @@ class _Trial:
         found = self._run(small)
         if found is None:
             return self.error
-        if self.random or any(self.soft[place] for place in chosen):
-            return None  # the others are normalized together with them, or drawn anew: another value is meant
+        if self.random:
+            return None  # drawn anew for fewer channels: another value is meant
         silent = clone(self.base)
         handles = silence(silent, self.groups, gone)
+        for name, cut in cuts_of(self.base, self.groups, gone).items():
+            norm = silent.get_submodule(name)
+            if _together(norm):
+                replace(silent, name, _OfKept(norm, cut))
         wanted = self._run(silent)
         del handles
         return None if wanted is not None and _close(wanted, found, CLOSE[self.dtype]) else DEPENDS
@@ -100,13 +103,26 @@ class _Trial:
         return made if finite(made) else None
 
 
-def _together(model: nn.Module, group: ChannelGroup) -> bool:
-    """Whether a norm computes its statistics over several of the channels."""
-    between: list[Any] = [model.get_submodule(member.layer) for member in group.of("through")]
-    return any(
-        isinstance(m, nn.LayerNorm | nn.RMSNorm) or (isinstance(m, nn.GroupNorm) and m.num_groups < m.num_channels)
-        for m in between
-    )
+def _together(module: nn.Module) -> bool:
+    """Whether a norm computes its statistics over several channels."""
+    groups = isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels
+    return groups or isinstance(module, nn.LayerNorm | nn.RMSNorm)
+
+
+class _OfKept(nn.Module):
+    """A norm that sees the kept channels alone, and gives zeros for the others."""
+
+    def __init__(self, norm: nn.Module, cut: Cut) -> None:
+        super().__init__()
+        self.inner, self.outputs = slim(norm, cut), cut.outputs
+        carry_settings(norm, self.inner)
+        self.axis = 1 if isinstance(norm, nn.GroupNorm) else -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As wide as x."""
+        index = self.outputs.to(x.device)
+        made = self.inner(x.index_select(self.axis, index))
+        return torch.zeros_like(x).index_copy(self.axis, index, made)
 
 
 def _close(wanted: list[Tensor], found: list[Tensor], tolerance: float) -> bool:

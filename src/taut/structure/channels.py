@@ -99,6 +99,8 @@ def coupled(model: torch.nn.Module, example: Example) -> Coupling:
     copied = shallow(model)
     tracing = _Tracing(copied)
     _run(tracing, example)
+    if tracing.blind:
+        tracing.pin_all("the model returns no tensor that could be compared")
     unused = tracing.unused()
     if unused:
         told = ", ".join(f"'{name}'" for name in unused[:3]) + (", ..." if len(unused) > 3 else "")
@@ -150,6 +152,7 @@ class _Tracing:
         self.copied = copied
         self.labels = Labels(Atoms())
         self.depth = 0
+        self.blind = False
         self.used: set[int] = set()
         self.called: set[str] = set()
         self.owners: dict[int, list[str]] = defaultdict(list)
@@ -184,7 +187,9 @@ class _Tracing:
             torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
-        self.labels.pin(all_tensors(output), OUTPUT)
+        made = all_tensors(output)
+        self.labels.pin(made, OUTPUT)
+        self.blind |= not made
 
     def _enter(self, *_: Any) -> None:
         self.depth += 1

@@ -37,6 +37,9 @@ NARROW: tuple[type[nn.Module], ...] = (
 )
 """Layers that can be made narrower."""
 
+OWN = frozenset({"weight", "bias", "running_mean", "running_var", "num_batches_tracked"})
+"""Tensors that these layers have by themselves."""
+
 APART = "'{name}' computes across the axis on which they lie"
 TOGETHER = "they can only go all at once"
 
@@ -104,6 +107,8 @@ def narrowable(module: nn.Module) -> bool:
     """Whether a layer is one that the rules know, computes as its kind does, and holds its own parameters."""
     if not isinstance(module, NARROW) or parametrize.is_parametrized(module) or mask_of(module) is not None:
         return False
+    if not {*module._parameters, *module._buffers} <= OWN:
+        return False  # what else hangs on a layer may be as wide as its channels
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return refusal(module) is None
     kind = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))

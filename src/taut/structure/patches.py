@@ -120,7 +120,8 @@ def row_budget(columns: int, total: int, per_column: int = 12, least: int = 8192
 
 def gram(rows: Tensor) -> Tensor:
     """rows^T rows per group, (g, k, k), in float64."""
-    return linalg.gram(rows.mT).double()
+    with torch.autocast(rows.device.type, enabled=False):  # a model may run under autocast: sums in half lose too much
+        return linalg.gram(rows.mT).double()
 
 
 def fan_in(module: nn.Module) -> int:

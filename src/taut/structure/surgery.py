@@ -91,7 +91,7 @@ def carry(old: nn.Module, new: nn.Module) -> None:
         getattr(new, attribute).update(getattr(old, attribute, {}))
     new._is_full_backward_hook = old._is_full_backward_hook
     new.train(old.training)
-    _carry_settings(old, new)
+    carry_settings(old, new)
     for key in ("weight", "bias"):
         value = getattr(old, key, None)
         if isinstance(value, Tensor) and not value.requires_grad:
@@ -109,7 +109,7 @@ SETTINGS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 """What a layer of the same kind takes over, since no shape tells it."""
 
 
-def _carry_settings(old: Any, new: Any) -> None:
+def carry_settings(old: Any, new: Any) -> None:
     """Settings of a layer whose replacement is of its own kind, but narrower."""
     for kind, keys in SETTINGS:
         if isinstance(old, kind) and isinstance(new, kind):
