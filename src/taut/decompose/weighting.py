@@ -48,6 +48,11 @@ class Weighting:
         held = next((A for A in (self.full, self.channel, self.sketch) if A is not None), None)
         return 0 if held is None else len(held)
 
+    def part(self, group: int) -> Weighting:
+        """Of one group alone."""
+        held = {"full": self.full, "channel": self.channel, "sketch": self.sketch}
+        return Weighting(**{key: None if A is None else A[group : group + 1] for key, A in held.items()})
+
     def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> Weighting:
         """Of the groups and of the inputs in them that are left.
 

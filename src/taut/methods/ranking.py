@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.criteria import channels as criteria
 from taut.criteria.channels import Reader, removal
 from taut.decompose.linalg import ridge
+from taut.decompose.weighting import Weighting
 from taut.errors import CallError
 from taut.methods.base import regular
 from taut.methods.widths import Curve
@@ -123,62 +125,66 @@ def problems(
     B = None if stats.outputs is None else regular(stats.outputs).cpu()
     energy = stats.weighting.energy(W) if B is None else 1.0
     scale = 1 / (2 * stats.positions) if B is not None else (stats.scale or 1.0) / max(energy, 1e-300)
-    found = []
-    for i in range(g):
-        weight = None if B is None else B[i]
-        found.append(_problem(W[i], owner[i], stats, i, weight, scale, classes, exact))
-    return found
+    parts = [
+        _Part(W[i], owner[i], stats.weighting.part(i), None if B is None else B[i].double(), scale) for i in range(g)
+    ]
+    return [(part.jointly() if exact else None) or part.apart(classes) for part in parts]
 
 
-def _problem(  # noqa: PLR0913, PLR0917 - one layer in all its parts
-    W: Tensor,
-    owner: Tensor,
-    stats: LayerStatistics,
-    group: int,
-    B: Tensor | None,
-    scale: float,
-    classes: int,
-    exact: bool,
-) -> Reader:
-    """W (o, c, s) with whichever second moment is held."""
-    held, taps = stats.weighting, W.shape[2]
-    if exact and held.full is not None:
-        A = ridge(held.full[group], RIDGE).cpu()
-        return Reader(W.flatten(1), A, owner.repeat_interleave(taps), B, scale)
-    if exact and held.channel is not None and held.full is None:
-        A = ridge(held.channel[group], RIDGE).cpu()
-        rows = W.movedim(2, 0).flatten(0, 1)  # taps are outputs of their own
-        wide = None if B is None else B.diagonal().repeat(taps)
-        return Reader(rows, A, owner, wide, scale)
-    return _apart(W, owner, stats, group, B, scale, classes)
+@dataclass(frozen=True)
+class _Part:
+    """One group of a layer that reads channels.
 
+    Attributes:
+        W: (o, c, s). owner: (c,), the class of every column; -1: of other channels, which stay.
+        held: second moments of the inputs, of this group alone.
+        B: (o, o) metric of the outputs, or None. scale: see `Reader`.
+    """
 
-def _apart(  # noqa: PLR0913, PLR0917 - one layer in all its parts
-    W: Tensor, owner: Tensor, stats: LayerStatistics, group: int, B: Tensor | None, scale: float, classes: int
-) -> Reader:
-    """Nothing else moves: every channel's own error, as a problem of independent inputs."""
-    held, taps = stats.weighting, W.shape[2]
-    errors = torch.zeros(classes, dtype=torch.float64)
-    weigh = torch.eye(len(W), dtype=torch.float64) if B is None else B.double()
-    for number in range(classes):
-        columns = (owner == number).nonzero().flatten()
-        if not len(columns):
-            continue
-        part = W[:, columns].flatten(1)
-        if held.full is not None:
-            at = (columns[:, None] * taps + torch.arange(taps)).flatten()
-            errors[number] = torch.einsum(
-                "oi,ij,pj,op->", part, held.full[group][at][:, at].cpu().double(), part, weigh
-            )
-        elif held.sketch is not None:
-            seen = held.sketch[group][:, columns].cpu().double() @ part.T
-            errors[number] = torch.einsum("mo,mp,op->", seen, seen, weigh)
-        elif held.channel is not None:
-            A = held.channel[group][columns][:, columns].cpu().double()
-            errors[number] = torch.einsum("ocs,cd,pds,op->", W[:, columns], A, W[:, columns], weigh)
-    return Reader(
-        errors.clamp_min(0).sqrt()[None], torch.eye(classes, dtype=torch.float64), torch.arange(classes), None, scale
-    )
+    W: Tensor
+    owner: Tensor
+    held: Weighting
+    B: Tensor | None
+    scale: float
+
+    def jointly(self) -> Reader | None:
+        """All columns as they act together; None where only a sketch of the inputs is held."""
+        taps = self.W.shape[2]
+        if self.held.full is not None:
+            A = ridge(self.held.full[0], RIDGE).cpu()
+            return Reader(self.W.flatten(1), A, self.owner.repeat_interleave(taps), self.B, self.scale)
+        if self.held.channel is not None:
+            A = ridge(self.held.channel[0], RIDGE).cpu()
+            rows = self.W.movedim(2, 0).flatten(0, 1)  # taps are outputs of their own
+            wide = None if self.B is None else self.B.diagonal().repeat(taps)
+            return Reader(rows, A, self.owner, wide, self.scale)
+        return None
+
+    def apart(self, classes: int) -> Reader:
+        """Nothing else moves: every channel's own error, as a problem of independent inputs."""
+        errors = torch.zeros(classes, dtype=torch.float64)
+        for number in range(classes):
+            columns = (self.owner == number).nonzero().flatten()
+            if len(columns):
+                errors[number] = self._error(columns)
+        eye = torch.eye(classes, dtype=torch.float64)
+        return Reader(errors.clamp_min(0).sqrt()[None], eye, torch.arange(classes), None, self.scale)
+
+    def _error(self, columns: Tensor) -> Tensor:
+        """tr(B W_S A_SS W_S^T) of some columns S."""
+        W, taps = self.W[:, columns], self.W.shape[2]
+        B = torch.eye(len(W), dtype=torch.float64) if self.B is None else self.B
+        if self.held.channel is not None:
+            A = self.held.channel[0][columns][:, columns].cpu().double()
+            return torch.einsum("ocs,cd,pds,op->", W, A, W, B)
+        at = (columns[:, None] * taps + torch.arange(taps)).flatten()
+        if self.held.full is not None:
+            A = self.held.full[0][at][:, at].cpu().double()
+        else:
+            rows: Any = self.held.sketch
+            A = rows[0][:, at].cpu().double()
+            A = A.T @ A
+        return torch.einsum("oi,ij,pj,op->", W.flatten(1), A, W.flatten(1), B)
 
 
 # Scores of single channels: higher is more important.
