@@ -14,12 +14,16 @@ mpl.use("svg")
 from matplotlib import pyplot as plt
 
 WAYS = ("prune", "tucker", "prune-tucker", "tucker-prune", "planned", "joint", "prune-taylor")
-SINGLE = {
-    "prune-tucker": ("prune", "tucker"),
-    "tucker-prune": ("prune", "tucker"),
-    "joint": ("prune", "tucker", "planned"),
-}
-"""A combination, and the single ways that it has to beat."""
+TECHNIQUES = ("prune", "tucker")
+"""The source's two techniques."""
+
+COMPARED = (
+    ("prune-tucker", TECHNIQUES),
+    ("tucker-prune", TECHNIQUES),
+    ("joint", TECHNIQUES),
+    ("joint", (*TECHNIQUES, "planned")),
+)
+"""Combinations, and the single ways that they have to beat."""
 
 TITLES = {
     "prune": "pruning",
@@ -78,13 +82,15 @@ def reached(points: Iterable[tuple[float, float]], accuracy: float) -> float | N
     return None
 
 
-def gains(table: Sequence[dict[str, Any]], way: str = "prune-tucker") -> list[dict[str, Any]]:
+def gains(
+    table: Sequence[dict[str, Any]], way: str = "prune-tucker", against: Sequence[str] = TECHNIQUES
+) -> list[dict[str, Any]]:
     """The factor of a way over that of the best single one, minus one, wherever all are known."""
-    known = [row for row in table if way in row and all(single in row for single in SINGLE[way])]
+    known = [row for row in table if way in row and all(single in row for single in against)]
     return [
         {
             **{key: row[key] for key in ("net", "drop", "size")},
-            "gain": row[way] / max(row[single] for single in SINGLE[way]) - 1,
+            "gain": row[way] / max(row[single] for single in against) - 1,
         }
         for row in known
     ]

@@ -45,26 +45,25 @@ TOO_FAR = ((0.35, 0.8), (0.25, 0.6))
 BUDGETS = (0.25, 0.1)
 """Fractions of MACs for the joint plan."""
 
-SEEDS = {"vgg": 1, "resnet": 1, "googlenet": 1}
+NETS = ("vgg", "resnet")
+"""Of the committed results; with --paper GoogLeNet, the source's net, as well."""
 
 
-def wanted(quick: bool, seeds: int | None) -> list[Cell]:
-    """All runs; the other order, planned nets and Taylor scores with the first seed only."""
+def wanted(quick: bool, seeds: int | None, nets: tuple[str, ...] = NETS) -> list[Cell]:
+    """All runs; Taylor scores, and what was tried first, with one seed."""
     if quick:
         ways = [("control", None), ("prune", [0.4]), ("tucker", [0.8]), ("prune-tucker", [0.6, 0.9])]
         ways.append(("tucker-prune", [0.6, 0.9]))
         return [{"net": "resnet", "way": way, "level": level, "seed": 0} for way, level in ways]
     cells = []
-    for net, most in SEEDS.items():
-        levels = 3 if net == "googlenet" else 4
-        for seed in range(min(seeds or most, most)):
+    for net in nets:
+        for seed in range(seeds or 1):
             cells += [_cell(net, "control", None, seed)]
-            cells += [_cell(net, "prune", [macs], seed) for macs in PRUNED[:levels]]
-            cells += [_cell(net, "tucker", [knob], seed) for knob in KNOBS[:levels]]
-            cells += [_cell(net, "prune-tucker", list(pair), seed) for pair in BOTH[:levels]]
-        if net != "googlenet":
-            cells += [_cell(net, way, [macs], 0) for macs in BUDGETS for way in PLANNED]
-            cells += [_cell(net, "tucker-prune", list(pair), 0) for pair in BOTH]
+            cells += [_cell(net, "prune", [macs], seed) for macs in PRUNED]
+            cells += [_cell(net, "tucker", [knob], seed) for knob in KNOBS]
+            cells += [_cell(net, "prune-tucker", list(pair), seed) for pair in BOTH]
+            cells += [_cell(net, "tucker-prune", list(pair), seed) for pair in BOTH]
+            cells += [_cell(net, way, [macs], seed) for macs in BUDGETS for way in PLANNED]
     cells += [_cell("resnet", "prune-tucker", list(pair), 0) for pair in TOO_FAR]
     cells += [_cell("vgg", "prune-taylor", [macs], 0) for macs in PRUNED[:2]]
     return cells

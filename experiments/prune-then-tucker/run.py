@@ -1,6 +1,8 @@
 """Filter pruning, Tucker with automatic ranks, both in either order, and both in one plan; Torch-Pruning beside.
 
-    taut reproduce prune-then-tucker --data DIR [--quick] [--seeds N]
+    taut reproduce prune-then-tucker --data DIR [--quick] [--paper] [--seeds N]
+
+`--paper` runs the curves on GoogLeNet, the net of the source, too.
 
 DIR holds `fashion-mnist/`; `mnist/` for the digit net. With `imagefolder/train` and `imagefolder/test` (folders of
 classes, such as Food-101) the three curves run there, too, with GoogLeNet at 224: see `folderlike.py`.
@@ -35,7 +37,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     Returns:
         Whether at least one stated bound was tested and all hold.
     """
-    del paper  # the source prints no protocol
+    nets = (*pipelines.NETS, "googlenet") if paper else pipelines.NETS
     place: Cell = {"folder": None if data is None else str(data), "out": str(out), "quick": quick}
     try:
         mark = pipelines.mark(place["folder"])
@@ -43,7 +45,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         (out / "table.md").write_text(f"Nothing was measured. {error}\n")
         return False
     found: dict[str, Any] = {}
-    found["pipelines"] = _grid("pipelines", pipelines.wanted(quick, seeds), place, pipelines.run, mark)
+    found["pipelines"] = _grid("pipelines", pipelines.wanted(quick, seeds, nets), place, pipelines.run, mark)
     if cells := folderlike.wanted(place["folder"], quick):
         images = folderlike.mark(place["folder"])
         found["pipelines"] += _grid("imagefolder", cells, place, folderlike.run, images, jobs=1)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contest import ALONE, FRACTIONS, NETS, PEERS, UNTRAINED, interval, unpacked
-from matched import SINGLE, TITLES, gains
+from matched import COMPARED, TECHNIQUES, TITLES, gains
 
 from taut.studies import Bound
 
@@ -47,15 +47,16 @@ def limits(found: dict[str, Any], quick: bool) -> list[Bound]:
 def _combination(found: dict[str, Any]) -> list[Bound]:
     """The mean gain of a combination over the best single way, over the accuracies compared, per net and size."""
     bounds = []
-    for way in SINGLE:
-        table = gains(found["matched"], way)
+    for way, against in COMPARED:
+        table = gains(found["matched"], way, against)
+        words_of = "pruning and Tucker alone" if against == TECHNIQUES else "those and planned ranks"
         for net in dict.fromkeys(row["net"] for row in table):
             for size in ("params", "macs"):
                 mine = [row["gain"] for row in table if row["net"] == net and row["size"] == size]
                 if mine:
                     words = "compression" if size == "params" else "fewer MACs"
                     mean = sum(mine) / len(mine)
-                    bounds.append(Bound(f"{net}: {words} by {TITLES[way]} over the best single way", GAIN, mean))
+                    bounds.append(Bound(f"{net}: {words} by {TITLES[way]}, over {words_of}", GAIN, mean))
     return bounds
 
 
