@@ -1,14 +1,16 @@
 """What filter pruning does to sixty architectures: Torch-Pruning's and ours, with one setting for all nets.
 
-.venv/bin/python benchmarks/zoo.py [--nets vgg lenet ...]
+.venv/bin/python benchmarks/zoo.py [--nets vgg lenet ...] [--sides taut]
 
 The nets are those of experiments/nets/zoo: small, with random weights, written as people write them; so this is about
 what a tool survives, not about accuracy. Torch-Pruning 1.6.1 (pip install --no-deps torch-pruning==1.6.1) runs as its
 README does: BasePruner, magnitude importance, pruning_ratio 0.3, the layers that make the outputs ignored, everything
 else at its default. It is told nothing more about a net (no num_heads, no rounding), and neither are we. Ours is
-`taut.whole(net, "channels", sparsity=0.3)` without calibration data, and is not told where the outputs are.
+`taut.whole(net, "channels", sparsity=0.3, criterion="l2")` without calibration data, and is not told where the outputs
+are; `stays` lists which layers' channels it left, and why.
 
-Every run has a fresh net and a process of its own. Afterwards the net that its owner is left with is judged:
+Every run has a fresh net and a process of its own; no time is measured. With --sides the rows of the other sides stay
+those of the results file. Afterwards the net that its owner is left with is judged:
 
     cut        fewer parameters; runs backward, and forward on the example, its first sample and its negative; outputs
                of the same structure and shapes
@@ -49,6 +51,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import taut
+from taut.applying import apply_plan
 from taut.calls import map_tensors
 from taut.exporting import LIMIT
 from taut.methods import METHODS
@@ -64,15 +67,17 @@ SECONDS = 300
 OVER_CHANNELS = ("alexnet", "cbam", "tied_gpt")
 """Nets that mix channels by more than weights: neighbours, mean and maximum, a scale by their number."""
 MISWIRED = 1e-3
-Change = Callable[[str, nn.Module, Any], nn.Module]
+Changed = tuple[nn.Module, dict[str, list[str]]]
+"""The net, and why layers stay: reason -> their names."""
+Change = Callable[[str, nn.Module, Any], Changed]
 
 
-def unchanged(name: str, model: nn.Module, example: Any) -> nn.Module:  # noqa: ARG001 - as the others
+def unchanged(name: str, model: nn.Module, example: Any) -> Changed:  # noqa: ARG001 - as the others
     """The net itself, for what is possible before anything is cut."""
-    return model
+    return model, {}
 
 
-def peer(name: str, model: nn.Module, example: Any) -> nn.Module:
+def peer(name: str, model: nn.Module, example: Any) -> Changed:
     """Torch-Pruning, in place."""
     import torch_pruning as tp  # noqa: PLC0415 - not needed for the other sides
 
@@ -84,20 +89,27 @@ def peer(name: str, model: nn.Module, example: Any) -> nn.Module:
         ignored_layers=[model.get_submodule(end) for end in ENDS[name]],
     )
     pruner.step()
-    return model
+    return model, {}
 
 
-def ours(model: nn.Module, example: Any) -> nn.Module:
-    """A new net by taut's filter pruning, by the weights alone as the peer."""
+def ours(name: str, model: nn.Module, example: Any) -> Changed:  # noqa: ARG001 - as the others
+    """A new net by taut's filter pruning, by the norm of the filters as the peer."""
     net = taut.trace(model, example)
-    step = taut.whole(net, "channels", sparsity=RATIO)
-    return taut.apply(model, taut.Plan((step,)), taut.observe(net, model))
+    step = taut.whole(net, "channels", sparsity=RATIO, criterion="l2")
+    small, plan = apply_plan(model, taut.Plan((step,)), taut.observe(net, model))
+    stays: dict[str, list[str]] = {}
+    for kept in plan.kept:
+        stays.setdefault(kept.reason, []).append(kept.layer)
+    for layer in net.layers:
+        if layer.name not in step.layers:
+            stays.setdefault(str(layer.skip), []).append(layer.name)
+    return small, stays
 
 
 SIDES: dict[str, Change] = {
     "unchanged": unchanged,
     "torch-pruning": peer,
-    "taut": lambda _, model, example: ours(model, example),
+    "taut": ours,
 }
 
 
@@ -174,10 +186,10 @@ def judged(name: str, side: str) -> dict[str, Any]:
     wanted = shapes(call(model, example))
     with warnings.catch_warnings(record=True) as told, contextlib.redirect_stdout(io.StringIO()):
         warnings.simplefilter("always")
-        left, raised = tried(lambda: SIDES[side](name, model, example))
+        changes, raised = tried(lambda: SIDES[side](name, model, example))
         if raised and side == "taut" and "channels" not in METHODS:
             return {"net": name, "side": side, "verdict": "not available", "raised": raised}
-        left = left or model
+        left, stays = changes or (model, {})
         found, broke = tried(lambda: forward_backward(left, example))
         after, changed = parameters(left), bits(model) != before
         word = verdict(raised, broke, harmed=changed or broke is not None, kept=found == wanted, grew=after - size)
@@ -191,6 +203,7 @@ def judged(name: str, side: str) -> dict[str, Any]:
         "does_not_run": broke,
         "outputs_kept": found == wanted,
         "params": [size, after],
+        "stays": stays,
         "as_masked": masked[0],
         "onnx": onnx,
         "warned": sorted({line(each.message) for each in told if each.category is UserWarning})[:3],
@@ -218,6 +231,11 @@ def measured(name: str, side: str) -> dict[str, Any]:
         return {"net": name, "side": side, "verdict": "broken", "raised": f"exit code {done.returncode}: {last}"}
     row: dict[str, Any] = json.loads(done.stdout.strip().splitlines()[-1])
     return row
+
+
+def stored(path: Path) -> dict[tuple[str, str], dict[str, Any]]:
+    """The rows of a results file by net and side."""
+    return {(row["net"], row["side"]): row for row in json.loads(path.read_text())["results"]["rows"]}
 
 
 def printed(row: dict[str, Any]) -> str:
@@ -266,23 +284,25 @@ def main() -> None:
     """All nets and sides; write results/zoo.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--nets", nargs="+", choices=list(ZOO), default=list(ZOO), help="only these")
+    parser.add_argument("--sides", nargs="+", choices=list(SIDES), default=list(SIDES), help="measure only these again")
     parser.add_argument("--child", nargs=2, metavar=("NET", "SIDE"), help=argparse.SUPPRESS)
     args = parser.parse_args()
     torch.set_num_threads(1)
     if args.child:
         print(json.dumps(judged(*args.child)))
         return
+    whole = len(args.nets) == len(ZOO)
+    path = ROOT / "benchmarks" / "results" / ("zoo.json" if whole else "zoo-reduced.json")
+    known = {} if set(args.sides) == set(SIDES) else stored(path)
     rows = []
     for name in args.nets:
         for side in SIDES:
-            rows.append(measured(name, side))
+            rows.append(measured(name, side) if side in args.sides else known[name, side])
             print(printed(rows[-1]), flush=True)
     found = counts(rows)
     for side, numbers in found.items():
         print(f"{side:14s} {', '.join(f'{word}: {many}' for word, many in numbers.items())}")
-    whole = len(args.nets) == len(ZOO)
     settings = {"ratio": RATIO, "onnx_limit": LIMIT, "seconds": SECONDS, "nets": len(args.nets)}
-    path = ROOT / "benchmarks" / "results" / ("zoo.json" if whole else "zoo-reduced.json")
     finish(path, settings, {"counts": found, "rows": rows}, bounds(found) if whole else [])
 
 
