@@ -178,8 +178,19 @@ def test_nothing_goes_where_the_example_does_not_reach_a_layer():
     assert "the example does not reach 'dark', which may read any channels" in stays["a"]
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2, 3])
+def test_a_branch_on_the_sign_is_taken_both_ways(seed):
+    net = Choosing()
+    net = Net(lambda s, x: s.c(s.bright(s.a(x)) if x.mean() > 0 else s.dark(s.a(x))), **dict(net.named_children()))
+    with quiet(seed):
+        (first, second), stays = found_in(net, draw(2, 6) + 3)[0].values(), found_in(net, draw(2, 6) + 3)[1]
+    assert first == (8, "a.out bright.in dark.in")
+    assert second == (7, "bright.out c.in dark.out")
+    assert set(stays) == {"c"}
+
+
 def test_a_branch_that_only_other_inputs_take_counts_too():
-    """Beside the example the net runs on noise, whose mean has another sign here."""
+    """Beside the example the net runs on noise, whose mean is not above one here."""
     net = Choosing()
     way = lambda s, x: s.c(s.bright(s.a(x)) if x.mean() > 1 else s.dark(s.a(x)).flip(1))  # noqa: E731
     net = Net(way, a=net.a, bright=net.bright, dark=net.dark, c=net.c)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -110,7 +111,10 @@ def coupled(model: torch.nn.Module, example: Example) -> Coupling:
 
 
 def _run(tracing: _Tracing, example: Example) -> None:
-    """On the first samples, or on all where the model does not run on few; then on noise."""
+    """On the first samples, or on all where the model does not run on few; then on noise, and on its negative.
+
+    Other inputs may take other branches; the negative is tried where some layer was not reached so far.
+    """
     for part in dict.fromkeys((few(example), example)):
         try:
             tracing.run(part, part.value)
@@ -122,10 +126,10 @@ def _run(tracing: _Tracing, example: Example) -> None:
     noise = map_tensors(
         lambda t: torch.randn(t.shape, generator=random).to(t) if t.is_floating_point() else t, part.value
     )
-    try:
-        tracing.run(part, noise)
-    except ModelError:
-        return
+    for probe in (noise, map_tensors(lambda t: -t if t.is_floating_point() else t, noise)):
+        if probe is noise or tracing.unused():
+            with suppress(ModelError):
+                tracing.run(part, probe)
 
 
 class _Dispatch(TorchDispatchMode):  # type: ignore[no-untyped-call]
