@@ -52,7 +52,7 @@ from torch.utils import _pytree as pytree
 
 import taut
 from taut.applying import apply_plan
-from taut.calls import map_tensors
+from taut.calls import map_tensors, quiet
 from taut.exporting import LIMIT
 from taut.methods import METHODS
 from taut.studies import Bound
@@ -96,7 +96,8 @@ def ours(name: str, model: nn.Module, example: Any) -> Changed:  # noqa: ARG001 
     """A new net by taut's filter pruning, by the norm of the filters as the peer."""
     net = taut.trace(model, example)
     step = taut.whole(net, "channels", sparsity=RATIO, criterion="l2")
-    small, plan = apply_plan(model, taut.Plan((step,)), taut.observe(net, model))
+    with quiet():  # as taut.apply, of which the reasons would be lost
+        small, plan = apply_plan(model, taut.Plan((step,)), taut.observe(net, model))
     stays: dict[str, list[str]] = {}
     for kept in plan.kept:
         stays.setdefault(kept.reason, []).append(kept.layer)
