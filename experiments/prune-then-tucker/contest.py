@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from opponent import opponent
-from pipelines import JOINT, LOW_RANK, images, net_of
+from pipelines import JOINT, LOW_RANK, NETS, images, net_of
 from torch import nn
 from tuning import scores, tuned
 
@@ -21,7 +21,6 @@ IMAGES = 12_000
 """Training images of an epoch."""
 
 CALIBRATION = 2_048
-NETS = ("vgg", "resnet", "googlenet")
 SIDES = {"ours": JOINT, "channels": ("channels",), "low rank": LOW_RANK}
 """Plans of ours."""
 
@@ -32,16 +31,14 @@ UNTRAINED = (("vgg", 0.125), ("resnet", 0.25))
 PEERS = ("l2", "taylor")
 
 
-def wanted(quick: bool) -> list[Cell]:
+def wanted(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
     """Every net, fraction and side; the uncompressed control once a net."""
     if quick:
         return [{"net": "resnet", "side": side, "macs": 0.25} for side in ("ours", "l2")]
     cells: list[Cell] = []
-    for net in NETS:
+    for net in nets:
         cells.append({"net": net, "side": "control", "macs": 1.0})
-        sides = ("ours", *PEERS) if net != "googlenet" else ("ours", PEERS[0])
-        fractions = FRACTIONS if net != "googlenet" else FRACTIONS[2:]
-        cells += [{"net": net, "side": side, "macs": macs} for macs in fractions for side in sides]
+        cells += [{"net": net, "side": side, "macs": macs} for macs in FRACTIONS for side in ("ours", *PEERS)]
         cells += [{"net": net, "side": side, "macs": macs} for n, macs in UNTRAINED if n == net for side in ALONE]
     return cells
 
@@ -93,9 +90,9 @@ def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
     return float(difference.mean()), float(1.96 * difference.std() / len(difference) ** 0.5)
 
 
-def timed(quick: bool) -> list[Cell]:
+def timed(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
     """Every net that was kept."""
-    return [cell for cell in wanted(quick) if cell["side"] != "control"]
+    return [cell for cell in wanted(quick, nets) if cell["side"] != "control"]
 
 
 def speed(place: Cell, cell: Cell) -> dict[str, Any]:

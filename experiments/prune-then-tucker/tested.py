@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from contest import ALONE, FRACTIONS, NETS, PEERS, UNTRAINED, interval, unpacked
+from contest import ALONE, FRACTIONS, PEERS, UNTRAINED, interval, unpacked
 from matched import COMPARED, TECHNIQUES, TITLES, gains
 
 from taut.studies import Bound
@@ -27,7 +27,7 @@ def limits(found: dict[str, Any], quick: bool) -> list[Bound]:
         macs = [row for row in found["pipelines"] if row["way"] == "prune-tucker"]
         bounds.append(Bound("MACs left after pruning, then Tucker", 0.4, max(r["macs"] for r in macs), at_most=True))
         return bounds
-    for net in NETS:
+    for net in dict.fromkeys(row["net"] for row in found["contest"]):
         for macs in FRACTIONS:
             peers = [sides[net, peer, macs] for peer in PEERS if (net, peer, macs) in sides]
             ours = sides.get((net, "ours", macs))
@@ -86,7 +86,7 @@ def _speeds(found: dict[str, Any]) -> list[Bound]:
     """Latency beside the faster peer's, batch 32, and of one plan beside low rank alone."""
     speeds = {(row["net"], row["side"], row["macs"]): row.get("batch 32") for row in found["speeds"]}
     bounds = []
-    for net in NETS:
+    for net in dict.fromkeys(row["net"] for row in found["contest"]):
         for macs in FRACTIONS:
             ours = speeds.get((net, "ours", macs))
             peers = [value for peer in PEERS if (value := speeds.get((net, peer, macs))) is not None]

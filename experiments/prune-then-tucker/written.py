@@ -7,7 +7,7 @@ from typing import Any
 
 from automatic_ranks import LITERATURE
 from contest import EPOCHS as CONTEST_EPOCHS
-from contest import FRACTIONS, NETS, PEERS, SIDES, interval, unpacked
+from contest import FRACTIONS, PEERS, SIDES, interval, unpacked
 from matched import COMPARED, TITLES, WAYS, gains
 from pipelines import EPOCHS, IMAGES
 
@@ -39,7 +39,7 @@ def _curves(rows: Sequence[dict[str, Any]]) -> list[str]:
     for net in dict.fromkeys(row["net"] for row in rows):
         for way in ("control", *WAYS):
             mine = [row for row in rows if row["net"] == net and row["way"] == way]
-            for level in sorted({str(row["level"]) for row in mine}, reverse=True):
+            for level in dict.fromkeys(str(row["level"]) for row in mine):
                 same = [row for row in mine if str(row["level"]) == level]
                 mean = {key: sum(r[key] for r in same) / len(same) for key in ("params", "macs", "accuracy")}
                 spread = (max(r["accuracy"] for r in same) - min(r["accuracy"] for r in same)) / 2
@@ -88,7 +88,7 @@ def _contest(found: dict[str, Any]) -> list[str]:
         "| net | MACs kept | side | MACs | parameters | untrained | tuned | difference | speed, batch 1 / 32 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
-    for net in NETS:
+    for net in dict.fromkeys(row["net"] for row in found["contest"]):
         for macs in (1.0, *FRACTIONS):
             peers = [rows[net, peer, macs] for peer in PEERS if (net, peer, macs) in rows]
             best = max(peers, key=lambda row: _mean(row, "after") or 0.0) if peers else None
