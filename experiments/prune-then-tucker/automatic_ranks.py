@@ -14,7 +14,9 @@ import taut
 from taut.studies import Cell
 
 PLACE = Path(__file__).parent.parent
-NETS = ("vgg", "resnet", "googlenet", "digit_cnn", "crepe")
+NETS = ("vgg", "resnet", "googlenet", "digit_cnn")
+SLOW = ("crepe",)
+"""With --paper only."""
 KNOBS = (1.0,)
 
 LITERATURE = (
@@ -25,9 +27,9 @@ LITERATURE = (
 """Kim et al. 2016 after fine-tuning on ImageNet, top-5 drops, as printed in tables from memory: not comparable."""
 
 
-def wanted(quick: bool) -> list[Cell]:
+def wanted(quick: bool, paper: bool = False) -> list[Cell]:
     """Every net and knob."""
-    nets = ("resnet",) if quick else NETS
+    nets = ("resnet",) if quick else (*NETS, *(SLOW if paper else ()))
     return [{"net": net, "vbmf": knob} for net in nets for knob in ((1.0,) if quick else KNOBS)]
 
 

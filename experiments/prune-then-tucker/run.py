@@ -2,7 +2,7 @@
 
     taut reproduce prune-then-tucker --data DIR [--quick] [--paper] [--seeds N]
 
-`--paper` runs everything on GoogLeNet, the net of the source, too.
+`--paper` runs everything on GoogLeNet, the net of the source, too, and automatic ranks on CREPE.
 
 DIR holds `fashion-mnist/`; `mnist/` for the digit net. With `imagefolder/train` and `imagefolder/test` (folders of
 classes, such as Food-101) the three curves run there, too, with GoogLeNet at 224: see `folderlike.py`.
@@ -50,7 +50,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         images = folderlike.mark(place["folder"])
         found["pipelines"] += _grid("imagefolder", cells, place, folderlike.run, images, jobs=1)
     found["contest"] = _grid("contest", contest.wanted(quick, nets), place, contest.run, mark)
-    found["automatic"] = _grid("automatic", automatic_ranks.wanted(quick), place, automatic_ranks.run, mark)
+    found["automatic"] = _grid("automatic", automatic_ranks.wanted(quick, paper), place, automatic_ranks.run, mark)
     found["speeds"] = _grid("speeds", contest.timed(quick, nets), place, contest.speed, mark, jobs=1)
     found["matched"] = matched(found["pipelines"])
     bounds = limits(found, quick)
