@@ -23,6 +23,9 @@ from taut.structure.support import STILL_NARROWED, UNFACTORIZED
 from taut.structure.surgery import clone, replace
 from taut.types import Slimming
 
+pytestmark = pytest.mark.filterwarnings("ignore:Layer .* is left as it was. no channels can:UserWarning")
+"""What filter pruning says of each layer that it meets alone."""
+
 TOLERANCE = {torch.float64: 1e-10, torch.float32: 1e-5, torch.bfloat16: 0.1, torch.float16: 0.01}
 """Largest error relative to the largest output where a method is exact; the halves have 8 and 11 bits."""
 
@@ -333,7 +336,6 @@ def test_candidates_only_shrink(method, name):
 
 
 @EVERY_PAIR
-@pytest.mark.filterwarnings("ignore:Layer .* is left as it was:UserWarning")
 def test_growth_only_on_request(method, name):
     s = setup(name)
     for group in s.groups(method):
