@@ -17,7 +17,7 @@ BUDGETS = [Budget(macs=0.8), Budget(params=0.9), Budget(macs=0.85, params=0.95, 
 SKIPPED = {
     "up": "transposed",
     "normed": "parametrization",
-    "embed": "embedding",
+    "embed": "shared",
     "out": "shared with 'embed'",
     "lstm": "recurrent",
     "attend": "packed",
