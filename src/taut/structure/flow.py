@@ -87,7 +87,7 @@ def _storage(t: Tensor) -> int | None:
     """Where the values are; None for tensors without plain memory."""
     try:
         return t.untyped_storage().data_ptr() or None
-    except (NotImplementedError, RuntimeError):
+    except RuntimeError:
         return None
 
 

@@ -36,7 +36,7 @@ def note(labels: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None
         rule = _pointwise
     try:
         (rule or Call.give_up)(call)
-    except (RuntimeError, IndexError, TypeError, ValueError, NotImplementedError):
+    except (RuntimeError, IndexError, TypeError, ValueError):
         call.give_up()  # a call of a form that the rule does not know
 
 
