@@ -83,9 +83,9 @@ def silence(model: nn.Module, groups: Sequence[ChannelGroup], gone: Sequence[Ten
                 handles.append(module.register_forward_pre_hook(_zeroing(places, module)))
             elif member.end == "out":
                 axis = int(isinstance(module, _ConvTransposeNd | nn.Embedding))
-                module.weight.data.index_fill_(axis, places, 0)
+                module.weight.data.index_fill_(axis, places.to(module.weight.device), 0)
                 if getattr(module, "bias", None) is not None:
-                    module.bias.data.index_fill_(0, places, 0)
+                    module.bias.data.index_fill_(0, places.to(module.bias.device), 0)
     return handles
 
 
