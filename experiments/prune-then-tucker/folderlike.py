@@ -82,7 +82,7 @@ def run(place: Cell, cell: Cell, size: Size = FULL) -> dict[str, Any]:
     train, valid, test, classes = splits(data)
     model = trained(data, Path(place["out"]), (train, valid, classes), size)
     work = _Work(model, train, valid, size, cell["seed"])
-    small = work.carried_out(cell["way"], cell["level"])
+    small = work.carried_out(cell["way"], cell["level"], pipelines.kept(place, cell, mark(place["folder"], size)))
     cost = taut.trace(small, work.example).cost
     return {
         "accuracy": accuracy(small, test, size.side),

@@ -115,7 +115,7 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
     net = taut.trace(model, x[:2])
     epochs = 2 if place["quick"] else EPOCHS
     work = _Work(model, net, (x, y, valid_x, valid_y), epochs, 2_000 if place["quick"] else IMAGES, cell["seed"])
-    small = work.carried_out(cell["way"], cell["level"])
+    small = work.carried_out(cell["way"], cell["level"], kept(place, cell, mark(place["folder"])))
     cost = taut.trace(small, x[:2]).cost
     return {
         "accuracy": accuracy(small, test_x, test_y),
@@ -123,6 +123,13 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
         "macs": cost.macs / net.cost.macs,
         "dense": accuracy(model, test_x, test_y),
     }
+
+
+def kept(place: Cell, cell: Cell, made: str) -> Path:
+    """Where the untrained net of a cell stays for the other seeds; `made` says what it depends on beside the cell."""
+    digest = hashlib.sha256(made.encode()).hexdigest()[:8]
+    name = f"{'quick-' * place['quick']}{cell['net']}-{cell['way']}-{cell['level']}-{digest}.pt"
+    return Path(place["out"]) / "plans" / name
 
 
 class _Work:
@@ -135,8 +142,8 @@ class _Work:
         rows = torch.randperm(len(data[0]), generator=torch.Generator().manual_seed(0))[:CALIBRATION]
         self.batches = list(data[0][rows].split(256))
 
-    def carried_out(self, way: str, level: list[float] | None) -> nn.Module:
-        """The compressed and tuned net."""
+    def carried_out(self, way: str, level: list[float] | None, path: Path) -> nn.Module:
+        """The compressed and tuned net; what a budget decides serves all seeds and is kept at `path`."""
         if way == "control" or level is None:
             return self.tuned(self.model, [], [self.epochs])
         if way in {"prune", "prune-taylor"}:
@@ -151,9 +158,17 @@ class _Work:
             first = self.tuned(self.model, [automatic(self.net, level[1])], [half])
             net = taut.trace(first, self.data[0][:2])
             return self.tuned(first, [[self.pruning(net, level[0], way)]], [half])
-        budget = taut.Budget(macs=level[0])
-        found = taut.compress(self.model, self.data[0][:2], budget=budget, data=self.batches, methods=PLANNED[way])
-        return self.tuned(found.model, [], [self.epochs])
+        return self.tuned(self.planned(way, level[0], path), [], [self.epochs])
+
+    def planned(self, way: str, macs: float, path: Path) -> nn.Module:
+        """What a budget decides, untrained."""
+        if not path.exists():
+            budget = taut.Budget(macs=macs)
+            found = taut.compress(self.model, self.data[0][:2], budget=budget, data=self.batches, methods=PLANNED[way])
+            path.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(found.model, path)
+        small: nn.Module = torch.load(path, weights_only=False)
+        return small
 
     def pruning(self, net: Any, macs: float, way: str) -> taut.Step:
         """Channels out of the whole network."""

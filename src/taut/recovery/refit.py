@@ -4,12 +4,16 @@ One pass of the original notes what each layer should give; one pass of the comp
 solves  dW = argmin E|y - (W + dW) x - b|^2 + lambda |dW|^2  in closed form on the compressed model's own inputs x, cuts
 the factors again from W + dW, and goes on; lambda is the one that predicts held-out samples best. Batch norms
 re-estimate their statistics in the same pass.
+
+In front of a ReLU y is changed, where it is negative, to whatever the layer gives that stays negative, and the layer is
+solved again, ROUNDS times: what nobody sees costs nothing. In front of a residual sum y makes up for what the other
+branch lost. See `taut.recovery.following`.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
@@ -23,20 +27,20 @@ from taut.methods import resolve, settings
 from taut.methods.base import Factorization
 from taut.nn import LowRankSparse, Rebuilt, Reorder
 from taut.progress import Stage, stage
-from taut.recovery.rest import ROWS, refit_rest
+from taut.recovery.following import Follows
+from taut.recovery.norms import Norm, moved, reestimate
+from taut.recovery.others import Others
+from taut.recovery.rest import refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
+from taut.recovery.targets import ROWS_PER_COLUMN, Target, note_targets
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.narrowing import Cut
 from taut.structure.patches import (
     CONVOLUTIONS,
-    choose,
     fan_in,
     groups_of,
     input_rows,
-    output_rows,
-    positions,
-    row_budget,
     weight_of,
 )
 from taut.structure.statistics import LayerStatistics, Statistics
@@ -52,33 +56,14 @@ ACTIVATION_BYTES = 400 << 20
 FEW_ROWS = 1024
 """Output positions of that layer below which a sample tells little: then twice as many bytes are allowed."""
 
-ROWS_PER_COLUMN = 40
-
 DUAL_ROWS = 2048
 """Rows of a layer too wide for its full second moment: the dual problem is of this size."""
 
-
-Norm = tuple[Tensor, Tensor]
-"""Mean and variance per channel."""
+ROUNDS = 3
+"""Times that a layer in front of a ReLU aims anew, at what is left to do where the original is negative."""
 
 Link = tuple[Method, Layer]
 """A method, and the layer as the method finds it: the original, or a part of what an earlier method made."""
-
-
-@dataclass(frozen=True)
-class Target:
-    """What a layer gave in the original model.
-
-    Attributes:
-        index: chosen output positions. rows: (g, n, o), outputs there.
-        output: the whole output's shape, on the meta device.
-        normalized: whether a batch norm follows directly, which takes care of the mean.
-    """
-
-    index: Tensor
-    rows: Tensor
-    output: Tensor
-    normalized: bool = False
 
 
 def recover(
@@ -122,23 +107,14 @@ def recover(
             **dict(model.named_modules()),
             **{name: stats.modules[name] for name in cuts if name in stats.modules},
         }
-        targets = {name: _kept(target, originals[name], cuts.get(name)) for name, target in targets.items()}
+        targets = {name: target.kept(originals[name], cuts.get(name)) for name, target in targets.items()}
         norms = {name: _of_channels(norm, cuts.get(name)) for name, norm in norms.items()}
-        _run_refit(_Refit(originals, copied, chains, stats, targets), norms, batch, bar)
+        _Refit(originals, copied, chains, stats, targets, norms).run(batch, bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
         if isinstance(mine, Reorder | LowRankSparse | Rebuilt) or (
             isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)
         ):
             mine.load_state_dict(found.state_dict())
-
-
-def _kept(target: Target, module: nn.Module, cut: Cut | None) -> Target:
-    """What the outputs that are left should give."""
-    if cut is None:
-        return target
-    n = target.rows.shape[1]
-    flat = target.rows.transpose(0, 1).reshape(n, -1)[:, cut.outputs.to(target.rows.device)]
-    return replace(target, rows=flat.reshape(n, groups_of(module), -1).transpose(0, 1).contiguous())
 
 
 def _of_channels(norm: Norm, cut: Cut | None) -> Norm:
@@ -175,95 +151,6 @@ def joined(batches: list[tuple[Any, Any]]) -> Any:
     return map_tensors(lambda _: next(merged), first)
 
 
-def note_targets(
-    model: nn.Module, net: Network, names: Sequence[str], batch: Any
-) -> tuple[dict[str, Target], dict[str, Norm]]:
-    """The original's outputs at chosen positions of every named layer, and what its batch norms see."""
-    copied = shallow(model)
-    targets: dict[str, Target] = {}
-    norms: dict[str, Norm] = {}
-    last: list[tuple[str, Tensor]] = []
-    seen: dict[str, str] = {}
-
-    def note(name: str, seed: int) -> Any:
-        def hook(module: nn.Module, _: Any, output: Tensor) -> None:
-            total = positions(module, output)
-            rows = row_budget(max(fan_in(module), 1), total, ROWS_PER_COLUMN)
-            rows = min(total, ROWS) if fan_in(module) > FULL_LIMIT else rows
-            index = choose(total, rows, seed)
-            shape = torch.empty(output.shape, device="meta")
-            targets[name] = Target(index, output_rows(module, output, index), shape)
-            last[:] = [(name, output)]
-
-        return hook
-
-    for seed, name in enumerate(names):
-        copied.get_submodule(name).register_forward_hook(note(name, seed), prepend=True)
-    for name, module in copied.named_modules():
-        if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(_note_norm(name, last, seen, norms))
-    with evaluating(copied):
-        net.example.run(copied, batch)
-    for layer in {seen[name] for name in norms} & set(targets):
-        targets[layer] = replace(targets[layer], normalized=True)
-    return targets, norms
-
-
-def _note_norm(name: str, last: list[tuple[str, Tensor]], seen: dict[str, str], norms: dict[str, Norm]) -> Any:
-    """A hook that notes what a batch norm sees, and which layer's output that is (`last`)."""
-
-    def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-        follows = last[0][0] if last and args and args[0] is last[0][1] else ""
-        if name in seen:  # one set of statistics serves several inputs: leave it alone
-            norms.pop(name, None)
-        elif args and args[0].numel() > args[0].shape[1]:
-            norms[name] = moments_of(args[0])
-        seen[name] = follows
-
-    return hook
-
-
-def _run_refit(refit: _Refit, norms: dict[str, Norm], batch: Any, bar: Stage) -> None:
-    handles = []
-    for name in refit.targets:
-        handles.append(refit.small.get_submodule(name).register_forward_pre_hook(refit.hook(name, bar)))
-    for name, norm in norms.items():
-        handles.append(refit.small.get_submodule(name).register_forward_pre_hook(reestimate(norm)))
-    try:
-        with evaluating(refit.small):
-            refit.stats.network.example.run(refit.small, batch)
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def reestimate(before: Norm) -> Any:
-    """A hook that moves a batch norm's running statistics as far as its input moved, relative to the original's.
-
-    mean' = mean + (m - m0), var' = var v / v0, with m, v of the input that it is about to normalize and m0, v0 of the
-    original's on the same samples: what training stored stays, where nothing moved.
-    """
-
-    def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        mean, var = module.running_mean, module.running_var
-        same = isinstance(mean, Tensor) and mean.shape == before[0].shape  # an exact step may have made it narrower
-        if same and isinstance(mean, Tensor) and isinstance(var, Tensor):
-            now = moments_of(args[0])
-            stored = mean.double(), var.double()
-            tiny = 1e-6 * before[1].mean() + 1e-30
-            mean.copy_(stored[0] + now[0] - before[0])
-            var.copy_(stored[1] * (now[1] + tiny) / (before[1] + tiny))
-
-    return hook
-
-
-def moments_of(x: Tensor) -> Norm:
-    """Mean and variance of every channel, in float64."""
-    wide = x.detach().double()
-    axes = [axis for axis in range(x.ndim) if axis != 1]
-    return wide.mean(axes), wide.var(axes)
-
-
 def _only_pruned(chain: Sequence[Link]) -> bool:
     return bool(chain) and all(method.masks for method, _ in chain)
 
@@ -278,8 +165,33 @@ class _Refit:
         chains: dict[str, list[Link]],
         stats: Statistics,
         targets: dict[str, Target],
+        norms: dict[str, Norm],
     ) -> None:
         self.originals, self.small, self.chains, self.stats, self.targets = originals, small, chains, stats, targets
+        self.norms = norms
+        self.others = Others(small, targets)
+
+    def run(self, batch: Any, bar: Stage) -> None:
+        """Solve every layer and re-estimate every batch norm as it is reached."""
+        handles = self.others.handles  # the first: a layer's input may be its own other summand
+        for name in self.targets:
+            handles.append(self.small.get_submodule(name).register_forward_pre_hook(self.hook(name, bar)))
+        for name in self.norms:
+            handles.append(self.small.get_submodule(name).register_forward_pre_hook(self.reestimated(name)))
+        try:
+            with evaluating(self.small):
+                self.stats.network.example.run(self.small, batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+
+    def reestimated(self, name: str) -> Any:
+        """A hook that looks up what the layer in front of a batch norm had to give."""
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
+            reestimate(self.norms[name])(module, args)
+
+        return hook
 
     def hook(self, name: str, bar: Stage) -> Any:
         """Solve the layer just before it runs; every layer once."""
@@ -305,13 +217,12 @@ class _Refit:
         if wide:
             some = spread(len(index), DUAL_ROWS)
             index, wanted = index[some], wanted[:, some.to(wanted.device)]
-        centred = isinstance(original.bias, Tensor) or target.normalized
+        centred = isinstance(original.bias, Tensor) or bool(target.norm)
         moments = Moments.of(input_rows(original, x, target.output, index), centred=centred)
-        dense = _dense(original, *least_squares(original, moments, wanted, centred=centred))
-        if pruned:
-            keep_zeros(dense, module, moments)
-        for link in () if pruned else self.chains.get(name, ()):
-            dense = self.factorized(name, dense, link, moments)
+        if wide or target.follows is None:
+            dense = self.fitted(name, module, moments, wanted, centred=centred)
+        else:
+            dense, wanted = self.aimed(name, module, moments, centred=centred)
         if wide and self.approximated(name):
             known = self.stats.layers.get(name, LayerStatistics()).outputs
             refit_rest(dense, x, target.output, target.index, target.rows, known)
@@ -320,6 +231,34 @@ class _Refit:
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
             module.load_state_dict(state)
+            if target.norm and wanted is not target.rows and not wide:
+                self.norms[target.norm] = moved(self.norms[target.norm], target.rows, wanted)
+
+    def fitted(self, name: str, module: nn.Module, moments: Moments, wanted: Tensor, *, centred: bool) -> nn.Module:
+        """The layer solved for wanted outputs, and cut as it was before."""
+        original = self.originals[name]
+        dense = _dense(original, *least_squares(original, moments, wanted, centred=centred))
+        if self.pruned(name, module):
+            keep_zeros(dense, module, moments)
+            return dense
+        for link in self.chains.get(name, ()):
+            dense = self.factorized(name, dense, link, moments)
+        return dense
+
+    def aimed(self, name: str, module: nn.Module, moments: Moments, *, centred: bool) -> tuple[nn.Module, Tensor]:
+        """The same with regard to what follows: outputs to aim at, and the layer solved for them."""
+        target, original = self.targets[name], self.originals[name]
+        follows = cast(Follows, target.follows)
+        other = self.others.rows(original, target)
+        wanted = follows.aim(target.rows, other)
+        dense = self.fitted(name, module, moments, wanted, centred=centred)
+        for _ in range(ROUNDS if follows.rectified else 0):
+            present = outputs_of(original, dense, moments.rows)
+            if centred:  # the bias or the batch norm will see to the mean
+                present = present - present.mean(1, keepdim=True) + wanted.mean(1, keepdim=True)
+            wanted = follows.aim(target.rows, other, present)
+            dense = self.fitted(name, module, moments, wanted, centred=centred)
+        return dense, wanted
 
     def pruned(self, name: str, module: nn.Module) -> bool:
         """Whether a layer is what it was but for zeros, of this plan or of an earlier one."""
@@ -367,14 +306,18 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
         dense: the linear layers or convolutions that replace it.
         row: (g, 1, c s), the mean unfolded input.
     """
-    groups = groups_of(original)
-    weight = weight_of(original)
-    given = row.reshape(1, groups * weight.shape[1], *weight.shape[2:])
+    return outputs_of(original, dense, row)[:, 0]
+
+
+def outputs_of(original: nn.Module, dense: nn.Module, rows: Tensor) -> Tensor:
+    """Outputs (g, n, o) of the chain `dense` for unfolded inputs (g, n, c s)."""
+    groups, count, weight = groups_of(original), rows.shape[1], weight_of(original)
+    given = rows.transpose(0, 1).reshape(count, groups * weight.shape[1], *weight.shape[2:])
     whole = isinstance(dense, LowRankSparse | Rebuilt)
     for part in [dense] if whole or not list(dense.children()) else dense.children():
         plain = part.to_plain() if isinstance(part, LowRankSparse | Rebuilt) else part
-        given = _bare(plain).to(row.dtype)(given)
-    return given.reshape(groups, -1)
+        given = _bare(plain).to(rows.dtype)(given)
+    return given.reshape(count, groups, -1).transpose(0, 1)
 
 
 def _bare(module: nn.Module) -> nn.Module:

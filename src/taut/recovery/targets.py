@@ -1,0 +1,167 @@
+"""What every layer of the original gives, and has to give in the compressed model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from taut.calls import evaluating
+from taut.recovery.following import Following, Follows
+from taut.recovery.norms import Norm, moments_of
+from taut.recovery.rest import ROWS
+from taut.structure.collecting import FULL_LIMIT
+from taut.structure.narrowing import Cut
+from taut.structure.patches import choose, fan_in, groups_of, output_rows, positions, row_budget
+from taut.structure.surgery import shallow
+from taut.types import Network
+
+ROWS_PER_COLUMN = 40
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer gave in the original model.
+
+    Attributes:
+        index: chosen output positions. rows: (g, n, o), outputs there.
+        output: the whole output's shape, on the meta device.
+        norm: the batch norm directly behind it, which takes care of the mean, or "".
+        follows: the sum or the ReLU behind it, None where there is none for certain.
+    """
+
+    index: Tensor
+    rows: Tensor
+    output: Tensor
+    norm: str = ""
+    follows: Follows | None = None
+
+    def kept(self, module: nn.Module, cut: Cut | None) -> Target:
+        """For a layer (`module` as it is now) that lost outputs."""
+        if cut is None:
+            return self
+        places = cut.outputs.to(self.rows.device)
+
+        def keep(t: Tensor) -> Tensor:
+            flat = t.transpose(0, 1).reshape(t.shape[1], -1)[:, places]
+            return flat.reshape(t.shape[1], groups_of(module), -1).transpose(0, 1).contiguous()
+
+        follows = None if self.follows is None else self.follows.narrowed(keep)
+        return replace(self, rows=keep(self.rows), follows=follows)
+
+
+def note_targets(
+    model: nn.Module, net: Network, names: Sequence[str], batch: Any
+) -> tuple[dict[str, Target], dict[str, Norm]]:
+    """The original's outputs at chosen positions of every named layer, and what its batch norms see."""
+    copied = shallow(model)
+    targets: dict[str, Target] = {}
+    watch = Following(lambda name, t: output_rows(copied.get_submodule(name), t, targets[name].index))
+    norms = _Norms(watch)
+    for seed, name in enumerate(names):
+        layer = copied.get_submodule(name)
+        layer.register_forward_pre_hook(_entered(name, watch))
+        layer.register_forward_hook(_noted(name, seed, targets, watch, norms), prepend=True)
+    for name, module in copied.named_modules():
+        if isinstance(module, _BatchNorm) and module.track_running_stats:
+            module.register_forward_pre_hook(norms.before(name))
+            module.register_forward_hook(norms.behind(name))
+    with evaluating(copied), watch:
+        net.example.run(copied, batch)
+    for name, norm in norms.direct().items():
+        targets[name] = replace(targets[name], norm=norm)
+    followed = {name: replace(t, follows=_follows(copied, name, watch, t)) for name, t in targets.items()}
+    return followed, norms.found
+
+
+def _entered(name: str, watch: Following) -> Any:
+    def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
+        if args and isinstance(args[0], Tensor):
+            watch.enter(name, args[0])
+
+    return hook
+
+
+def _noted(name: str, seed: int, targets: dict[str, Target], watch: Following, norms: _Norms) -> Any:
+    """A hook that notes outputs of a layer at chosen positions."""
+
+    def hook(module: nn.Module, _: Any, output: Tensor) -> None:
+        with watch.looking_away():
+            total = positions(module, output)
+            rows = row_budget(max(fan_in(module), 1), total, ROWS_PER_COLUMN)
+            rows = min(total, ROWS) if fan_in(module) > FULL_LIMIT else rows
+            index = choose(total, rows, seed)
+            shape = torch.empty(output.shape, device="meta")
+            targets[name] = Target(index, output_rows(module, output, index), shape)
+            norms.last = name, output
+            watch.leave(name, output)
+            watch.layer(name, output)
+
+    return hook
+
+
+class _Norms:
+    """Batch norms while the original runs: what each saw, and behind which layer it stands."""
+
+    def __init__(self, watch: Following) -> None:
+        self.watch, self.found = watch, dict[str, Norm]()
+        self.last: tuple[str, Tensor] | None = None
+        self._behind: dict[str, str] = {}
+
+    def before(self, name: str) -> Any:
+        """A hook that notes what a batch norm sees, and which layer's output that is."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
+            if not args:
+                return
+            with self.watch.looking_away():
+                if name in self._behind:  # one set of statistics serves several inputs: leave it alone
+                    self.found.pop(name, None)
+                elif args[0].numel() > args[0].shape[1]:
+                    self.found[name] = moments_of(args[0])
+                self._behind[name] = self.last[0] if self.last and args[0] is self.last[1] else ""
+
+        return hook
+
+    def behind(self, name: str) -> Any:
+        """A hook that notes what a batch norm gave."""
+
+        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
+            if args:
+                self.watch.leave(name, output)
+                self.watch.norm(name, args[0], output)
+
+        return hook
+
+    def direct(self) -> dict[str, str]:
+        """Layer -> the batch norm directly behind it whose statistics can be estimated anew."""
+        return {layer: norm for norm, layer in self._behind.items() if layer and norm in self.found}
+
+
+def _follows(model: nn.Module, name: str, watch: Following, target: Target) -> Follows | None:
+    """What the original makes of a layer's output, in numbers."""
+    certain = watch.certain(name)
+    if certain is None or certain[0].norm not in {"", target.norm} or not target.rows.is_floating_point():
+        return None
+    trail, rectified = certain
+    groups, _, outputs = target.rows.shape
+    scale, shift = _affine(model, trail.norm, target.rows)
+    scale, shift = (t.to(target.rows).reshape(groups, 1, outputs) for t in (scale, shift))
+    total = scale * target.rows + shift if trail.total is None else trail.total
+    return Follows(scale, shift, total, trail.partner, rectified)
+
+
+def _affine(model: nn.Module, norm: str, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift per channel of a batch norm that uses its stored statistics; 1 and 0 without one."""
+    if not norm:
+        plain = rows.new_ones(rows.shape[0] * rows.shape[2])
+        return plain, torch.zeros_like(plain)
+    module: Any = model.get_submodule(norm)
+    scale = (module.running_var.double() + module.eps).rsqrt()
+    scale = scale if module.weight is None else scale * module.weight.detach().double()
+    shift = -module.running_mean.double() * scale
+    return scale, shift if module.bias is None else shift + module.bias.detach().double()
