@@ -6,7 +6,7 @@ from torch import nn
 
 import taut
 from cases import FLAVOURS, macs, run, sequential, settle, untouched
-from structure import wired
+from structure import staying, wired
 from structure.silencing import narrow, silenced
 from structure.wired import Net
 from taut import CallError, Plan, Step
@@ -375,7 +375,7 @@ def test_one_module_in_two_places_is_one_afterwards():
 
 
 def test_tied_weights_stay_tied():
-    model, words = wired.tied()
+    model, words = staying.tied()
     model.wide, model.back = nn.Linear(8, 16), nn.Linear(16, 8)
     model.way = lambda s, x: s.out(s.back(torch.relu(s.wide(s.mid(s.embed(x))))))
     small, plan = pruned(model.eval(), words, sparsity=0.5)
@@ -401,7 +401,7 @@ def reasons(plan):
 
 @pytest.mark.filterwarnings("ignore:Layer .* is left as it was:UserWarning")
 def test_a_group_that_reaches_the_output_is_told():
-    model, x = wired.both_reach_the_output()
+    model, x = staying.both_reach_the_output()
     small, plan = pruned(model.eval(), x, sparsity=0.5)
     assert not plan.steps
     assert "'a': they reach the model's output" in reasons(plan)["a"]

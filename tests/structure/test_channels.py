@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from cases import untouched
-from structure import wired
+from structure import staying, wired
 from structure.silencing import halves, narrow, silenced
 from structure.wired import Net, draw, settled
 from taut.calls import Example, map_tensors, quiet
@@ -118,34 +118,38 @@ def test_where_flattened_channels_are_read():
 FIXED = "fixed width in '{}'"
 MIXES = "the operation '{}' mixes these channels"
 STAYS = (
-    (wired.both_reach_the_output, {}, {"a": OUTPUT}),
-    (wired.fixed_parts, {}, {"a": "takes some of them by their place ('split_with_sizes')"}),
-    (wired.sliced, {}, {"a": "takes some of them by their place ('slice')"}),
-    (wired.picked, {}, {"a": "takes some of them by their place ('index')"}),
-    (wired.written_into_a_buffer, {}, {"a": FIXED.format("copy_")}),
+    (staying.both_reach_the_output, {}, {"a": OUTPUT}),
+    (staying.fixed_parts, {}, {"a": "takes some of them by their place ('split_with_sizes')"}),
+    (staying.sliced, {}, {"a": "takes some of them by their place ('slice')"}),
+    (staying.picked, {}, {"a": "takes some of them by their place ('index')"}),
+    (staying.written_into_a_buffer, {}, {"a": FIXED.format("copy_")}),
     (wired.zero_padded_shortcut, wired.zero_padded_shortcut()[2], {"b": FIXED.format("constant_pad_nd")}),
-    (wired.tied, {}, {"embed": "shares a parameter with another", "mid": "shares a parameter with another"}),
-    (wired.recurrent, {}, {"a": "they are read by 'rnn', a LSTM, which is not made narrower"}),
-    (wired.used_by_other_code, {}, {"a": "other code uses a parameter of 'a'"}),
-    (wired.scale_of_its_own, {}, {"a": FIXED.format("mul")}),
-    (wired.softmax_over_them, {}, {"a": MIXES.format("_softmax")}),
-    (wired.mean_over_them, {}, {"a": MIXES.format("mean")}),
-    (wired.functional_convolution, {}, {"a": MIXES.format("convolution")}),
-    (wired.grouped_transposed, {}, {"a": "'middle' is a grouped transposed convolution"}),
-    (wired.weight_normed, {}, {"a": MIXES.format("convolution")}),
-    (wired.normalized_on_several_axes, {}, {"a": "'middle' normalizes several axes at once"}),
-    (wired.forward_of_its_own, {}, {"a": MIXES.format("convolution")}),
-    (wired.rolled, {}, {"a": MIXES.format("roll")}),
-    (wired.windows, {}, {"a": MIXES.format("unfold")}),
-    (wired.all_at_once, {"g": (4, "c.in*3 g.out*3")}, {"a": "they can only go all at once"}),
+    (staying.tied, {}, {"embed": "shares a parameter with another", "mid": "shares a parameter with another"}),
+    (staying.recurrent, {}, {"a": "they are read by 'rnn', a LSTM, which is not made narrower"}),
+    (staying.used_by_other_code, {}, {"a": "other code uses a parameter of 'a'"}),
+    (staying.scale_of_its_own, {}, {"a": FIXED.format("mul")}),
+    (staying.softmax_over_them, {}, {"a": MIXES.format("_softmax")}),
+    (staying.mean_over_them, {}, {"a": MIXES.format("mean")}),
+    (staying.functional_convolution, {}, {"a": MIXES.format("convolution")}),
+    (staying.grouped_transposed, {}, {"a": "'middle' is a grouped transposed convolution"}),
+    (staying.weight_normed, {}, {"a": MIXES.format("convolution")}),
+    (staying.normalized_on_several_axes, {}, {"a": "'middle' normalizes several axes at once"}),
+    (staying.forward_of_its_own, {}, {"a": MIXES.format("convolution")}),
+    (staying.rolled, {}, {"a": MIXES.format("roll")}),
+    (staying.windows, {}, {"a": MIXES.format("unfold")}),
+    (staying.all_at_once, {"g": (4, "c.in*3 g.out*3")}, {"a": "they can only go all at once"}),
     (
-        wired.across_positions,
+        staying.across_positions,
         {"mix": (8, "head.in mix.out")},
         {"stem": "'mix' computes across the axis on which they lie"},
     ),
-    (wired.queries_and_keys, {}, {"q": "no layer reads them", "k": "no layer reads them"}),
-    (wired.norm_shared_with_the_input, {}, {"a": "'n' also reads an input of fixed width"}),
-    (wired.gated_by_one_channel, {"a": (8, "a.out c.in")}, {"gate": "a single channel is spread over others in 'mul'"}),
+    (staying.queries_and_keys, {}, {"q": "no layer reads them", "k": "no layer reads them"}),
+    (staying.norm_shared_with_the_input, {}, {"a": "'n' also reads an input of fixed width"}),
+    (
+        staying.gated_by_one_channel,
+        {"a": (8, "a.out c.in")},
+        {"gate": "a single channel is spread over others in 'mul'"},
+    ),
     (wired.outer_product, wired.outer_product()[2], {"a": "a single channel is spread over others"}),
 )
 
