@@ -10,25 +10,20 @@ from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taut.calls import Example
 from taut.errors import CallError
-from taut.methods.building import conv, empty, linear, random_layer, refuse_layer
+from taut.methods.building import random_layer, refuse_layer
+from taut.methods.slimming import empty_layer, slim
 from taut.nn import Pick
-from taut.structure.compacting import compact, uncalled
-from taut.structure.narrowing import Cut, left_of
+from taut.structure.compacting import PER_CHANNEL, compact, uncalled
+from taut.structure.narrowing import Cut
 from taut.structure.patches import weight_of
 from taut.structure.support import UNFACTORIZED
-from taut.structure.tracing import describe_layer
 from taut.types import Cost, Group, Layer, Rewrite
 
-BETWEEN: dict[str, type[nn.Module]] = {
-    "BatchNorm1d": nn.BatchNorm1d,
-    "BatchNorm2d": nn.BatchNorm2d,
-    "BatchNorm3d": nn.BatchNorm3d,
-    "PReLU": nn.PReLU,
-}
+BETWEEN = frozenset(kind.__name__ for kind in PER_CHANNEL)
 """Layers with values per channel, which become narrower with the layers around them."""
 
 NOTHING = "nothing is dead, or nothing that can be taken out exactly"
@@ -209,30 +204,17 @@ def _fits(widths: Widths, layer: Layer) -> bool:
 
 def _empty(layer: Layer, widths: Widths) -> nn.Module:
     outputs, inputs, picked = widths
-    if layer.kind in BETWEEN:
-        return empty(BETWEEN[layer.kind], outputs)
-    axes = len(layer.kernel)
-    if layer.kind == "Linear":
-        built = linear(inputs, outputs, bias=layer.bias)
-    else:
-        built = conv((inputs * layer.groups, outputs), layer, range(axes), groups=layer.groups, bias=layer.bias)
-    return nn.Sequential(Pick(torch.zeros(inputs), axes), built) if picked else built
+    built = empty_layer(layer, (outputs, inputs))
+    return nn.Sequential(Pick(torch.zeros(inputs), len(layer.kernel)), built) if picked else built
 
 
 def _filled(module: nn.Module, cut: Cut) -> nn.Module:
     """The narrower layer, with what is left of the weights."""
-    built = _empty(describe_layer("", module, (), 1), cut.widths)
-    target = built[-1] if isinstance(built, nn.Sequential) else built
-    for key, t in left_of(module, cut).items():
-        old = getattr(module, key)
-        if isinstance(old, nn.Parameter):
-            target._parameters[key] = nn.Parameter(t, requires_grad=old.requires_grad)
-        else:
-            target._buffers[key] = t
-    if isinstance(built, nn.Sequential) and cut.pick is not None:
-        built[0].index = cut.pick.to(torch.int32)
-    like: Any = module.weight
-    return built.to(like.device) if isinstance(like, Tensor) else built
+    built = slim(module, cut)
+    if cut.pick is None:
+        return built
+    weight = weight_of(module)
+    return nn.Sequential(Pick(cut.pick, weight.ndim - 2), built).to(weight.device)
 
 
 def _cost(layer: Layer, widths: Widths) -> Cost:

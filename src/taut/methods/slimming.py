@@ -7,13 +7,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
-from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
+from torch import nn
 
 from taut.calls import Example
 from taut.methods.building import conv, empty, linear
 from taut.structure.cutting import sides_of
-from taut.structure.narrowing import Cut
+from taut.structure.narrowing import Cut, left_of
 from taut.structure.probing import record_calls
 from taut.structure.tracing import describe_layer
 from taut.types import Invocation, Layer
@@ -136,7 +135,7 @@ def slim(module: nn.Module, cut: Cut) -> nn.Module:
     """A narrower layer with what is left of the weights; hooks and flags are handed over by who puts it in place."""
     layer = describe_layer("", module, (), 1)
     built = empty_layer(layer, (len(cut.outputs), len(cut.inputs)))
-    for key, t in left(module, cut).items():
+    for key, t in left_of(module, cut).items():
         old = getattr(module, key)
         if isinstance(old, nn.Parameter):
             built._parameters[key] = nn.Parameter(t, requires_grad=old.requires_grad)
@@ -144,30 +143,6 @@ def slim(module: nn.Module, cut: Cut) -> nn.Module:
             built._buffers[key] = t
     tensors = [*module.parameters(), *module.buffers()]
     return built.to(tensors[0].device) if tensors else built
-
-
-def left(module: nn.Module, cut: Cut) -> dict[str, Tensor]:
-    """The tensors of the narrower layer by name."""
-    own = {**module._parameters, **module._buffers}
-    held = {key: t.detach() for key, t in own.items() if t is not None}
-    return {key: _part(module, t, cut).contiguous() for key, t in held.items()}
-
-
-def _part(module: nn.Module, t: Tensor, cut: Cut) -> Tensor:
-    outputs, inputs = cut.outputs.to(t.device), cut.inputs.to(t.device)
-    if t.ndim == 0:
-        return t.clone()
-    if isinstance(module, nn.Embedding):
-        return t.index_select(1, outputs)
-    if isinstance(module, _ConvTransposeNd) and t.ndim > 1:
-        return t.index_select(0, outputs) if groups(module) > 1 else t.index_select(1, outputs).index_select(0, inputs)
-    rows = t.index_select(0, outputs)
-    return rows if t.ndim == 1 or len(cut.inputs) == t.shape[1] else rows.index_select(1, inputs)
-
-
-def groups(module: nn.Module) -> int:
-    """Groups of a convolution of either kind."""
-    return int(getattr(module, "groups", 1))
 
 
 def sizes_after(module: nn.Module, cut: Cut | None) -> Sizes:

@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.calls import Example, TautControl, evaluating, tensors
 from taut.errors import ModelError
 from taut.nn import Pick
-from taut.structure.patches import weight_of
+from taut.structure.patches import groups_of, weight_of
 from taut.structure.sameness import alike, finite
 
 Trail = dict[str, list[Tensor]]
@@ -64,10 +65,21 @@ def left_of(module: nn.Module, cut: Cut) -> dict[str, Tensor]:
     held = {key: t.detach() for key, t in own.items() if t is not None}
     if cut.bias is not None:
         held["bias"] = cut.bias.to(held["bias"])
-    found = {key: t.index_select(0, cut.outputs.to(t.device)) if t.ndim else t.clone() for key, t in held.items()}
-    if found["weight"].ndim > 1:
-        found["weight"] = found["weight"].index_select(1, cut.inputs.to(found["weight"].device))
-    return found
+    return {key: _part(module, t, cut) for key, t in held.items()}
+
+
+def _part(module: nn.Module, t: Tensor, cut: Cut) -> Tensor:
+    if t.ndim == 0:
+        return t.clone()
+    outputs, inputs = cut.outputs.to(t.device), cut.inputs.to(t.device)
+    if isinstance(module, nn.Embedding):
+        return t.index_select(1, outputs)
+    if isinstance(module, _ConvTransposeNd) and t.ndim > 1:
+        grouped = groups_of(module) > 1
+        return t.index_select(0, outputs) if grouped else t.index_select(1, outputs).index_select(0, inputs)
+    rows = t.index_select(0, outputs)
+    read = t.ndim > 1 and len(inputs) < t.shape[1] == weight_of(module).shape[1]
+    return rows.index_select(1, inputs) if read else rows
 
 
 def narrowed(model: nn.Module, cuts: Mapping[str, Cut]) -> nn.Module:
