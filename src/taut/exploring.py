@@ -19,7 +19,7 @@ from taut.front import Front, Point
 from taut.measure.accuracy import Score, measure
 from taut.methods import choose
 from taut.progress import stage
-from taut.recovery.refit import SAMPLES
+from taut.recovery.samples import SAMPLES
 from taut.types import Method
 from taut.workshop import Workshop
 

@@ -20,7 +20,7 @@ from taut.methods import resolve
 from taut.nn import bake, hold_zeros, masked
 from taut.randomness import own_states, seed_all
 from taut.recovery.balancing import balance
-from taut.recovery.refit import SAMPLES
+from taut.recovery.samples import SAMPLES
 from taut.remembering import hand_on, remember
 from taut.replaying import replay, with_sides
 from taut.structure.statistics import Statistics, observe

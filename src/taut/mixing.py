@@ -22,7 +22,8 @@ from taut.errors import CallError
 from taut.methods import settings
 from taut.planning import Choice, describe, solve, survey
 from taut.progress import stage
-from taut.recovery.refit import joined
+from taut.recovery.samples import joined
+from taut.recovery.targets import Noted
 from taut.structure.fisher import choose_kinds, divergence
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import shallow
@@ -100,6 +101,7 @@ class Mixer:
         self.method, self.lossy, self.align = slim[0], tuple(lossy), align
         self.fit, self.judge = _divided(data)
         self.found: list[tuple[float, float]] = []
+        self.noted: Noted | None = None
         self.narrow: dict[tuple[float, int, bool], _Narrow | None] = {}
 
     def within(self, limits: Mapping[str, float]) -> Built | None:
@@ -137,6 +139,7 @@ class Mixer:
         if self.judge is None:  # nothing to measure with: half each
             return next((t for t in (0.5, 1.0, 0.0) if self._built(t, limits, None) is not None), None)
         losses: dict[float, float] = {}
+        self.noted = None if self.fit is None else Noted(self.fit)
         with stage("mixing channels and ranks", total=ROUNDS) as bar:
             for share in FIRST:
                 losses[share] = self._loss(share, limits)
@@ -145,6 +148,7 @@ class Mixer:
                 share = _next(losses)
                 losses[share] = self._loss(share, limits)
                 bar()
+        self.noted = None  # as large as some activations
         least = min(losses.values())
         return max(t for t, loss in losses.items() if loss <= least * NEARLY) if math.isfinite(least) else None
 
@@ -167,7 +171,8 @@ class Mixer:
             picks = solve(net, self.choices, limits)
             if picks is None:
                 return None
-            return apply_plan(self.base, describe(net, self.stats, self.choices, picks), self.stats, data)
+            plan = describe(net, self.stats, self.choices, picks)
+            return apply_plan(self.base, plan, self.stats, self._noted(data))
         whole = data is self.data
         key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE)), whole
         if key not in self.narrow or share == 1:
@@ -183,7 +188,11 @@ class Mixer:
         told = {kept.layer for kept in narrow.kept}  # carrying the step out tells them again
         kept = tuple(k for k in rest.kept if k.layer not in told and inner[k.layer] == net[k.layer])
         plan = replace(rest, steps=(narrow.step, *rest.steps), kept=kept, before=net.cost)
-        return apply_plan(self.base, plan, self.stats, data)
+        return apply_plan(self.base, plan, self.stats, self._noted(data))
+
+    def _noted(self, data: Batches | None) -> Batches | Noted | None:
+        """Batches, with what the original gives on those that all plans are refitted on while they are compared."""
+        return self.noted if self.noted is not None and data is self.fit else data
 
     def _narrowed(self, share: float, limits: Mapping[str, float], data: Batches | None) -> _Narrow | None:
         """The network from which channels went until it costs f^share; None where these cannot go so far."""
@@ -196,7 +205,8 @@ class Mixer:
         keys = {("params" if key == "bytes" else key): min(1.0, value) for key, value in asked.items()}
         step = Step(group.names, self.method.name, {**settings(self.method), **dict.fromkeys(ASKED), **keys}, group)
         try:
-            small, done = apply_plan(self.base, Plan((step,)), self.stats, None if share == 1 else data)
+            given = None if share == 1 else self._noted(data)
+            small, done = apply_plan(self.base, Plan((step,)), self.stats, given)
         except CallError:
             return None  # no widths meet it
         if not done.steps:

@@ -18,7 +18,7 @@ from taut.calls import collect, evaluating, quietly
 from taut.errors import CallError
 from taut.methods import choose
 from taut.progress import track
-from taut.recovery.refit import joined
+from taut.recovery.samples import joined
 from taut.structure.fisher import choose_kinds, divergence
 from taut.structure.statistics import Curve, Statistics
 from taut.structure.surgery import shallow, swap

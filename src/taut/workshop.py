@@ -16,7 +16,7 @@ from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.mixing import Mixer
 from taut.planning import Choice, closest, describe, solve, survey
-from taut.recovery.refit import SAMPLES
+from taut.recovery.samples import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import locate, shallow

@@ -12,7 +12,8 @@ from taut.methods import METHODS
 from taut.planning import solve, survey
 from taut.recovery import following
 from taut.recovery.norms import moments_of, reestimate
-from taut.recovery.refit import joined, mean_output, recover, refit_samples
+from taut.recovery.refit import mean_output, recover
+from taut.recovery.samples import joined, refit_samples
 from taut.recovery.targets import note_targets
 from taut.structure.patches import input_rows, output_rows, positions
 from taut.types import Group, Plan, Step

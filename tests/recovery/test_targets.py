@@ -10,10 +10,11 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 import taut
+from taut.recovery import targets
 from taut.recovery.following import Follows
 from taut.recovery.norms import moments_of, moved
 from taut.recovery.others import Others
-from taut.recovery.targets import note_targets
+from taut.recovery.targets import Noted, note_targets
 from taut.types import Plan, Step
 
 
@@ -190,3 +191,18 @@ def test_other_summands_are_held_no_longer_than_needed():
         model(x)
     assert not others.held
     assert others.rows(model.b, target) is None
+
+
+def test_one_run_of_the_original_serves_every_plan_with_the_same_result(monkeypatch):
+    model, x = Net(lambda m, x: F.relu(m.norm(m.b(m.a(x))))).eval(), torch.randn(40, 3, 6, 6)
+    net = taut.trace(model, x[:2])
+    stats = taut.observe(net, model, x)
+    plans = [Plan.of(net, [Step(("b",), "svd", {"rank": rank})]) for rank in (3, 2)]
+    wanted = [taut.apply(model, plan, stats, data=x) for plan in plans]
+    runs, noted = [], Noted(x)
+    monkeypatch.setattr(targets, "note_targets", lambda *args: runs.append(1) or note_targets(*args))
+    found = [taut.apply(model, plan, stats, data=noted) for plan in plans]
+    assert len(runs) == 1
+    for a, b in zip(wanted, found, strict=True):
+        for name, value in a.state_dict().items():
+            assert torch.equal(b.state_dict()[name], value)

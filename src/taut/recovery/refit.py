@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import batch_size, collect, evaluating, generator, map_tensors, tensors
+from taut.calls import evaluating, generator
 from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
@@ -33,7 +33,7 @@ from taut.recovery.others import Others
 from taut.recovery.rest import refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
-from taut.recovery.targets import ROWS_PER_COLUMN, Target, note_targets
+from taut.recovery.targets import Noted, Target
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.narrowing import Cut
 from taut.structure.patches import (
@@ -45,16 +45,7 @@ from taut.structure.patches import (
 )
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import locate, shallow, swap
-from taut.types import Layer, Looking, Method, Network, Slimming, Step
-
-SAMPLES = 2048
-"""Samples of a refit at most."""
-
-ACTIVATION_BYTES = 400 << 20
-"""Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
-
-FEW_ROWS = 1024
-"""Output positions of that layer below which a sample tells little: then twice as many bytes are allowed."""
+from taut.types import Layer, Looking, Method, Slimming, Step
 
 DUAL_ROWS = 2048
 """Rows of a layer too wide for its full second moment: the dual problem is of this size."""
@@ -81,12 +72,12 @@ def recover(
         small: what `steps` made of it.
         steps: in order.
         stats: for the output weights of the second decomposition, and the layers before their factorization.
-        data: calibration batches.
+        data: calibration batches; as `Noted`, what the original gives on them serves several calls.
         cuts: what is left of layers that lost channels.
     """
     cuts = cuts or {}
     net = stats.network
-    batch = joined(collect(net.example, data, refit_samples(net)))
+    noted = data if isinstance(data, Noted) else Noted(data)
     chains: dict[str, list[Link]] = {}
     for step in (step for step in steps if not isinstance(resolve(step), Slimming)):
         for layer in (step.group or net.group(step.layers)).layers:
@@ -100,7 +91,7 @@ def recover(
     }
     free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
-    targets, norms = note_targets(model, net, names, batch)
+    batch, targets, norms = noted.of(model, net, names)
     with stage("refitting", total=len(targets)) as bar:
         copied = shallow(small)  # the same weights, but buffers of its own, which are handed back
         originals = {
@@ -119,36 +110,6 @@ def recover(
 
 def _of_channels(norm: Norm, cut: Cut | None) -> Norm:
     return norm if cut is None else (norm[0][cut.outputs], norm[1][cut.outputs])
-
-
-def refit_samples(net: Network) -> int:
-    """max(256, 40 K / T) over the layers, at most 2,048 and what the largest activation allows."""
-    free = [layer for layer in net.layers if layer.skip is None and layer.positions]
-    wanted, largest, room = 256, 1, ACTIVATION_BYTES
-    for layer in free:
-        fan = layer.params // max(layer.weight[0], 1)
-        wanted = max(wanted, ROWS_PER_COLUMN * fan * layer.batch // layer.positions)
-        sizes = [torch.Size(call.input).numel() + torch.Size(call.output).numel() for call in layer.calls]
-        size = layer.itemsize * max(sizes) // layer.batch
-        if size > largest:
-            largest, room = size, ACTIVATION_BYTES * (2 if layer.positions < FEW_ROWS * layer.batch else 1)
-    return max(8, min(wanted, SAMPLES, room // max(largest, 1)))
-
-
-def joined(batches: list[tuple[Any, Any]]) -> Any:
-    """All batches whose tensors have the shape of the first, as one batch of inputs."""
-    first = batches[0][0]
-    size = batch_size(first)
-    inner = [t.shape[1:] for t in tensors(first)]
-    same = [b for b, _ in batches if [t.shape[1:] for t in tensors(b)] == inner]
-    parts = [tensors(b) for b in same]
-    merged = iter(
-        [
-            torch.cat([part[i] for part in parts]) if t.ndim and t.shape[0] == size else t
-            for i, t in enumerate(tensors(first))
-        ]
-    )
-    return map_tensors(lambda _: next(merged), first)
 
 
 def _only_pruned(chain: Sequence[Link]) -> bool:

@@ -10,17 +10,16 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import evaluating
+from taut.calls import collect, evaluating
 from taut.recovery.following import Following, Follows
 from taut.recovery.norms import Norm, moments_of
 from taut.recovery.rest import ROWS
+from taut.recovery.samples import ROWS_PER_COLUMN, joined, refit_samples
 from taut.structure.collecting import FULL_LIMIT
 from taut.structure.narrowing import Cut
 from taut.structure.patches import choose, fan_in, groups_of, output_rows, positions, row_budget
 from taut.structure.surgery import shallow
 from taut.types import Network
-
-ROWS_PER_COLUMN = 40
 
 
 @dataclass(frozen=True)
@@ -54,6 +53,33 @@ class Target:
         return replace(self, rows=keep(self.rows), follows=follows)
 
 
+class Noted:
+    """Batches, and the targets of one model on them, noted once for all plans that are tried on it.
+
+    Attributes:
+        data: the calibration batches.
+    """
+
+    def __init__(self, data: Any) -> None:
+        """Nothing is noted yet."""
+        self.data = data
+        self.batch: Any = None
+        self.targets: dict[str, Target] = {}
+        self.norms: dict[str, Norm] = {}
+
+    def of(
+        self, model: nn.Module, net: Network, names: Sequence[str]
+    ) -> tuple[Any, dict[str, Target], dict[str, Norm]]:
+        """A batch and what `note_targets` finds on it, from the first call where that covers these layers."""
+        if self.batch is None:
+            self.batch = joined(collect(net.example, self.data, refit_samples(net)))
+        if not self.targets.keys() >= set(names):
+            wanted = {*names, *self.targets}
+            ordered = [layer.name for layer in net.layers if layer.name in wanted]
+            self.targets, self.norms = note_targets(model, net, ordered, self.batch)
+        return self.batch, {name: self.targets[name] for name in names if name in self.targets}, dict(self.norms)
+
+
 def note_targets(
     model: nn.Module, net: Network, names: Sequence[str], batch: Any
 ) -> tuple[dict[str, Target], dict[str, Norm]]:
@@ -62,10 +88,11 @@ def note_targets(
     targets: dict[str, Target] = {}
     watch = Following(lambda name, t: output_rows(copied.get_submodule(name), t, targets[name].index))
     norms = _Norms(watch)
-    for seed, name in enumerate(names):
+    seeds = {layer.name: place for place, layer in enumerate(net.layers)}
+    for name in names:
         layer = copied.get_submodule(name)
         layer.register_forward_pre_hook(_entered(name, watch))
-        layer.register_forward_hook(_noted(name, seed, targets, watch, norms), prepend=True)
+        layer.register_forward_hook(_noted(name, seeds[name], targets, watch, norms), prepend=True)
     for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(norms.before(name))

@@ -28,7 +28,7 @@ from taut.measure.timing import latencies
 from taut.methods import settings
 from taut.planning import whole
 from taut.randomness import own_states, seed_all
-from taut.recovery.refit import SAMPLES
+from taut.recovery.samples import SAMPLES
 from taut.structure.statistics import observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace

@@ -24,7 +24,7 @@ from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
 from taut.manifest import taut_version
 from taut.measure.accuracy import measure
-from taut.recovery.refit import SAMPLES
+from taut.recovery.samples import SAMPLES
 from taut.structure.tracing import trace
 from taut.studies import sheets
 from taut.studies.grid import run_grid
