@@ -12,14 +12,12 @@ python experiments/nets/colour.py [--data DIR] [--epochs 6]     trains it; the e
 from __future__ import annotations
 
 import argparse
-import copy
 import json
-import time
 from pathlib import Path
 
 import torch
 from data import load, split_train
-from running import accuracy
+from running import accuracy, mirrored, one_cycle
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -68,28 +66,12 @@ def trained_colour() -> nn.Sequential:
     return net.eval()
 
 
-def train(epochs: int, folder: Path | None, batch: int = 128) -> dict[str, object]:
-    """SGD with a one-cycle rate; mirrored and shifted images; the weights of the best validation epoch, in half."""
+def train(epochs: int, folder: Path | None) -> dict[str, object]:
+    """SGD with a one-cycle rate; mirrored images; the weights of the best validation epoch, in half."""
     torch.manual_seed(0)
-    (x, y), valid, test = splits(folder)
+    data, valid, test = splits(folder)
     net = colour().to(memory_format=torch.channels_last)
-    steps = len(x) // batch
-    sgd = torch.optim.SGD(net.parameters(), 0.05, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.05, epochs * steps)
-    best, state, start = 0.0, copy.deepcopy(net.state_dict()), time.time()
-    for epoch in range(epochs):
-        net.train()
-        for index in torch.randperm(len(x))[: steps * batch].view(steps, batch):
-            images = torch.where(torch.rand(batch, 1, 1, 1) < 0.5, x[index].flip(-1), x[index])
-            loss = nn.functional.cross_entropy(net(images), y[index], label_smoothing=0.05)
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-            rate.step()
-        found = accuracy(net, *valid)
-        print(f"epoch {epoch + 1}: validation {found:.4f}, {time.time() - start:.0f} s", flush=True)
-        if found > best:
-            best, state = found, copy.deepcopy(net.state_dict())
+    best, state = one_cycle(net, data, valid, 0.05, epochs, mirrored)
     halved = {k: v.half().contiguous() for k, v in state.items() if v.is_floating_point()}
     save_file(halved, HERE / "colour.safetensors")
     return {"validation": best, "test": accuracy(trained_colour(), *test), "epochs": epochs}

@@ -11,10 +11,8 @@ chosen on validation images, the test split is read once, at the end
 from __future__ import annotations
 
 import argparse
-import copy
 import json
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -26,8 +24,7 @@ sys.path[:0] = [str(NETS)]
 
 from data import load, split_train  # noqa: E402 - found through the line above: experiments are scripts, no package
 from fashion import Standardize  # noqa: E402
-from running import BATCH, accuracy  # noqa: E402
-from train import augment  # noqa: E402
+from running import accuracy, augmented, one_cycle  # noqa: E402
 
 Widths = tuple[int, int, int, int, int, int]
 
@@ -114,22 +111,7 @@ def fit(epochs: int, folder: Path | None) -> dict[str, object]:
     torch.manual_seed(0)
     x, y, xv, yv = split_train("fashion-mnist", folder)
     net = small_googlenet().to(memory_format=torch.channels_last)
-    steps = len(x) // BATCH
-    sgd = torch.optim.SGD(net.parameters(), 0.1, momentum=0.9, weight_decay=5e-4, nesterov=True)
-    rate = torch.optim.lr_scheduler.OneCycleLR(sgd, 0.15, epochs * steps)
-    best, state, start = 0.0, copy.deepcopy(net.state_dict()), time.time()
-    for epoch in range(epochs):
-        net.train()
-        for index in torch.randperm(len(x))[: steps * BATCH].view(steps, BATCH):
-            loss = nn.functional.cross_entropy(net(augment(x[index])), y[index], label_smoothing=0.05)
-            sgd.zero_grad()
-            loss.backward()
-            sgd.step()
-            rate.step()
-        found = accuracy(net, xv, yv)
-        print(f"epoch {epoch + 1}: validation {found:.4f}, {time.time() - start:.0f} s", flush=True)
-        if found > best:
-            best, state = found, copy.deepcopy(net.state_dict())
+    best, state = one_cycle(net, (x, y), (xv, yv), 0.15, epochs, augmented)
     halved = {name: t.half().contiguous() for name, t in state.items() if t.is_floating_point()}
     save_file(halved, NETS / "googlenet.safetensors")
     test = accuracy(trained_googlenet(), *load("fashion-mnist", "test", folder))
