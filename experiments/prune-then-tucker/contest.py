@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ UNTRAINED = (("vgg", 0.125), ("resnet", 0.25))
 """Where they are measured as well, untrained; and where ours should be above the peer's tuned nets."""
 
 PEERS = ("l2", "taylor")
+RUNTIMES = ("eager", "channels_last", "onnxruntime", "openvino")
+"""In which speed is measured."""
 
 
 def wanted(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
@@ -100,6 +103,7 @@ def speed(place: Cell, cell: Cell) -> dict[str, Any]:
     path = _kept(place, cell)
     if not path.exists():
         return {"missing": "the net was not kept"}
+    os.environ["TAUT_RUNTIMES"] = ",".join(RUNTIMES)
     small, dense = torch.load(path, weights_only=False), net_of(cell["net"])
     found = {}
     for batch in (1, 32):

@@ -7,7 +7,7 @@ from typing import Any
 
 from automatic_ranks import LITERATURE
 from contest import EPOCHS as CONTEST_EPOCHS
-from contest import FRACTIONS, PEERS, SIDES, interval, unpacked
+from contest import FRACTIONS, PEERS, RUNTIMES, SIDES, interval, unpacked
 from matched import COMPARED, TITLES, WAYS, gains
 from pipelines import EPOCHS, IMAGES
 
@@ -15,8 +15,10 @@ from taut.studies import Bound
 
 CAPTION = f"""Fashion-MNIST, nets trained before (`experiments/nets`). Every run, the control included, learns {EPOCHS}
 epochs of {IMAGES:,} images with Adam; after two steps half of them each. Best validation epoch, accuracy on all test
-images. Sizes are fractions of the dense net's. One seed. The levels of the runs were set so that the curves cover the
-accuracies compared, after a first look at such curves (rows that lay too far are in the table)."""
+images. Sizes are fractions of the dense net's. A seed decides the order of the training images; the trained net that
+all start from is the same. Means over seeds ± half of their range. The levels of the runs were set so that the curves
+cover the accuracies compared, after a first look at such curves (rows that lay too far are in the table). GoogLeNet has
+a quarter of the source's width."""
 
 
 def markdown(found: dict[str, Any], bounds: Sequence[Bound]) -> str:
@@ -58,8 +60,8 @@ def _matched(table: Sequence[dict[str, Any]]) -> list[str]:
         "",
         "Times smaller at so many points below the control, interpolated between runs, never beyond them. Gains over "
         "the better of pruning and Tucker alone: of pruning, then Tucker / Tucker, then pruning / one plan; and of one "
-        "plan over planned ranks as well. The source: up to 57 % for compression, up to 48 % for FLOPs, without saying "
-        "against what.",
+        "plan over planned ranks as well. Factors are geometric means over the seeds. The source: up to 57 % for "
+        "compression, up to 48 % for FLOPs, without saying against what.",
         "",
         f"| net | points lost | size | {' | '.join(TITLES[way] for way in WAYS)} | gains |",
         "|---" * (4 + len(WAYS)) + "|",
@@ -81,7 +83,7 @@ def _contest(found: dict[str, Any]) -> list[str]:
         "",
         f"Equal MACs, one seed; all learn {CONTEST_EPOCHS} epochs of the same 12,000 images. The difference is to the "
         "better of the peer's two importances, with its paired 95 % interval over test images. Speed: dense over "
-        "compressed, each in its fastest runtime of eager and channels_last. The training is short, and does not "
+        f"compressed, each in its fastest runtime of {', '.join(RUNTIMES)}. The training is short, and does not "
         "lift the control: a net may be best before it, and then stays as it was. The peer prunes in one shot, without "
         "rounding of widths; its nets start at chance since it moves no other weights.",
         "",
