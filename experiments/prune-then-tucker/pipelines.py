@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -169,7 +170,8 @@ class _Work:
             budget = taut.Budget(macs=macs)
             found = taut.compress(self.model, self.data[0][:2], budget=budget, data=self.batches, methods=PLANNED[way])
             path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(found.model, path)
+            torch.save(found.model, draft := path.with_suffix(f".{os.getpid()}"))
+            draft.replace(path)
         small: nn.Module = torch.load(path, weights_only=False)
         return small
 

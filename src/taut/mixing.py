@@ -139,7 +139,7 @@ class Mixer:
         if self.judge is None:  # nothing to measure with: half each
             return next((t for t in (0.5, 1.0, 0.0) if self._built(t, limits, None) is not None), None)
         losses: dict[float, float] = {}
-        self.noted = None if self.fit is None else Noted(self.fit)
+        self.noted = None if self.fit is None else Noted(self.fit, self.stats.network)
         with stage("mixing channels and ranks", total=ROUNDS) as bar:
             for share in FIRST:
                 losses[share] = self._loss(share, limits)

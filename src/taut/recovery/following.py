@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from taut.calls import tensors
+from taut.calls import all_tensors, tensors
 
 SUMS = frozenset(
     (
@@ -32,7 +32,15 @@ SUMS = frozenset(
 )
 RECTIFIERS = frozenset((torch.relu, torch.relu_, Tensor.relu, Tensor.relu_, functional.relu))
 
-TINY = 1e-3
+UNREAD = frozenset(
+    (
+        *("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset"),
+        *("element_size", "is_contiguous", "is_floating_point", "is_complex", "is_signed", "get_device", "type"),
+    )
+)
+"""Functions that give no tensor and read no values."""
+
+TINY = 0.05
 """Scales of a batch norm below this share of their mean are not divided by: such channels aim at what they gave."""
 
 Place = tuple[str, str]
@@ -45,14 +53,15 @@ class Follows:
 
     Attributes:
         scale, shift: (g, 1, o), of the batch norm, or 1 and 0.
-        total: (g, n, o), z in the original at the chosen positions.
+        total: (g, n, o), z in the original at the chosen positions, where there is a sum; None where z is
+            scale y + shift.
         partner: where the other summand is found, None where there is none or no module gives or takes it.
         rectified: whether only max(z, 0) is used.
     """
 
     scale: Tensor
     shift: Tensor
-    total: Tensor
+    total: Tensor | None
     partner: Place | None
     rectified: bool
 
@@ -68,17 +77,23 @@ class Follows:
             other: the other summand as it is now; None for as it was.
             present: what the layer gives now.
         """
+        plain = self.scale * rows + self.shift
+        total = plain if self.total is None else self.total
         if other is None:
-            other = self.total - self.scale * rows - self.shift
-        total = self.total
+            other = total - plain
         if present is not None and self.rectified:
             total = torch.where(total > 0, total, (self.scale * present + self.shift + other).clamp(max=0))
         fine = self.scale.abs() > TINY * self.scale.abs().mean()
         return torch.where(fine, (total - other - self.shift) / torch.where(fine, self.scale, 1.0), rows)
 
+    def seen(self) -> Follows | None:
+        """The same where what is negative is used, too; None where nothing else follows."""
+        return None if self.total is None else replace(self, rectified=False)
+
     def narrowed(self, keep: Any) -> Follows:
         """For a layer of which only some outputs are left; `keep` picks them from (g, n, o)."""
-        return replace(self, scale=keep(self.scale), shift=keep(self.shift), total=keep(self.total))
+        total = None if self.total is None else keep(self.total)
+        return replace(self, scale=keep(self.scale), shift=keep(self.shift), total=total)
 
 
 @dataclass
@@ -124,7 +139,7 @@ class Following(TorchFunctionMode):
     """
 
     def __init__(self, rows: Any) -> None:
-        """`rows(layer, tensor)` are those of a tensor shaped as the layer's output at the layer's chosen positions."""
+        """`rows(layer, tensor)`: of a tensor shaped as the layer's output, at the layer's chosen positions."""
         super().__init__()
         self.rows = rows
         self.trails: dict[str, Trail] = {}
@@ -166,6 +181,12 @@ class Following(TorchFunctionMode):
             tag.trail.norm = name
             self._put(tag.trail, output)
 
+    def returned(self, output: Any) -> None:
+        """What the model gave is read by whoever called it."""
+        for t in all_tensors(output):
+            if (tag := self._tags.get(t)) is not None:
+                tag.reads += 1
+
     def certain(self, name: str) -> tuple[Trail, bool] | None:
         """The trail of a layer if it leads to a sum or a ReLU, and whether only the rectified part of it is used."""
         trail = self.trails[name]
@@ -185,19 +206,22 @@ class Following(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Run the operation, and note which tensors on the way it reads."""
+        before = _version(args)
         result = func(*args, **(kwargs or {}))
-        if self.aside or not tensors(result):
-            return result  # sizes and the like are no use of values
+        unread = not tensors(result) and getattr(func, "__name__", "") in UNREAD
+        same = bool(args) and result is args[0]
+        if self.aside or unread or (same and before is not None and _version(args) == before):
+            return result  # sizes, and what is handed through as it is, are no use of values
         read = {id(tag): tag for t in tensors((args, kwargs)) if (tag := self._tags.get(t)) is not None}
         for tag in read.values():
             tag.reads += 1
-        if func in RECTIFIERS and (tag := self._tags.get(args[0])) is not None:
+        if func in RECTIFIERS and args and (tag := self._tags.get(args[0])) is not None:
             tag.trail.rectified = True
-            if result is args[0]:
+            if same:
                 del self._tags[result]  # in place: who reads it from now on reads what is rectified
         elif func in SUMS and read and not kwargs:
             self._sum(args[0], args[1], result)
-        if args and result is args[0]:
+        if same:
             self._places.pop(result, None)  # no longer what the module gave
         return result
 
@@ -214,3 +238,9 @@ class Following(TorchFunctionMode):
         with self.looking_away():
             trail.total = self.rows(trail.layer, result)
         self._put(trail, result)
+
+
+def _version(args: Any) -> int | None:
+    """How often the first argument was changed in place; None where that is not counted."""
+    first = args[0] if args else None
+    return first._version if isinstance(first, Tensor) and not first.is_inference() else None

@@ -62,5 +62,5 @@ class Others:
         size = target.output.shape
         if other.shape[0] != size[0] or other.shape[2:] != size[2:]:
             return None
-        found = output_rows(layer, other, target.index)
+        found = output_rows(layer, other, target.index).to(target.rows)
         return found if found.shape == target.rows.shape else None

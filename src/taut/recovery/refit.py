@@ -33,7 +33,7 @@ from taut.recovery.others import Others
 from taut.recovery.rest import refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
-from taut.recovery.targets import Noted, Target
+from taut.recovery.targets import Noted, Target, solvable
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.narrowing import Cut
 from taut.structure.patches import (
@@ -49,6 +49,9 @@ from taut.types import Layer, Looking, Method, Slimming, Step
 
 DUAL_ROWS = 2048
 """Rows of a layer too wide for its full second moment: the dual problem is of this size."""
+
+ENOUGH = 10
+"""Rows for every input of a layer from which on it aims anew: fewer are fitted by chance."""
 
 ROUNDS = 3
 """Times that a layer in front of a ReLU aims anew, at what is left to do where the original is negative."""
@@ -77,7 +80,6 @@ def recover(
     """
     cuts = cuts or {}
     net = stats.network
-    noted = data if isinstance(data, Noted) else Noted(data)
     chains: dict[str, list[Link]] = {}
     for step in (step for step in steps if not isinstance(resolve(step), Slimming)):
         for layer in (step.group or net.group(step.layers)).layers:
@@ -89,9 +91,9 @@ def recover(
         for name, chain in chains.items()
         if any(m.masks or isinstance(m, Looking) for m, _ in chain) and not _only_pruned(chain)
     }
-    free = [layer for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
-    names = [layer.name for layer in free if layer.name not in cut]  # compress recovers those on the cut model
-    batch, targets, norms = noted.of(model, net, names)
+    names = [name for name in solvable(net) if name not in cut]  # compress recovers those on the cut model
+    noted = data if isinstance(data, Noted) else Noted(data, net, names)
+    batch, targets, norms = noted.of(model, names)
     with stage("refitting", total=len(targets)) as bar:
         copied = shallow(small)  # the same weights, but buffers of its own, which are handed back
         originals = {
@@ -130,7 +132,8 @@ class _Refit:
     ) -> None:
         self.originals, self.small, self.chains, self.stats, self.targets = originals, small, chains, stats, targets
         self.norms = norms
-        self.others = Others(small, targets)
+        aimed = {name: target for name, target in targets.items() if fan_in(originals[name]) <= FULL_LIMIT}
+        self.others = Others(small, aimed)
 
     def run(self, batch: Any, bar: Stage) -> None:
         """Solve every layer and re-estimate every batch norm as it is reached."""
@@ -213,7 +216,8 @@ class _Refit:
         other = self.others.rows(original, target)
         wanted = follows.aim(target.rows, other)
         dense = self.fitted(name, module, moments, wanted, centred=centred)
-        for _ in range(ROUNDS if follows.rectified else 0):
+        enough = moments.rows.shape[1] >= ENOUGH * moments.rows.shape[2]
+        for _ in range(ROUNDS if follows.rectified and enough else 0):
             present = outputs_of(original, dense, moments.rows)
             if centred:  # the bias or the batch norm will see to the mean
                 present = present - present.mean(1, keepdim=True) + wanted.mean(1, keepdim=True)

@@ -13,13 +13,20 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from taut.calls import collect, evaluating
 from taut.recovery.following import Following, Follows
 from taut.recovery.norms import Norm, moments_of
+from taut.recovery.proving import unseen
 from taut.recovery.rest import ROWS
 from taut.recovery.samples import ROWS_PER_COLUMN, joined, refit_samples
 from taut.structure.collecting import FULL_LIMIT
 from taut.structure.narrowing import Cut
-from taut.structure.patches import choose, fan_in, groups_of, output_rows, positions, row_budget
+from taut.structure.patches import CONVOLUTIONS, choose, fan_in, groups_of, output_rows, positions, row_budget
 from taut.structure.surgery import shallow
 from taut.types import Network
+
+CHECKED = 64
+"""Rows on which a batch norm is held against its statistics."""
+
+ALIKE = 0.02
+"""Relative error up to which it does what they say; half precision rounds by less."""
 
 
 @dataclass(frozen=True)
@@ -60,24 +67,30 @@ class Noted:
         data: the calibration batches.
     """
 
-    def __init__(self, data: Any) -> None:
-        """Nothing is noted yet."""
-        self.data = data
-        self.batch: Any = None
-        self.targets: dict[str, Target] = {}
-        self.norms: dict[str, Norm] = {}
+    def __init__(self, data: Any, net: Network, names: Sequence[str] | None = None) -> None:
+        """Nothing is noted yet.
 
-    def of(
-        self, model: nn.Module, net: Network, names: Sequence[str]
-    ) -> tuple[Any, dict[str, Target], dict[str, Norm]]:
-        """A batch and what `note_targets` finds on it, from the first call where that covers these layers."""
-        if self.batch is None:
-            self.batch = joined(collect(net.example, self.data, refit_samples(net)))
-        if not self.targets.keys() >= set(names):
-            wanted = {*names, *self.targets}
-            ordered = [layer.name for layer in net.layers if layer.name in wanted]
-            self.targets, self.norms = note_targets(model, net, ordered, self.batch)
-        return self.batch, {name: self.targets[name] for name in names if name in self.targets}, dict(self.norms)
+        Args:
+            data: calibration batches.
+            net: of the model.
+            names: layers that will be asked for; None for all that a refit could solve.
+        """
+        self.data, self.net = data, net
+        self.names = solvable(net) if names is None else list(names)
+        self._found: tuple[Any, dict[str, Target], dict[str, Norm]] | None = None
+
+    def of(self, model: nn.Module, names: Sequence[str]) -> tuple[Any, dict[str, Target], dict[str, Norm]]:
+        """A batch, and what `note_targets` finds on it for some layers."""
+        if self._found is None:
+            batch = joined(collect(self.net.example, self.data, refit_samples(self.net)))
+            self._found = batch, *note_targets(model, self.net, self.names, batch)
+        batch, targets, norms = self._found
+        return batch, {name: targets[name] for name in names if name in targets}, dict(norms)
+
+
+def solvable(net: Network) -> list[str]:
+    """Layers that a refit can solve: one call, and nothing that forbids a change."""
+    return [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
 
 
 def note_targets(
@@ -86,7 +99,12 @@ def note_targets(
     """The original's outputs at chosen positions of every named layer, and what its batch norms see."""
     copied = shallow(model)
     targets: dict[str, Target] = {}
-    watch = Following(lambda name, t: output_rows(copied.get_submodule(name), t, targets[name].index))
+
+    def rows(name: str, t: Tensor, index: Tensor | None = None) -> Tensor:
+        place = targets[name].index if index is None else index
+        return output_rows(copied.get_submodule(name), t, place).to(targets[name].rows)
+
+    watch = Following(rows)
     norms = _Norms(watch)
     seeds = {layer.name: place for place, layer in enumerate(net.layers)}
     for name in names:
@@ -96,12 +114,15 @@ def note_targets(
     for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(norms.before(name))
-            module.register_forward_hook(norms.behind(name))
+            module.register_forward_hook(norms.behind(name, targets))
     with evaluating(copied), watch:
-        net.example.run(copied, batch)
+        watch.returned(net.example.run(copied, batch))
     for name, norm in norms.direct().items():
         targets[name] = replace(targets[name], norm=norm)
     followed = {name: replace(t, follows=_follows(copied, name, watch, t)) for name, t in targets.items()}
+    rectified = {n: t.follows for n, t in followed.items() if t.follows is not None and t.follows.rectified}
+    for name in rectified.keys() - set(unseen(model, net, batch, rectified)):
+        followed[name] = replace(followed[name], follows=rectified[name].seen())
     return followed, norms.found
 
 
@@ -124,7 +145,8 @@ def _noted(name: str, seed: int, targets: dict[str, Target], watch: Following, n
             index = choose(total, rows, seed)
             shape = torch.empty(output.shape, device="meta")
             targets[name] = Target(index, output_rows(module, output, index), shape)
-            norms.last = name, output
+            if isinstance(module, CONVOLUTIONS) or output.ndim == 2:  # else a norm's channels are another axis
+                norms.last = name, output
             watch.leave(name, output)
             watch.layer(name, output)
 
@@ -154,12 +176,23 @@ class _Norms:
 
         return hook
 
-    def behind(self, name: str) -> Any:
-        """A hook that notes what a batch norm gave."""
+    def behind(self, name: str, targets: dict[str, Target]) -> Any:
+        """A hook that notes what a batch norm gave, if that is what its statistics say and nothing more."""
 
-        def hook(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> None:
-            if args:
-                self.watch.leave(name, output)
+        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+            if not (args and isinstance(output, Tensor)):
+                return
+            self.watch.leave(name, output)
+            layer = self._behind.get(name)
+            if not layer or output.shape != args[0].shape:
+                return
+            with self.watch.looking_away():
+                target = targets[layer]
+                few = target.index[:: max(1, len(target.index) // CHECKED)]
+                scale, shift = affine(module, target.rows)
+                given = self.watch.rows(layer, output, few)
+                plain = scale * self.watch.rows(layer, args[0], few) + shift
+            if float((given - plain).norm()) <= ALIKE * float(plain.norm()):
                 self.watch.norm(name, args[0], output)
 
         return hook
@@ -175,20 +208,17 @@ def _follows(model: nn.Module, name: str, watch: Following, target: Target) -> F
     if certain is None or certain[0].norm not in {"", target.norm} or not target.rows.is_floating_point():
         return None
     trail, rectified = certain
-    groups, _, outputs = target.rows.shape
-    scale, shift = _affine(model, trail.norm, target.rows)
-    scale, shift = (t.to(target.rows).reshape(groups, 1, outputs) for t in (scale, shift))
-    total = scale * target.rows + shift if trail.total is None else trail.total
-    return Follows(scale, shift, total, trail.partner, rectified)
+    norm = model.get_submodule(trail.norm) if trail.norm else None
+    return Follows(*affine(norm, target.rows), trail.total, trail.partner, rectified)
 
 
-def _affine(model: nn.Module, norm: str, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift per channel of a batch norm that uses its stored statistics; 1 and 0 without one."""
-    if not norm:
-        plain = rows.new_ones(rows.shape[0] * rows.shape[2])
-        return plain, torch.zeros_like(plain)
-    module: Any = model.get_submodule(norm)
-    scale = (module.running_var.double() + module.eps).rsqrt()
-    scale = scale if module.weight is None else scale * module.weight.detach().double()
-    shift = -module.running_mean.double() * scale
-    return scale, shift if module.bias is None else shift + module.bias.detach().double()
+def affine(norm: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift (g, 1, o) of a batch norm that uses its stored statistics; 1 and 0 without one."""
+    groups, _, outputs = rows.shape
+    if norm is None:
+        return rows.new_ones(groups, 1, outputs), rows.new_zeros(groups, 1, outputs)
+    scale = (norm.running_var.double() + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
+    shift = -norm.running_mean.double() * scale
+    shift = shift if norm.bias is None else shift + norm.bias.detach().double()
+    return scale.to(rows).reshape(groups, 1, outputs), shift.to(rows).reshape(groups, 1, outputs)
