@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from opponent import opponent
 from pipelines import JOINT, LOW_RANK, NETS, images, net_of
 from torch import nn
 from tuning import scores, tuned
@@ -35,13 +35,14 @@ RUNTIMES = ("eager", "channels_last", "onnxruntime", "openvino")
 
 
 def wanted(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
-    """Every net, fraction and side; the uncompressed control once a net."""
+    """Every net, fraction and side; the uncompressed control once a net. The peer only where it is installed."""
+    peers = PEERS if find_spec("torch_pruning") else ()
     if quick:
-        return [{"net": "resnet", "side": side, "macs": 0.25} for side in ("ours", "l2")]
+        return [{"net": "resnet", "side": side, "macs": 0.25} for side in ("ours", *peers[:1])]
     cells: list[Cell] = []
     for net in nets:
         cells.append({"net": net, "side": "control", "macs": 1.0})
-        cells += [{"net": net, "side": side, "macs": macs} for macs in FRACTIONS for side in ("ours", *PEERS)]
+        cells += [{"net": net, "side": side, "macs": macs} for macs in FRACTIONS for side in ("ours", *peers)]
         cells += [{"net": net, "side": side, "macs": macs} for n, macs in UNTRAINED if n == net for side in ALONE]
     return cells
 
@@ -71,6 +72,8 @@ def _compressed(model: nn.Module, cell: Cell, x: torch.Tensor, y: torch.Tensor, 
     if cell["side"] == "control":
         return model
     if cell["side"] in PEERS:
+        from opponent import opponent  # noqa: PLC0415 - needs a package of another author
+
         return opponent(model, x[:1], cell["macs"], cell["side"], x, y)
     batches = list(x[:calibration].split(64))
     budget = taut.Budget(macs=cell["macs"])

@@ -19,10 +19,10 @@ def limits(found: dict[str, Any], quick: bool) -> list[Bound]:
     sides = {(row["net"], row["side"], row["macs"]): row for row in found["contest"]}
     bounds = _combination(found) if not quick else []
     if quick:
-        ours, theirs = sides["resnet", "ours", 0.25], sides["resnet", "l2", 0.25]
-        bounds.append(
-            Bound("resnet at MACs /4, ours - Torch-Pruning, tuned", 0.0, _difference(ours, theirs, "after")[0])
-        )
+        ours, theirs = sides["resnet", "ours", 0.25], sides.get(("resnet", "l2", 0.25))
+        if theirs is not None:
+            difference = _difference(ours, theirs, "after")[0]
+            bounds.append(Bound("resnet at MACs /4, ours - Torch-Pruning, tuned", 0.0, difference))
         bounds.append(Bound("resnet at MACs /4, ours untrained", 0.8, _accuracy(ours, "before")))
         macs = [row for row in found["pipelines"] if row["way"] == "prune-tucker"]
         bounds.append(Bound("MACs left after pruning, then Tucker", 0.4, max(r["macs"] for r in macs), at_most=True))

@@ -90,6 +90,8 @@ def _contest(found: dict[str, Any]) -> list[str]:
         "| net | MACs kept | side | MACs | parameters | untrained | tuned | difference | speed, batch 1 / 32 |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
+    if not any(row["side"] in PEERS for row in found["contest"]):
+        lines.insert(2, "Torch-Pruning is not installed (pip install torch-pruning==1.6.1): its rows are left out.\n")
     for net in dict.fromkeys(row["net"] for row in found["contest"]):
         for macs in (1.0, *FRACTIONS):
             peers = [rows[net, peer, macs] for peer in PEERS if (net, peer, macs) in rows]
