@@ -60,8 +60,8 @@ def augmented(x: Tensor) -> Tensor:
 
 def one_cycle(
     net: nn.Module,
-    train: tuple[Tensor, Tensor],
-    valid: tuple[Tensor, Tensor],
+    train: Labelled,
+    valid: Labelled,
     peak: float,
     epochs: int,
     augment: Augment,

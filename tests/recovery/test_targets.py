@@ -316,3 +316,14 @@ def test_one_run_of_the_original_serves_every_plan_with_the_same_result(monkeypa
     for a, b in zip(wanted, found, strict=True):
         for name, value in a.state_dict().items():
             assert torch.equal(b.state_dict()[name], value)
+
+
+def test_a_model_that_does_not_run_on_few_samples_is_refitted_without_proof():
+    def many(m, x):
+        if len(x) < 12:
+            raise ValueError("at least 12 samples")
+        return torch.relu(m.b(m.a(x)))
+
+    model, x = Net(many).eval(), torch.randn(40, 3, 6, 6)
+    net = taut.trace(model, x[:12])
+    assert note_targets(model, net, ["a", "b"], x)[0]["b"].follows is None
