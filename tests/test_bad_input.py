@@ -106,15 +106,15 @@ def test_scripted_model_is_handled_or_refused():
 # Calls.
 
 
-@pytest.mark.parametrize("key", ["latency", "flops", "drops"])
+@pytest.mark.parametrize("key", ["speed", "flops", "drops"])
 def test_unknown_budget_key(key):
     with pytest.raises((CallError, TypeError), match=key):
         Budget(**{key: 0.5})
-    with pytest.raises(CallError, match=f"Unknown budget key '{key}'. Known: params, macs, bytes, drop"):
+    with pytest.raises(CallError, match=f"Unknown budget key '{key}'. Known: params, macs, bytes, latency, drop"):
         Budget.parse(f"{key}=0.5")
 
 
-@pytest.mark.parametrize("key", ["params", "macs", "bytes"])
+@pytest.mark.parametrize("key", ["params", "macs", "bytes", "latency"])
 @pytest.mark.parametrize("value", [0, -1, 0.0, 1.5, -0.1, math.nan, math.inf, True, "0.5"])
 def test_budget_value_out_of_range(key, value):
     with pytest.raises(CallError, match=f"The budget '{key}'"):

@@ -252,7 +252,7 @@ def test_train_loader_stands_in_for_calibration(place: Place) -> None:
         (["inspect", "NETS:build", "--wieghts", "x"], ["No such option", "taut inspect --help"]),
         (["inspect"], ["Missing argument"]),
         (["shrink"], ["No such command"]),
-        (["compress", "NETS:build", "--budget", "latency=3"], ["Unknown budget key 'latency'", "params, macs, bytes"]),
+        (["compress", "NETS:build", "--budget", "speed=3"], ["Unknown budget key 'speed'", "params, macs, bytes"]),
         (["compress", "NETS:build", "--budget", "macs=2.0"], ["macs", "(0, 1]"]),
         (["compress", "NETS:build", "--methods", "magic"], ["Unknown method 'magic'", "svd"]),
         (["compress", "NETS:build", "--recipe", "none.yaml"], ["none.yaml", "cannot be read"]),

@@ -45,6 +45,8 @@ def test_lowers_is_a_strict_order_that_ignores_bytes(a, b):
         (" macs = 0.5 , params = 7 ", Budget(macs=0.5, params=7)),
         ("drop=1", Budget(drop=1.0)),
         ("macs=1e-3", Budget(macs=0.001)),
+        ("latency=0.5,macs=0.5", Budget(latency=0.5, macs=0.5)),
+        ("latency=1", Budget(latency=1.0)),
     ],
 )
 def test_parse(text, budget):
@@ -57,7 +59,9 @@ def test_parse(text, budget):
     ("text", "message"),
     [
         ("", "Unknown budget key ''"),
-        ("latency=0.5", r"Unknown budget key 'latency'\. Known: params, macs, bytes, drop"),
+        ("speed=2", r"Unknown budget key 'speed'\. Known: params, macs, bytes, latency, drop"),
+        ("latency=20", r"fraction kept and must be in \(0, 1\]\. Got 20"),
+        ("latency=0", r"fraction kept and must be in \(0, 1\]\. Got 0"),
         ("macs", "The budget 'macs' must be a number. Got ''"),
         ("macs=half", "The budget 'macs' must be a number. Got 'half'"),
         ("macs=0.5,", "Unknown budget key ''"),
@@ -83,17 +87,17 @@ def test_a_repeated_key_is_refused():
 
 
 @pytest.mark.parametrize("value", [True, False, "0.5", [0.5], float("nan"), 0, 0.0, -1, -0.5, 1.01, float("inf")])
-@pytest.mark.parametrize("key", ["params", "macs", "bytes"])
+@pytest.mark.parametrize("key", ["params", "macs", "bytes", "latency"])
 def test_values_outside_their_range(key, value):
     with pytest.raises(CallError, match=f"The budget '{key}'"):
         Budget(**{key: value})
 
 
 def test_an_empty_budget_and_an_unknown_key():
-    with pytest.raises(CallError, match=r"needs at least one of params, macs, bytes, drop\. Got none"):
+    with pytest.raises(CallError, match=r"needs at least one of params, macs, bytes, latency, drop\. Got none"):
         Budget()
     with pytest.raises(TypeError):
-        Budget(latency=0.5)
+        Budget(speed=0.5)
 
 
 @given(st.floats(1e-6, 1.0), st.integers(1, 10**12), st.integers(1, 10**12))
@@ -105,6 +109,7 @@ def test_limits_never_exceed_the_fraction(fraction, params, macs):
     assert limits["params"] > fraction * params - 1
     assert set(limits) == {"params", "macs"}
     assert Budget(params=1.0).limits(original) == {"params": params}
+    assert Budget(latency=fraction).limits(original) == {"latency": fraction}
 
 
 def test_a_fraction_and_one_are_not_the_absolute_one():
@@ -184,7 +189,8 @@ SETTINGS = st.dictionaries(
     | st.integers(-(2**53), 2**53)
     | st.floats(allow_nan=False, allow_infinity=False)
     | st.text(max_size=8)
-    | st.lists(st.integers(-100, 100), max_size=4),
+    | st.lists(st.integers(-100, 100), max_size=4)
+    | st.lists(st.floats(allow_nan=False, allow_infinity=False), max_size=4),
     max_size=4,
 )
 

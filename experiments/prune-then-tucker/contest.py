@@ -14,6 +14,8 @@ from torch import nn
 from tuning import scores, tuned
 
 import taut
+from taut.calls import Example
+from taut.measure import Stopwatch
 from taut.studies import Cell
 
 FRACTIONS = (0.5, 0.25, 0.125)
@@ -24,6 +26,12 @@ IMAGES = 12_000
 CALIBRATION = 2_048
 SIDES = {"ours": JOINT, "channels": ("channels",), "low rank": LOW_RANK}
 """Plans of ours."""
+
+FAST = "as fast"
+"""Ours with a budget of time as well: no more than the faster of the peer's nets takes, measured first."""
+
+FASTER = 0.97
+"""Share of the peer's time that is allowed: what two measurements of one net differ by."""
 
 ALONE = ("channels", "low rank")
 UNTRAINED = (("vgg", 0.125), ("resnet", 0.25))
@@ -47,6 +55,12 @@ def wanted(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
     return cells
 
 
+def hurried(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
+    """What needs the peer's nets and a quiet machine."""
+    peers = find_spec("torch_pruning") is not None and not quick
+    return [{"net": net, "side": FAST, "macs": macs} for net in nets for macs in FRACTIONS] if peers else []
+
+
 def run(place: Cell, cell: Cell) -> dict[str, Any]:
     """Right or wrong on every test image, before and after tuning, and what the net costs."""
     x, y, valid_x, valid_y, test_x, test_y = images(place["folder"])
@@ -56,9 +70,12 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
         test_x, test_y = test_x[:2000], test_y[:2000]
     model = net_of(cell["net"])
     net = taut.trace(model, x[:1])
-    small = _compressed(model, cell, x[rows], y[rows], 512 if quick else CALIBRATION)
+    allowed = _allowed(place, cell, model, x) if cell["side"] == FAST else None
+    small = _compressed(model, cell, (x[rows], y[rows]), 512 if quick else CALIBRATION, allowed)
     cost = taut.trace(small, x[:1]).cost
-    found = {"before": packed(scores(small, test_x, test_y)), "images": len(test_x)}
+    found: dict[str, Any] = {"before": packed(scores(small, test_x, test_y)), "images": len(test_x)}
+    if allowed is not None:
+        found["latency"] = allowed
     if cell["side"] not in ALONE:
         small = tuned(small, (x[rows], y[rows], valid_x, valid_y), 1 if quick else EPOCHS, 0)
         found["after"] = packed(scores(small, test_x, test_y))
@@ -68,7 +85,10 @@ def run(place: Cell, cell: Cell) -> dict[str, Any]:
     return found | {"params": cost.params / net.cost.params, "cost": cost.macs / net.cost.macs}
 
 
-def _compressed(model: nn.Module, cell: Cell, x: torch.Tensor, y: torch.Tensor, calibration: int) -> nn.Module:
+def _compressed(
+    model: nn.Module, cell: Cell, data: tuple[torch.Tensor, torch.Tensor], calibration: int, latency: float | None
+) -> nn.Module:
+    x, y = data
     if cell["side"] == "control":
         return model
     if cell["side"] in PEERS:
@@ -76,8 +96,22 @@ def _compressed(model: nn.Module, cell: Cell, x: torch.Tensor, y: torch.Tensor, 
 
         return opponent(model, x[:1], cell["macs"], cell["side"], x, y)
     batches = list(x[:calibration].split(64))
-    budget = taut.Budget(macs=cell["macs"])
-    return taut.compress(model, x[:2], budget=budget, data=batches, methods=SIDES[cell["side"]]).model
+    budget = taut.Budget(macs=cell["macs"], latency=latency)
+    methods = SIDES.get(cell["side"], JOINT)
+    try:
+        return taut.compress(
+            model, x[: 2 if latency is None else 32], budget=budget, data=batches, methods=methods
+        ).model
+    except taut.BudgetError as error:  # the closest one: its row shows by how much
+        return error.best.model
+
+
+def _allowed(place: Cell, cell: Cell, model: nn.Module, x: torch.Tensor) -> float:
+    """Share of the dense net's time that ours may take: the faster of the peer's nets, in the dense net's runtime."""
+    os.environ["TAUT_RUNTIMES"] = ",".join(RUNTIMES)
+    watch = Stopwatch(model, Example(model, x[:32]))
+    peers = [torch.load(_kept(place, {**cell, "side": peer}), weights_only=False) for peer in PEERS]
+    return min(1.0, FASTER * min(watch.share(peer) for peer in peers))
 
 
 def packed(hits: torch.Tensor) -> str:
@@ -98,7 +132,7 @@ def interval(a: np.ndarray, b: np.ndarray) -> tuple[float, float]:
 
 def timed(quick: bool, nets: tuple[str, ...] = NETS) -> list[Cell]:
     """Every net that was kept; none in a quick run, which measures no time."""
-    return [] if quick else [cell for cell in wanted(quick, nets) if cell["side"] != "control"]
+    return [] if quick else [c for c in (*wanted(quick, nets), *hurried(quick, nets)) if c["side"] != "control"]
 
 
 def speed(place: Cell, cell: Cell) -> dict[str, Any]:

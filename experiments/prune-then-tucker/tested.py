@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from contest import ALONE, FRACTIONS, PEERS, UNTRAINED, interval, unpacked
+from contest import ALONE, FAST, FRACTIONS, PEERS, UNTRAINED, interval, unpacked
 from matched import COMPARED, TECHNIQUES, TITLES, gains
 
 from taut.studies import Bound
@@ -27,20 +27,27 @@ def limits(found: dict[str, Any], quick: bool) -> list[Bound]:
         macs = [row for row in found["pipelines"] if row["way"] == "prune-tucker"]
         bounds.append(Bound("MACs left after pruning, then Tucker", 0.4, max(r["macs"] for r in macs), at_most=True))
         return bounds
-    for net in dict.fromkeys(row["net"] for row in found["contest"]):
+    for side in ("ours", FAST):
+        bounds += _tuned(sides, side)
+    bounds += _untrained(sides)
+    bounds += _speeds(found)
+    return bounds
+
+
+def _tuned(sides: dict[Any, Any], side: str) -> list[Bound]:
+    """Ours beside the better of the peer's, both tuned: not significantly below it, and above it at MACs /8."""
+    bounds = []
+    words = {"ours": "ours", FAST: f"ours {FAST}"}[side]
+    for net in dict.fromkeys(net for net, _, _ in sides):
         for macs in FRACTIONS:
             peers = [sides[net, peer, macs] for peer in PEERS if (net, peer, macs) in sides]
-            ours = sides.get((net, "ours", macs))
+            ours = sides.get((net, side, macs))
             if ours and peers:
                 best = max(peers, key=lambda row: _accuracy(row, "after"))
                 mean, half = _difference(ours, best, "after")
-                name = (
-                    f"{net} at MACs x {macs}, ours - best of Torch-Pruning, tuned, {'' if macs == 0.125 else 'with '}"
-                )
-                name += "above it" if macs == 0.125 else "the paired 95 % interval"
+                name = f"{net} at MACs x {macs}, {words} - best of Torch-Pruning, tuned, "
+                name += "above it" if macs == 0.125 else "with the paired 95 % interval"
                 bounds.append(Bound(name, 0.0, mean if macs == 0.125 else mean + half))
-    bounds += _untrained(sides)
-    bounds += _speeds(found)
     return bounds
 
 
@@ -88,15 +95,16 @@ def _speeds(found: dict[str, Any]) -> list[Bound]:
     bounds = []
     for net in dict.fromkeys(row["net"] for row in found["contest"]):
         for macs in FRACTIONS:
-            ours = speeds.get((net, "ours", macs))
+            ours = speeds.get((net, FAST, macs))
             peers = [value for peer in PEERS if (value := speeds.get((net, peer, macs))) is not None]
             if ours and peers:
-                name = f"{net} at MACs x {macs}: our speedup over the best of Torch-Pruning's"
+                name = f"{net} at MACs x {macs}: our speedup, {FAST}, over the best of Torch-Pruning's"
                 bounds.append(Bound(name, 1.0, ours / max(peers)))
             alone = speeds.get((net, "low rank", macs))
-            if ours and alone and (net, macs) in UNTRAINED:
+            one = speeds.get((net, "ours", macs))
+            if one and alone and (net, macs) in UNTRAINED:
                 bounds.append(
-                    Bound(f"{net} at MACs x {macs}: speedup of one plan over low rank alone", 1.0, ours / alone)
+                    Bound(f"{net} at MACs x {macs}: speedup of one plan over low rank alone", 1.0, one / alone)
                 )
     return bounds
 

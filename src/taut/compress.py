@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,7 @@ from taut.errors import BudgetError, CallError
 from taut.exporting import Export, export
 from taut.finetuning import Finetune, carry_out
 from taut.measure.accuracy import Score, measure
-from taut.planning import describe, unmet
+from taut.planning import amount, describe, unmet
 from taut.structure.surgery import clone
 from taut.types import Budget, Cost, Method, Plan
 from taut.workshop import Workshop
@@ -25,7 +25,13 @@ from taut.workshop import Workshop
 Evaluate = Callable[[nn.Module], Any]
 
 TRIES = 4
-"""Plans until the budget holds on the counted model; the second is only needed for file headers and roll-backs."""
+"""Plans until the budget holds on the final model: more than one for file headers, roll-backs, and measured time."""
+
+SPARE = 0.95
+"""Below this share of every limit a model may grow again, where the limit is one of time."""
+
+CLOSE = 0.98
+"""Share of the allowed time that is aimed at: it is measured with noise."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +101,15 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         raise CallError("sensitivity=True measures on calibration data: give data=.")
     dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
     with quiet(seed):
-        shop = Workshop.open(model, example, data, methods, measured=sensitivity, align=align)
+        shop = Workshop.open(
+            model,
+            example,
+            data,
+            methods,
+            measured=sensitivity,
+            align=align,
+            latency=budget.latency,
+        )
         if budget.drop is not None and evaluate is not None and dense is not None:
             built, problem = _search_drop(shop, budget, evaluate, dense)
         else:
@@ -119,7 +133,7 @@ def _broken(
     """The first key of the budget that the final model does not hold."""
     cost = shop.cost(model)
     for key, limit in budget.limits(shop.network.cost).items():
-        if getattr(cost, key) > limit:
+        if key != "latency" and getattr(cost, key) > limit:  # training changes no shapes
             return key
     if budget.drop is None or evaluate is None or dense is None:
         return None
@@ -151,21 +165,38 @@ def compared(
     return replace(costs, score_before=dense, score_after=score)
 
 
-def meet(shop: Workshop, limits: dict[str, int]) -> tuple[tuple[nn.Module, Plan], str | None]:
-    """A model whose counted cost is within `limits`; with the reason where the closest one is not."""
-    if all(getattr(shop.network.cost, key) <= limit for key, limit in limits.items()):
+def meet(shop: Workshop, limits: Mapping[str, float]) -> tuple[tuple[nn.Module, Plan], str | None]:
+    """A model whose counted and measured cost is within `limits`; with the reason where the closest one is not."""
+    net = shop.stats.network
+    if all(amount(shop.network, key) <= limit for key, limit in limits.items()):
         return unchanged(shop), None
-    net, aims = shop.stats.network, {key: float(limit) for key, limit in limits.items()}
+    aims, best = {key: limit * CLOSE if key == "latency" else limit for key, limit in limits.items()}, None
     for _ in range(TRIES):
         built = shop.within(aims)
         if built is None:
             break
-        cost = shop.cost(built[0])
-        over = {key: getattr(cost, key) - limit for key, limit in limits.items() if getattr(cost, key) > limit}
-        if not over:
-            return built, None
-        aims = {key: max(1.0, aim - 1.02 * over.get(key, 0)) for key, aim in aims.items()}
-    return shop.closest(limits), unmet(net, shop.choices, limits)
+        found = shop.amounts(built[0], limits)
+        if all(found[key] <= limit for key, limit in limits.items()):
+            best = built
+            if not _spares(found, limits):
+                break
+        aims = {key: _aim(key, aims[key], found[key], limit) for key, limit in limits.items()}
+    if best is not None:
+        return best, None
+    return shop.closest(limits), unmet(net, shop.choices, limits, shop.pace)
+
+
+def _spares(found: Mapping[str, float], limits: Mapping[str, float]) -> bool:
+    """Whether the time is all that binds, and much of it is left: it was predicted, and may be spent."""
+    tight = any(found[key] > SPARE * limit for key, limit in limits.items())
+    return "latency" in limits and not tight
+
+
+def _aim(key: str, aim: float, found: float, limit: float) -> float:
+    """What to ask for next time, so that what is found is within the limit."""
+    if key == "latency":
+        return min(1.0, aim * limit / found * CLOSE)
+    return max(1.0, aim - 1.02 * max(0.0, found - limit))
 
 
 def unchanged(shop: Workshop) -> tuple[nn.Module, Plan]:
@@ -182,7 +213,7 @@ def path_limits(shop: Workshop, ratio: float) -> dict[str, float]:
     return {key: getattr(cost, key) - getattr(movable, key) * (1 - 1 / ratio) for key in keys}
 
 
-def along_path(shop: Workshop, ratio: float, caps: dict[str, int] | None = None) -> tuple[nn.Module, Plan] | None:
+def along_path(shop: Workshop, ratio: float, caps: Mapping[str, float] | None = None) -> tuple[nn.Module, Plan] | None:
     """The model `ratio` times smaller on the path that `explore` shows and `Budget(drop=...)` searches.
 
     Args:
@@ -204,11 +235,11 @@ def along_path(shop: Workshop, ratio: float, caps: dict[str, int] | None = None)
         built = shop.within(limits)
         if built is None:
             return None
-        cost = shop.cost(built[0])
-        over = {key: getattr(cost, key) - cap for key, cap in (caps or {}).items() if getattr(cost, key) > cap}
+        found = shop.amounts(built[0], caps or {})
+        over = {key for key, cap in (caps or {}).items() if found[key] > cap}
         if not over:
             return built
-        limits = {key: max(1.0, limit - 1.02 * over.get(key, 0)) for key, limit in limits.items()}
+        limits |= {key: _aim(key, limits[key], found[key], (caps or {})[key]) for key in over}
     return None
 
 

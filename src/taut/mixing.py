@@ -10,17 +10,20 @@ output on samples that no refit saw decides between the shares.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 from torch import nn
 
 from taut.applying import apply_plan
 from taut.calls import batch_size, chunks, evaluating
 from taut.errors import CallError
+from taut.measure import Pace
+from taut.measure.pace import layer_ops
 from taut.methods import settings
-from taut.planning import Choice, describe, solve, survey
+from taut.planning import Choice, amount, describe, solve, survey
 from taut.progress import stage
 from taut.recovery.samples import joined
 from taut.recovery.targets import Noted
@@ -28,7 +31,7 @@ from taut.structure.fisher import choose_kinds, divergence
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
-from taut.types import Cost, Group, Kept, Method, Plan, Step
+from taut.types import Group, Kept, Method, Plan, Step
 
 Built = tuple[nn.Module, Plan]
 Batches = Sequence[tuple[Any, Any]]
@@ -48,7 +51,7 @@ JUDGES = 512
 NEARLY = 1.05
 """Divergences that differ by less than this factor are equal: then more channels go, which keep all of the speed."""
 
-ASKED = ("macs", "params", "sparsity", "counts", "widths")
+ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
 """What a method that takes out channels is asked for: here the budget's."""
 
 LET_OUT = 12
@@ -82,6 +85,8 @@ class Mixer:
         slim: the methods that take out channels; the first is used.
         lossy: the others.
         align: every rank is a multiple of it.
+        timed: whether there are limits of "latency": `pace` has to be set then, and `off` should be, the measured
+            over the predicted time of each of the `drafts`.
     """
 
     def __init__(  # noqa: PLR0913, PLR0917 - a workshop in all its parts
@@ -93,12 +98,16 @@ class Mixer:
         slim: Sequence[Method],
         lossy: Sequence[Method],
         align: int,
+        *,
+        timed: bool = False,
     ) -> None:
         """See the class."""
         self.base, self.stats, self.choices, self.data = base, stats, tuple(choices), data
         if len(slim) > 1:
             raise CallError(f"One method can take out channels, not {len(slim)}: give {slim[0].name} once.")
-        self.method, self.lossy, self.align = slim[0], tuple(lossy), align
+        self.method, self.lossy, self.align, self.timed = slim[0], tuple(lossy), align, timed
+        self.pace: Pace | None = None
+        self.off: dict[float, float] = {}
         self.fit, self.judge = _divided(data)
         self.found: list[tuple[float, float]] = []
         self.noted: Noted | None = None
@@ -115,13 +124,28 @@ class Mixer:
             self.found.append((share, tight))
         return self._built(share, limits, self.data)
 
+    def drafts(self, limits: Mapping[str, float]) -> Iterator[tuple[float, nn.Module]]:
+        """The first shares, with models within `limits`: of the shapes they would have, and nothing recovered."""
+        self.narrow.clear()
+        for share in FIRST if self.lossy else FIRST[-1:]:
+            built = self._built(share, limits, self.fit, recovered=False)
+            if built is not None:
+                yield share, built[0]
+        self.narrow.clear()
+
+    def _aims(self, share: float, limits: Mapping[str, float]) -> Mapping[str, float]:
+        """Limits for a share, with regard to how far off the times of its neighbours were predicted."""
+        if "latency" not in limits or not self.off:
+            return limits
+        known = sorted(self.off)
+        off = float(np.interp(share, known, [self.off[t] for t in known]))
+        return {**limits, "latency": limits["latency"] / off}
+
     def closest(self, limits: Mapping[str, float]) -> Built | None:
         """The smallest model on the way to limits that cannot be met: these are let out until one can."""
-        cost = self.stats.network.cost
         for step in range(1, LET_OUT + 1):
-            aims = {
-                k: limit ** (1 - step / LET_OUT) * getattr(cost, k) ** (step / LET_OUT) for k, limit in limits.items()
-            }
+            let = step / LET_OUT
+            aims = {key: limit ** (1 - let) * self._whole(key) ** let for key, limit in limits.items()}
             built = self._built(1.0, aims, self.data) if not self.lossy else self.within(aims)
             if built is not None:
                 return built
@@ -129,8 +153,11 @@ class Mixer:
 
     def _tightness(self, limits: Mapping[str, float]) -> float:
         """How many times less the tightest limit allows than the original costs."""
-        cost = self.stats.network.cost
-        return max([1.0, *(float(getattr(cost, key)) / max(limit, 1.0) for key, limit in limits.items())])
+        return max([1.0, *(self._whole(key) / max(limit, 1e-9) for key, limit in limits.items())])
+
+    def _whole(self, key: str) -> float:
+        """What the original costs."""
+        return amount(self.stats.network, key, self.pace)
 
     def _searched(self, limits: Mapping[str, float]) -> float | None:
         """The share of the way that channels should save."""
@@ -165,14 +192,17 @@ class Mixer:
         found = divergence(kinds, before, after)
         return found if math.isfinite(found) else math.inf
 
-    def _built(self, share: float, limits: Mapping[str, float], data: Batches | None) -> Built | None:
-        net = self.stats.network
+    def _built(
+        self, share: float, limits: Mapping[str, float], data: Batches | None, *, recovered: bool = True
+    ) -> Built | None:
+        net, limits = self.stats.network, self._aims(share, limits)
+        given = self._noted(data) if recovered else None
         if share == 0:
-            picks = solve(net, self.choices, limits)
+            picks = solve(net, self.choices, limits, self.pace)
             if picks is None:
                 return None
             plan = describe(net, self.stats, self.choices, picks)
-            return apply_plan(self.base, plan, self.stats, self._noted(data))
+            return apply_plan(self.base, plan, self.stats, given)
         whole = data is self.data
         key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE)), whole
         if key not in self.narrow or share == 1:
@@ -181,14 +211,14 @@ class Mixer:
         if narrow is None:
             return None
         inner = narrow.stats.network
-        picks = [0] * len(narrow.choices) if share == 1 else solve(inner, narrow.choices, limits)
+        picks = [0] * len(narrow.choices) if share == 1 else solve(inner, narrow.choices, limits, self.pace)
         if picks is None:
             return None
         rest = describe(inner, narrow.stats, narrow.choices, picks)
         told = {kept.layer for kept in narrow.kept}  # carrying the step out tells them again
         kept = tuple(k for k in rest.kept if k.layer not in told and inner[k.layer] == net[k.layer])
         plan = replace(rest, steps=(narrow.step, *rest.steps), kept=kept, before=net.cost)
-        return apply_plan(self.base, plan, self.stats, self._noted(data))
+        return apply_plan(self.base, plan, self.stats, given)
 
     def _noted(self, data: Batches | None) -> Batches | Noted | None:
         """Batches, with what the original gives on those that all plans are refitted on while they are compared."""
@@ -199,10 +229,12 @@ class Mixer:
         net = self.stats.network
         layers = tuple(layer for layer in net.layers if self.method.refuses(Group((layer,))) is None)
         group = Group(layers)
-        asked = {key: _kept_share(group.cost, net.cost, key, limit, share) for key, limit in limits.items()}
+        asked = {key: self._kept_share(group, key, limit, share) for key, limit in limits.items()}
         if any(value <= 0 for value in asked.values()):
             return None
-        keys = {("params" if key == "bytes" else key): min(1.0, value) for key, value in asked.items()}
+        keys: dict[str, Any] = {("params" if key == "bytes" else key): min(1.0, value) for key, value in asked.items()}
+        if "latency" in keys and self.pace is not None:
+            keys["rates"] = [*self.pace.rates, float(self.pace.lanes)]
         step = Step(group.names, self.method.name, {**settings(self.method), **dict.fromkeys(ASKED), **keys}, group)
         try:
             given = None if share == 1 else self._noted(data)
@@ -214,8 +246,20 @@ class Mixer:
         told = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
         inner = trace(small, net.example)
         stats = self.stats if share == 1 else observe(inner, small, data)
-        choices = () if share == 1 else tuple(survey(inner, stats, self.lossy, self.align))
+        choices = () if share == 1 else tuple(survey(inner, stats, self.lossy, self.align, timed=self.timed))
         return _Narrow(told, done.kept, replace(stats, network=inner), choices)
+
+    def _kept_share(self, group: Group, key: str, limit: float, share: float) -> float:
+        """What is left of the layers' cost when the network's falls to the power `share` of its fraction."""
+        total = self._whole(key)
+        target: float = total * min(1.0, limit / total) ** share
+        if key == "latency" and self.pace is not None:
+            mine = sum(self.pace.of(layer_ops(layer)) for layer in group.layers)
+        elif key == "bytes":
+            mine = group.cost.params * total / max(self.stats.network.cost.params, 1)
+        else:
+            mine = float(getattr(group.cost, key))
+        return 1 - (total - target) / mine if mine > 0 else 0.0
 
 
 def _divided(data: Batches | None) -> tuple[Batches | None, Any]:
@@ -232,14 +276,6 @@ def _divided(data: Batches | None) -> tuple[Batches | None, Any]:
         held -= 1
         seen += batch_size(pieces[held][0])
     return pieces[:held], joined(pieces[held:])
-
-
-def _kept_share(own: Cost, whole: Cost, key: str, limit: float, share: float) -> float:
-    """What is left of the layers' cost when the network's falls to the power `share` of its fraction."""
-    total, mine = float(getattr(whole, key)), float(getattr(own, key if key != "bytes" else "params"))
-    scale = 1.0 if key != "bytes" else total / max(whole.params, 1)
-    target: float = total * min(1.0, limit / total) ** share
-    return 1 - (total - target) / max(mine * scale, 1.0)
 
 
 def _next(losses: Mapping[float, float]) -> float:

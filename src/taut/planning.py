@@ -7,7 +7,7 @@ key is one linear constraint. Solved to optimality (gap 1e-4) as an integer prog
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -15,6 +15,7 @@ from scipy.sparse import csr_matrix
 
 from taut.calls import quietly
 from taut.errors import BudgetError, CallError
+from taut.measure.pace import Ops, Pace, built_ops, layer_ops
 from taut.methods import choose, resolve, settings
 from taut.progress import track
 from taut.structure.statistics import Statistics
@@ -29,11 +30,16 @@ Limits = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Option:
-    """One thing that can be done to a layer: a resolved method, or None to keep it."""
+    """One thing that can be done to a layer: a resolved method, or None to keep it.
+
+    Attributes:
+        ops: what it does when it runs, where times are to be predicted.
+    """
 
     method: Method | None
     cost: Cost
     damage: float
+    ops: Ops | None = field(default=None, compare=False)
 
 
 @dataclass(frozen=True)
@@ -67,8 +73,8 @@ def plan(
         CallError: an unknown method, or a budget of `drop` alone.
     """
     limits = budget.limits(net.cost)
-    if not limits:
-        raise CallError("A plan needs a budget of params, macs or bytes; 'drop' is for taut.compress.")
+    if not limits or "latency" in limits:
+        raise CallError("A plan needs a budget of params, macs or bytes; 'latency' and 'drop' are for taut.compress.")
     chosen = choose(methods)
     choices = survey(net, stats, chosen, align)
     picks = solve(net, choices, limits)
@@ -99,8 +105,10 @@ def whole(net: Network, method: str, without: Iterable[str] = (), **settings: Se
     return Step(group.names, method, settings, group, before=group.cost)
 
 
-def survey(net: Network, stats: Statistics, methods: Sequence[Method], align: int = 1) -> list[Choice]:
-    """Every layer that a method applies to, with the options that no other option beats in cost and damage.
+def survey(
+    net: Network, stats: Statistics, methods: Sequence[Method], align: int = 1, *, timed: bool = False
+) -> list[Choice]:
+    """Every layer that a method applies to, with the options that no other option beats in cost, time and damage.
 
     Raises:
         CallError: `align` is no positive whole number.
@@ -117,12 +125,17 @@ def survey(net: Network, stats: Statistics, methods: Sequence[Method], align: in
     free = [layer for layer in net.layers if layer.skip is None]
     for layer in track(free, "decomposing"):
         group = Group((layer,))
-        options = [Option(None, layer.cost, 0.0)]
+        options = [Option(None, layer.cost, 0.0, layer_ops(layer) if timed else None)]
         for method in methods:
             if method.refuses(group) is None:
                 factors = stats.factors(group, method)
                 options += [
-                    Option(candidate, candidate.cost(group), stats.damage(group, candidate))
+                    Option(
+                        candidate,
+                        candidate.cost(group),
+                        stats.damage(group, candidate),
+                        built_ops(group, candidate) if timed else None,
+                    )
                     for candidate in method.candidates(group, factors)
                     if aligned(candidate, align)
                 ]
@@ -138,8 +151,8 @@ def aligned(method: Method, align: int) -> bool:
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:
-    """The options that none beats in params, MACs and damage together; the first one always stays."""
-    table = np.array([[o.damage, o.cost.macs, o.cost.params] for o in options], dtype=float)
+    """The options that none beats in params, MACs, calls, values moved and damage together; the first always stays."""
+    table = np.array([[o.damage, o.cost.macs, o.cost.params, *_moved(o)] for o in options], dtype=float)
     order = np.lexsort(table.T[::-1])
     kept: list[int] = []
     for index in order:
@@ -148,27 +161,39 @@ def pareto(options: Sequence[Option]) -> list[Option]:
     return [options[i] for i in sorted({0, *kept})]
 
 
-def solve(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int] | None:
+def _moved(option: Option) -> tuple[float, float]:
+    """Calls, and values read and written, where they are known."""
+    return (0.0, 0.0) if option.ops is None else (float(len(option.ops)), float(option.ops[:, 1].sum()))
+
+
+def amount(net: Network, key: str, pace: Pace | None = None) -> float:
+    """What a network costs by a key of a budget; its time is predicted, as a share of the original's."""
+    if key != "latency":
+        return float(getattr(net.cost, key))
+    return 1.0 if pace is None else pace.total(net)
+
+
+def solve(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None = None) -> list[int] | None:
     """The index of the chosen option per choice, or None where the limits cannot be met."""
     aims = dict(limits)
     for _ in range(4):  # the solver tolerates an excess of 1e-6 of a limit, a budget does not
-        picks = _least_damage(net, choices, aims)
+        picks = _least_damage(net, choices, aims, pace)
         if picks is None:
             return None
-        over = {key: excess for key in limits if (excess := _total(net, choices, picks, key) - limits[key]) > 0}
+        over = {key: excess for key in limits if (excess := _total(net, choices, picks, key, pace) - limits[key]) > 0}
         if not over:
             return picks
         aims = {key: aim - max(2 * over[key], 2e-6 * limits[key]) if key in over else aim for key, aim in aims.items()}
     return None
 
 
-def _total(net: Network, choices: Sequence[Choice], picks: Sequence[int], key: str) -> float:
-    changes = (_of(c.options[i], key) - _of(c.options[0], key) for c, i in zip(choices, picks, strict=True))
-    return float(getattr(net.cost, key)) + sum(changes)
+def _total(net: Network, choices: Sequence[Choice], picks: Sequence[int], key: str, pace: Pace | None) -> float:
+    changes = (_of(c.options[i], key, pace) - _of(c.options[0], key, pace) for c, i in zip(choices, picks, strict=True))
+    return amount(net, key, pace) + sum(changes)
 
 
-def _least_damage(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int] | None:
-    table = _Table(net, choices, limits)
+def _least_damage(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None) -> list[int] | None:
+    table = _Table(net, choices, limits, pace)
     picks = table.minimize(1.0)
     if picks is None:
         return None
@@ -179,25 +204,25 @@ def _least_damage(net: Network, choices: Sequence[Choice], limits: Limits) -> li
     return picks if again is None else again
 
 
-def closest(net: Network, choices: Sequence[Choice], limits: Limits) -> list[int]:
+def closest(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None = None) -> list[int]:
     """The choice whose worst ratio of cost to limit is lowest, for when the limits cannot be met."""
-    return _Table(net, choices, limits).shrink()
+    return _Table(net, choices, limits, pace).shrink()
 
 
 class _Table:
     """The integer program: variables are options, grouped by layer; costs are fractions of the limits."""
 
-    def __init__(self, net: Network, choices: Sequence[Choice], limits: Limits) -> None:
+    def __init__(self, net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None) -> None:
         self.choices = choices
-        limits = {key: max(limit, 0.5) for key, limit in limits.items()}
+        limits = {key: limit if key == "latency" else max(limit, 0.5) for key, limit in limits.items()}
         options = [option for choice in choices for option in choice.options]
         self.damage = np.array([option.damage for option in options])
         sizes = [len(choice.options) for choice in choices]
         rows = np.repeat(np.arange(len(choices)), sizes)
         self.one = csr_matrix((np.ones(len(options)), (rows, np.arange(len(options)))), (len(choices), len(options)))
-        before = [choice.options[0].cost for choice in choices]
-        self.cost = np.array([[_of(o, key) / limit for o in options] for key, limit in limits.items()])
-        fixed = [getattr(net.cost, key) - sum(getattr(c, key) for c in before) for key in limits]
+        before = [choice.options[0] for choice in choices]
+        self.cost = np.array([[_of(o, key, pace) / limit for o in options] for key, limit in limits.items()])
+        fixed = [amount(net, key, pace) - sum(_of(option, key, pace) for option in before) for key in limits]
         self.room = np.array([1 - f / limit for f, limit in zip(fixed, limits.values(), strict=True)])
         self.starts = np.cumsum([0, *sizes])
 
@@ -235,20 +260,22 @@ class _Table:
         return [int(np.argmax(x[a:b])) for a, b in zip(self.starts, self.starts[1:], strict=False)]
 
 
-def _of(option: Option, key: str) -> float:
+def _of(option: Option, key: str, pace: Pace | None) -> float:
+    if key == "latency":
+        return 0.0 if pace is None or option.ops is None else pace.of(option.ops)
     value = float(getattr(option.cost, key))
     return value + 2 * HEADER_BYTES if key == "bytes" and option.method is not None else value
 
 
-def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
+def unmet(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None = None) -> str:
     """Why the limits cannot be met: the least that every key can reach."""
     parts = []
     for key, limit in limits.items():
-        saved = sum(_of(c.options[0], key) - min(_of(o, key) for o in c.options) for c in choices)
-        least = getattr(net.cost, key) - saved
-        parts.append(
-            f"{key} <= {count(limit)} (the candidates alone reach {count(least)} of {count(getattr(net.cost, key))})"
-        )
+        saved = sum(_of(c.options[0], key, pace) - min(_of(o, key, pace) for o in c.options) for c in choices)
+        whole = amount(net, key, pace)
+        told = f"{limit:.3g}" if key == "latency" else count(limit)
+        reach = f"{whole - saved:.3g}" if key == "latency" else f"{count(whole - saved)} of {count(whole)}"
+        parts.append(f"{key} <= {told} (the candidates alone reach {reach})")
     skipped = sum(layer.skip is not None and layer.params > 0 for layer in net.layers)
     return (
         f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods; "

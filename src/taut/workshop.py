@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,9 +12,11 @@ from taut.applying import apply_plan
 from taut.calls import collect
 from taut.errors import CallError
 from taut.finetuning import Finetune, carry_out
+from taut.measure import Pace, Stopwatch
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.mixing import Mixer
+from taut.pacing import find_pace
 from taut.planning import Choice, closest, describe, solve, survey
 from taut.recovery.samples import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
@@ -32,6 +34,7 @@ class Workshop:
         original: the user's model. base: the same after exact steps (or itself).
         exact: those steps. stats: of `base`, with every decomposition made so far. choices: what can be done.
         data: calibration batches, read once. mixer: finds widths and ranks together, where channels may go, too.
+        pace: predicts times, for a budget of latency. watch: checks them.
     """
 
     original: nn.Module
@@ -42,9 +45,11 @@ class Workshop:
     choices: tuple[Choice, ...]
     data: list[tuple[Any, Any]] | None
     mixer: Mixer | None = None
+    pace: Pace | None = None
+    watch: Stopwatch | None = None
 
     @classmethod
-    def open(
+    def open(  # noqa: PLR0913 - the settings of `taut.compress`
         cls,
         model: nn.Module,
         example: Any,
@@ -53,8 +58,19 @@ class Workshop:
         *,
         measured: bool = False,
         align: int = 1,
+        latency: float | None = None,
     ) -> Workshop:
-        """Trace, do what is exact, observe and decompose; `measured` damages take the place of predicted ones."""
+        """Trace, do what is exact, observe and decompose.
+
+        Args:
+            model: as in `taut.compress`.
+            example: likewise.
+            data: likewise.
+            methods: likewise.
+            align: likewise.
+            measured: whether measured damages take the place of predicted ones.
+            latency: share of the original's time that plans are to keep at most; None: nothing is timed.
+        """
         chosen = choose(methods)
         original = trace(model, example)
         batches = None if data is None else collect(original.example, data, SAMPLES)
@@ -64,16 +80,35 @@ class Workshop:
         lossy = [m for m in chosen if not m.exact and not isinstance(m, Slimming)]
         if measured and batches is not None:
             stats = measure_damage(net, base, stats, batches, lossy)
-        choices = tuple(survey(net, stats, lossy, align))
-        mixer = Mixer(base, stats, choices, batches, slim, lossy, align) if slim else None
-        return cls(model, base, original, exact, stats, choices, batches, mixer)
+        timed = latency is not None
+        choices = tuple(survey(net, stats, lossy, align, timed=timed))
+        mixer = Mixer(base, stats, choices, batches, slim, lossy, align, timed=timed) if slim else None
+        shop = cls(model, base, original, exact, stats, choices, batches, mixer)
+        return shop if latency is None else shop._timed(latency, slim)
+
+    def _timed(self, latency: float, slim: Sequence[Method]) -> Workshop:
+        """The same with the pace of its layers, right for plans that keep so much of the time."""
+        watch, limits = Stopwatch(shallow(self.original), self.network.example), {"latency": latency}
+
+        def drafts(pace: Pace) -> Iterator[tuple[float, nn.Module]]:
+            if self.mixer is not None:
+                self.mixer.pace = pace
+                yield from self.mixer.drafts(limits)
+            elif (picks := solve(self.stats.network, self.choices, limits, pace)) is not None:
+                plan = describe(self.stats.network, self.stats, self.choices, picks)
+                yield 0.0, apply_plan(self.base, plan, self.stats)[0]
+
+        pace, off = find_pace(self.base, self.stats, self.choices, slim, watch, drafts)
+        if self.mixer is not None:
+            self.mixer.pace, self.mixer.off = pace, off
+        return replace(self, pace=pace, watch=watch)
 
     def within(self, limits: Mapping[str, float]) -> tuple[nn.Module, Plan] | None:
         """The model with the least damage within `limits`; None where no plan is so small."""
         if self.mixer is not None:
             found = self.mixer.within(limits)
             return None if found is None else self._named(*found)
-        picks = solve(self.stats.network, self.choices, limits)
+        picks = solve(self.stats.network, self.choices, limits, self.pace)
         return None if picks is None else self.build(picks)
 
     def closest(self, limits: Mapping[str, float]) -> tuple[nn.Module, Plan]:
@@ -81,7 +116,7 @@ class Workshop:
         found = None if self.mixer is None else self.mixer.closest(limits)
         if found is not None:
             return self._named(*found)
-        return self.build(closest(self.stats.network, self.choices, limits))
+        return self.build(closest(self.stats.network, self.choices, limits, self.pace))
 
     def _named(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
         """With the exact steps in front, and original names."""
@@ -110,6 +145,16 @@ class Workshop:
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""
         return count_cost(shallow(model), self.network.example)
+
+    def amounts(self, model: nn.Module, keys: Iterable[str]) -> dict[str, float]:
+        """What a built model costs by the keys of a budget: counted, and its time measured beside the original's."""
+        keys, cost = list(keys), self.cost(model)
+        return {key: self._time(model) if key == "latency" else float(getattr(cost, key)) for key in keys}
+
+    def _time(self, model: nn.Module) -> float:
+        if self.watch is None:
+            raise CallError("This workshop was opened without a clock.")
+        return self.watch.share(shallow(model))
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:

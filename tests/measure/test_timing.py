@@ -11,7 +11,7 @@ from torch.nn.utils import prune
 
 from taut.calls import Example
 from taut.errors import CallError, ModelError
-from taut.measure import Latency, Pair, interleave, latencies
+from taut.measure import Latency, Pair, Stopwatch, interleave, latencies, timing
 from taut.measure.layout import channels_last
 
 
@@ -164,3 +164,44 @@ def test_rotation_gives_every_run_every_place(monkeypatch):
     rounds = ["".join(log[i : i + 3]) for i in range(3, len(log), 3)]
     assert [r[0] for r in rounds] == list("abcabc")
     assert all(a != b for a, b in pairwise(rounds))
+
+
+# A model and what was made of it.
+
+
+def test_a_stopwatch_takes_the_runtime_where_the_original_is_fastest(monkeypatch):
+    found = {"eager": Pair(3.0, 1.0), "channels_last": Pair(2.0, 5.0)}
+    monkeypatch.setattr(timing, "latencies", lambda *_, **__: Latency(found))
+    model = convnet()
+    assert Stopwatch(model, Example(model, torch.randn(2, 3, 8, 8))).runtime.name == "channels_last"
+
+
+def test_a_share_is_timed_in_turns_and_in_eval_mode(monkeypatch):
+    clock = Clock(monkeypatch)
+    modes = []
+
+    class Slow(nn.Module):
+        def __init__(self, seconds):
+            super().__init__()
+            self.seconds, self.layer = seconds, nn.Linear(3, 2)
+
+        def forward(self, x):
+            modes.append((self.training, torch.is_grad_enabled()))
+            clock.now += self.seconds
+            return self.layer(x)
+
+    before, after = Slow(0.5).train(), Slow(0.125).train()
+    monkeypatch.setenv("TAUT_RUNTIMES", "eager")
+    watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
+    assert watch.share(after) == 0.25
+    assert set(modes) == {(False, False)}
+    assert before.training
+    assert after.training
+
+
+def test_a_runtime_that_runs_the_original_alone_is_named(monkeypatch):
+    monkeypatch.setenv("TAUT_RUNTIMES", "eager")
+    model, broken = nn.Linear(3, 2), nn.Linear(4, 2)
+    watch = Stopwatch(model, Example(model, torch.randn(2, 3)))
+    with pytest.raises(ModelError, match=r"eager runs the original and not what was made of it.*TAUT_RUNTIMES"):
+        watch.share(broken)

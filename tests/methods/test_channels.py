@@ -12,6 +12,7 @@ from structure.wired import Net
 from taut import CallError, Plan, Step
 from taut.applying import apply_plan
 from taut.calls import Example, quiet
+from taut.measure.pace import Pace, model_ops
 from taut.methods.channels import Channels
 from taut.methods.ranking import CRITERIA, curves_of
 from taut.methods.widths import width_grid
@@ -176,6 +177,36 @@ def test_the_counted_cost_is_met_and_not_undercut_without_need(build, asked, eve
         if not even and wider not in (counts(plan), sizes):
             more = cost(pruned(model, x, counts=wider, criterion="l2")[0], x)
             assert any(more[key] > share * before[key] for key, share in asked.items())
+
+
+RATES = [2e-6, 1e-6, 1e-5, 1e-4, 4.0]
+
+
+@pytest.mark.parametrize("build", [net, wired.residual, wired.u_net, wired.depthwise_with_multiplier])
+@pytest.mark.parametrize("share", [0.7, 0.4])
+def test_the_predicted_time_is_met_and_not_undercut_without_need(build, share):
+    """As with counted costs: the time of the narrower network, predicted from what its layers really do."""
+    model, x = (build(), X) if build is net else build()[:2]
+    pace = Pace(tuple(RATES[:4]), int(RATES[4]), 0.0, "eager")
+
+    def time(model):
+        return pace.of(model_ops(model.eval(), Example(model, x)))
+
+    small, plan = pruned(model.eval(), x, criterion="l2", latency=share, rates=RATES)
+    assert time(small) <= share * time(model) * (1 + 1e-9)
+    assert plan.steps[0].settings["rates"] is plan.steps[0].settings["latency"] is None
+    sizes = [group.size for group in groups_of(model, x)]
+    for place, (count, size) in enumerate(zip(counts(plan), sizes, strict=True)):
+        wider = list(counts(plan))
+        wider[place] = min((w for w in width_grid(size) if w > count), default=size)
+        if wider not in (counts(plan), sizes):
+            assert time(pruned(model, x, counts=wider, criterion="l2")[0]) > share * time(model)
+
+
+@pytest.mark.parametrize("rates", [None, [], [1.0] * 4, [1.0] * 4 + [-1.0], [1.0] * 4 + ["8"], 1.0])
+def test_no_time_is_predicted_without_rates(rates):
+    with pytest.raises(CallError, match="rates"):
+        Channels(latency=0.5, rates=rates)
 
 
 def groups_of(model, x):

@@ -2,16 +2,19 @@
 
 from taut.measure.accuracy import Difference, Metric, Score, difference, measure
 from taut.measure.counting import Count, count, count_macs
+from taut.measure.pace import Pace
 from taut.measure.storage import file_bytes, stored_tensors
-from taut.measure.timing import Latency, Pair, interleave, latencies
+from taut.measure.timing import Latency, Pair, Stopwatch, interleave, latencies
 
 __all__ = [
     "Count",
     "Difference",
     "Latency",
     "Metric",
+    "Pace",
     "Pair",
     "Score",
+    "Stopwatch",
     "count",
     "count_macs",
     "difference",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.calls import Example, evaluating, map_tensors, quietly
-from taut.errors import CallError
+from taut.errors import CallError, ModelError
 from taut.files import one_line
 from taut.measure.onnx import to_onnx
 from taut.measure.runtimes import RUNTIMES, TORCH, Runtime, Subject, chosen
@@ -25,6 +25,13 @@ from taut.measure.storage import refuse_lazy
 
 SHORTEST = 1e-3
 """Seconds: a faster call is repeated until it takes this long, for the clock and the loop to weigh nothing."""
+
+
+ENOUGH = 0.5
+"""Seconds that the original runs while another model is timed beside it."""
+
+FEWEST, MOST = 11, 101
+"""Rounds at least and at most."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +80,11 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int = 15, warmu
     for key, value in (("rounds", rounds), ("warmup", warmup), ("number of runs", len(runs))):
         if value < 1:
             raise CallError(f"The {key} must be at least 1. Got {value} instead.")
+    return {name: 1e3 * statistics.median(values) for name, values in _rounds(runs, rounds, warmup).items()}
+
+
+def _rounds(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
+    """Seconds of each call in every round."""
     repeats = {name: _repeats(run, warmup) for name, run in runs.items()}
     order = list(runs)
     times: dict[str, list[float]] = {name: [] for name in order}
@@ -81,7 +93,7 @@ def interleave(runs: Mapping[str, Callable[[], object]], rounds: int = 15, warmu
             shift = turn % len(order)
             for name in order[shift:] + order[:shift]:
                 times[name].append(_seconds(runs[name], repeats[name]))
-    return {name: 1e3 * statistics.median(values) for name, values in times.items()}
+    return times
 
 
 def _repeats(run: Callable[[], object], warmup: int) -> int:
@@ -152,6 +164,54 @@ def latencies(
                     raise
                 skipped[runtime.name] = f"{type(error).__name__}: {one_line(error)}"
     return Latency(pairs, skipped, {name: RUNTIMES[name].identify() for name in pairs})
+
+
+class Stopwatch:
+    """A model ready to run in the runtime where it is fastest; others are timed in turns with it.
+
+    Args:
+        original: the model.
+        example: at its own batch size.
+
+    Raises:
+        ModelError: it cannot be run on the example.
+    """
+
+    def __init__(self, original: nn.Module, example: Example) -> None:
+        """Time it in every runtime that is installed."""
+        self.original, self.example = original, example
+        found = latencies(original, original, example, rounds=5).runtimes
+        self.runtime = RUNTIMES[min(found, key=lambda name: found[name].before)]
+        self._run = self._built(original)
+
+    @quietly
+    def share(self, model: nn.Module) -> float:
+        """Time of `model` as a share of the original's: the median over rounds of what each round gives.
+
+        A load that comes and goes hits both sides of a round alike. The rounds fill half a second.
+
+        Raises:
+            ModelError: the runtime cannot run it.
+        """
+        try:
+            run = self._built(model)
+            with evaluating(self.original), evaluating(model), torch.no_grad():
+                rounds = math.ceil(ENOUGH / _seconds(self._run, 3))
+                times = _rounds({"before": self._run, "after": run}, min(max(rounds, FEWEST), MOST), warmup=3)
+        except CallError:
+            raise
+        except Exception as error:  # a runtime may fail in any way
+            raise ModelError(
+                f"{self.runtime.name} runs the original and not what was made of it, so that no budget of 'latency' "
+                f"can be checked there: {type(error).__name__}: {one_line(error)} Leave it out with TAUT_RUNTIMES."
+            ) from error
+        return statistics.median(b / a for a, b in zip(times["before"], times["after"], strict=True))
+
+    def _built(self, model: nn.Module) -> Callable[[], object]:
+        with evaluating(model), tempfile.TemporaryDirectory(prefix="taut-") as folder, torch.no_grad():
+            subject = Subject(model, self.example, _converter(model, self.example, Path(folder) / "model.onnx"))
+            run, inputs = self.runtime.build(subject)
+            return partial(run, inputs)
 
 
 def _measured(runtime: Runtime, subjects: list[Subject], rounds: int) -> Pair:

@@ -39,6 +39,9 @@ NOTHING = "no channels can be taken out"
 ENOUGH = "no channels have to go: what is asked holds already"
 OUTSIDE = "they also belong to '{name}', which is none of the step's layers"
 
+NO_RATES = (0.0, 0.0, 0.0, 0.0, 1.0)
+"""No time is known."""
+
 READ_ELSEWHERE = "other code reads its attribute"
 """How the reason of a skipped layer starts that is no obstacle here: a narrower layer has all attributes."""
 
@@ -83,6 +86,8 @@ class Channels:
 
     Attributes:
         macs, params: share of the step's layers' cost that is kept at most. sparsity: share of the channels that go.
+        latency: share of their predicted time that is kept at most. rates: what it is predicted from, four rates
+            and the lanes (`taut.measure.Pace`), as a budget of latency finds them.
         criterion: see above.
         even: every group loses the same share.
         align: widths are multiples of it; None: multiples that kernels like.
@@ -94,6 +99,8 @@ class Channels:
     macs: float | None = None
     params: float | None = None
     sparsity: float | None = None
+    latency: float | None = None
+    rates: list[float] | None = None
     criterion: str = "obs"
     even: bool = False
     align: int | None = None
@@ -112,11 +119,18 @@ class Channels:
         Raises:
             CallError: a value of the wrong type or outside its range.
         """
-        for key in ("macs", "params"):
+        for key in ("macs", "params", "latency"):
             value = getattr(self, key)
             self._must(key, value is None or (_number(value) and 0 < value <= 1), "a share kept, in (0, 1]")
         s = self.sparsity
         self._must("sparsity", s is None or (_number(s) and 0 <= s < 1), "a share of the channels, in [0, 1)")
+        rates: Any = self.rates
+        good = rates is None or (
+            isinstance(rates, list) and len(rates) == 5 and all(_number(r) and r >= 0 for r in rates)
+        )
+        self._must("rates", good, "five numbers, at least 0")
+        if self.latency is not None and rates is None:
+            raise CallError("A step of channels with 'latency' needs the 'rates' that times are predicted from.")
         self._must("criterion", self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")
         good = self.align is None or (type(self.align) is int and self.align > 0)
         self._must("align", good, "a whole number, at least 1")
@@ -159,7 +173,8 @@ class Channels:
             bad = dict(failing(model, example, groups, gone))
             if not bad:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
-                resolved = replace(self, counts=counts, widths=flat_sizes(model, places, cuts))
+                sizes = flat_sizes(model, places, cuts)
+                resolved = replace(self, counts=counts, widths=sizes, latency=None, rates=None)  # one machine's times
                 return resolved, Narrowing(cuts, stays, known)
             if self.counts is not None:
                 place, reason = next(iter(bad.items()))
@@ -181,7 +196,7 @@ class Channels:
         if self.counts is not None:
             self._check_counts(sizes)
             return list(self.counts)
-        costs = Costs(layers, [groups[place] for place in usable])
+        costs = Costs(layers, [groups[place] for place in usable], self.rates or NO_RATES)
         limits = self._limits(costs)
         if self.even:
             found = even_widths(costs, limits, self.align)
@@ -209,14 +224,15 @@ class Channels:
             "macs": self.macs,
             "params": self.params,
             "channels": None if self.sparsity is None else 1 - self.sparsity,
+            "latency": self.latency,
         }
         limits = {k: share * float(costs.of(whole, {k: 1.0})[0]) for k, share in asked.items() if share is not None}
         if not limits:
-            raise CallError("A step of channels needs 'macs', 'params', 'sparsity' or 'counts'. Got none.")
+            raise CallError("A step of channels needs 'macs', 'params', 'sparsity', 'latency' or 'counts'. Got none.")
         return limits
 
     def _asked(self) -> str:
-        asked = {"macs": self.macs, "params": self.params, "sparsity": self.sparsity}
+        asked = {"macs": self.macs, "params": self.params, "sparsity": self.sparsity, "latency": self.latency}
         return ", ".join(f"{key}={value}" for key, value in asked.items() if value is not None)
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Narrowing:
@@ -352,7 +368,7 @@ def _least(costs: Costs, limits: Mapping[str, float]) -> str:
     shares = []
     for key in limits:
         left, whole = (float(costs.of(state, {key: 1.0})[0]) for state in (most, none))
-        shares.append(f"{left / max(whole, 1.0):.3g} of the {key}")
+        shares.append(f"{left / max(whole, 1e-12):.3g} of the {key}")
     return f"one channel a group, the least, still leaves {' and '.join(shares)}"
 
 

@@ -7,16 +7,18 @@ is by then; the last moves that turn out not to be needed are taken back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
+from taut.measure.pace import filled, layer_ops
 from taut.methods.slimming import sizes_of
 from taut.structure.channels import ChannelGroup
 from taut.types import Layer
 
-KEYS = ("macs", "params", "channels")
+KEYS = ("macs", "params", "channels", "latency")
 
 
 def width_grid(size: int, align: int | None = None) -> list[int]:
@@ -44,11 +46,12 @@ class Costs:
 
     Attributes:
         layers: all that a step may narrow. groups: of their channels.
+        rates: of their time, and lanes (`taut.measure.Pace`), for the key "latency".
     """
 
     layers: Sequence[Layer]
     groups: Sequence[ChannelGroup]
-    _tables: dict[str, np.ndarray] = field(default_factory=dict)
+    rates: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 1.0)
 
     def __post_init__(self) -> None:
         """Sides, and what each lost channel takes from them."""
@@ -68,7 +71,22 @@ class Costs:
         self.macs = np.array([layer.macs for layer in self.layers], dtype=float)
         self.params = np.array([layer.params for layer in self.layers], dtype=float) - bias
         self.bias = bias
+        self._time([layer.groups > 1 for layer in self.layers])
         self.touched = [((rows[:, g] > 0) | (columns[:, g] > 0)).nonzero()[0] for g in range(len(self.groups))]
+
+    def _time(self, grouped: Sequence[bool]) -> None:
+        """Terms of the time: what falls with both widths, with the outputs, with the inputs, and what stays."""
+        kernel, point, value, call, lanes = self.rates
+        ops = [layer_ops(layer) for layer in self.layers]
+        wide = np.array([len(rows) > 0 and rows[0, 2] > 0 for rows in ops])
+        through = np.array(grouped)  # of grouped layers as many inputs go as outputs
+        self.time = np.array([rows[:, 0].sum() for rows in ops]) * np.where(wide, kernel, point)
+        shares = np.array([_read_and_written(layer) for layer in self.layers]) * value
+        self.written = shares[:, 1] + shares[:, 0] * through
+        self.read = shares[:, 0] * ~through
+        self.calls = np.array([float(len(rows)) for rows in ops]) * call
+        self.outputs = np.array([rows[0, 3] if len(rows) else 0.0 for rows in ops])
+        self.lanes = int(lanes)
 
     def of(self, lost: np.ndarray, keys: Mapping[str, float], layers: np.ndarray | None = None) -> np.ndarray:
         """Cost in units of the keys' limits, summed: (states,) for lost channels (states, groups).
@@ -79,17 +97,29 @@ class Costs:
             layers: places of the layers to count; None: all.
         """
         some = slice(None) if layers is None else layers
-        out = 1 - lost @ self.rows[some].T
-        both = out * (1 - lost @ self.columns[some].T)
+        out, into = 1 - lost @ self.rows[some].T, 1 - lost @ self.columns[some].T
+        both = out * into
         found = np.zeros(len(lost))
         if "macs" in keys:
             found += both @ self.macs[some] / keys["macs"]
         if "params" in keys:
             found += (both @ self.params[some] + out @ self.bias[some]) / keys["params"]
+        if "latency" in keys:
+            moved = out @ self.written[some] + into @ self.read[some]
+            full = both * filled(out * self.outputs[some], self.lanes)
+            found += (full @ self.time[some] + moved + self.calls[some].sum()) / keys["latency"]
         if "channels" in keys:
             sizes = np.array([group.size for group in self.groups], dtype=float)
             found += (sizes.sum() - lost.sum(1)) / keys["channels"]
         return found
+
+
+def _read_and_written(layer: Layer) -> tuple[float, float]:
+    """Values per sample that a layer whose time is known reads and writes."""
+    if not len(layer_ops(layer)):
+        return 0.0, 0.0
+    read = sum(math.prod(call.input) for call in layer.calls) / layer.batch
+    return read, sum(math.prod(call.output) for call in layer.calls) / layer.batch
 
 
 @dataclass(frozen=True)
@@ -137,7 +167,12 @@ def choose_widths(
 def _over(costs: Costs, lost: np.ndarray, limits: Mapping[str, float]) -> dict[str, float]:
     """The limits that do not hold yet."""
     state = lost[None].astype(float)
-    return {key: max(limit, 0.5) for key, limit in limits.items() if float(costs.of(state, {key: 1.0})[0]) > limit}
+    least = {"latency": 1e-9}
+    return {
+        key: max(limit, least.get(key, 0.5))
+        for key, limit in limits.items()
+        if float(costs.of(state, {key: 1.0})[0]) > limit
+    }
 
 
 def _steepest(

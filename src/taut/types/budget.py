@@ -59,6 +59,8 @@ class Budget:
         params: unique parameters of the whole model.
         macs: multiply-accumulates per sample on the example.
         bytes: size of model.safetensors.
+        latency: time of one run of the example, in the runtime where the original is fastest here, as a share of the
+            original's; measured side by side.
         drop: how far `evaluate` may fall below the original's value, on the data that `evaluate` uses.
     """
 
@@ -66,6 +68,7 @@ class Budget:
     params: float | int | None = None
     macs: float | int | None = None
     bytes: float | int | None = None
+    latency: float | None = None
     drop: float | None = None
 
     def __post_init__(self) -> None:
@@ -75,7 +78,7 @@ class Budget:
             if value is not None:
                 _check_budget(f.name, value)
         if all(getattr(self, f.name) is None for f in fields(self)):
-            raise CallError("A budget needs at least one of params, macs, bytes, drop. Got none.")
+            raise CallError(f"A budget needs at least one of {', '.join(f.name for f in fields(self))}. Got none.")
 
     @classmethod
     def parse(cls, text: str) -> Budget:
@@ -89,19 +92,23 @@ class Budget:
             if key in values:
                 raise CallError(f"The budget '{key}' is given twice.")
             try:
-                values[key] = float(value) if key == "drop" or not value.isdigit() else int(value)
+                values[key] = float(value) if key in MEASURED or not value.isdigit() else int(value)
             except ValueError:
                 raise CallError(f"The budget '{key}' must be a number. Got '{value}' instead.") from None
         return cls(**values)
 
-    def limits(self, original: Cost) -> dict[str, int]:
-        """The absolute ceiling of every cost key that is set, fractions taken of `original`."""
-        ceilings = {}
+    def limits(self, original: Cost) -> dict[str, float]:
+        """The ceiling of every key but `drop` that is set: absolute, but for `latency`, which stays a share."""
+        ceilings: dict[str, float] = {} if self.latency is None else {"latency": self.latency}
         for key in ("params", "macs", "bytes"):
             value = getattr(self, key)
             if value is not None:
                 ceilings[key] = value if isinstance(value, int) else math.floor(value * getattr(original, key))
         return ceilings
+
+
+MEASURED = ("latency", "drop")
+"""Keys that no count gives: always with a fraction."""
 
 
 def _check_budget(key: str, value: float | int) -> None:
@@ -110,7 +117,7 @@ def _check_budget(key: str, value: float | int) -> None:
     if key == "drop":
         if not 0 <= value < math.inf:
             raise CallError(f"The budget 'drop' must be at least 0. Got {value} instead.")
-    elif isinstance(value, int):
+    elif isinstance(value, int) and key not in MEASURED:
         if value < 1:
             raise CallError(f"The budget '{key}' as an int is absolute and must be at least 1. Got {value} instead.")
     elif not 0 < value <= 1:

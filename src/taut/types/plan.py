@@ -14,7 +14,7 @@ from taut.text import count, fold, table, unique_keys
 from taut.types.budget import FORBID, Cost
 from taut.types.network import Group, Network
 
-Setting = bool | int | float | str | list[int] | None
+Setting = bool | int | float | str | list[int] | list[float] | None
 """A value that a method's settings may hold: what JSON can carry."""
 
 SILENT: tuple[Setting, ...] = (None, False, "", "data", "projection")

@@ -1,0 +1,132 @@
+"""Budgets of latency, on a clock that the tests set: plans meet what is measured, not what is predicted."""
+
+import pytest
+import torch
+
+import taut
+from cases import case, untouched
+from taut import Budget, BudgetError, CallError
+from taut.measure.pace import Pace, model_ops
+from taut.measure.runtimes import RUNTIMES
+
+BOTH = ("channels", "svd", "spatial", "tucker")
+LOW_RANK = ("svd", "spatial", "tucker")
+
+
+class Clock:
+    """Takes the time that planted rates give, `off` times as long for whatever is not the original."""
+
+    pace = Pace((1e-6, 1e-6, 1e-6, 0.0005), 1, 0.005, "eager")
+    off = 1.0
+    runtime = RUNTIMES["eager"]
+
+    def __init__(self, original, example):
+        self.example, self.whole = example, self.seconds(original, example)
+
+    def seconds(self, model, example):
+        model.eval()
+        return self.pace.rest + self.pace.of(model_ops(model, example))
+
+    def share(self, model):
+        share = self.seconds(model, self.example) / self.whole
+        return share if abs(share - 1) < 1e-9 else share * self.off
+
+
+@pytest.fixture(autouse=True)
+def clock(monkeypatch):
+    monkeypatch.setattr("taut.workshop.Stopwatch", Clock)
+    monkeypatch.setattr(Clock, "off", 1.0)
+    return Clock
+
+
+def made(name, methods, **budget):
+    model, example = case(name).make()
+    batches = case(name).data(batches=4, size=24)
+    with untouched(model):
+        return model, example, taut.compress(model, example, budget=Budget(**budget), data=batches, methods=methods)
+
+
+def share(model, example, small):
+    net = taut.trace(model, example)
+    return Clock(model, net.example).share(small)
+
+
+@pytest.mark.parametrize("methods", [BOTH, LOW_RANK, ("channels",)], ids=["both", "low rank", "channels"])
+@pytest.mark.parametrize("name", ["vgg", "resnet"])
+def test_the_measured_time_is_within_the_budget_and_most_of_it_is_used(name, methods):
+    model, example, result = made(name, methods, latency=0.7)
+    assert 0.5 < share(model, example, result.model) <= 0.7
+    assert result.plan.steps
+
+
+@pytest.mark.parametrize("off", [0.8, 1.25])
+def test_a_clock_that_the_rates_do_not_explain_is_met_all_the_same(clock, monkeypatch, off):
+    monkeypatch.setattr(clock, "off", off)
+    model, example, result = made("vgg", BOTH, latency=0.7)
+    assert 0.4 < share(model, example, result.model) <= 0.7
+
+
+def test_time_and_counts_hold_together():
+    model, example, result = made("vgg", BOTH, latency=0.8, macs=0.5, params=0.6)
+    before, after = taut.trace(model, example).cost, taut.trace(result.model, example).cost
+    assert after.macs <= 0.5 * before.macs
+    assert after.params <= 0.6 * before.params
+    assert share(model, example, result.model) <= 0.8
+
+
+def test_all_of_the_time_changes_nothing():
+    model, _, result = made("vgg", BOTH, latency=1.0)
+    assert not result.plan.steps
+    for mine, theirs in zip(model.state_dict().values(), result.model.state_dict().values(), strict=True):
+        assert torch.equal(mine, theirs)
+
+
+@pytest.mark.parametrize("methods", [BOTH, LOW_RANK], ids=["both", "low rank"])
+def test_what_cannot_be_met_says_how_far_it_goes(methods):
+    with pytest.raises(BudgetError, match=r"latency <= 0\.001 \(the candidates alone reach 0\.\d+\)") as caught:
+        made("vgg", methods, latency=0.001)
+    assert caught.value.best.plan.steps
+
+
+def test_a_drop_is_searched_within_the_time():
+    model, example = case("vgg").make()
+    batches = case("vgg").data(batches=4, size=24)
+    budget = Budget(drop=0.5, latency=0.7)
+    result = taut.compress(model, example, budget=budget, data=batches, methods=BOTH, evaluate=lambda _: 1.0)
+    assert share(model, example, result.model) <= 0.7
+
+
+def test_the_plan_is_carried_out_again_from_json():
+    model, example, result = made("vgg", BOTH, latency=0.6)
+    plan = taut.Plan.from_json(result.plan.to_json())
+    assert plan == result.plan
+    net = taut.trace(model, example)
+    again = taut.apply(model, plan, taut.observe(net, model, case("vgg").data(batches=4, size=24)))
+    assert share(model, example, again) == pytest.approx(share(model, example, result.model))
+
+
+def test_training_keeps_the_time():
+    model, example = case("vgg").make()
+    batches = case("vgg").data(batches=4, size=24)
+    result = taut.compress(
+        model,
+        example,
+        budget=Budget(latency=0.7),
+        data=batches,
+        finetune=taut.Finetune(batches, batches, schedule=(taut.Stage((), epochs=1),)),
+        methods=BOTH,
+    )
+    assert share(model, example, result.model) <= 0.7
+
+
+def test_a_plan_alone_has_no_clock():
+    model, example = case("vgg").make()
+    net = taut.trace(model, example)
+    with pytest.raises(CallError, match=r"'latency' and 'drop' are for taut\.compress"):
+        taut.plan(net, taut.observe(net, model), Budget(latency=0.5))
+
+
+def test_nothing_else_changes_the_channels_that_a_budget_of_macs_takes():
+    """Rates and lanes are of no account where no time is asked for."""
+    _, _, first = made("vgg", BOTH, macs=0.5)
+    assert all("rates" not in step.settings or step.settings["rates"] is None for step in first.plan.steps)
