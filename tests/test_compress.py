@@ -8,8 +8,8 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 import taut
 from cases import case, macs, run, sequential, untouched
 from taut import Budget, BudgetError, CallError, DataError
-from taut.compress import along_path, path_limits
 from taut.measure import file_bytes, stored_tensors
+from taut.meeting import along_path, path_limits
 from taut.types import Cost
 from taut.workshop import Workshop
 

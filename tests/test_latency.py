@@ -2,12 +2,14 @@
 
 import pytest
 import torch
+from torch import nn
 
 import taut
 from cases import case, untouched
 from taut import Budget, BudgetError, CallError
 from taut.measure.pace import Pace, model_ops
 from taut.measure.runtimes import RUNTIMES
+from taut.pacing import find_pace
 
 BOTH = ("channels", "svd", "spatial", "tucker")
 LOW_RANK = ("svd", "spatial", "tucker")
@@ -29,13 +31,16 @@ class Clock:
 
     def share(self, model):
         share = self.seconds(model, self.example) / self.whole
-        return share if abs(share - 1) < 1e-9 else share * self.off
+        return share if abs(share - 1) < 1e-9 else self.wrong(share * self.off)
+
+    @staticmethod
+    def wrong(share):
+        return share
 
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
     monkeypatch.setattr("taut.workshop.Stopwatch", Clock)
-    monkeypatch.setattr(Clock, "off", 1.0)
     return Clock
 
 
@@ -66,6 +71,74 @@ def test_a_clock_that_the_rates_do_not_explain_is_met_all_the_same(clock, monkey
     assert 0.4 < share(model, example, result.model) <= 0.7
 
 
+@pytest.mark.parametrize("methods", [BOTH, LOW_RANK, ("channels",)], ids=["both", "low rank", "channels"])
+@pytest.mark.parametrize("limit", [0.6, 0.9])
+def test_a_clock_that_goes_otherwise_once_the_rates_are_known_is_met(clock, monkeypatch, methods, limit):
+    """The aims are bracketed: corrections in proportion alone would stop short of the limit."""
+
+    def paced(*args):
+        found = find_pace(*args)
+        monkeypatch.setattr(clock, "wrong", staticmethod(lambda share: 0.25 + 0.75 * share))
+        return found
+
+    monkeypatch.setattr("taut.workshop.find_pace", paced)
+    model, example, result = made("vgg", methods, latency=limit)
+    assert share(model, example, result.model) <= limit
+
+
+@pytest.mark.parametrize("limit", [0.8, 0.9, 0.95])
+def test_variants_that_are_faster_than_predicted_do_not_make_mild_limits_impossible(clock, monkeypatch, limit):
+    monkeypatch.setattr(clock, "off", 0.8)
+    model, example, result = made("vgg", ("channels",), latency=limit)
+    assert share(model, example, result.model) <= limit
+
+
+def test_exact_steps_count_towards_the_time():
+    """Shares are of the original's time, whatever the plan is made from."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv1d(4, 16, 31, padding=15), nn.ReLU(), nn.Conv1d(16, 16, 3, padding=1), nn.Flatten())
+    model, example = nn.Sequential(*model, nn.Linear(128, 32)).eval(), torch.randn(2, 4, 8)
+    methods, data = ("dead_taps", *BOTH), [torch.randn(64, 4, 8)]
+    taps = taut.compress(model, example, budget=Budget(macs=0.9999), data=data, methods=("dead_taps",))
+    limit = 0.8 * share(model, example, taps.model)
+    result = taut.compress(model, example, budget=Budget(latency=limit), data=data, methods=methods)
+    assert result.plan.steps[0].method == "dead_taps"
+    assert 0.6 * limit < share(model, example, result.model) <= limit
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "norm1d"])
+def test_a_model_in_train_mode_is_left_alone(name):
+    if name == "norm1d":
+        model = nn.Sequential(nn.Linear(64, 128), nn.BatchNorm1d(128), nn.ReLU(), nn.Linear(128, 64)).train()
+        example, batches = torch.randn(1, 64), [torch.randn(96, 64)]
+    else:
+        model, example = case(name).make()
+        model, batches = model.train(), case(name).data(batches=4, size=24)
+    with untouched(model):
+        taut.compress(model, example, budget=Budget(latency=0.8), data=batches, methods=BOTH)
+    assert model.training
+
+
+def test_layers_of_other_kinds_are_a_constant():
+    class Mine(nn.Linear):
+        def forward(self, x):
+            return super().forward(x), None
+
+    class Net(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.mine, self.last = Mine(24, 24), nn.Linear(24, 512)
+            self.out = nn.Linear(512, 64)
+
+        def forward(self, x):
+            return self.out(self.last(self.mine(x)[0]).relu())
+
+    model, x = Net().eval(), torch.randn(4, 24)
+    result = taut.compress(model, x, budget=Budget(latency=0.6), data=[torch.randn(64, 24)], methods=BOTH)
+    net = taut.trace(model, x)
+    assert Clock(model, net.example).share(result.model) <= 0.6
+
+
 def test_time_and_counts_hold_together():
     model, example, result = made("vgg", BOTH, latency=0.8, macs=0.5, params=0.6)
     before, after = taut.trace(model, example).cost, taut.trace(result.model, example).cost
@@ -83,7 +156,7 @@ def test_all_of_the_time_changes_nothing():
 
 @pytest.mark.parametrize("methods", [BOTH, LOW_RANK], ids=["both", "low rank"])
 def test_what_cannot_be_met_says_how_far_it_goes(methods):
-    with pytest.raises(BudgetError, match=r"latency <= 0\.001 \(the candidates alone reach 0\.\d+\)") as caught:
+    with pytest.raises(BudgetError, match=r"latency <= 0\.001 \(the closest: 0\.\d+\), measured in eager") as caught:
         made("vgg", methods, latency=0.001)
     assert caught.value.best.plan.steps
 

@@ -50,7 +50,8 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         images = folderlike.mark(place["folder"])
         found["pipelines"] += _grid("imagefolder", cells, place, folderlike.run, images, jobs=1)
     found["contest"] = _grid("contest", contest.wanted(quick, nets), place, contest.run, mark)
-    found["contest"] += _grid("contest", contest.hurried(quick, nets), place, contest.run, mark, jobs=1)
+    fast = _grid("contest", contest.hurried(quick, nets), place, contest.run, mark, jobs=1)
+    found["contest"] += [row for row in fast if "missing" not in row]
     found["automatic"] = _grid("automatic", automatic_ranks.wanted(quick, paper), place, automatic_ranks.run, mark)
     found["speeds"] = _grid("speeds", contest.timed(quick, nets), place, contest.speed, mark, jobs=1)
     found["matched"] = matched(found["pipelines"])

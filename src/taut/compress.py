@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,21 +17,11 @@ from taut.errors import BudgetError, CallError
 from taut.exporting import Export, export
 from taut.finetuning import Finetune, carry_out
 from taut.measure.accuracy import Score, measure
-from taut.planning import amount, describe, unmet
-from taut.structure.surgery import clone
-from taut.types import Budget, Cost, Method, Plan
+from taut.meeting import along_path, meet, unchanged
+from taut.types import Budget, Method, Plan
 from taut.workshop import Workshop
 
 Evaluate = Callable[[nn.Module], Any]
-
-TRIES = 4
-"""Plans until the budget holds on the final model: more than one for file headers, roll-backs, and measured time."""
-
-SPARE = 0.95
-"""Below this share of every limit a model may grow again, where the limit is one of time."""
-
-CLOSE = 0.98
-"""Share of the allowed time that is aimed at: it is measured with noise."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +74,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
             strongly, as in deep nets at large ratios. Needs `data`.
         align: every rank is a multiple of it; 16 makes large convolutions a fifth faster on CPUs, at coarser steps.
-        seed: of everything random; the same seed gives the same bytes.
+        seed: of everything random; the same seed gives the same bytes, but with a budget of `latency`: times differ.
 
     Returns:
         Model, plan and comparison.
@@ -108,7 +98,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             methods,
             measured=sensitivity,
             align=align,
-            latency=budget.latency,
+            latency=_timed(budget),
         )
         if budget.drop is not None and evaluate is not None and dense is not None:
             built, problem = _search_drop(shop, budget, evaluate, dense)
@@ -116,7 +106,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             built, problem = meet(shop, budget.limits(shop.network.cost))
         if finetune is not None:
             tuned = _trained(shop, *built, finetune, seed)
-            broken = None if problem else _broken(shop, tuned[0], budget, evaluate, dense)
+            broken = None if problem else _broken(shop, tuned[0], built[0], budget, evaluate, dense)
             if broken is None:
                 built = tuned
             else:
@@ -127,13 +117,26 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     return result
 
 
+def _timed(budget: Budget) -> float | None:
+    """The share of the time to plan for; None where all of it is allowed and nothing else asked for."""
+    return None if budget == Budget(latency=1.0) else budget.latency
+
+
 def _broken(
-    shop: Workshop, model: nn.Module, budget: Budget, evaluate: Evaluate | None, dense: Score | None
+    shop: Workshop,
+    model: nn.Module,
+    untrained: nn.Module,
+    budget: Budget,
+    evaluate: Evaluate | None,
+    dense: Score | None,
 ) -> str | None:
     """The first key of the budget that the final model does not hold."""
-    cost = shop.cost(model)
-    for key, limit in budget.limits(shop.network.cost).items():
-        if key != "latency" and getattr(cost, key) > limit:  # training changes no shapes
+    limits = budget.limits(shop.network.cost)
+    if shop.cost(model) == shop.cost(untrained):
+        limits.pop("latency", None)  # of equal shapes: it was timed
+    found = shop.amounts(model, limits)
+    for key, limit in limits.items():
+        if found[key] > limit:
             return key
     if budget.drop is None or evaluate is None or dense is None:
         return None
@@ -163,84 +166,6 @@ def compared(
     score = None if evaluate is None else measure(evaluate, small)
     costs = compare(shop.original, small, None, shop.network.example, quick=quick)
     return replace(costs, score_before=dense, score_after=score)
-
-
-def meet(shop: Workshop, limits: Mapping[str, float]) -> tuple[tuple[nn.Module, Plan], str | None]:
-    """A model whose counted and measured cost is within `limits`; with the reason where the closest one is not."""
-    net = shop.stats.network
-    if all(amount(shop.network, key) <= limit for key, limit in limits.items()):
-        return unchanged(shop), None
-    aims, best = {key: limit * CLOSE if key == "latency" else limit for key, limit in limits.items()}, None
-    for _ in range(TRIES):
-        built = shop.within(aims)
-        if built is None:
-            break
-        found = shop.amounts(built[0], limits)
-        if all(found[key] <= limit for key, limit in limits.items()):
-            best = built
-            if not _spares(found, limits):
-                break
-        aims = {key: _aim(key, aims[key], found[key], limit) for key, limit in limits.items()}
-    if best is not None:
-        return best, None
-    return shop.closest(limits), unmet(net, shop.choices, limits, shop.pace)
-
-
-def _spares(found: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    """Whether the time is all that binds, and much of it is left: it was predicted, and may be spent."""
-    tight = any(found[key] > SPARE * limit for key, limit in limits.items())
-    return "latency" in limits and not tight
-
-
-def _aim(key: str, aim: float, found: float, limit: float) -> float:
-    """What to ask for next time, so that what is found is within the limit."""
-    if key == "latency":
-        return min(1.0, aim * limit / found * CLOSE)
-    return max(1.0, aim - 1.02 * max(0.0, found - limit))
-
-
-def unchanged(shop: Workshop) -> tuple[nn.Module, Plan]:
-    """A bit-equal copy, or the exact steps alone where some were asked for."""
-    plan = describe(shop.stats.network, shop.stats, shop.choices, [0] * len(shop.choices))
-    return clone(shop.base), replace(plan, steps=shop.exact, before=shop.network.cost)
-
-
-def path_limits(shop: Workshop, ratio: float) -> dict[str, float]:
-    """Ceilings on params and MACs that make the compressible part of the network `ratio` times smaller."""
-    cost = shop.stats.network.cost
-    movable = cost if shop.mixer else sum((choice.options[0].cost for choice in shop.choices), Cost())
-    keys = [key for key in ("params", "macs") if getattr(movable, key)]
-    return {key: getattr(cost, key) - getattr(movable, key) * (1 - 1 / ratio) for key in keys}
-
-
-def along_path(shop: Workshop, ratio: float, caps: Mapping[str, float] | None = None) -> tuple[nn.Module, Plan] | None:
-    """The model `ratio` times smaller on the path that `explore` shows and `Budget(drop=...)` searches.
-
-    Args:
-        shop: the model.
-        ratio: of the compressible part.
-        caps: further absolute ceilings.
-
-    Returns:
-        None where no plan is that small.
-    """
-    if ratio <= 1 and not caps:
-        return unchanged(shop)
-    limits = path_limits(shop, ratio)
-    if not limits and not caps:
-        return None
-    for key, cap in (caps or {}).items():
-        limits[key] = min(limits.get(key, cap), cap)
-    for _ in range(TRIES):
-        built = shop.within(limits)
-        if built is None:
-            return None
-        found = shop.amounts(built[0], caps or {})
-        over = {key for key, cap in (caps or {}).items() if found[key] > cap}
-        if not over:
-            return built
-        limits |= {key: _aim(key, limits[key], found[key], (caps or {})[key]) for key in over}
-    return None
 
 
 def _search_drop(

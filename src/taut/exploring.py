@@ -12,11 +12,12 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from taut.calls import Example, collect, quiet
-from taut.compress import Evaluate, along_path, compared
+from taut.compress import Evaluate, compared
 from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
 from taut.front import Front, Point
 from taut.measure.accuracy import Score, measure
+from taut.meeting import along_path
 from taut.methods import choose
 from taut.progress import stage
 from taut.recovery.samples import SAMPLES

@@ -197,7 +197,7 @@ class Mixer:
     ) -> Built | None:
         net, limits = self.stats.network, self._aims(share, limits)
         given = self._noted(data) if recovered else None
-        if share == 0:
+        if share == 0 or all(limit >= self._whole(key) for key, limit in limits.items()):
             picks = solve(net, self.choices, limits, self.pace)
             if picks is None:
                 return None

@@ -12,10 +12,11 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from torch import nn
 
 from taut.applying import apply_plan
-from taut.errors import CallError
+from taut.errors import CallError, ModelError
 from taut.measure import Pace, Stopwatch
-from taut.measure.pace import model_ops
+from taut.measure.pace import Ops, model_ops
 from taut.methods import settings
+from taut.mixing import ASKED
 from taut.planning import Choice, describe
 from taut.progress import stage
 from taut.structure.statistics import Statistics
@@ -66,19 +67,29 @@ def find_pace(
     ops, shares = [model_ops(base, example)], [watch.share(base)]
     with stage("timing variants") as bar:
         for model in _variants(base, stats, choices, slim):
-            ops.append(model_ops(model, example))
-            shares.append(watch.share(model))
+            if (share := _share(watch, model)) is not None:
+                ops.append(model_ops(model, example))
+                shares.append(share)
             bar()
         pace = Pace.fit(ops, shares, watch.runtime.name)
         for _ in range(ROUNDS):
-            found = {}
+            found: dict[float, tuple[Ops, float]] = {}
             for number, model in drafts(pace):
-                found[number] = model_ops(model, example), watch.share(model)
-                ops += [found[number][0]] * COUNTS
-                shares += [found[number][1]] * COUNTS
+                if (share := _share(watch, model)) is not None:
+                    found[number] = model_ops(model, example), share
+                    ops += [found[number][0]] * COUNTS
+                    shares += [share] * COUNTS
                 bar()
             pace = Pace.fit(ops, shares, watch.runtime.name)
     return pace, {number: share / (pace.rest + pace.of(each)) for number, (each, share) in found.items()}
+
+
+def _share(watch: Stopwatch, model: nn.Module) -> float | None:
+    """What a variant takes; None where the runtime cannot run this one, which nobody asked for."""
+    try:
+        return watch.share(model)
+    except ModelError:
+        return None
 
 
 def _variants(
@@ -90,7 +101,7 @@ def _variants(
         method = slim[0]
         layers = tuple(layer for layer in net.layers if method.refuses(Group((layer,))) is None)
         group = Group(layers)
-        asked = {"macs": macs, "params": None, "sparsity": None, "latency": None, "even": even}
+        asked = {**dict.fromkeys(ASKED), "macs": macs, "even": even}
         step = Step(group.names, method.name, {**settings(method), **asked}, group)
         try:
             yield apply_plan(base, Plan((step,)), stats)[0]

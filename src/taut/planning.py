@@ -15,7 +15,7 @@ from scipy.sparse import csr_matrix
 
 from taut.calls import quietly
 from taut.errors import BudgetError, CallError
-from taut.measure.pace import Ops, Pace, built_ops, layer_ops
+from taut.measure.pace import Ops, Pace, built_ops, layer_ops, work
 from taut.methods import choose, resolve, settings
 from taut.progress import track
 from taut.structure.statistics import Statistics
@@ -151,7 +151,7 @@ def aligned(method: Method, align: int) -> bool:
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:
-    """The options that none beats in params, MACs, calls, values moved and damage together; the first always stays."""
+    """The options that none beats in params, MACs, what is done when they run, and damage; the first one stays."""
     table = np.array([[o.damage, o.cost.macs, o.cost.params, *_moved(o)] for o in options], dtype=float)
     order = np.lexsort(table.T[::-1])
     kept: list[int] = []
@@ -161,9 +161,9 @@ def pareto(options: Sequence[Option]) -> list[Option]:
     return [options[i] for i in sorted({0, *kept})]
 
 
-def _moved(option: Option) -> tuple[float, float]:
-    """Calls, and values read and written, where they are known."""
-    return (0.0, 0.0) if option.ops is None else (float(len(option.ops)), float(option.ops[:, 1].sum()))
+def _moved(option: Option) -> Sequence[float]:
+    """MACs of wide kernels and of others, values and calls, where they are known: times are sums of them."""
+    return (0.0,) if option.ops is None else tuple(work(option.ops, 1))
 
 
 def amount(net: Network, key: str, pace: Pace | None = None) -> float:
@@ -267,15 +267,15 @@ def _of(option: Option, key: str, pace: Pace | None) -> float:
     return value + 2 * HEADER_BYTES if key == "bytes" and option.method is not None else value
 
 
-def unmet(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None = None) -> str:
+def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
     """Why the limits cannot be met: the least that every key can reach."""
     parts = []
     for key, limit in limits.items():
-        saved = sum(_of(c.options[0], key, pace) - min(_of(o, key, pace) for o in c.options) for c in choices)
-        whole = amount(net, key, pace)
-        told = f"{limit:.3g}" if key == "latency" else count(limit)
-        reach = f"{whole - saved:.3g}" if key == "latency" else f"{count(whole - saved)} of {count(whole)}"
-        parts.append(f"{key} <= {told} (the candidates alone reach {reach})")
+        saved = sum(_of(c.options[0], key, None) - min(_of(o, key, None) for o in c.options) for c in choices)
+        least = getattr(net.cost, key) - saved
+        parts.append(
+            f"{key} <= {count(limit)} (the candidates alone reach {count(least)} of {count(getattr(net.cost, key))})"
+        )
     skipped = sum(layer.skip is not None and layer.params > 0 for layer in net.layers)
     return (
         f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods; "

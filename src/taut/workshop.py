@@ -98,7 +98,7 @@ class Workshop:
                 plan = describe(self.stats.network, self.stats, self.choices, picks)
                 yield 0.0, apply_plan(self.base, plan, self.stats)[0]
 
-        pace, off = find_pace(self.base, self.stats, self.choices, slim, watch, drafts)
+        pace, off = find_pace(shallow(self.base), self.stats, self.choices, slim, watch, drafts)
         if self.mixer is not None:
             self.mixer.pace, self.mixer.off = pace, off
         return replace(self, pace=pace, watch=watch)

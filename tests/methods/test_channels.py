@@ -104,7 +104,7 @@ def test_settings_that_mean_nothing_are_call_errors(settings, message):
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({}, "needs 'macs', 'params', 'sparsity' or 'counts'. Got none"),
+        ({}, "needs 'macs', 'params', 'sparsity', 'latency' or 'counts'. Got none"),
         ({"counts": [8]}, "'counts' of channels must be one number for each of 3 groups.*Got \\[8\\]"),
         ({"counts": [8, 0, 3]}, "between 1 and \\[8, 12, 20\\]. Got \\[8, 0, 3\\]"),
         ({"counts": [8, 12, 21]}, "between 1 and \\[8, 12, 20\\]. Got \\[8, 12, 21\\]"),
@@ -203,7 +203,9 @@ def test_the_predicted_time_is_met_and_not_undercut_without_need(build, share):
             assert time(pruned(model, x, counts=wider, criterion="l2")[0]) > share * time(model)
 
 
-@pytest.mark.parametrize("rates", [None, [], [1.0] * 4, [1.0] * 4 + [-1.0], [1.0] * 4 + ["8"], 1.0])
+@pytest.mark.parametrize(
+    "rates", [None, [], [1.0] * 4, [1.0] * 4 + [-1.0], [1.0] * 4 + ["8"], [1.0] * 4 + [0.0], [1.0] * 4 + [1.5], 1.0]
+)
 def test_no_time_is_predicted_without_rates(rates):
     with pytest.raises(CallError, match="rates"):
         Channels(latency=0.5, rates=rates)

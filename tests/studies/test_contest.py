@@ -16,5 +16,8 @@ def test_without_the_peer_only_our_rows_are_wanted(monkeypatch):
     monkeypatch.setattr(contest, "find_spec", lambda name: None)
     assert {cell["side"] for cell in contest.wanted(quick=True)} == {"ours"}
     assert {cell["side"] for cell in contest.wanted(quick=False)} == {"control", "ours", *contest.ALONE}
+    assert not contest.hurried(quick=False)
     monkeypatch.setattr(contest, "find_spec", lambda name: spec)
+    assert len(contest.hurried(quick=False)) == 6
+    assert not contest.hurried(quick=True)
     assert {cell["side"] for cell in contest.wanted(quick=True)} == {"ours", contest.PEERS[0]}

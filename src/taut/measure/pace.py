@@ -13,15 +13,15 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from taut.calls import Example
+from taut.calls import Example, evaluating, map_tensors, tensors
 from taut.types import Group, Layer, Method, Network
 
 Ops = np.ndarray
 """(n, 4), a row for every call of a layer: multiply-accumulates and values read and written, both per sample; whether
 its kernel has more than one tap; and its output channels, 0 where these are grouped."""
 
-TIMED = (nn.Linear, nn.modules.conv._ConvNd)
-"""Modules whose operations are timed; the time of all others is a constant."""
+TIMED = frozenset({"Linear", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))})
+"""Kinds of layers whose operations are timed; the time of all others, subclasses included, is a constant."""
 
 LANES = (1, 8, 16)
 """Numbers of output channels that a CPU may compute at once: a layer with fewer costs as much as a full one."""
@@ -53,8 +53,8 @@ class Pace:
         """Least squares of relative errors; rates are not negative.
 
         Args:
-            networks: operations of every network, the original first.
-            shares: of the original's time that each of them takes; about 1 for itself.
+            networks: operations of every network; the first, which the others are variants of, is met exactly.
+            shares: of the original's time that each of them takes.
             runtime: in which they ran.
         """
         fits = [cls._fit(networks, np.array(shares, dtype=float), lanes, runtime) for lanes in LANES]
@@ -66,7 +66,7 @@ class Pace:
         scale = np.maximum(table.max(0), 1.0)
         rows = np.hstack([table / scale, np.ones((len(table), 1))])
         found, error = nnls(rows / times[:, None], np.ones(len(times)))
-        found = found / float(rows[0] @ found)  # the original takes its own time
+        found = found * float(times[0] / (rows[0] @ found))  # all others are made of the first
         a, b, c, d = (float(rate) for rate in found[:-1] / scale)
         return float(error), cls((a, b, c, d), lanes, float(found[-1]), runtime)
 
@@ -94,7 +94,7 @@ def filled(outputs: np.ndarray, lanes: int) -> np.ndarray:
 
 def layer_ops(layer: Layer) -> Ops:
     """What a layer does on the example; nothing for those whose time is a constant."""
-    if not layer.macs or not (layer.kernel or layer.kind == "Linear"):
+    if not layer.macs or layer.kind not in TIMED:
         return np.zeros((0, 4))
     outputs = layer.weight["Transpose" in layer.kind] if layer.groups == 1 else 0
     values = [(math.prod(call.input) + math.prod(call.output)) / layer.batch for call in layer.calls]
@@ -104,8 +104,8 @@ def layer_ops(layer: Layer) -> Ops:
 
 def model_ops(model: nn.Module, example: Example) -> Ops:
     """What the layers of a model do in one run of the example."""
-    with _watched(model, example.batch) as rows, torch.no_grad():
-        example.run(model)
+    with evaluating(model), _watched(model, example.batch) as rows, torch.no_grad():
+        example.run(model, map_tensors(Tensor.clone, example.value))
     return _table(rows)
 
 
@@ -138,17 +138,17 @@ def _watched(model: nn.Module, batch: int) -> Iterator[list[tuple[float, ...]]]:
     """Rows of `Ops` that fill while the model runs."""
     rows: list[tuple[float, ...]] = []
 
-    def note(module: nn.Module, args: Any, output: Tensor) -> None:
-        weight = module.weight
-        if not args or not isinstance(weight, Tensor):
+    def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        weight, x, y = module.weight, tensors((args, kwargs)), tensors(output)
+        if not isinstance(weight, Tensor) or not x or not y:
             return
-        transposed = isinstance(module, nn.modules.conv._ConvTransposeNd)
-        macs = (args[0] if transposed else output).numel() * weight[0].numel() / batch
+        transposed = "Transpose" in type(module).__name__
+        macs = (x if transposed else y)[0].numel() * weight[0].numel() / batch
         outputs = weight.shape[int(transposed)] if getattr(module, "groups", 1) == 1 else 0
-        wide = math.prod(weight.shape[2:]) > 1
-        rows.append((macs, (args[0].numel() + output.numel()) / batch, wide, outputs))
+        rows.append((macs, (x[0].numel() + y[0].numel()) / batch, math.prod(weight.shape[2:]) > 1, outputs))
 
-    handles = [m.register_forward_hook(note) for m in model.modules() if isinstance(m, TIMED)]
+    timed = [module for module in model.modules() if type(module).__name__ in TIMED]
+    handles = [module.register_forward_hook(note, with_kwargs=True) for module in timed]
     try:
         yield rows
     finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
@@ -125,10 +126,11 @@ class Channels:
         s = self.sparsity
         self._must("sparsity", s is None or (_number(s) and 0 <= s < 1), "a share of the channels, in [0, 1)")
         rates: Any = self.rates
+        listed = isinstance(rates, list) and len(rates) == len(NO_RATES)
         good = rates is None or (
-            isinstance(rates, list) and len(rates) == 5 and all(_number(r) and r >= 0 for r in rates)
+            listed and all(_number(r) and 0 <= r < math.inf for r in rates) and rates[-1] >= 1 and rates[-1] % 1 == 0
         )
-        self._must("rates", good, "five numbers, at least 0")
+        self._must("rates", good, "four numbers, at least 0, and whole lanes, at least 1")
         if self.latency is not None and rates is None:
             raise CallError("A step of channels with 'latency' needs the 'rates' that times are predicted from.")
         self._must("criterion", self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")

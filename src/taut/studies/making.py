@@ -16,7 +16,6 @@ from torch import nn
 from taut.applying import apply_plan
 from taut.calls import Example, collect, quiet
 from taut.checkpoint import load, save
-from taut.compress import meet
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
 from taut.files import one_line
 from taut.finetuning import Finetune, carry_out
@@ -25,6 +24,7 @@ from taut.manifest import WEIGHTS
 from taut.measure.accuracy import measure
 from taut.measure.counting import count
 from taut.measure.timing import latencies
+from taut.meeting import meet
 from taut.methods import settings
 from taut.planning import whole
 from taut.randomness import own_states, seed_all
