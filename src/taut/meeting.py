@@ -47,7 +47,7 @@ class _Search:
 
     def note(self, built: Built, found: Mapping[str, float], aim: float) -> bool:
         """Keep a model if it is the best so far; whether it meets the limits."""
-        used = max(found[key] / limit for key, limit in self.limits.items())
+        used = max(found[key] / max(limit, 1e-9) for key, limit in self.limits.items())
         met = all(found[key] <= limit for key, limit in self.limits.items())
         if met and used > self._uses:
             self.best, self._uses = built, used
