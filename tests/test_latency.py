@@ -22,7 +22,7 @@ class Clock:
     off = 1.0
     runtime = RUNTIMES["eager"]
 
-    def __init__(self, original, example):
+    def __init__(self, original, example, trial=None):
         self.example, self.whole = example, self.seconds(original, example)
 
     def seconds(self, model, example):

@@ -109,13 +109,13 @@ def _compressed(
 
 
 def _allowed(place: Cell, cell: Cell, model: nn.Module, x: torch.Tensor) -> dict[str, Any]:
-    """Share of the dense net's time that ours may take: the faster of the peer's nets, in the dense net's runtime."""
+    """Share of the dense net's time that ours may take: the faster of the peer's nets, in a runtime that suits both."""
     os.environ["TAUT_RUNTIMES"] = ",".join(RUNTIMES)
     paths = [_kept(place, {**cell, "side": peer}) for peer in PEERS]
     if not all(path.exists() for path in paths):
         return {"missing": "the peer's nets were not kept"}
-    watch = Stopwatch(model, Example(model, x[:32]))
     peers = [torch.load(path, weights_only=False) for path in paths]
+    watch = Stopwatch(model, Example(model, x[:32]), peers[0])
     allowed = min(1.0, FASTER * min(watch.share(peer) for peer in peers))
     return {"latency": allowed, "runtime": watch.runtime.name}
 

@@ -66,7 +66,7 @@ def find_pace(
     example = stats.network.example
     ops, shares = [model_ops(base, example)], [watch.share(base)]
     with stage("timing variants") as bar:
-        for model in _variants(base, stats, choices, slim):
+        for model in variants(base, stats, choices, slim):
             if (share := _share(watch, model)) is not None:
                 ops.append(model_ops(model, example))
                 shares.append(share)
@@ -92,7 +92,7 @@ def _share(watch: Stopwatch, model: nn.Module) -> float | None:
         return None
 
 
-def _variants(
+def variants(
     base: nn.Module, stats: Statistics, choices: Sequence[Choice], slim: Sequence[Method]
 ) -> Iterator[nn.Module]:
     """Models with fewer channels, and with random ranks: as the weights give them, for nobody looks at outputs."""

@@ -16,7 +16,7 @@ from taut.measure import Pace, Stopwatch
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.mixing import Mixer
-from taut.pacing import find_pace
+from taut.pacing import find_pace, variants
 from taut.planning import Choice, closest, describe, solve, survey
 from taut.recovery.samples import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
@@ -88,7 +88,9 @@ class Workshop:
 
     def _timed(self, latency: float, slim: Sequence[Method]) -> Workshop:
         """The same with the pace of its layers, right for plans that keep so much of the time."""
-        watch, limits = Stopwatch(shallow(self.original), self.network.example), {"latency": latency}
+        limits, base = {"latency": latency}, shallow(self.base)
+        trial = next(variants(base, self.stats, self.choices, slim), None)
+        watch = Stopwatch(shallow(self.original), self.network.example, trial)
 
         def drafts(pace: Pace) -> Iterator[tuple[float, nn.Module]]:
             if self.mixer is not None:
@@ -98,7 +100,7 @@ class Workshop:
                 plan = describe(self.stats.network, self.stats, self.choices, picks)
                 yield 0.0, apply_plan(self.base, plan, self.stats)[0]
 
-        pace, off = find_pace(shallow(self.base), self.stats, self.choices, slim, watch, drafts)
+        pace, off = find_pace(base, self.stats, self.choices, slim, watch, drafts)
         if self.mixer is not None:
             self.mixer.pace, self.mixer.off = pace, off
         return replace(self, pace=pace, watch=watch)

@@ -116,12 +116,11 @@ def test_the_fit_finds_planted_rates(lanes):
     assert found.rest == pytest.approx(pace.rest / whole, rel=1e-6)
 
 
-def test_noise_makes_no_rate_negative_and_the_first_network_takes_its_time():
+def test_noise_makes_no_rate_negative():
     _, networks, shares, _ = planted(8)
-    noisy = list(np.array(shares) * np.random.default_rng(1).normal(1, 0.2, len(shares)))
-    found = Pace.fit(networks, noisy, "eager")
+    noise = np.random.default_rng(1).normal(1, 0.2, len(shares))
+    found = Pace.fit(networks, list(np.array(shares) * noise), "eager")
     assert min(*found.rates, found.rest) >= 0
-    assert found.rest + found.of(networks[0]) == pytest.approx(noisy[0])
 
 
 def test_a_network_takes_what_its_layers_take():

@@ -53,7 +53,7 @@ class Pace:
         """Least squares of relative errors; rates are not negative.
 
         Args:
-            networks: operations of every network; the first, which the others are variants of, is met exactly.
+            networks: operations of every network.
             shares: of the original's time that each of them takes.
             runtime: in which they ran.
         """
@@ -66,7 +66,6 @@ class Pace:
         scale = np.maximum(table.max(0), 1.0)
         rows = np.hstack([table / scale, np.ones((len(table), 1))])
         found, error = nnls(rows / times[:, None], np.ones(len(times)))
-        found = found * float(times[0] / (rows[0] @ found))  # all others are made of the first
         a, b, c, d = (float(rate) for rate in found[:-1] / scale)
         return float(error), cls((a, b, c, d), lanes, float(found[-1]), runtime)
 

@@ -30,6 +30,9 @@ SHORTEST = 1e-3
 ENOUGH = 0.5
 """Seconds that the original runs while another model is timed beside it."""
 
+ABOUT = 1.25
+"""Runtimes are about as fast as each other up to this factor: what is made of a model may run well in one alone."""
+
 FEWEST, MOST = 7, 301
 """Rounds at least and at most."""
 
@@ -167,21 +170,25 @@ def latencies(
 
 
 class Stopwatch:
-    """A model ready to run in the runtime where it is fastest; others are timed in turns with it.
+    """A model ready to run in a runtime where it is fast; others are timed in turns with it.
 
     Args:
         original: the model.
         example: at its own batch size.
+        trial: what may be made of it: of the runtimes in which the original is about as fast as in any, the one in
+            which this is fastest is taken; None: the original decides alone.
 
     Raises:
         ModelError: it cannot be run on the example.
     """
 
-    def __init__(self, original: nn.Module, example: Example) -> None:
+    def __init__(self, original: nn.Module, example: Example, trial: nn.Module | None = None) -> None:
         """Time it in every runtime that is installed."""
         self.original, self.example = original, example
-        found = latencies(original, original, example, rounds=5).runtimes
-        self.runtime = RUNTIMES[min(found, key=lambda name: found[name].before)]
+        found = latencies(original, trial or original, example).runtimes
+        least = min(pair.before for pair in found.values())
+        near = [name for name, pair in found.items() if pair.before <= ABOUT * least]
+        self.runtime = RUNTIMES[min(near, key=lambda name: found[name].after)]
         self._run = self._built(original)
 
     @quietly

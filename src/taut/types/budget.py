@@ -59,7 +59,7 @@ class Budget:
         params: unique parameters of the whole model.
         macs: multiply-accumulates per sample on the example.
         bytes: size of model.safetensors.
-        latency: time of one run of the example, in the runtime where the original is fastest here, as a share of the
+        latency: time of one run of the example, in the runtime that suits the model best here, as a share of the
             original's; measured side by side.
         drop: how far `evaluate` may fall below the original's value, on the data that `evaluate` uses.
     """
