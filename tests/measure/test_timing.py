@@ -205,5 +205,5 @@ def test_a_runtime_that_runs_the_original_alone_is_named(monkeypatch):
     monkeypatch.setenv("TAUT_RUNTIMES", "eager")
     model, broken = nn.Linear(3, 2), nn.Linear(4, 2)
     watch = Stopwatch(model, Example(model, torch.randn(2, 3)))
-    with pytest.raises(ModelError, match=r"eager runs the original and not what was made of it.*TAUT_RUNTIMES"):
+    with pytest.raises(ModelError, match="eager runs the original and not what was made of it"):
         watch.share(broken)
