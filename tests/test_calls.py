@@ -11,7 +11,6 @@ from taut import DataError, ModelError
 from taut.calls import (
     Example,
     TautControl,
-    batch_size,
     collect,
     describe,
     detached,
@@ -34,7 +33,7 @@ def test_every_net_runs_on_its_example(name):
     assert tensors(example.run(model))
     for batch in case(name).data():
         assert example.inputs_of(batch) == (batch, None)
-        assert batch_size(batch) == 8
+        assert example.samples.size(batch) == 8
         example.run(model, batch)
 
 
@@ -193,7 +192,7 @@ def test_collect_cuts_the_last_batch_to_the_limit(limit):
 
 
 def test_collect_stops_at_the_memory_limit():
-    batches = collect(EXAMPLE, [X] * 10, 1000, max_bytes=2 * X.numel() * 4)
+    batches = collect(EXAMPLE, iter([X] * 10), 1000, max_bytes=2 * X.numel() * 4)
     assert len(batches) == 2
 
 

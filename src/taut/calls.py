@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -26,6 +28,13 @@ class Example:
     A Mapping whose keys are all parameter names of `forward` goes as keywords, any other Mapping as the one positional
     argument; a tuple as positional arguments; anything else as one argument.
 
+    Attributes:
+        value: the input, without autograd history.
+        keywords: whether it goes as keywords.
+        samples: how many samples an input holds, and where.
+        batch: samples in the example.
+        divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
+
     Raises:
         DataError: it holds no tensor, or an empty one.
     """
@@ -34,15 +43,19 @@ class Example:
         """Note how `value` is passed to `model`."""
         self.value = detached(plain(value))
         self.keywords = isinstance(value, Mapping) and set(value) <= _parameter_names(model)
-        self.batch = batch_size(self.value)
+        self.samples = Samples()
+        self.batch = self.samples.size(self.value)
+        self.divisible = True
 
     def run(self, model: nn.Module, inputs: Any = None) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.
 
+        The model gets copies: some write to their input.
+
         Raises:
             ModelError: the model raised; its own error is the cause.
         """
-        inputs = on_device(self.value if inputs is None else inputs, device_of(model))
+        inputs = fresh(self.value if inputs is None else inputs, device_of(model))
         try:
             if self.keywords:
                 return model(**inputs)
@@ -60,15 +73,102 @@ class Example:
         Raises:
             DataError: the batch has neither the example's structure nor that of (inputs, targets).
         """
-        batch, mine = plain(batch), _structure(self.value)
-        if _structure(batch) == mine:
-            return batch, None
-        if isinstance(batch, list | tuple) and len(batch) in {1, 2} and _structure(batch[0]) == mine:
-            return batch[0], batch[1] if len(batch) == 2 else None
+        batch = plain(batch)
+        if self._fits(batch):
+            return self._as_example(batch), None
+        if isinstance(batch, list | tuple) and len(batch) in {1, 2} and self._fits(batch[0]):
+            return self._as_example(batch[0]), batch[1] if len(batch) == 2 else None
         raise DataError(
             f"A batch must look like the example, {describe(self.value)}, or be (inputs, targets) with such inputs. "
             f"Got {describe(batch)} instead."
         )
+
+    def _fits(self, inputs: Any) -> bool:
+        """Whether inputs have the structure of the example; lists of samples may be of any length."""
+        if not self.samples.listed:
+            return bool(_structure(inputs) == _structure(self.value))
+        if not isinstance(inputs, list | tuple) or not inputs:
+            return False
+        sample = _structure(self.value[0])
+        return all(_structure(item) == sample for item in inputs)
+
+    def _as_example(self, inputs: Any) -> Any:
+        return list(inputs) if self.samples.listed else inputs
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the samples of an input are.
+
+    Attributes:
+        axis: of the tensors whose size there is the first tensor's: 0, or 1 for a model that takes time first.
+        listed: whether the input is a list with one item per sample, such as images of several sizes.
+    """
+
+    axis: int = 0
+    listed: bool = False
+
+    def size(self, inputs: Any) -> int:
+        """How many samples inputs hold.
+
+        Raises:
+            DataError: they hold no tensor, or the first one is empty or has no such axis.
+        """
+        if self.listed:
+            return len(inputs)
+        held = tensors(inputs)
+        if not held or held[0].ndim <= self.axis or held[0].numel() == 0:
+            raise DataError(
+                f"Inputs must hold at least one tensor with a batch dimension. Got {describe(inputs)} instead."
+            )
+        return int(held[0].shape[self.axis])
+
+    def part(self, value: Any, part: slice, size: int) -> Any:
+        """Some samples of inputs, outputs or targets of `size` samples; tensors without such an axis stay whole."""
+        if self.listed:
+            return value[part] if isinstance(value, list | tuple) else _sliced(value, part, size, 0)
+        return _sliced(value, part, size, self.axis)
+
+    def joined(self, batches: Sequence[Any]) -> Any:
+        """Inputs with the same `signature` as one."""
+        if self.listed:
+            return [item for batch in batches for item in batch]
+        size = self.size(batches[0])
+        columns = zip(*(tensors(batch) for batch in batches), strict=True)
+        merged = iter([self._column(column, size) for column in columns])
+        return map_tensors(lambda _: next(merged), batches[0])
+
+    def _column(self, column: Sequence[Tensor], size: int) -> Tensor:
+        axis = _axis_of(column[0], size, self.axis)
+        return column[0] if axis is None or len(column) == 1 else torch.cat(list(column), axis)
+
+    def signature(self, inputs: Any) -> tuple[Any, ...]:
+        """What inputs must have in common to be joined: all but the samples themselves."""
+        if self.listed:
+            return ("listed",)
+        size = self.size(inputs)
+        return tuple(self._mark(leaf, size) for leaf in pytree.tree_leaves(inputs))
+
+    def _mark(self, leaf: Any, size: int) -> tuple[Any, ...]:
+        if not isinstance(leaf, Tensor):
+            return (repr(leaf) if isinstance(leaf, PLAIN) else id(leaf),)
+        axis = _axis_of(leaf, size, self.axis)
+        if axis is None:  # the same for all samples of the batch
+            return (leaf.dtype, tuple(leaf.shape), hash(tuple(leaf.detach().flatten().tolist())))
+        return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
+
+
+def _axis_of(t: Tensor, size: int, axis: int) -> int | None:
+    """The axis on which a tensor holds `size` samples: the one of the inputs, or the first; None without one."""
+    return next((a for a in dict.fromkeys((axis, 0)) if t.ndim > a and t.shape[a] == size), None)
+
+
+def _sliced(value: Any, part: slice, size: int, axis: int) -> Any:
+    def cut(t: Tensor) -> Tensor:
+        where = _axis_of(t, size, axis)
+        return t if where is None else t[(slice(None),) * where + (part,)]
+
+    return map_tensors(cut, value)
 
 
 class TautControl(Exception):  # noqa: N818 - control flow through a running model, not an error
@@ -124,23 +224,44 @@ def on_device(value: Any, device: torch.device) -> Any:
     return map_tensors(lambda t: t.to(device), value)
 
 
+PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type)
+"""Leaves of an input that nobody can change."""
+
+
+def fresh(value: Any, device: torch.device | None = None) -> Any:
+    """A copy of a nest that a model may write to; what stands in it twice does so in the copy.
+
+    Args:
+        value: inputs.
+        device: where the copied tensors are to be; None: where they are.
+    """
+    copies: dict[int, Any] = {}
+
+    def copied(leaf: Any) -> Any:
+        if isinstance(leaf, PLAIN) or callable(leaf):
+            return leaf
+        if id(leaf) not in copies:
+            copies[id(leaf)] = _copy(leaf, device)
+        return copies[id(leaf)]
+
+    return pytree.tree_map(copied, value)
+
+
+def _copy(leaf: Any, device: torch.device | None) -> Any:
+    if isinstance(leaf, Tensor):
+        moved = leaf if device is None else leaf.to(device)
+        return moved.clone() if moved is leaf else moved
+    try:
+        return copy.deepcopy(leaf)
+    except Exception:  # an object of the user's that cannot be copied goes as it is
+        return leaf
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Where the first parameter or buffer lives; the CPU for a model that has none."""
     for tensor in (*model.parameters(), *model.buffers()):
         return tensor.device
     return torch.device("cpu")
-
-
-def batch_size(value: Any) -> int:
-    """Dimension 0 of the first tensor.
-
-    Raises:
-        DataError: there is no tensor, it has no dimension, or it is empty.
-    """
-    found = tensors(value)
-    if not found or found[0].ndim == 0 or found[0].numel() == 0:
-        raise DataError(f"Inputs must hold at least one tensor with a batch dimension. Got {describe(value)} instead.")
-    return int(found[0].shape[0])
 
 
 def _structure(value: Any) -> Any:
@@ -174,22 +295,24 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
     Args:
         example: what a batch must look like.
         data: an iterable of batches, or one batch itself.
-        limit: samples at most; the last batch is cut to it.
-        max_bytes: stop after the batch with which the kept inputs reach this size.
+        limit: samples at most; the last batch is cut to it, where the model takes a part of a batch.
+        max_bytes: stop after the batch with which the kept inputs reach this size; what is in memory already, in a
+            list, counts nothing.
 
     Raises:
         DataError: no batch comes out of `data`, or one has the wrong structure.
     """
     batches: list[tuple[Any, Any]] = []
     seen = used = 0
+    in_memory = isinstance(data, list | tuple) or bool(tensors(plain(data)))
     for batch in _batches(example, data):
         inputs, targets = (detached(part) for part in example.inputs_of(batch))
-        size = batch_size(inputs)
-        if size > limit - seen:
-            inputs, targets = (_part(part, slice(limit - seen), size) for part in (inputs, targets))
-        batches.append((inputs, targets))
+        size = example.samples.size(inputs)
+        if size > limit - seen and example.divisible:
+            inputs, targets = (example.samples.part(part, slice(limit - seen), size) for part in (inputs, targets))
+        batches.append((inputs, targets) if in_memory else fresh((inputs, targets)))  # a loader may reuse its memory
         seen += min(size, limit - seen)
-        used += sum(t.numel() * t.element_size() for t in tensors(inputs))
+        used += 0 if in_memory else sum(t.numel() * t.element_size() for t in tensors(inputs))
         if seen >= limit or used >= max_bytes:
             break
     if not batches:
@@ -221,18 +344,16 @@ def _is_batch(example: Example, value: Any) -> bool:
     return True
 
 
-def chunks(batches: Iterable[tuple[Any, Any]], size: int) -> Iterator[tuple[Any, Any]]:
-    """The same samples in batches of at most `size`."""
+def chunks(example: Example, batches: Iterable[tuple[Any, Any]], size: int) -> Iterator[tuple[Any, Any]]:
+    """The same samples in batches of at most `size`; as they come where the model takes no part of a batch."""
     for inputs, targets in batches:
-        whole = batch_size(inputs)
+        whole = example.samples.size(inputs)
+        if size >= whole or not example.divisible:
+            yield inputs, targets
+            continue
         for start in range(0, whole, size):
             part = slice(start, start + size)
-            yield (inputs, targets) if size >= whole else (_part(inputs, part, whole), _part(targets, part, whole))
-
-
-def _part(value: Any, part: slice, size: int) -> Any:
-    """Some samples of every tensor whose leading dimension is the batch."""
-    return map_tensors(lambda t: t[part] if t.ndim and t.shape[0] == size else t, value)
+            yield example.samples.part(inputs, part, whole), example.samples.part(targets, part, whole)
 
 
 @contextmanager

@@ -23,6 +23,7 @@ from taut.measure import (
     stored_tensors,
 )
 from taut.measure.counting import Count, count_parameters
+from taut.structure.calling import read_example
 from taut.structure.surgery import shallow
 from taut.types import Cost
 
@@ -117,7 +118,7 @@ def compare(
         DataError: `evaluate` raised or returned something that is no metric, or the example holds no tensor.
         CallError: fewer than 1 round.
     """
-    call = example if isinstance(example, Example) or example is None else Example(model, example)
+    call = None if example is None else read_example(model, example)
     copies = [shallow(each) for each in (model, small)]
     before, after = (_cost(each, call) for each in copies)
     scores = [None if evaluate is None else measure(evaluate, each) for each in (model, small)]

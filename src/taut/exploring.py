@@ -11,7 +11,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
-from taut.calls import Example, collect, quiet
+from taut.calls import collect, quiet
 from taut.compress import Evaluate, compared
 from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
@@ -21,6 +21,7 @@ from taut.meeting import along_path
 from taut.methods import choose
 from taut.progress import stage
 from taut.recovery.samples import SAMPLES
+from taut.structure.calling import read_example
 from taut.types import Method
 from taut.workshop import Workshop
 
@@ -55,7 +56,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     """
     dense = None if evaluate is None else measure(evaluate, model)
     with quiet(seed):
-        example = Example(model, example)
+        example = read_example(model, example)
         data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
         used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
         mark = fingerprint(model, (example.value, data), (used, seed, dense))

@@ -19,6 +19,7 @@ from taut.files import guarded, sync_folder
 from taut.measure.onnx import missing, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
 from taut.nn import Rebuilt
+from taut.structure.calling import read_example
 from taut.structure.surgery import clone, replace
 
 SAMPLES = 64
@@ -96,7 +97,7 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
         raise CallError(f"Exporting to {SUFFIXES[target.suffix]} needs a package: {absent}.")
     if any(t.dtype == torch.bfloat16 for t in model.state_dict().values()):
         raise CallError("ONNX Runtime and OpenVINO do not compute in bfloat16: convert the model with .float() first.")
-    call = example if isinstance(example, Example) else Example(model, example)
+    call = read_example(model, example)
     with guarded(f"Cannot write '{path}'"), tempfile.TemporaryDirectory(dir=_parent(target), prefix=".taut-") as folder:
         made, parity = _made(clone(model), call, Path(folder) / target.name, model)
         wrong = [p for p in parity if not p.holds]

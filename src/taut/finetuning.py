@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taut.applying import apply_plan
-from taut.calls import Example, batch_size, collect, device_of, evaluating, on_device, quiet
+from taut.calls import Example, collect, device_of, evaluating, on_device, quiet
 from taut.errors import CallError, DataError
 from taut.fingerprint import fingerprint
 from taut.measure.accuracy import measure
@@ -23,6 +23,7 @@ from taut.recovery.balancing import balance
 from taut.recovery.samples import SAMPLES
 from taut.remembering import hand_on, remember
 from taut.replaying import replay, with_sides
+from taut.structure.calling import read_example
 from taut.structure.statistics import Statistics, observe
 from taut.structure.surgery import clone
 from taut.structure.tracing import trace
@@ -150,7 +151,7 @@ class _Run:
         if stats is None and example is None:
             raise CallError("Training needs stats= of taut.observe or an example= to know how the model is called.")
         given = stats.network.example if stats is not None else example
-        self.example: Example = given if isinstance(given, Example) else Example(model, given)
+        self.example: Example = read_example(model, given)
         self.given = model
         self.held = tuple(masked(model))
         model = bake(clone(model)) if self.held else model
@@ -276,7 +277,7 @@ class _Run:
             with evaluating(model):
                 for place, batch in enumerate(batches):
                     inputs, targets = (on_device(part, device_of(model)) for part in batches.read(batch))
-                    samples = batch_size(inputs)
+                    samples = self.example.samples.size(inputs)
                     output, original = self.example.run(model, inputs), batches.original(place, inputs)
                     if objective.distills and objective.reading is None:
                         position.reading = objective.settle(original)

@@ -18,7 +18,7 @@ import numpy as np
 from torch import nn
 
 from taut.applying import apply_plan
-from taut.calls import batch_size, chunks, evaluating
+from taut.calls import Example, chunks, evaluating
 from taut.errors import CallError
 from taut.measure import Pace
 from taut.measure.pace import layer_ops
@@ -108,7 +108,7 @@ class Mixer:
         self.method, self.lossy, self.align, self.timed = slim[0], tuple(lossy), align, timed
         self.pace: Pace | None = None
         self.off: dict[float, float] = {}
-        self.fit, self.judge = _divided(data)
+        self.fit, self.judge = _divided(stats.network.example, data)
         self.found: list[tuple[float, float]] = []
         self.noted: Noted | None = None
         self.narrow: dict[tuple[float, int, bool], _Narrow | None] = {}
@@ -262,20 +262,20 @@ class Mixer:
         return 1 - (total - target) / mine if mine > 0 else 0.0
 
 
-def _divided(data: Batches | None) -> tuple[Batches | None, Any]:
+def _divided(example: Example, data: Batches | None) -> tuple[Batches | None, Any]:
     """Batches to refit on, and samples to judge with, as one batch of inputs."""
     if data is None:
         return None, None
-    total = sum(batch_size(inputs) for inputs, _ in data)
+    total = sum(example.samples.size(inputs) for inputs, _ in data)
     size = min(JUDGES, total // HELD_OUT)
     if not size:
-        return data, joined(list(data))
-    pieces = list(chunks(data, max(1, size // PIECES)))
+        return data, joined(example, list(data))
+    pieces = list(chunks(example, data, max(1, size // PIECES)))
     held, seen = len(pieces), 0
     while seen < size:
         held -= 1
-        seen += batch_size(pieces[held][0])
-    return pieces[:held], joined(pieces[held:])
+        seen += example.samples.size(pieces[held][0])
+    return pieces[:held], joined(example, pieces[held:])
 
 
 def _next(losses: Mapping[float, float]) -> float:

@@ -56,7 +56,7 @@ def sensitivity(
     """
     if not stats.samples:
         raise CallError("Measured damages start from predicted ones: give taut.observe calibration data first.")
-    inputs = joined(collect(net.example, data, SAMPLES))
+    inputs = joined(net.example, collect(net.example, data, SAMPLES))
     copied = shallow(model)
     with evaluating(copied):
         before, known = _noted(net, copied, inputs)

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taut.calls import Example
+from taut.calls import Example, Samples
 from taut.errors import DataError
 from taut.training.batches import Batches, bounds, share, weight
 
@@ -22,7 +22,7 @@ def test_parts_cover_the_batch_and_weigh_as_much_as_it(size, count):
 
 def test_a_share_cuts_every_tensor_of_the_batch():
     batch = {"x": torch.arange(6)[:, None], "scale": torch.tensor(2.0)}
-    cut = share(batch, 6, 1, 3)
+    cut = share(Samples(), batch, 6, 1, 3)
     assert cut["x"].flatten().tolist() == [2, 3]
     assert float(cut["scale"]) == 2
 

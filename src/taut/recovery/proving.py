@@ -33,7 +33,7 @@ def unseen(model: nn.Module, net: Network, batch: Any, follows: Mapping[str, Fol
     """
     if not follows:
         return []
-    few = next(iter(chunks([(batch, None)], FEW)))[0]
+    few = next(iter(chunks(net.example, [(batch, None)], FEW)))[0]
     sums_of = [name for name, f in follows.items() if f.total is not None]
     try:
         before, sums = _observed(model, net, few, sums_of)

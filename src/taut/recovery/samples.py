@@ -6,7 +6,7 @@ from typing import Any
 
 import torch
 
-from taut.calls import batch_size, map_tensors, tensors
+from taut.calls import Example
 from taut.types import Network
 
 SAMPLES = 2048
@@ -36,17 +36,7 @@ def refit_samples(net: Network) -> int:
     return max(8, min(wanted, SAMPLES, room // max(largest, 1)))
 
 
-def joined(batches: list[tuple[Any, Any]]) -> Any:
-    """All batches whose tensors have the shape of the first, as one batch of inputs."""
-    first = batches[0][0]
-    size = batch_size(first)
-    inner = [t.shape[1:] for t in tensors(first)]
-    same = [b for b, _ in batches if [t.shape[1:] for t in tensors(b)] == inner]
-    parts = [tensors(b) for b in same]
-    merged = iter(
-        [
-            torch.cat([part[i] for part in parts]) if t.ndim and t.shape[0] == size else t
-            for i, t in enumerate(tensors(first))
-        ]
-    )
-    return map_tensors(lambda _: next(merged), first)
+def joined(example: Example, batches: list[tuple[Any, Any]]) -> Any:
+    """All batches that may be joined with the first, as one batch of inputs."""
+    mark = example.samples.signature(batches[0][0])
+    return example.samples.joined([b for b, _ in batches if example.samples.signature(b) == mark])

@@ -82,7 +82,7 @@ class Noted:
     def of(self, model: nn.Module, names: Sequence[str]) -> tuple[Any, dict[str, Target], dict[str, Norm]]:
         """A batch, and what `note_targets` finds on it for some layers."""
         if self._found is None:
-            batch = joined(collect(self.net.example, self.data, refit_samples(self.net)))
+            batch = joined(self.net.example, collect(self.net.example, self.data, refit_samples(self.net)))
             self._found = batch, *note_targets(model, self.net, self.names, batch)
         batch, targets, norms = self._found
         return batch, {name: targets[name] for name in names if name in targets}, dict(norms)

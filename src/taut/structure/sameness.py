@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, chunks, evaluating, generator, map_tensors, tensors
+from taut.calls import Example, evaluating, generator, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.surgery import clone
 
@@ -25,10 +25,10 @@ SAMPLES = 2
 
 def few(example: Example) -> Example:
     """The first samples of the example, where it has more; whether the model runs on so few is not said."""
-    if example.batch <= SAMPLES:
+    if example.batch <= SAMPLES or not example.divisible:
         return example
     part = copy.copy(example)
-    part.value = next(chunks([(example.value, None)], SAMPLES))[0]
+    part.value = example.samples.part(example.value, slice(SAMPLES), example.batch)
     part.batch = SAMPLES
     return part
 

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import batch_size, chunks, collect, device_of, evaluating, generator, on_device, quietly
+from taut.calls import chunks, collect, device_of, evaluating, fresh, generator, quietly
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError, DataError
 from taut.progress import track
@@ -218,7 +218,7 @@ class _Scalar:
         self.kinds: list[str] = []
         self.generator = generator(1)
 
-    def __call__(self, output: Any, targets: Any) -> Tensor | None:
+    def __call__(self, output: Any, targets: Any, samples: int) -> Tensor | None:
         if not float_outputs(output):
             return None
         if not all(bool(torch.isfinite(t).all()) for t in float_outputs(output)):
@@ -228,20 +228,20 @@ class _Scalar:
         if self.loss is None:
             return sampled_loss(output, self.kinds, self.generator)
         value = self.loss(output, targets)
-        return value * batch_size(output) if value.ndim == 0 else value.sum()
+        return value * samples if value.ndim == 0 else value.sum()
 
 
 def _observe(
     net: Network, model: nn.Module, modules: dict[str, nn.Module], batches: list[tuple[Any, Any]], scalar: _Scalar
 ) -> Statistics:
-    samples = sum(batch_size(inputs) for inputs, _ in batches)
+    samples = sum(net.example.samples.size(inputs) for inputs, _ in batches)
     copied = shallow(model)
     moments = {
         name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
     }
     with _capturing(moments), evaluating(copied), torch.enable_grad():
-        for inputs, targets in track(list(chunks(batches, chunk_size(net))), "observing"):
-            value = scalar(net.example.run(copied, inputs), on_device(targets, device_of(copied)))
+        for inputs, targets in track(list(chunks(net.example, batches, chunk_size(net))), "observing"):
+            value = scalar(net.example.run(copied, inputs), fresh(targets, device_of(copied)), net.example.samples.size(inputs))
             _backward(value, moments)
     layers = {name: LayerStatistics(*m.finish()) for name, m in moments.items()}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"

@@ -25,6 +25,31 @@ HOOKS = (
 """What a module remembers of its user's hooks; all of it moves to the replacement."""
 
 
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside of `torch.compile` and data parallelism, at the top or further in; itself where nothing wraps it.
+
+    A compiled module hides its layers from hooks, or compiles these along. Parameters and buffers are the model's own.
+    """
+    while (inner := _wrapped(model)) is not None:
+        model = inner
+    wrappers = [module for module in model.modules() if _wrapped(module) is not None]
+    if not wrappers:
+        return model
+    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
+    for wrapper in reversed(wrappers):  # the innermost first: those around it copy what is left of it
+        memo[id(wrapper)] = copy.deepcopy(_wrapped(wrapper), memo)
+    return _deepcopy(model, memo)
+
+
+def _wrapped(module: nn.Module) -> nn.Module | None:
+    """What a wrapper holds, None where it is none."""
+    inner = getattr(module, "_orig_mod", None)  # of torch.compile
+    if isinstance(inner, nn.Module):
+        return inner
+    parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
+    return module.module if parallel else None
+
+
 def shallow(model: nn.Module) -> nn.Module:
     """A copy of the module tree on the SAME storage, its parameters without gradient: to hook and to probe.
 

@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from taut.calls import Example, quietly
+from taut.calls import quietly
 from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
+from taut.structure.calling import read_example
 from taut.structure.patches import weight_of
 from taut.structure.probing import live_ranges, read_by_others, record_calls
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
@@ -47,7 +48,7 @@ def trace(model: nn.Module, example: Any) -> Network:
             "pass the model as it was before torch.jit.script or torch.jit.trace."
         )
     check_finite(model)
-    call = example if isinstance(example, Example) else Example(model, example)
+    call = read_example(model, example)
     calls, keywords = record_calls(model, call)
     counted = count_macs(shallow(model), call)
     reasons = _reasons(model, calls)

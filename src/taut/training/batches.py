@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import Example, detached, evaluating, map_tensors, plain, tensors
+from taut.calls import Example, Samples, detached, evaluating, fresh, plain, tensors
 from taut.errors import DataError
 
 CACHE_BYTES = 1 << 28
@@ -68,7 +68,7 @@ class Batches:
             DataError: it has another structure.
         """
         inputs, targets = self.example.inputs_of(batch)
-        return detached(inputs), detached(targets)
+        return detached(inputs), fresh(detached(targets))  # a loss may write to its targets
 
     def reseed(self, seed: int, epoch: int) -> None:
         """Loaders with generators of their own draw the same in this epoch, whatever was drawn before."""
@@ -108,10 +108,9 @@ class Batches:
         return output
 
 
-def share(value: Any, size: int, index: int, count: int) -> Any:
-    """Part `index` of `count` of every tensor whose leading dimension is the batch; never empty."""
-    start, end = bounds(size, index, count)
-    return map_tensors(lambda t: t[start:end] if t.ndim and t.shape[0] == size else t, plain(value))
+def share(samples: Samples, value: Any, size: int, index: int, count: int) -> Any:
+    """Part `index` of `count` of the samples of a batch; never empty."""
+    return samples.part(plain(value), slice(*bounds(size, index, count)), size) if count > 1 else plain(value)
 
 
 def bounds(size: int, index: int, count: int) -> tuple[int, int]:

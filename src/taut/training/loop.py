@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, batch_size, device_of, on_device
+from taut.calls import Example, device_of, on_device
 from taut.errors import CallError, DataError, ModelError
 from taut.nn import fill_plain, plain_state
 from taut.progress import stage as announce
@@ -157,9 +157,10 @@ class Trainer:
         inputs, targets = self.batches.read(batch)
         if self.objective.distills and self.objective.reading is None:
             self.position.reading = self.objective.settle(self.batches.original(-1, inputs))
-        size, mine = batch_size(inputs), (self.accelerator.process_index, self.accelerator.num_processes)
+        samples = self.example.samples
+        size, mine = samples.size(inputs), (self.accelerator.process_index, self.accelerator.num_processes)
         device = device_of(self.model)
-        inputs, targets = (on_device(share(part, size, *mine), device) for part in (inputs, targets))
+        inputs, targets = (on_device(share(samples, part, size, *mine), device) for part in (inputs, targets))
         original = self.batches.original(self.position.batch, inputs) if self.objective.distills else None
         with torch.enable_grad(), self.accelerator.autocast():
             loss = self.objective(self.example.run(self.wrapped, inputs), targets, on_device(original, device))
