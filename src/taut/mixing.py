@@ -18,18 +18,16 @@ import numpy as np
 from torch import nn
 
 from taut.applying import apply_plan
-from taut.calls import Example, chunks, evaluating
+from taut.calls import Example, chunks
 from taut.errors import CallError
 from taut.measure import Pace
 from taut.measure.pace import layer_ops
 from taut.methods import settings
 from taut.planning import Choice, amount, describe, solve, survey
 from taut.progress import stage
-from taut.recovery.samples import joined
+from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
-from taut.structure.fisher import choose_kinds, divergence
 from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
 from taut.types import Group, Kept, Method, Plan, Step
 
@@ -108,7 +106,8 @@ class Mixer:
         self.method, self.lossy, self.align, self.timed = slim[0], tuple(lossy), align, timed
         self.pace: Pace | None = None
         self.off: dict[float, float] = {}
-        self.fit, self.judge = _divided(stats.network.example, data)
+        self.fit, held = _divided(stats.network.example, data)
+        self.judge = None if held is None else Judge(stats.network.example, base, held, stats.kinds)
         self.found: list[tuple[float, float]] = []
         self.noted: Noted | None = None
         self.narrow: dict[tuple[float, int, bool], _Narrow | None] = {}
@@ -184,13 +183,7 @@ class Mixer:
         built = self._built(share, limits, self.fit)
         if built is None or self.judge is None:
             return math.inf
-        example, copied = self.stats.network.example, shallow(built[0])
-        original = shallow(self.base)
-        with evaluating(copied), evaluating(original):
-            before, after = example.run(original, self.judge), example.run(copied, self.judge)
-        kinds = list(self.stats.kinds) or choose_kinds(before, "auto")
-        found = divergence(kinds, before, after)
-        return found if math.isfinite(found) else math.inf
+        return self.judge.divergence(built[0])
 
     def _built(
         self, share: float, limits: Mapping[str, float], data: Batches | None, *, recovered: bool = True
@@ -262,20 +255,20 @@ class Mixer:
         return 1 - (total - target) / mine if mine > 0 else 0.0
 
 
-def _divided(example: Example, data: Batches | None) -> tuple[Batches | None, Any]:
-    """Batches to refit on, and samples to judge with, as one batch of inputs."""
+def _divided(example: Example, data: Batches | None) -> tuple[Batches | None, list[Any] | None]:
+    """Batches to refit on, and inputs to judge with."""
     if data is None:
         return None, None
     total = sum(example.samples.size(inputs) for inputs, _ in data)
     size = min(JUDGES, total // HELD_OUT)
     if not size:
-        return data, joined(example, list(data))
+        return data, [inputs for inputs, _ in data]
     pieces = list(chunks(example, data, max(1, size // PIECES)))
     held, seen = len(pieces), 0
-    while seen < size:
+    while seen < size and held > 1:
         held -= 1
         seen += example.samples.size(pieces[held][0])
-    return pieces[:held], joined(example, pieces[held:])
+    return pieces[:held], [inputs for inputs, _ in pieces[held:]]
 
 
 def _next(losses: Mapping[float, float]) -> float:

@@ -56,15 +56,20 @@ def sensitivity(
     """
     if not stats.samples:
         raise CallError("Measured damages start from predicted ones: give taut.observe calibration data first.")
-    inputs = joined(net.example, collect(net.example, data, SAMPLES))
+    batches = joined(net.example, model, [inputs for inputs, _ in collect(net.example, data, SAMPLES)])
+    samples = [net.example.samples.size(inputs) for inputs in batches]
     copied = shallow(model)
     with evaluating(copied):
-        before, known = _noted(net, copied, inputs)
-        kinds = list(stats.kinds) or choose_kinds(before, "auto")
+        notes = [_noted(net, copied, inputs, REMEMBERED_BYTES // len(batches)) for inputs in batches]
+        kinds = list(stats.kinds) or choose_kinds(notes[0][0], "auto")
 
         def measured(group: Group, method: Method) -> float:
-            with _remembered(copied, known, group):
-                return divergence(kinds, before, _run_changed(net, copied, stats, group, method, inputs))
+            total = 0.0
+            for inputs, size, (before, outputs) in zip(batches, samples, notes, strict=True):
+                with _remembered(copied, outputs, group):
+                    after = _run_changed(net, copied, stats, group, method, inputs)
+                total += size * divergence(kinds, before, after)
+            return float(total / sum(samples))
 
         curves: dict[tuple[tuple[str, ...], str], Curve] = {}
         for group, method in track(_pairs(net, choose(methods)), "measuring damage"):
@@ -87,12 +92,11 @@ class Remembered(nn.Module):
         return self.output.clone()
 
 
-def _noted(net: Network, copied: nn.Module, inputs: Any) -> tuple[Any, dict[str, Tensor]]:
-    """The model's output, and those of its first layers in the order in which they run, up to REMEMBERED_BYTES."""
+def _noted(net: Network, copied: nn.Module, inputs: Any, left: int) -> tuple[Any, dict[str, Tensor]]:
+    """The model's output, and those of its first layers in the order in which they run, up to `left` bytes."""
     known: dict[str, Tensor] = {}
     names = [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
     names = [name for name in names if not copied.get_submodule(name)._forward_hooks]  # a user's may change the output
-    left = REMEMBERED_BYTES
 
     def hook(name: str) -> Any:
         def note(_module: nn.Module, _args: Any, output: Tensor) -> None:

@@ -98,7 +98,7 @@ def test_bias_takes_the_mean_of_what_is_missing():
     model, net, stats, plan, data = prepared()
     assert "fc" in {layer.name for layer in net.layers}
     small = taut.apply(model, plan, stats, data=data)
-    batch = joined(collect(net.example, data, refit_samples(net)))
+    (batch,) = joined(net.example, model, [x for x, _ in collect(net.example, data, refit_samples(net))])
     with torch.no_grad():
         missing = (model(batch) - small.eval()(batch)).mean(0)
         spread = (model(batch) - model(batch).mean(0)).square().mean().sqrt()
@@ -135,26 +135,26 @@ def test_reestimate_is_torchs_own_train_mode_where_the_stored_statistics_were_th
     x, before = 3 * torch.randn(shape) + 2, torch.randn(shape)
     torchs = type(norm)(5, momentum=None)
     torchs.train()(x)
-    norm.running_mean, norm.running_var = (m.float() for m in moments_of(before))
-    reestimate(moments_of(before))(norm, (x,))
+    norm.running_mean, norm.running_var = (m.float() for m in moments_of([before]))
+    reestimate(norm, moments_of([before]), [x])
     torch.testing.assert_close(norm.running_mean, torchs.running_mean)
     torch.testing.assert_close(norm.running_var, torchs.running_var)
 
 
 def test_reestimate_leaves_what_did_not_move_and_untracked_norms_alone():
     norm, x = nn.BatchNorm1d(5), 7 * torch.randn(9, 5)
-    reestimate(moments_of(x))(norm, (x,))
+    reestimate(norm, moments_of([x]), [x])
     torch.testing.assert_close(norm.running_var, torch.ones(5))
     torch.testing.assert_close(norm.running_mean, torch.zeros(5))
     untracked = nn.BatchNorm1d(5, track_running_stats=False)
-    reestimate(moments_of(x))(untracked, (torch.randn(4, 5),))
+    reestimate(untracked, moments_of([x]), [torch.randn(4, 5)])
     assert untracked.running_mean is None
 
 
 def test_one_value_per_channel_has_no_moments():
     model = nn.Sequential(nn.Linear(3, 5), nn.BatchNorm1d(5)).eval()
     x = torch.randn(1, 3)
-    assert note_targets(model, taut.trace(model, x), ["0"], x)[1] == {}
+    assert note_targets(model, taut.trace(model, x), ["0"], [x]).norms == {}
 
 
 @pytest.mark.parametrize("name", ["vgg", "resnet"])
@@ -163,7 +163,7 @@ def test_statistics_of_the_result_moved_as_far_as_its_activations_did(name, monk
     monkeypatch.setattr(following, "SUMS", frozenset())
     model, net, stats, plan, data = prepared(name)
     small = taut.apply(model, plan, stats, data=data)
-    batch = joined(collect(net.example, data, refit_samples(net)))
+    (batch,) = joined(net.example, model, [x for x, _ in collect(net.example, data, refit_samples(net))])
     seen = {}
     norms = {n: m for n, m in small.named_modules() if isinstance(m, nn.BatchNorm2d)}
     for net_ in (small, model):
@@ -194,10 +194,10 @@ def test_a_norm_that_follows_a_layer_takes_the_mean_and_others_do_not():
     model = Two().eval()
     x = torch.randn(20, 4)
     net = taut.trace(model, x[:2])
-    targets, _ = note_targets(model, net, ["a", "b"], x)
+    targets = note_targets(model, net, ["a", "b"], [x]).layers
     assert targets["a"].norm == "norm"
     assert not targets["b"].norm
-    torch.testing.assert_close(targets["a"].rows[0], model.a(x).detach()[targets["a"].index])
+    torch.testing.assert_close(targets["a"].rows[0], model.a(x).detach()[targets["a"].seen[0].index])
 
 
 def test_targets_survive_an_activation_in_place():
@@ -207,7 +207,7 @@ def test_targets_survive_an_activation_in_place():
     inplace.load_state_dict(plain.state_dict())
     x = torch.randn(30, 4)
     net = taut.trace(plain, x[:2])
-    one, two = (note_targets(m, net, ["a", "b"], x)[0] for m in (plain, inplace))
+    one, two = (note_targets(m, net, ["a", "b"], [x]).layers for m in (plain, inplace))
     assert all(torch.equal(one[n].rows, two[n].rows) for n in "ab")
     assert float(two["a"].rows.min()) < 0
 
@@ -287,15 +287,6 @@ def test_samples_grow_with_the_fan_in_and_are_bounded():
     assert 256 < wide <= 2048
     assert samples(sequential(fc=nn.Linear(4000, 3)), torch.randn(2, 4000)) == 2048
     assert samples(sequential(conv=nn.Conv1d(1, 64, 3)), torch.randn(1, 1, 30_000)) < 256
-
-
-def test_joined_concatenates_what_has_the_shape_of_the_first():
-    a, b, odd = torch.randn(3, 4), torch.randn(2, 4), torch.randn(2, 5)
-    assert torch.equal(joined([(a, None), (b, None), (odd, None)]), torch.cat([a, b]))
-    nested = [({"x": a, "flag": torch.tensor(1.0)}, None), ({"x": b, "flag": torch.tensor(2.0)}, None)]
-    found = joined(nested)
-    assert torch.equal(found["x"], torch.cat([a, b]))
-    assert found["flag"] == 1
 
 
 def test_recover_works_on_a_model_that_the_planner_left_mostly_alone():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -11,31 +12,49 @@ Norm = tuple[Tensor, Tensor]
 """Mean and variance per channel."""
 
 
-def reestimate(before: Norm) -> Any:
-    """A hook that moves a batch norm's running statistics as far as its input moved, relative to the original's.
+def reestimate(module: Any, before: Norm, inputs: Sequence[Tensor]) -> None:
+    """Move a batch norm's running statistics as far as its input moved, relative to the original's.
 
     mean' = mean + (m - m0), var' = var v / v0, with m, v of the input that it is about to normalize and m0, v0 of the
     original's on the same samples: what training stored stays, where nothing moved.
+
+    Args:
+        module: the batch norm.
+        before: of the original.
+        inputs: what it is about to normalize, batch by batch.
     """
-
-    def hook(module: Any, args: tuple[Tensor, ...]) -> None:
-        mean, var = module.running_mean, module.running_var
-        same = isinstance(mean, Tensor) and mean.shape == before[0].shape  # an exact step may have made it narrower
-        if same and isinstance(mean, Tensor) and isinstance(var, Tensor):
-            now = moments_of(args[0])
-            stored = mean.double(), var.double()
-            tiny = 1e-6 * before[1].mean() + 1e-30
-            mean.copy_(stored[0] + now[0] - before[0])
-            var.copy_(stored[1] * (now[1] + tiny) / (before[1] + tiny))
-
-    return hook
+    mean, var = module.running_mean, module.running_var
+    same = isinstance(mean, Tensor) and mean.shape == before[0].shape  # an exact step may have made it narrower
+    if same and isinstance(mean, Tensor) and isinstance(var, Tensor):
+        now = moments_of(inputs)
+        stored = mean.double(), var.double()
+        tiny = 1e-6 * before[1].mean() + 1e-30
+        mean.copy_(stored[0] + now[0] - before[0])
+        var.copy_(stored[1] * (now[1] + tiny) / (before[1] + tiny))
 
 
-def moments_of(x: Tensor) -> Norm:
-    """Mean and variance of every channel, in float64."""
+def moments_of(inputs: Sequence[Tensor]) -> Norm:
+    """Mean and variance of every channel over all batches, in float64."""
+    return pooled([counted(x) for x in inputs])
+
+
+def counted(x: Tensor) -> tuple[int, Tensor, Tensor]:
+    """How many values every channel of a batch has, their mean and their variance."""
     wide = x.detach().double()
     axes = [axis for axis in range(x.ndim) if axis != 1]
-    return wide.mean(axes), wide.var(axes)
+    count = x.numel() // max(x.shape[1], 1)
+    mean = wide.mean(axes)
+    return count, mean, wide.var(axes) if count > 1 else torch.zeros_like(mean)
+
+
+def pooled(parts: Sequence[tuple[int, Tensor, Tensor]]) -> Norm:
+    """Mean and variance of all values from those of the parts (Chan et al. 1983)."""
+    if len(parts) == 1:
+        return parts[0][1:]
+    total = sum(count for count, _, _ in parts)
+    mean = torch.stack([count * mean for count, mean, _ in parts]).sum(0) / total
+    squares = torch.stack([(count - 1) * var + count * (own - mean).square() for count, own, var in parts]).sum(0)
+    return mean, squares / max(total - 1, 1)
 
 
 def moved(norm: Norm, rows: Tensor, wanted: Tensor) -> Norm:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, cast
 
 import torch
@@ -28,12 +29,13 @@ from taut.methods.base import Factorization
 from taut.nn import LowRankSparse, Rebuilt, Reorder
 from taut.progress import Stage, stage
 from taut.recovery.following import Follows
+from taut.recovery.lockstep import Lockstep
 from taut.recovery.norms import Norm, moved, reestimate
 from taut.recovery.others import Others
 from taut.recovery.rest import refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
-from taut.recovery.targets import Noted, Target, solvable
+from taut.recovery.targets import Noted, Target, Targets, solvable, together
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.narrowing import Cut
 from taut.structure.patches import (
@@ -93,16 +95,16 @@ def recover(
     }
     names = [name for name in solvable(net) if name not in cut]  # compress recovers those on the cut model
     noted = data if isinstance(data, Noted) else Noted(data, net, names)
-    batch, targets, norms = noted.of(model, names)
-    with stage("refitting", total=len(targets)) as bar:
+    targets = noted.of(model, names)
+    with stage("refitting", total=len(targets.layers)) as bar:
         copied = shallow(small)  # the same weights, but buffers of its own, which are handed back
         originals = {
             **dict(model.named_modules()),
             **{name: stats.modules[name] for name in cuts if name in stats.modules},
         }
-        targets = {name: target.kept(originals[name], cuts.get(name)) for name, target in targets.items()}
-        norms = {name: _of_channels(norm, cuts.get(name)) for name, norm in norms.items()}
-        _Refit(originals, copied, chains, stats, targets, norms).run(batch, bar)
+        layers = {name: target.kept(originals[name], cuts.get(name)) for name, target in targets.layers.items()}
+        norms = {name: _of_channels(norm, cuts.get(name)) for name, norm in targets.norms.items()}
+        _Refit(originals, copied, chains, stats, replace(targets, layers=layers, norms=norms)).run(bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
         if isinstance(mine, Reorder | LowRankSparse | Rebuilt) or (
             isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)
@@ -127,76 +129,73 @@ class _Refit:
         small: nn.Module,
         chains: dict[str, list[Link]],
         stats: Statistics,
-        targets: dict[str, Target],
-        norms: dict[str, Norm],
+        targets: Targets,
     ) -> None:
         self.originals, self.small, self.chains, self.stats, self.targets = originals, small, chains, stats, targets
-        self.norms = norms
-        aimed = {name: target for name, target in targets.items() if fan_in(originals[name]) <= FULL_LIMIT}
-        self.others = Others(small, aimed)
+        self.norms = dict(targets.norms)
+        self.lockstep = Lockstep(self.meet, targets.order)
+        aimed = {name: target for name, target in targets.layers.items() if fan_in(originals[name]) <= FULL_LIMIT}
+        self.others = Others(small, aimed, lambda: self.lockstep.current)
 
-    def run(self, batch: Any, bar: Stage) -> None:
+    def run(self, bar: Stage) -> None:
         """Solve every layer and re-estimate every batch norm as it is reached."""
+        self.bar = bar
         handles = self.others.handles  # the first: a layer's input may be its own other summand
-        for name in self.targets:
-            handles.append(self.small.get_submodule(name).register_forward_pre_hook(self.hook(name, bar)))
-        for name in self.norms:
-            handles.append(self.small.get_submodule(name).register_forward_pre_hook(self.reestimated(name)))
+        for name in (*self.targets.layers, *self.norms):
+            handles.append(self.small.get_submodule(name).register_forward_pre_hook(self.hook(name)))
+        example = self.stats.network.example
         try:
             with evaluating(self.small):
-                self.stats.network.example.run(self.small, batch)
+                self.lockstep.run([partial(example.run, self.small, inputs) for inputs in self.targets.batches])
         finally:
             for handle in handles:
                 handle.remove()
 
-    def reestimated(self, name: str) -> Any:
-        """A hook that looks up what the layer in front of a batch norm had to give."""
+    def hook(self, name: str) -> Any:
+        """Wait in front of a layer or batch norm until all batches have come there; once."""
 
-        def hook(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            reestimate(self.norms[name])(module, args)
+        def wait(_: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                self.lockstep.wait(name, args[0])
 
-        return hook
+        return wait
 
-    def hook(self, name: str, bar: Stage) -> Any:
-        """Solve the layer just before it runs; every layer once."""
-        done = False
+    def meet(self, name: str, inputs: Mapping[int, Tensor]) -> None:
+        """Solve the layer, or re-estimate the norm, in front of which these inputs stand."""
+        module = self.small.get_submodule(name)
+        if name in self.norms:
+            reestimate(module, self.norms[name], list(inputs.values()))
+            return
+        target = self.targets.layers[name].of(inputs.keys())
+        if target.seen:
+            self.solve(name, module, target, inputs)
+        self.bar()
 
-        def solve(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-            nonlocal done
-            if done or not args:
-                return
-            done = True
-            self.solve(name, module, args[0])
-            bar()
-
-        return solve
-
-    def solve(self, name: str, module: nn.Module, x: Tensor) -> None:
-        """New weights for one layer, dense or factorized, from its present input x."""
-        original, target = self.originals[name], self.targets[name]
+    def solve(self, name: str, module: nn.Module, target: Target, inputs: Mapping[int, Tensor]) -> None:
+        """New weights for one layer, dense or factorized, from its present inputs, batch by batch."""
+        original = self.originals[name]
         wide, pruned = fan_in(original) > FULL_LIMIT, self.pruned(name, module)
         if wide and pruned:
             return
-        index, wanted = target.index, target.rows
-        if wide:
-            some = spread(len(index), DUAL_ROWS)
-            index, wanted = index[some], wanted[:, some.to(wanted.device)]
+        some = target.thinned(DUAL_ROWS) if wide else target
+        wanted = noted = some.rows
         centred = isinstance(original.bias, Tensor) or bool(target.norm)
-        moments = Moments.of(input_rows(original, x, target.output, index), centred=centred)
+        rows = [input_rows(original, inputs[n], seen.output, seen.index) for n, seen in some.seen.items()]
+        moments = Moments.of(together(rows), centred=centred)
         if wide or target.follows is None:
             dense = self.fitted(name, module, moments, wanted, centred=centred)
         else:
-            dense, wanted = self.aimed(name, module, moments, centred=centred)
+            dense, wanted = self.aimed(name, module, target, moments, centred=centred)
         if wide and self.approximated(name):
             known = self.stats.layers.get(name, LayerStatistics()).outputs
-            refit_rest(dense, x, target.output, target.index, target.rows, known)
+            refit_rest(dense, inputs, target, known)
         if isinstance(original.bias, Tensor) and (pruned or self.approximated(name)):
             _shift(dense, (wanted.mean(1) - mean_output(original, dense, moments.mean)).flatten())
         state = dense.state_dict()
         if all(bool(torch.isfinite(t).all()) for t in state.values()):
             module.load_state_dict(state)
-            if target.norm and wanted is not target.rows and not wide:
-                self.norms[target.norm] = moved(self.norms[target.norm], target.rows, wanted)
+            if target.norm and wanted is not noted and not wide:
+                self.norms[target.norm] = moved(self.norms[target.norm], noted, wanted)
 
     def fitted(self, name: str, module: nn.Module, moments: Moments, wanted: Tensor, *, centred: bool) -> nn.Module:
         """The layer solved for wanted outputs, and cut as it was before."""
@@ -209,9 +208,11 @@ class _Refit:
             dense = self.factorized(name, dense, link, moments)
         return dense
 
-    def aimed(self, name: str, module: nn.Module, moments: Moments, *, centred: bool) -> tuple[nn.Module, Tensor]:
+    def aimed(
+        self, name: str, module: nn.Module, target: Target, moments: Moments, *, centred: bool
+    ) -> tuple[nn.Module, Tensor]:
         """The same with regard to what follows: outputs to aim at, and the layer solved for them."""
-        target, original = self.targets[name], self.originals[name]
+        original = self.originals[name]
         follows = cast(Follows, target.follows)
         other = self.others.rows(original, target)
         wanted = follows.aim(target.rows, other)
@@ -256,11 +257,6 @@ class _Refit:
         once = method.factor_once if isinstance(method, Factorization) else method.factor
         factors = once({name: dense}, {name: now})
         return method.rewrite({name: dense}, factors).modules[name]
-
-
-def spread(total: int, most: int) -> Tensor:
-    """At most `most` of `total` places, evenly spread."""
-    return torch.linspace(0, total - 1, min(total, most)).round().long()
 
 
 def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ left, and there the rows suffice: with z the unfolded output of the first layer,
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, cast
 
 import torch
@@ -16,7 +17,9 @@ from taut.decompose.balance import level, orthogonalize
 from taut.decompose.linalg import root
 from taut.decompose.svd import directions
 from taut.methods.base import regular
+from taut.recovery.samples import ROWS
 from taut.recovery.solving import Moments, least_squares
+from taut.recovery.targets import Target, together
 from taut.structure.patches import bias_of, fan_in, grouped_weight, groups_of, input_rows, weight_of
 from taut.structure.surgery import shallow
 
@@ -25,19 +28,14 @@ LAYERS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 WIDEST = 4096
 """Unfolded channels behind the first layer up to which their second moment is held."""
 
-ROWS = 16_384
-"""Output positions at most."""
 
-
-def refit_rest(chain: nn.Module, x: Tensor, output: Tensor, index: Tensor, wanted: Tensor, B: Tensor | None) -> None:
+def refit_rest(chain: nn.Module, inputs: Mapping[int, Tensor], target: Target, B: Tensor | None) -> None:
     """Solve the layers behind the first of `chain` again, in place.
 
     Args:
         chain: two or three layers without anything between them.
-        x: present input of the first.
-        output: of the shape of the last one's output.
-        index: output positions.
-        wanted: (g, n, o), what the original gave there.
+        inputs: present inputs of the first, batch by batch.
+        target: what the original gave behind the last.
         B: (g, o, o), weight of the outputs, or None.
     """
     parts: list[Any] = list(chain.children())
@@ -47,14 +45,13 @@ def refit_rest(chain: nn.Module, x: Tensor, output: Tensor, index: Tensor, wante
     if len(alike) > 1 or fan_in(parts[1]) > WIDEST:
         return  # clustered channels: the layers behind the first are not one matrix
     first, second, last = parts[0], parts[1], parts[-1]
-    keep = max(1, min(len(index), ROWS, (1 << 26) // fan_in(second)))
-    some = torch.linspace(0, len(index) - 1, keep).long()
-    rows = input_rows(second, first(x), output, index[some])
+    some = target.thinned(max(1, min(ROWS, (1 << 26) // fan_in(second))))
+    rows = [input_rows(second, first(inputs[n]), seen.output, seen.index) for n, seen in some.seen.items()]
     centred = bias_of(last) is not None
-    moments = Moments.of(rows, centred=centred)
+    moments = Moments.of(together(rows), centred=centred)
     if moments.gram is None:
         return
-    M, bias = least_squares(_product(parts), moments, wanted[:, some.to(wanted.device)], centred=centred)
+    M, bias = least_squares(_product(parts), moments, some.rows, centred=centred)
     if bias is not None:
         last.bias.data = bias.to(last.bias)
     if last is second:

@@ -1,12 +1,18 @@
-"""How many samples a refit takes, and these as one batch."""
+"""How many samples a refit takes, and these in as few batches as the model takes."""
 
 from __future__ import annotations
 
+from collections import defaultdict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import nn
 
-from taut.calls import Example
+from taut.calls import Example, evaluating
+from taut.errors import ModelError
+from taut.structure.calling import close
+from taut.structure.surgery import shallow
 from taut.types import Network
 
 SAMPLES = 2048
@@ -17,6 +23,9 @@ ACTIVATION_BYTES = 400 << 20
 
 FEW_ROWS = 1024
 """Output positions of that layer below which a sample tells little: then twice as many bytes are allowed."""
+
+ROWS = 16_384
+"""Output positions at most that are noted of a layer of large fan-in."""
 
 ROWS_PER_COLUMN = 40
 """Output positions that a refit uses for every input of a layer."""
@@ -36,7 +45,34 @@ def refit_samples(net: Network) -> int:
     return max(8, min(wanted, SAMPLES, room // max(largest, 1)))
 
 
-def joined(example: Example, batches: list[tuple[Any, Any]]) -> Any:
-    """All batches that may be joined with the first, as one batch of inputs."""
-    mark = example.samples.signature(batches[0][0])
-    return example.samples.joined([b for b, _ in batches if example.samples.signature(b) == mark])
+def joined(example: Example, model: nn.Module, batches: Sequence[Any]) -> list[Any]:
+    """The same samples in as few batches as the model takes: joined where it then gives each the same.
+
+    Args:
+        example: how the model is called.
+        model: is run on two batches of every kind, apart and joined.
+        batches: inputs, of any sizes.
+    """
+    kinds: dict[Any, list[Any]] = defaultdict(list)
+    for inputs in batches:
+        kinds[example.samples.signature(inputs)].append(inputs)
+    groups: list[Any] = []
+    for alike in kinds.values():
+        apart = len(alike) == 1 or not example.divisible or not _joinable(example, model, alike[:2])
+        groups += alike if apart else [example.samples.joined(alike)]
+    return groups
+
+
+def _joinable(example: Example, model: nn.Module, pair: Sequence[Any]) -> bool:
+    """Whether two batches give joined what they give apart."""
+    copied, samples = shallow(model), example.samples
+    sizes = [samples.size(inputs) for inputs in pair]
+    try:
+        with evaluating(copied):
+            apart = [example.run(copied, inputs) for inputs in pair]
+            both = example.run(copied, samples.joined(pair))
+    except ModelError:
+        return False
+    whole, first = sum(sizes), sizes[0]
+    halves = (samples.part(both, slice(first), whole), samples.part(both, slice(first, whole), whole))
+    return all(close(one, half) for one, half in zip(apart, halves, strict=True))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,11 +11,11 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from taut.calls import collect, evaluating
+from taut.errors import ModelError
 from taut.recovery.following import Following, Follows
-from taut.recovery.norms import Norm, moments_of
+from taut.recovery.norms import Norm, counted, pooled
 from taut.recovery.proving import unseen
-from taut.recovery.rest import ROWS
-from taut.recovery.samples import ROWS_PER_COLUMN, joined, refit_samples
+from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, joined, refit_samples
 from taut.structure.collecting import FULL_LIMIT
 from taut.structure.narrowing import Cut
 from taut.structure.patches import CONVOLUTIONS, choose, fan_in, groups_of, output_rows, positions, row_budget
@@ -30,34 +30,112 @@ ALIKE = 0.02
 
 
 @dataclass(frozen=True)
-class Target:
-    """What a layer gave in the original model.
+class Seen:
+    """A layer's output in one batch of the original.
 
     Attributes:
-        index: chosen output positions. rows: (g, n, o), outputs there.
+        index: chosen output positions.
+        rows: (g, n, o), outputs there.
         output: the whole output's shape, on the meta device.
-        norm: the batch norm directly behind it, which takes care of the mean, or "".
-        follows: the sum or the ReLU behind it, None where there is none for certain.
+        total: (g, n, o), the sum behind it there; None where there is none.
     """
 
     index: Tensor
     rows: Tensor
     output: Tensor
+    total: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Target:
+    """What a layer gave in the original model.
+
+    Attributes:
+        seen: batch by batch, by the batch's number.
+        norm: the batch norm directly behind it, which takes care of the mean, or "".
+        follows: the sum or the ReLU behind it, None where there is none for certain.
+    """
+
+    seen: Mapping[int, Seen]
     norm: str = ""
     follows: Follows | None = None
+
+    @property
+    def rows(self) -> Tensor:
+        """(g, n, o), outputs at the chosen positions of all batches."""
+        return together([seen.rows for seen in self.seen.values()])
+
+    def of(self, batches: Collection[int]) -> Target:
+        """In these batches alone."""
+        if set(self.seen) <= set(batches):
+            return self
+        return self._with({number: seen for number, seen in self.seen.items() if number in batches})
+
+    def thinned(self, most: int) -> Target:
+        """At most so many positions, evenly spread over all batches."""
+        counts = [len(seen.index) for seen in self.seen.values()]
+        chosen = spread(sum(counts), most)
+        thin: dict[int, Seen] = {}
+        start = 0
+        for (number, seen), count in zip(self.seen.items(), counts, strict=True):
+            part = chosen[(chosen >= start) & (chosen < start + count)] - start
+            start += count
+            if len(part):
+                thin[number] = Seen(seen.index[part], seen.rows[:, part.to(seen.rows.device)], seen.output)
+        return replace(self, seen=thin, follows=None)
 
     def kept(self, module: nn.Module, cut: Cut | None) -> Target:
         """For a layer (`module` as it is now) that lost outputs."""
         if cut is None:
             return self
-        places = cut.outputs.to(self.rows.device)
+        columns = cut.outputs
 
         def keep(t: Tensor) -> Tensor:
-            flat = t.transpose(0, 1).reshape(t.shape[1], -1)[:, places]
+            flat = t.transpose(0, 1).reshape(t.shape[1], -1)[:, columns.to(t.device)]
             return flat.reshape(t.shape[1], groups_of(module), -1).transpose(0, 1).contiguous()
 
-        follows = None if self.follows is None else self.follows.narrowed(keep)
-        return replace(self, rows=keep(self.rows), follows=follows)
+        left = {
+            number: replace(seen, rows=keep(seen.rows), total=None if seen.total is None else keep(seen.total))
+            for number, seen in self.seen.items()
+        }
+        return replace(self, follows=None if self.follows is None else self.follows.narrowed(keep))._with(left)
+
+    def _with(self, seen: Mapping[int, Seen]) -> Target:
+        """With other batches, and the sums of these."""
+        follows = self.follows
+        if follows is not None and follows.total is not None:
+            follows = replace(follows, total=together([one.total for one in seen.values() if one.total is not None]))
+        return replace(self, seen=seen, follows=follows)
+
+
+def together(parts: Sequence[Tensor]) -> Tensor:
+    """Rows (g, n, o) of several batches, one after the other."""
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), 1)
+
+
+def spread(total: int, most: int) -> Tensor:
+    """At most `most` of `total` positions, evenly spread."""
+    return torch.linspace(0, total - 1, min(total, most)).round().long()
+
+
+@dataclass(frozen=True)
+class Targets:
+    """What a refit aims at.
+
+    Attributes:
+        batches: inputs, as few batches as the model takes.
+        layers: by layer name. norms: what the original's batch norms saw, by name.
+        order: layers and norms in the order in which they ran.
+    """
+
+    batches: Sequence[Any]
+    layers: Mapping[str, Target]
+    norms: Mapping[str, Norm]
+    order: Mapping[str, int]
+
+    def of(self, names: Iterable[str]) -> Targets:
+        """Of these layers, and of all norms."""
+        return replace(self, layers={name: self.layers[name] for name in names if name in self.layers})
 
 
 class Noted:
@@ -77,15 +155,24 @@ class Noted:
         """
         self.data, self.net = data, net
         self.names = solvable(net) if names is None else list(names)
-        self._found: tuple[Any, dict[str, Target], dict[str, Norm]] | None = None
+        self._targets: Targets | None = None
 
-    def of(self, model: nn.Module, names: Sequence[str]) -> tuple[Any, dict[str, Target], dict[str, Norm]]:
-        """A batch, and what `note_targets` finds on it for some layers."""
-        if self._found is None:
-            batch = joined(self.net.example, collect(self.net.example, self.data, refit_samples(self.net)))
-            self._found = batch, *note_targets(model, self.net, self.names, batch)
-        batch, targets, norms = self._found
-        return batch, {name: targets[name] for name in names if name in targets}, dict(norms)
+    def of(self, model: nn.Module, names: Sequence[str]) -> Targets:
+        """What `note_targets` finds for some layers."""
+        if self._targets is None:
+            self._targets = self._note(model)
+        return self._targets.of(names)
+
+    def _note(self, model: nn.Module) -> Targets:
+        example = self.net.example
+        apart = [inputs for inputs, _ in collect(example, self.data, refit_samples(self.net))]
+        batches = joined(example, model, apart)
+        try:
+            return note_targets(model, self.net, self.names, batches)
+        except ModelError:
+            if len(batches) == len(apart):
+                raise
+            return note_targets(model, self.net, self.names, apart)  # so many samples at once are too many for it
 
 
 def solvable(net: Network) -> list[str]:
@@ -93,37 +180,100 @@ def solvable(net: Network) -> list[str]:
     return [layer.name for layer in net.layers if layer.skip is None and len(layer.calls) == 1]
 
 
-def note_targets(
-    model: nn.Module, net: Network, names: Sequence[str], batch: Any
-) -> tuple[dict[str, Target], dict[str, Norm]]:
-    """The original's outputs at chosen positions of every named layer, and what its batch norms see."""
+def note_targets(model: nn.Module, net: Network, names: Sequence[str], batches: Sequence[Any]) -> Targets:
+    """The original's outputs at chosen positions of every named layer, and what its batch norms see.
+
+    Args:
+        model: the original.
+        net: of it.
+        names: layers; those that some batch calls more than once are left out.
+        batches: inputs, each of which is run by itself.
+    """
+    samples = [net.example.samples.size(inputs) for inputs in batches]
+    notes = [
+        _note(model, net, names, inputs, number, sum(samples) / size)
+        for number, (inputs, size) in enumerate(zip(batches, samples, strict=True))
+    ]
+    repeated = {name for note in notes for name in note.repeated}
+    order = {point: rank for rank, point in enumerate(dict.fromkeys(point for note in notes for point in note.order))}
+    layers = {
+        name: _merged([note.layers[name] for note in notes if name in note.layers])
+        for name in names
+        if name not in repeated and any(name in note.layers for note in notes)
+    }
+    norms: dict[str, Norm] = {}
+    for name in dict.fromkeys(name for note in notes for name in note.norms):
+        parts = [note.norms[name] for note in notes if name in note.norms]
+        if None not in parts and sum(part[0] for part in parts if part) > 1:
+            norms[name] = pooled([part for part in parts if part is not None])
+    layers = {n: t if t.norm in {"", *norms} else replace(t, norm="", follows=None) for n, t in layers.items()}
+    return Targets(batches, layers, norms, order)
+
+
+def _merged(parts: Sequence[Target]) -> Target:
+    """One layer's targets of several batches; of what follows it, what is the same in all."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    seen = {number: one for part in parts for number, one in part.seen.items()}
+    norms = {part.norm for part in parts}
+    follows = first.follows
+    if len(norms) > 1 or any(not _follow_alike(first.follows, part.follows) for part in parts):
+        follows = None
+    return replace(first, norm=first.norm if len(norms) == 1 else "", follows=follows)._with(seen)
+
+
+def _follow_alike(a: Follows | None, b: Follows | None) -> bool:
+    if a is None or b is None:
+        return a is b
+    return (a.partner, a.rectified, a.total is None) == (b.partner, b.rectified, b.total is None)
+
+
+@dataclass
+class _Note:
+    """What one batch told: as `Targets`, the norms' moments still with their counts, None where they say nothing."""
+
+    layers: dict[str, Target]
+    norms: dict[str, tuple[int, Tensor, Tensor] | None]
+    order: list[str]
+    repeated: set[str]
+
+
+def _note(model: nn.Module, net: Network, names: Sequence[str], inputs: Any, number: int, share: float) -> _Note:
+    """One run of the original; `share` is how many times more samples all batches hold."""
     copied = shallow(model)
-    targets: dict[str, Target] = {}
+    seen: dict[str, Seen] = {}
 
     def rows(name: str, t: Tensor, index: Tensor | None = None) -> Tensor:
-        place = targets[name].index if index is None else index
-        return output_rows(copied.get_submodule(name), t, place).to(targets[name].rows)
+        chosen = seen[name].index if index is None else index
+        return output_rows(copied.get_submodule(name), t, chosen).to(seen[name].rows)
 
     watch = Following(rows)
     norms = _Norms(watch)
-    seeds = {layer.name: place for place, layer in enumerate(net.layers)}
+    note = _Note({}, {}, [], set())
+    seeds = {layer.name: rank + 1_000_003 * number for rank, layer in enumerate(net.layers)}
     for name in names:
         layer = copied.get_submodule(name)
         layer.register_forward_pre_hook(_entered(name, watch))
-        layer.register_forward_hook(_noted(name, seeds[name], targets, watch, norms), prepend=True)
+        layer.register_forward_hook(_noted(name, seeds[name], share, seen, note, watch, norms), prepend=True)
     for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
-            module.register_forward_pre_hook(norms.before(name))
-            module.register_forward_hook(norms.behind(name, targets))
+            module.register_forward_pre_hook(norms.before(name, note.order))
+            module.register_forward_hook(norms.behind(name, seen))
     with evaluating(copied), watch:
-        watch.returned(net.example.run(copied, batch))
-    for name, norm in norms.direct().items():
-        targets[name] = replace(targets[name], norm=norm)
-    followed = {name: replace(t, follows=_follows(copied, name, watch, t)) for name, t in targets.items()}
-    rectified = {n: t.follows for n, t in followed.items() if t.follows is not None and t.follows.rectified}
-    for name in rectified.keys() - set(unseen(model, net, batch, rectified)):
-        followed[name] = replace(followed[name], follows=rectified[name].seen())
-    return followed, norms.found
+        watch.returned(net.example.run(copied, inputs))
+    direct = norms.direct()
+    targets = {name: Target({number: one}, direct.get(name, "")) for name, one in seen.items()}
+    follows = {name: _follows(copied, name, watch, t) for name, t in targets.items()}
+    rectified = {name: f for name, f in follows.items() if f is not None and f.rectified}
+    for name in rectified.keys() - set(unseen(model, net, inputs, rectified)):
+        follows[name] = rectified[name].seen()
+    for name, target in targets.items():
+        total = None if (f := follows[name]) is None else f.total
+        held = {number: replace(seen[name], total=total)}
+        note.layers[name] = replace(target, seen=held, follows=follows[name])
+    note.norms.update(norms.moments)
+    return note
 
 
 def _entered(name: str, watch: Following) -> Any:
@@ -134,17 +284,23 @@ def _entered(name: str, watch: Following) -> Any:
     return hook
 
 
-def _noted(name: str, seed: int, targets: dict[str, Target], watch: Following, norms: _Norms) -> Any:
+def _noted(  # noqa: PLR0913, PLR0917 - a hook over all that one run fills
+    name: str, seed: int, share: float, seen: dict[str, Seen], note: _Note, watch: Following, norms: _Norms
+) -> Any:
     """A hook that notes outputs of a layer at chosen positions."""
 
     def hook(module: nn.Module, _: Any, output: Tensor) -> None:
         with watch.looking_away():
+            if name in seen:
+                note.repeated.add(name)
+                return
+            note.order.append(name)
             total = positions(module, output)
-            rows = row_budget(max(fan_in(module), 1), total, ROWS_PER_COLUMN)
-            rows = min(total, ROWS) if fan_in(module) > FULL_LIMIT else rows
-            index = choose(total, rows, seed)
+            wanted = row_budget(max(fan_in(module), 1), round(total * share), ROWS_PER_COLUMN)
+            wanted = min(round(total * share), ROWS) if fan_in(module) > FULL_LIMIT else wanted
+            index = choose(total, max(1, round(wanted / share)), seed)
             shape = torch.empty(output.shape, device="meta")
-            targets[name] = Target(index, output_rows(module, output, index), shape)
+            seen[name] = Seen(index, output_rows(module, output, index), shape)
             if isinstance(module, CONVOLUTIONS) or output.ndim == 2:  # else a norm's channels are another axis
                 norms.last = name, output
             watch.leave(name, output)
@@ -154,14 +310,19 @@ def _noted(name: str, seed: int, targets: dict[str, Target], watch: Following, n
 
 
 class _Norms:
-    """Batch norms while the original runs: what each saw, and behind which layer it stands."""
+    """Batch norms while the original runs: what each saw, and behind which layer it stands.
+
+    Attributes:
+        moments: count, mean and variance by name; None for one that serves several inputs.
+    """
 
     def __init__(self, watch: Following) -> None:
-        self.watch, self.found = watch, dict[str, Norm]()
+        self.watch = watch
+        self.moments: dict[str, tuple[int, Tensor, Tensor] | None] = {}
         self.last: tuple[str, Tensor] | None = None
         self._behind: dict[str, str] = {}
 
-    def before(self, name: str) -> Any:
+    def before(self, name: str, order: list[str]) -> Any:
         """A hook that notes what a batch norm sees, and which layer's output that is."""
 
         def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
@@ -169,14 +330,15 @@ class _Norms:
                 return
             with self.watch.looking_away():
                 if name in self._behind:  # one set of statistics serves several inputs: leave it alone
-                    self.found.pop(name, None)
-                elif args[0].numel() > args[0].shape[1]:
-                    self.found[name] = moments_of(args[0])
+                    self.moments[name] = None
+                else:
+                    order.append(name)
+                    self.moments[name] = counted(args[0])
                 self._behind[name] = self.last[0] if self.last and args[0] is self.last[1] else ""
 
         return hook
 
-    def behind(self, name: str, targets: dict[str, Target]) -> Any:
+    def behind(self, name: str, seen: Mapping[str, Seen]) -> Any:
         """A hook that notes what a batch norm gave, if that is what its statistics say and nothing more."""
 
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -187,9 +349,9 @@ class _Norms:
             if not layer or output.shape != args[0].shape:
                 return
             with self.watch.looking_away():
-                target = targets[layer]
-                few = target.index[:: max(1, len(target.index) // CHECKED)]
-                scale, shift = affine(module, target.rows)
+                one = seen[layer]
+                few = one.index[:: max(1, len(one.index) // CHECKED)]
+                scale, shift = affine(module, one.rows)
                 given = self.watch.rows(layer, output, few)
                 plain = scale * self.watch.rows(layer, args[0], few) + shift
             if float((given - plain).norm()) <= ALIKE * float(plain.norm()):
@@ -199,7 +361,7 @@ class _Norms:
 
     def direct(self) -> dict[str, str]:
         """Layer -> the batch norm directly behind it whose statistics can be estimated anew."""
-        return {layer: norm for norm, layer in self._behind.items() if layer and norm in self.found}
+        return {layer: norm for norm, layer in self._behind.items() if layer and self.moments[norm] is not None}
 
 
 def _follows(model: nn.Module, name: str, watch: Following, target: Target) -> Follows | None:

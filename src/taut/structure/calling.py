@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, Samples, all_tensors, evaluating, fresh, quietly, tensors
+from taut.calls import Example, Samples, all_tensors, evaluating, quietly, tensors
 from taut.errors import ModelError
+from taut.nested import fresh
 from taut.structure.surgery import shallow, unwrapped
 
 ROUNDING = 1e-3
@@ -85,29 +86,35 @@ def _repeats(once: Any, twice: Any, count: int) -> bool:
 
 
 def _independent(model: nn.Module, example: Example, outputs: Any, axis: int) -> bool | None:
-    """Whether the last index of an axis has no say in the outputs of the others; None where there is only one.
+    """Whether neither end of an axis has a say in the outputs elsewhere on it; None where it has one index alone.
 
-    The last index takes the values of the first: every output must be the same at all others, on some axis as long.
+    One end takes the values of the other: every output must stay the same but there, on some axis as long.
     """
     size = tensors(example.value)[0].shape[axis]
     if size < 2:
         return None
-    changed = fresh(example.value)
+    return all(_unmoved(model, example, outputs, axis, ends) for ends in ((0, size - 1), (size - 1, 0)))
+
+
+def _unmoved(model: nn.Module, example: Example, outputs: Any, axis: int, ends: tuple[int, int]) -> bool:
+    changed, size = fresh(example.value), max(ends) + 1
     for t in tensors(changed):
         if t.ndim > axis and t.shape[axis] == size:
-            t.select(axis, size - 1).copy_(t.select(axis, 0).clone())
+            t.select(axis, ends[0]).copy_(t.select(axis, ends[1]).clone())
     moved = _ran(model, example, changed)
     pairs = all_tensors(outputs), all_tensors(moved)
     if moved is None or len(pairs[0]) != len(pairs[1]):
         return False
-    return all(_same_but_last(a, b, size) for a, b in zip(*pairs, strict=True))
+    start = int(ends[0] == 0)
+    return all(_same_but(a, b, start, size) for a, b in zip(*pairs, strict=True))
 
 
-def _same_but_last(a: Tensor, b: Tensor, size: int) -> bool:
+def _same_but(a: Tensor, b: Tensor, start: int, size: int) -> bool:
+    """Whether two outputs agree on all but one end of an axis of this size."""
     if a.shape != b.shape:
         return False
     axes = [axis for axis, length in enumerate(a.shape) if length == size]
-    kept = [(t.narrow(axis, 0, size - 1) for t in (a, b)) for axis in axes] or [iter((a, b))]
+    kept = [tuple(t.narrow(axis, start, size - 1) for t in (a, b)) for axis in axes] or [(a, b)]
     return any(close([one], [two]) for one, two in kept)
 
 

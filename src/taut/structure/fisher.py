@@ -48,9 +48,20 @@ def choose_kinds(output: Any, wish: str) -> list[str]:
     return [output_kind(t.detach().float()) if wish == "auto" else wish for t in float_outputs(output)]
 
 
+def kinds_of(output: Any, kinds: list[str]) -> list[str]:
+    """The kinds of an output's float tensors; read anew for another number of them, as lists of samples give."""
+    outputs = float_outputs(output)
+    if len(outputs) == len(kinds):
+        return kinds
+    return kinds[:1] * len(outputs) if len(set(kinds)) == 1 else choose_kinds(output, "auto")
+
+
 def sampled_loss(output: Any, kinds: list[str], generator: torch.Generator) -> Tensor:
     """Sum over samples of the loss on labels drawn from the output itself, summed over its float tensors."""
-    losses = [_sampled(t.float(), kind, generator) for t, kind in zip(float_outputs(output), kinds, strict=True)]
+    losses = [
+        _sampled(t.float(), kind, generator)
+        for t, kind in zip(float_outputs(output), kinds_of(output, kinds), strict=True)
+    ]
     return torch.stack(losses).sum()
 
 
@@ -72,7 +83,7 @@ def _sampled(output: Tensor, kind: str, generator: torch.Generator) -> Tensor:
 def divergence(kinds: list[str], before: Any, after: Any) -> float:
     """How far an output moved, per sample, in the unit of `sampled_loss`: KL in nats, or half the squared change."""
     total = 0.0
-    for kind, p, q in zip(kinds, float_outputs(before), float_outputs(after), strict=True):
+    for kind, p, q in zip(kinds_of(before, kinds), float_outputs(before), float_outputs(after), strict=True):
         total += float(_divergence(kind, p.double(), q.double())) / max(1, p.shape[0] if p.ndim else 1)
     return total
 

@@ -12,9 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import chunks, collect, device_of, evaluating, fresh, generator, quietly
+from taut.calls import chunks, collect, device_of, evaluating, generator, quietly
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError, DataError
+from taut.nested import fresh
 from taut.progress import track
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
@@ -241,7 +242,8 @@ def _observe(
     }
     with _capturing(moments), evaluating(copied), torch.enable_grad():
         for inputs, targets in track(list(chunks(net.example, batches, chunk_size(net))), "observing"):
-            value = scalar(net.example.run(copied, inputs), fresh(targets, device_of(copied)), net.example.samples.size(inputs))
+            output, size = net.example.run(copied, inputs), net.example.samples.size(inputs)
+            value = scalar(output, fresh(targets, device_of(copied)), size)
             _backward(value, moments)
     layers = {name: LayerStatistics(*m.finish()) for name, m in moments.items()}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"

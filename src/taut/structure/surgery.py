@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -26,7 +26,7 @@ HOOKS = (
 
 
 def unwrapped(model: nn.Module) -> nn.Module:
-    """The model inside of `torch.compile` and data parallelism, at the top or further in; itself where nothing wraps it.
+    """The model without `torch.compile` and data parallelism, at the top or further in; itself where nothing wraps it.
 
     A compiled module hides its layers from hooks, or compiles these along. Parameters and buffers are the model's own.
     """
@@ -46,8 +46,9 @@ def _wrapped(module: nn.Module) -> nn.Module | None:
     inner = getattr(module, "_orig_mod", None)  # of torch.compile
     if isinstance(inner, nn.Module):
         return inner
-    parallel = isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel)
-    return module.module if parallel else None
+    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
+        return cast(nn.Module, module.module)
+    return None
 
 
 def shallow(model: nn.Module) -> nn.Module:

@@ -1,0 +1,173 @@
+"""Every batch counts, at its own size: lengths, image sizes and batch sizes that a model may not take together."""
+
+import pytest
+import torch
+from torch import nn
+
+import taut
+from taut.types import Plan, Step
+
+
+class Tokens(nn.Module):
+    """Words of sentences of any length, pooled and classified."""
+
+    def __init__(self):
+        super().__init__()
+        self.words, self.a, self.b, self.head = (
+            nn.Embedding(50, 16),
+            nn.Linear(16, 32),
+            nn.Linear(32, 16),
+            nn.Linear(16, 5),
+        )
+
+    def forward(self, x):
+        return self.head(torch.relu(self.b(torch.relu(self.a(self.words(x))))).mean(1))
+
+
+class FixedBatch(nn.Module):
+    """Works on four samples at a time, no more and no less."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b = nn.Linear(12, 24), nn.Linear(24, 6)
+
+    def forward(self, x):
+        return self.b(torch.relu(self.a(x.view(4, -1))))
+
+
+class Stateful(nn.Module):
+    """Starts from a hidden state of batch 8."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("state", torch.zeros(8, 16))
+        self.a, self.b, self.out = nn.Linear(12, 16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+    def forward(self, x):
+        state = self.state
+        for step in range(x.shape[1]):
+            state = torch.tanh(self.a(x[:, step]) + self.b(state))
+        return self.out(state)
+
+
+class Detector(nn.Module):
+    """Takes a list of images, each of its own size, and gives a list."""
+
+    def __init__(self):
+        super().__init__()
+        self.a, self.b, self.fc = nn.Conv2d(3, 16, 3), nn.Conv2d(16, 16, 3), nn.Linear(16, 4)
+
+    def forward(self, images):
+        return [self.fc(torch.relu(self.b(torch.relu(self.a(x[None])))).mean((2, 3)))[0] for x in images]
+
+
+class Seq(nn.Module):
+    """A recurrent network that takes time first."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.fc = nn.GRU(6, 20), nn.Linear(20, 12)
+
+    def forward(self, x):
+        return self.fc(self.rnn(x)[0])
+
+
+def error(model, small, batches):
+    with torch.no_grad():
+        pairs = [(torch.as_tensor(model(x)), torch.as_tensor(small(x))) for x in batches]
+    return sum(float((a - b).square().sum()) for a, b in pairs) / sum(float(a.square().sum()) for a, _ in pairs)
+
+
+def compressed(model, example, data, **settings):
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, data)
+    steps = [Step((name,), "svd", {"rank": rank}) for name, rank in settings.items()]
+    return taut.apply(model, Plan.of(net, steps), stats, data=data)
+
+
+def test_the_order_of_short_and_long_batches_does_not_matter():
+    model = Tokens().eval()
+    short, long = torch.randint(50, (2, 2)), [torch.randint(50, (16, 12)) for _ in range(8)]
+    held = [torch.randint(50, (64, 12))]
+    first, last, without = (
+        error(model, compressed(model, long[0], data, a=6, b=6), held)
+        for data in ([short, *long], [*long, short], long)
+    )
+    assert first == pytest.approx(last, rel=0.25)
+    assert first < 1.5 * without
+
+
+def test_images_of_many_sizes_all_count():
+    conv = nn.Sequential(nn.Conv2d(3, 24, 3, padding=1), nn.ReLU(), nn.Conv2d(24, 24, 3, padding=1), nn.ReLU())
+    model = nn.Sequential(conv, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(24, 6)).eval()
+    sizes = [(6, 6), (9, 5), (12, 12), (7, 8)] * 4
+    data = [torch.randn(8, 3, *size) for size in sizes]
+    held = [torch.randn(8, 3, *size) for size in sizes]
+    whole, single = (compressed(model, data[0], used, **{"0.2": 8}) for used in (data, data[:1]))
+    assert error(model, whole, held) < 0.9 * error(model, single, held)
+
+
+@pytest.mark.parametrize(("net", "shape"), [(FixedBatch, (4, 12)), (Stateful, (8, 5, 12))])
+@pytest.mark.parametrize("methods", [None, ("channels", "svd")])
+def test_nets_of_one_batch_size_are_compressed_at_that_size(net, shape, methods):
+    model, data = net().eval(), [torch.randn(shape) for _ in range(12)]
+    result = taut.compress(model, data[0], budget=taut.Budget(params=0.6), data=data, methods=methods)
+    assert result.comparison.after.params <= 0.6 * result.comparison.before.params
+    assert error(model, result.model, data) < 0.5
+    bare = taut.apply(model, result.plan, taut.observe(taut.trace(model, data[0]), model, data))
+    assert error(model, result.model, data) <= 1.05 * error(model, bare, data)
+
+
+@pytest.mark.parametrize("sensitivity", [False, True])
+def test_lists_of_images_are_counted_and_compressed(sensitivity):
+    model, images = Detector().eval(), [torch.randn(3, 16, 16), torch.randn(3, 12, 20)]
+    net = taut.trace(model, images[:1] * 3)
+    assert net.example.batch == 3
+    assert net.cost.macs == 3 * 9 * 16 * 14 * 14 + 16 * 9 * 16 * 12 * 12 + 16 * 4
+    data = [[torch.randn(3, 16, 16), torch.randn(3, 12, 20)] for _ in range(8)] + [[torch.randn(3, 9, 9)]]
+    result = taut.compress(model, images, budget=taut.Budget(macs=0.5), data=data, sensitivity=sensitivity)
+    assert result.comparison.after.macs <= 0.5 * result.comparison.before.macs
+    held = [torch.randn(3, 16, 16) for _ in range(16)]
+    with torch.no_grad():
+        wanted, given = torch.stack(model(held)), torch.stack(result.model(held))
+    assert (wanted - given).norm() < 0.2 * (wanted - wanted.mean(0)).norm() + 0.1 * wanted.norm()
+
+
+def test_a_list_of_feature_maps_is_one_sample_per_row():
+    class Pyramid(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Conv2d(3, 8, 3), nn.Conv2d(3, 8, 3)
+
+        def forward(self, maps):
+            return self.a(maps[0]).mean((2, 3)) + self.b(maps[1]).mean((2, 3))
+
+    net = taut.trace(Pyramid().eval(), [torch.randn(5, 3, 8, 8), torch.randn(5, 3, 6, 6)])
+    assert net.example.batch == 5
+    assert net.cost.macs == 3 * 9 * 8 * (36 + 16)
+
+
+def test_time_first_is_counted_per_sequence_and_never_divided_in_time():
+    model, data = Seq().eval(), [torch.randn(9, 4, 6) for _ in range(6)]
+    net = taut.trace(model, data[0])
+    assert net.example.batch == 4
+    assert net.cost.macs == 9 * (3 * 20 * (6 + 20) + 20 * 12)
+    small = compressed(model, data[0], data, fc=5)
+    assert error(model, small, data) < 0.5
+    (rows,) = [stats.positions for name, stats in taut.observe(net, model, data).layers.items() if name == "fc"]
+    assert rows == 9
+
+
+def test_a_loader_that_fills_the_same_memory_again_is_read_as_it_comes():
+    model = nn.Sequential(nn.Linear(12, 12, bias=False)).eval()
+
+    class Loader:
+        def __iter__(self):
+            buffer = torch.empty(32, 12)
+            for place in range(4):
+                buffer.zero_()
+                buffer[:, 3 * place : 3 * place + 3] = torch.randn(32, 3)
+                yield buffer
+
+    moment = taut.observe(taut.trace(model, torch.randn(2, 12)), model, Loader()).layers["0"].weighting.full
+    assert bool((moment[0].diagonal() > 0.05).all())
