@@ -17,8 +17,8 @@ from torch import nn
 
 from taut.calls import quiet
 from taut.errors import ArtifactError, CallError
-from taut.files import guarded, one_line, write
-from taut.folders import reading, replacing, resolved
+from taut.files import NEW, TRY, guarded, one_line, write
+from taut.folders import present, reading, recover, rehearse, replacing, resolved
 from taut.manifest import (
     COMPARISON,
     FORMAT,
@@ -72,8 +72,8 @@ def save(
     content = {WEIGHTS: weights, MANIFEST: manifest}
     if comparison is not None:
         content[COMPARISON] = sealed_comparison(comparison)
-    with replacing(resolved(folder), OURS) as new:
-        check_folder(folder, overwrite=overwrite)
+    with replacing(folder, OURS) as new:
+        _refuse_foreign(folder, overwrite)
         for name, data in content.items():
             write(new / name, data)
 
@@ -92,8 +92,8 @@ def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Modu
         CallError: `base` is neither a model nor builds one.
         ArtifactError: the folder is damaged, foreign or of another format, or the base does not fit.
     """
-    target = resolved(folder)
-    with reading(target):
+    target = recover(folder, OURS)
+    with reading(target, OURS):
         if not target.is_dir():
             raise ArtifactError(f"There is no folder '{folder}'.")
         manifest = read_manifest(target)
@@ -111,24 +111,36 @@ def load_plan(folder: str | os.PathLike[str]) -> Plan:
     Raises:
         ArtifactError: the folder is damaged or foreign.
     """
-    target = resolved(folder)
-    with reading(target):
+    target = recover(folder, OURS)
+    with reading(target, OURS):
         return read_manifest(target).plan
 
 
 def check_folder(folder: str | os.PathLike[str], *, overwrite: bool = False) -> None:
-    """Whether `save` will take the folder; asked before long work.
+    """Find out before long work whether `save` will work: it is rehearsed, and nothing is left behind.
 
     Raises:
-        CallError: it is a file, or holds files and was not saved by taut.
-        ArtifactError: it cannot be read.
+        CallError: it is a file, a mount point or the current folder, its name is too long, or it holds files and was
+            not saved by taut.
+        ArtifactError: the operating system does not allow something that `save` needs.
     """
+    recover(folder, OURS)
+    _refuse_foreign(folder, overwrite)
+    rehearse(folder, OURS)
+
+
+def is_folder(folder: str | os.PathLike[str]) -> bool:
+    """Whether there is a folder, once what a killed `save` had set aside is back in its place."""
+    return present(folder, OURS)
+
+
+def _refuse_foreign(folder: str | os.PathLike[str], overwrite: bool) -> None:
     path = resolved(folder)
     with guarded(f"Cannot read '{folder}'"):
-        if path.exists() and not path.is_dir():
-            raise CallError(f"'{folder}' is a file. Give a folder.")
-        free = overwrite or not path.exists() or not any(path.iterdir()) or has_manifest(path)
-    if not free:
+        if overwrite or not os.path.isdir(path):  # noqa: PTH112 - a name that is too long raises in Path
+            return
+        names = [entry.name for entry in path.iterdir() if not entry.name.startswith((NEW, TRY))]
+    if names and not has_manifest(path):
         raise CallError(
             f"The folder '{folder}' holds files that taut did not save. Choose another, or pass overwrite=True "
             f"(only {', '.join(sorted(OURS))} are replaced)."

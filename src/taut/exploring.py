@@ -15,6 +15,7 @@ from taut.calls import collect, quiet
 from taut.compress import Evaluate, compared
 from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
+from taut.folders import rehearse_within
 from taut.front import Front, Point
 from taut.measure.accuracy import Score, measure
 from taut.meeting import along_path
@@ -54,6 +55,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     Returns:
         Up to nine points; ratios that no plan reaches are left out.
     """
+    if folder is not None:
+        rehearse_within(folder)
     dense = None if evaluate is None else measure(evaluate, model)
     with quiet(seed):
         example = read_example(model, example)

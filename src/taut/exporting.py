@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-import tempfile
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,10 +12,11 @@ import numpy as np
 import torch
 from torch import nn
 
-from taut import text
+from taut import file_sets, text
 from taut.calls import Example, evaluating, quietly, tensors
-from taut.errors import CallError, ModelError
-from taut.files import guarded, sync_folder
+from taut.errors import ArtifactError, CallError, ModelError
+from taut.files import guarded, one_line
+from taut.folders import recover, rehearse_within
 from taut.measure.onnx import missing, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
 from taut.nn import Rebuilt
@@ -85,9 +86,41 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
         path: ends in .onnx, or in .xml for OpenVINO (a .bin of the same name goes with it).
 
     Raises:
-        CallError: another suffix, a package is missing, or more than 2 GB.
+        CallError: another suffix, a name that cannot be written, a package is missing, or more than 2 GB.
         ModelError: torch cannot export the model, or the file computes something else; nothing is written then.
-        ArtifactError: the file cannot be written.
+        ArtifactError: the file cannot be written; what was there is intact.
+    """
+    target, names = check_target(path)
+    if any(t.dtype == torch.bfloat16 for t in model.state_dict().values()):
+        raise CallError("ONNX Runtime and OpenVINO do not compute in bfloat16: convert the model with .float() first.")
+    call = read_example(model, example)
+    with guarded(f"Cannot write '{path}'"), _staging(target, names) as folder:
+        parity = _made(clone(model), call, folder / target.name, model)
+        wrong = [p for p in parity if not p.holds]
+        if wrong and any(
+            isinstance(module, Rebuilt) for module in model.modules()
+        ):  # runtimes compute with codes and eight bits in ways of their own
+            parity = _made(_dense_again(clone(model)), call, folder / target.name, model)
+            wrong = [p for p in parity if not p.holds]
+        if wrong:
+            raise ModelError(
+                f"The exported model computes something else in {wrong[0].runtime}: outputs for a batch of "
+                f"{wrong[0].samples} differ by {wrong[0].worst:.1e} of the largest one. Nothing was written."
+            )
+        size = sum((folder / name).stat().st_size for name in names)
+        file_sets.install(folder, target, names)
+    return Export(Path(path), size, tuple(parity))
+
+
+def check_target(path: str | os.PathLike[str]) -> tuple[Path, tuple[str, ...]]:
+    """Find out before long work whether `export` can write the file, once what a killed export left is settled.
+
+    Returns:
+        The file that is meant, and the names of all files that are written beside each other.
+
+    Raises:
+        CallError: another suffix, a package is missing, or a name that cannot be written.
+        ArtifactError: the operating system does not allow it.
     """
     target = Path(path)
     if target.suffix not in SUFFIXES:
@@ -95,33 +128,47 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
     absent = missing("onnx", "onnxscript", "onnxruntime", *(["openvino"] if target.suffix == ".xml" else []))
     if absent:
         raise CallError(f"Exporting to {SUFFIXES[target.suffix]} needs a package: {absent}.")
-    if any(t.dtype == torch.bfloat16 for t in model.state_dict().values()):
-        raise CallError("ONNX Runtime and OpenVINO do not compute in bfloat16: convert the model with .float() first.")
-    call = read_example(model, example)
-    with guarded(f"Cannot write '{path}'"), tempfile.TemporaryDirectory(dir=_parent(target), prefix=".taut-") as folder:
-        made, parity = _made(clone(model), call, Path(folder) / target.name, model)
-        wrong = [p for p in parity if not p.holds]
-        if wrong and any(
-            isinstance(module, Rebuilt) for module in model.modules()
-        ):  # runtimes compute with codes and eight bits in ways of their own
-            made, parity = _made(_dense_again(clone(model)), call, Path(folder) / target.name, model)
-            wrong = [p for p in parity if not p.holds]
-        if wrong:
-            raise ModelError(
-                f"The exported model computes something else in {wrong[0].runtime}: outputs for a batch of "
-                f"{wrong[0].samples} differ by {wrong[0].worst:.1e} of the largest one. Nothing was written."
-            )
-        size = _install(made, target)
-    return Export(target, size, tuple(parity))
+    target = recover(target.parent) / target.name
+    suffixes = (".xml", ".bin") if target.suffix == ".xml" else (target.suffix,)
+    with guarded(f"Cannot write '{path}'"):
+        file_sets.recover(target, [target.with_suffix(suffix).name for suffix in suffixes])
+        rehearse_within(target.parent, f"{file_sets.STAGED}{target.name}-rehearse")
+        target = _linked(target, suffixes)
+        _refuse_taken(target)
+    return target, tuple(target.with_suffix(suffix).name for suffix in suffixes)
 
 
-def _made(model: nn.Module, call: Example, target: Path, original: nn.Module) -> tuple[Path, list[Parity]]:
-    """The file, made from a model that may be changed, and what was checked."""
-    made = target.with_suffix(".onnx")
-    to_onnx(model, call, made)
+def _linked(target: Path, suffixes: tuple[str, ...]) -> Path:
+    """Where a user's own link leads, so that the link stays a link."""
+    meant = target.resolve()
+    if any(target.with_suffix(suffix).resolve() != meant.with_suffix(suffix) for suffix in suffixes):
+        raise CallError(f"'{target}' and its weights are links to different places. Give the file that is meant.")
+    return meant
+
+
+def _refuse_taken(target: Path) -> None:
+    """What would be lost without a word."""
+    if target.is_dir():
+        raise CallError(f"'{target}' is a folder. Give a file.")
+    weights = target.with_suffix(".bin")
+    if target.suffix == ".xml" and weights.exists() and not target.exists():
+        raise CallError(
+            f"'{weights}' would be replaced, and is not OpenVINO's: there is no '{target.name}' beside it. Choose "
+            "another name, or move it away."
+        )
+
+
+def _staging(target: Path, names: tuple[str, ...]) -> AbstractContextManager[Path]:
+    target.parent.mkdir(parents=True, exist_ok=True)
+    return file_sets.staging(target, names)
+
+
+def _made(model: nn.Module, call: Example, target: Path, original: nn.Module) -> list[Parity]:
+    """What was checked of the file, which is made from a model that may be changed."""
+    to_onnx(model, call, target.with_suffix(".onnx"))
     if target.suffix == ".xml":
-        made = _to_openvino(made)
-    return made, check(original, call, made)
+        _to_openvino(target)
+    return check(original, call, target)
 
 
 def _dense_again(model: nn.Module) -> nn.Module:
@@ -188,35 +235,15 @@ def _worst(wanted: list[Any], found: list[Any]) -> float:
     return worst
 
 
-def _to_openvino(path: Path) -> Path:
-    """The same model in OpenVINO's own format, weights in float32."""
+def _to_openvino(target: Path) -> None:
+    """The ONNX file beside it in OpenVINO's own format, weights in float32."""
     import openvino  # noqa: PLC0415 - an optional extra
 
-    made = path.with_suffix(".xml")
     try:
-        openvino.save_model(openvino.Core().read_model(str(path)), str(made), compress_to_fp16=False)
+        model = openvino.Core().read_model(str(target.with_suffix(".onnx")))
     except Exception as error:
-        raise ModelError(f"OpenVINO cannot read the model: {str(error).strip().partition(chr(10))[0]}") from error
-    return made
-
-
-def _parent(target: Path) -> Path:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    return target.parent
-
-
-def _install(made: Path, target: Path) -> int:
-    """Put the file in place; with weights beside it, never a graph of one model and the weights of another."""
-    parts = []
-    if made.suffix == ".xml":
-        parts = [(made.with_suffix(".bin"), target.with_suffix(".bin"))]
-        target.unlink(missing_ok=True)
-    size = 0
-    for source, place in (*parts, (made, target)):
-        size += source.stat().st_size
-        with source.open("rb+") as file:
-            os.fsync(file.fileno())
-        source.chmod(0o644)
-        os.replace(source, place)  # noqa: PTH105 - one way to write, one way to test its failure
-    sync_folder(target.resolve().parent)
-    return size
+        raise ModelError(f"OpenVINO cannot read the model: {one_line(error)}") from error
+    try:
+        openvino.save_model(model, str(target), compress_to_fp16=False)
+    except Exception as error:
+        raise ArtifactError(f"OpenVINO cannot write the model, as when the disk is full: {one_line(error)}") from error

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
+import shutil
 import stat
+import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -22,6 +25,12 @@ OPENING = b"{\n"
 MODE = 0o644
 NEW = ".taut-new-"
 """Prefix of what is not complete yet, or no longer wanted: the next write of the same name removes it."""
+
+OLD = ".taut-old-"
+"""Prefix of what is set aside while something else takes its name; a kill may leave it, and `recover` puts it back."""
+
+TRY = ".taut-try-"
+"""Prefix of what a rehearsal makes and removes."""
 
 
 @contextmanager
@@ -64,7 +73,7 @@ def write_atomic(path: str | os.PathLike[str], data: bytes) -> None:
     """
     target = Path(path).resolve()
     new = target.with_name(NEW + target.name)
-    with guarded(f"Cannot write '{path}'"):
+    with guarded(f"Cannot write '{path}'"), locked(target.parent, exclusive=True):
         new.unlink(missing_ok=True)
         try:
             write(new, data)
@@ -84,6 +93,54 @@ def sync_folder(path: Path) -> None:
         os.fsync(handle)
     finally:
         os.close(handle)
+
+
+@contextmanager
+def locked(folder: Path, *, exclusive: bool, wait: bool = True) -> Iterator[bool]:
+    """Hold the lock of `folder`, which the system drops when the process dies.
+
+    Args:
+        folder: what is locked; not what it holds.
+        exclusive: nobody else holds it; else others may share it.
+        wait: until it is free; else another's lock is not taken.
+
+    Yields:
+        Whether it is held: some systems and network file systems have no locks, and there writers must not race.
+    """
+    if sys.platform == "win32":
+        yield False
+        return
+    import fcntl  # noqa: PLC0415 - POSIX only
+
+    handle, held = -1, False
+    with suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        fcntl.flock(handle, (fcntl.LOCK_EX if exclusive else fcntl.LOCK_SH) | (0 if wait else fcntl.LOCK_NB))
+        held = True
+    try:
+        yield held
+    finally:
+        if handle >= 0:
+            os.close(handle)
+
+
+def remove(path: Path) -> None:
+    """Remove a file, a link or a whole folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def write_figure(figure: Any, path: str | os.PathLike[str], **settings: Any) -> None:
+    """Write a figure of matplotlib as `write_atomic` does, in the format that the suffix of `path` names.
+
+    Raises:
+        ArtifactError: it cannot be written; what was there is intact.
+    """
+    out = io.BytesIO()
+    figure.savefig(out, format=Path(path).suffix.lstrip(".") or None, **settings)
+    write_atomic(path, out.getvalue())
 
 
 def read(path: Path, limit: int = LIMIT) -> bytes:

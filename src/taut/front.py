@@ -9,6 +9,7 @@ from pathlib import Path
 from pydantic import TypeAdapter
 
 from taut.errors import CallError
+from taut.files import write_figure
 from taut.text import count, fold, table
 from taut.types import Cost, Plan
 
@@ -68,23 +69,42 @@ class Front:
         return json.dumps([TypeAdapter(Point).dump_python(p, mode="json") for p in self.points], indent=1) + "\n"
 
     def plot(self, path: str | Path) -> None:
-        """Metric over MACs and over milliseconds, as an image file (needs matplotlib, the extra `report`)."""
-        try:
-            from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
-        except ImportError:
-            raise CallError("Plots need matplotlib: pip install 'taut[report]'.") from None
+        """Metric over MACs and over milliseconds, as an image file (needs matplotlib, the extra `report`).
+
+        Raises:
+            CallError: matplotlib is missing, or does not draw files of this suffix.
+            ArtifactError: the file cannot be written; what was there is intact.
+        """
+        check_plot(path)
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
+
         figure = Figure(figsize=(9, 3.6), layout="constrained")
         for axis, (label, xs) in zip(figure.subplots(1, 2), self._axes(), strict=True):
             axis.plot(xs, [p.value if p.value is not None else 0.0 for p in self.points], "o-")
             axis.set(xlabel=label, ylabel=self.points[0].metric or "no metric", xscale="log")
             axis.grid(alpha=0.3)
-        figure.savefig(path)
+        write_figure(figure, path)
 
     def _axes(self) -> list[tuple[str, list[float]]]:
         return [
             ("MACs per sample", [float(p.after.macs) for p in self.points]),
             ("milliseconds, fastest eager layout", [p.ms_after for p in self.points]),
         ]
+
+
+def check_plot(path: str | Path) -> None:
+    """Find out before long work whether `Front.plot` can draw such a file.
+
+    Raises:
+        CallError: matplotlib is missing, or does not draw files of this suffix.
+    """
+    try:
+        from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
+    except ImportError:
+        raise CallError("Plots need matplotlib: pip install 'taut[report]'.") from None
+    suffix = Path(path).suffix
+    if suffix.lstrip(".").lower() not in Figure().canvas.get_supported_filetypes():
+        raise CallError(f"The plot '{path}' must end in .svg, .png or .pdf. Got '{suffix}' instead.")
 
 
 def _row(point: Point) -> tuple[str, ...]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -10,11 +11,15 @@ import typer
 from torch import nn
 
 import taut
-from taut.checkpoint import check_folder
+from taut.checkpoint import check_folder, is_folder
 from taut.cli import models, tasks, unfinished
 from taut.cli.options import Base, BudgetText, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
 from taut.cli.output import say, show
 from taut.errors import BudgetError, CallError, TautError
+from taut.files import NEW
+from taut.folders import rehearse, rehearse_within
+from taut.front import check_plot
+from taut.manifest import OURS
 from taut.methods import choose
 from taut.recipe import Recipe, Training
 
@@ -34,6 +39,9 @@ def explore(
 ) -> None:
     """Measure what a model can become, from 1x to 16x smaller; nothing is chosen or saved."""
     wish = _wish(recipe, None, methods, seed)
+    if plot is not None:
+        check_plot(plot)
+        rehearse_within(plot.parent, NEW + plot.name)
     front = _front(models.load(model, weights, base), tasks.read(task), wish, out)
     show(front)
     if plot is not None:
@@ -93,6 +101,7 @@ def resume(
 ) -> None:
     """Go on with a `taut compress` that was interrupted, to the result that it would have had."""
     wish = unfinished.requested(out)
+    rehearse(out, OURS)
     _run(models.load(model, weights, base), tasks.read(task), wish, out, overwrite=False)
 
 
@@ -100,7 +109,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
     """Compress, train where that is wished, save; what is interrupted can be resumed."""
     if wish.budget is None:
         raise CallError("The unfinished run names no budget.")
-    training, new = _finetune(job, wish.finetune), not out.exists()
+    training, new = _finetune(job, wish.finetune), not is_folder(out)
     state = unfinished.begin(out, wish, overwrite=overwrite)
     try:
         result = taut.compress(
@@ -127,7 +136,8 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
         if not state.exists():  # nothing was trained: there is nothing worth resuming
             unfinished.end(out)
             if new:
-                out.rmdir()
+                with suppress(OSError):
+                    out.rmdir()
         raise
     _finish(result, job, out)
 
@@ -142,6 +152,7 @@ def _finetune(job: tasks.Task, wish: Training | None) -> taut.Finetune | None:
 def _check(out: Path, overwrite: bool) -> None:
     """Whether the folder can be written, before the long work."""
     if unfinished.only_unfinished(out):
+        rehearse(out, OURS)
         return
     try:
         check_folder(out, overwrite=overwrite)

@@ -11,6 +11,7 @@ import taut
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
+from taut.exporting import check_target
 
 
 def export(
@@ -21,4 +22,5 @@ def export(
     base: Base = None,
 ) -> None:
     """Write a model for another runtime, and check there that it computes the same; else nothing is written."""
+    check_target(file)
     show(taut.export(models.load(model, weights, base), tasks.read(task).example, file))

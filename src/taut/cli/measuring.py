@@ -11,6 +11,7 @@ from torch import nn
 import taut
 from taut import text
 from taut.calls import Example
+from taut.checkpoint import is_folder
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
@@ -54,7 +55,7 @@ def benchmark(
 
 def _base(model: str, other: str | None) -> str | None:
     """A saved folder beside a factory is most likely built from it."""
-    return other if other is not None and Path(model).is_dir() and not Path(other).is_dir() else None
+    return other if other is not None and is_folder(model) and not is_folder(other) else None
 
 
 def _alone(net: nn.Module, job: tasks.Task, rounds: int) -> str:

@@ -31,7 +31,7 @@ def load(spec: str, weights: Path | None = None, base: str | None = None) -> nn.
         ModelError: the factory raised.
         ArtifactError: the weights or the folder are damaged, refused, or do not fit.
     """
-    if Path(spec).is_dir():
+    if checkpoint.is_folder(spec):
         if base is None:
             raise CallError(f"'{spec}' is a folder: --base package.module:factory must say what builds its original.")
         if weights is not None:

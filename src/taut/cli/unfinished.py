@@ -6,13 +6,16 @@ OUT/unfinished/training/        the state of the training, if it had begun
 
 from __future__ import annotations
 
-import shutil
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taut.errors import CallError
-from taut.files import guarded, read, seal, unseal, write_atomic
+from taut.checkpoint import is_folder
+from taut.errors import ArtifactError, CallError
+from taut.files import NEW, TRY, guarded, read, seal, unseal, write_atomic
+from taut.folders import discard, recover
+from taut.manifest import OURS
 from taut.methods import settings
 from taut.recipe import Recipe
 
@@ -26,15 +29,15 @@ def begin(out: Path, wish: Recipe, *, overwrite: bool) -> Path:
         CallError: another run was not finished there.
         ArtifactError: the folder cannot be written.
     """
-    folder, request = out / UNFINISHED, seal(_described(wish))
+    folder, request = _folder(out), seal(_described(wish))
     trained = (folder / REQUEST).exists() and (folder / TRAINING).exists()
     if trained and not overwrite and read(folder / REQUEST) != request:
         raise CallError(
             f"'{out}' holds an unfinished run of other settings. `taut resume` goes on with it; --overwrite drops it."
         )
+    if overwrite:
+        discard(folder)
     with guarded(f"Cannot write '{folder}'"):
-        if overwrite and folder.exists():
-            shutil.rmtree(folder)
         folder.mkdir(parents=True, exist_ok=True)
     write_atomic(folder / REQUEST, request)
     return folder / TRAINING
@@ -47,7 +50,7 @@ def requested(out: Path) -> Recipe:
         CallError: there is none.
         ArtifactError: the request is damaged.
     """
-    path = out / UNFINISHED / REQUEST
+    path = _folder(out) / REQUEST
     if not path.exists():
         raise CallError(f"There is nothing to resume in '{out}': no run was left unfinished there.")
     return Recipe.of(unseal(read(path), REQUEST)["recipe"])
@@ -55,12 +58,20 @@ def requested(out: Path) -> Recipe:
 
 def only_unfinished(out: Path) -> bool:
     """Whether the folder holds nothing but an unfinished run."""
-    return out.is_dir() and {entry.name for entry in out.iterdir()} == {UNFINISHED}
+    if not is_folder(out):
+        return False
+    return {entry.name for entry in out.iterdir() if not entry.name.startswith((NEW, TRY))} == {UNFINISHED}
 
 
 def end(out: Path) -> None:
     """The run is saved: nothing is left to resume."""
-    shutil.rmtree(out / UNFINISHED, ignore_errors=True)
+    with suppress(ArtifactError):  # the result is in place, and a run that is resumed would come to the same one
+        discard(_folder(out))
+
+
+def _folder(out: Path) -> Path:
+    """The folder of the unfinished run, once what a killed `save` had set aside is back in its place."""
+    return recover(out, OURS) / UNFINISHED
 
 
 def _described(wish: Recipe) -> dict[str, Any]:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from taut.errors import CallError
+from taut.files import write_figure
 
 MOST_FILTERS = 96
 POINTS_OF = 12
@@ -39,7 +40,7 @@ def draw_filters(kernels: Sequence[tuple[str, Tensor]], path: str | Path) -> Non
         axis.imshow(_tiles(0.5 + 0.5 * kernel / size[:, None, None, None]).numpy(), interpolation="nearest")
         axis.set_title(title, fontsize=10)
         axis.axis("off")
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, dpi=150)
 
 
 def draw_colour_lines(kernels: Sequence[tuple[str, Tensor]], path: str | Path, filters: Sequence[int] = ()) -> None:
@@ -65,7 +66,7 @@ def draw_colour_lines(kernels: Sequence[tuple[str, Tensor]], path: str | Path, f
         axis.set(xlabel="red", ylabel="green", zlabel="blue")
         axis.set_box_aspect(None, zoom=0.85)  # else the last label is cut off
         axis.set_title(title, fontsize=10)
-    figure.savefig(path, dpi=150)
+    write_figure(figure, path, dpi=150)
 
 
 def _draw_line(axis: Any, points: Tensor, colour: str) -> None:

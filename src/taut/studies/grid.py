@@ -13,6 +13,7 @@ from typing import Any
 
 from taut.errors import CallError
 from taut.files import guarded
+from taut.folders import recover
 from taut.progress import stage
 from taut.studies.processes import finished
 
@@ -60,7 +61,7 @@ def run_grid(
     if not isinstance(jobs, int) or jobs < 1:
         raise CallError(f"The 'jobs' of a grid must be a whole number, at least 1. Got {jobs!r} instead.")
     wanted = list(wanted)
-    known = _read(path, mark)
+    known = _read(recover(path.parent) / path.name, mark)
     missing = list({key: cell for cell in wanted if (key := _key(cell)) not in known}.values())
     results = finished(partial(_checked, work), missing, jobs)
     with stage(title, len(wanted)) as bar, closing(results):
@@ -96,7 +97,9 @@ def _read(path: Path, mark: str) -> dict[str, dict[str, Any]]:
     if not path.exists():
         return {}
     known = {}
-    for line in path.read_text().splitlines():
+    with guarded(f"Cannot read '{path}'"):
+        lines = path.read_bytes().splitlines()
+    for line in lines:
         try:
             record = json.loads(line)
             if record["mark"] == mark:

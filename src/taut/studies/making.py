@@ -15,7 +15,7 @@ from torch import nn
 
 from taut.applying import apply_plan
 from taut.calls import Example, collect, quiet
-from taut.checkpoint import load, save
+from taut.checkpoint import is_folder, load, save
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
 from taut.files import one_line
 from taut.finetuning import Finetune, carry_out
@@ -38,6 +38,9 @@ from taut.types import Budget, Group, Looking, Method, Network, Plan, Stage, Ste
 from taut.workshop import Workshop
 
 Made = tuple[nn.Module, Plan]
+
+LONGEST = 150
+"""Letters of a folder's name before its digest: names have an end, and settings have none."""
 
 
 @dataclass(frozen=True)
@@ -144,8 +147,10 @@ class Run:
     def name(self, cell: Cell) -> str:
         """Of the folder: readable, and not that of another study in the same place."""
         words = "-".join(str(part) for part in cell.values() if part is not None)
-        plain = "".join(letter if letter.isalnum() or letter in "._-" else "-" for letter in words)
-        return f"{plain}-{sha256(f'{self.mark} {cell}'.encode()).hexdigest()[:8]}"
+        plain = "".join(
+            letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in words
+        )
+        return f"{plain[:LONGEST]}-{sha256(f'{self.mark} {cell}'.encode()).hexdigest()[:8]}"
 
 
 @dataclass(frozen=True)
@@ -166,7 +171,7 @@ class Timing:
             ArtifactError: the model is gone or damaged.
         """
         subject, place = opened(self.source), self.folder / cell["model"]
-        if not place.is_dir():
+        if not is_folder(place):
             raise ArtifactError(f"The model '{place}' is gone: delete runs.jsonl beside its folder and start again.")
         small = load(place, base=subject.model)
         found = latencies(subject.model, small, Example(subject.model, subject.example), quick=True).runtimes["eager"]

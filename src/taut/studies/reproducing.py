@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from taut.errors import CallError, DataError, TautError
+from taut.folders import rehearse_within
 
 EXPERIMENTS, RUN = "experiments", "run.py"
 
@@ -89,7 +90,10 @@ def reproduce(  # noqa: PLR0913 - what a study's main takes
     Returns:
         Whether at least one stated bound was tested and none failed, and the folder.
     """
-    main = load_study(find_experiments(experiments), name)
     target = Path(f"taut-{name}") if out is None else out
+    folder = find_experiments(experiments)
+    if name in studies(folder):
+        rehearse_within(target)
+    main = load_study(folder, name)
     target.mkdir(parents=True, exist_ok=True)
     return bool(main(data, target, paper, quick, seeds)), target

@@ -22,6 +22,7 @@ from taut.calls import collect
 from taut.errors import CallError
 from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
+from taut.folders import rehearse_within
 from taut.manifest import taut_version
 from taut.measure.accuracy import measure
 from taut.recovery.samples import SAMPLES
@@ -53,12 +54,13 @@ def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int =
         A row for every run, the original and the controls first.
 
     Raises:
-        CallError: no such method or setting, or the training has no data.
+        CallError: no such method or setting, the training has no data, or `out` is a file.
         DataError: `evaluate` or the training data cannot be used, or a process died.
         ModelError: the model cannot be run.
         ArtifactError: the folder cannot be written, or a model that it should hold is gone.
     """
     grid, folder = grid or Grid(), Path(out)
+    rehearse_within(folder)
     opened.cache_clear()  # what the source builds may have changed
     subject = opened(source)
     _check(subject, grid)

@@ -6,6 +6,7 @@ training.json          where the run stands, and the SHA-256 of the file above; 
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -20,7 +21,7 @@ from torch import Tensor
 
 from taut.errors import ArtifactError, CallError
 from taut.files import one_line, read, seal, unseal, write
-from taut.folders import reading, replacing, resolved
+from taut.folders import reading, recover, rehearse, replacing
 from taut.training.losses import Reading
 from taut.types import Kept, Step
 from taut.types.budget import FORBID
@@ -74,8 +75,15 @@ class Store:
     """The folder of a run; None keeps nothing."""
 
     def __init__(self, folder: str | Path | None) -> None:
-        """Remember where."""
-        self.folder = None if folder is None else resolved(folder)
+        """Remember where, once it is sure that states can be written there.
+
+        Raises:
+            CallError: the folder cannot be replaced.
+            ArtifactError: the operating system does not allow it.
+        """
+        self.folder = None if folder is None else recover(folder, OURS)
+        if self.folder is not None and os.environ.get("RANK", "0") == "0":  # of several processes the first one writes
+            rehearse(self.folder, OURS)
         self.last = time.monotonic()
 
     @property
@@ -108,7 +116,7 @@ class Store:
         """
         if self.folder is None:
             return None
-        with reading(self.folder):
+        with reading(self.folder, OURS):
             if not (self.folder / POSITION).exists():
                 return None
             content = unseal(read(self.folder / POSITION), POSITION)
