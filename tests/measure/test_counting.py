@@ -4,12 +4,11 @@ import pytest
 import torch
 from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from taut.calls import Example
 from taut.errors import ModelError
 from taut.measure import count, count_macs, file_bytes, stored_tensors
-from taut.measure.counting import recurrent_macs
 
 
 def counted(model, value):
@@ -42,24 +41,18 @@ def test_convolutions_by_hand_and_by_torch():
     assert result.notes == ()
 
 
-def lstm_macs(*, layers, directions, proj, gates=4, features=8, hidden=16):
-    """Straight from the shapes of the weights: every weight matrix is used once a step."""
-    kind = {4: nn.LSTM, 3: nn.GRU, 1: nn.RNN}[gates]
-    settings = {"proj_size": proj} if proj else {}
-    module = kind(features, hidden, layers, bidirectional=directions == 2, **settings)
+def weights_of(module):
+    """Every weight matrix of a recurrent layer is used once a step."""
     return sum(p.numel() for name, p in module.named_parameters() if name.startswith("weight"))
 
 
 @pytest.mark.parametrize("kind", [nn.LSTM, nn.GRU, nn.RNN])
-@pytest.mark.parametrize(("layers", "directions"), [(1, 1), (2, 2)])
 @pytest.mark.parametrize("batch_first", [True, False])
-def test_recurrent_modules_cost_their_weights_at_every_step(kind, layers, directions, batch_first):
-    module = kind(8, 16, layers, bidirectional=directions == 2, batch_first=batch_first)
-    gates = {nn.LSTM: 4, nn.GRU: 3, nn.RNN: 1}[kind]
-    weights = lstm_macs(layers=layers, directions=directions, proj=0, gates=gates)
-    x = torch.randn(5, 3, 8)
-    assert counted(module, x).total == round(weights * 15 / 5)
-    assert recurrent_macs(module, x) == weights * 15
+def test_recurrent_modules_cost_their_weights_at_every_step(kind, batch_first):
+    module = kind(8, 16, 2, bidirectional=True, batch_first=batch_first)
+    example = Example(module, torch.randn(5, 3, 8))
+    result = count_macs(module, example)
+    assert result.total == result.own[""] == round(weights_of(module) * 15 / example.batch)
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -80,14 +73,6 @@ def test_lstm_is_counted_once_whatever_path_torch_takes(double):
         assert result.notes == (sentence,)
 
 
-@pytest.mark.filterwarnings("ignore:LSTM with projections")
-def test_projection_and_unbatched():
-    module = nn.LSTM(8, 16, 2, proj_size=4, bidirectional=True)
-    assert recurrent_macs(module, torch.randn(7, 8)) == 7 * lstm_macs(layers=2, directions=2, proj=4)
-    x = torch.randn(5, 3, 8)
-    assert recurrent_macs(module, x) == by_torch(module, x)
-
-
 def test_packed_sequences_cost_only_their_real_steps():
     class Packed(nn.Module):
         def __init__(self):
@@ -100,12 +85,6 @@ def test_packed_sequences_cost_only_their_real_steps():
     assert counted(Packed(), torch.randn(3, 5, 8)).total == round(11 * 4 * 16 * 24 / 3)
 
 
-@pytest.mark.parametrize("cell", [nn.LSTMCell, nn.GRUCell, nn.RNNCell])
-def test_cells(cell):
-    module, x = cell(8, 16), torch.randn(3, 8)
-    assert counted(module, x).total == recurrent_macs(module, x) / 3 == module.weight_ih.shape[0] * (8 + 16)
-
-
 def test_attention_is_counted_in_full_and_the_switch_is_put_back():
     length, width = 5, 8
     layer = nn.TransformerEncoderLayer(width, 2, 16, batch_first=True)
@@ -113,8 +92,163 @@ def test_attention_is_counted_in_full_and_the_switch_is_put_back():
     fast = torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()
     result = counted(layer, torch.randn(3, length, width))
     assert result.total == projections + mixing + mlp
-    assert result.by_module["self_attn"] == projections + mixing
+    assert result.by_module["self_attn"] == result.own["self_attn"] == projections + mixing
+    assert (result.own[""], result.by_module[""]) == (0, result.total)
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == fast
+
+
+LAYERS = {
+    "encoder": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), [(3, 5, 8)]),
+    "encoder, norm first": (nn.TransformerEncoderLayer(8, 2, 16, norm_first=True), [(5, 3, 8)]),
+    "decoder": (nn.TransformerDecoderLayer(8, 2, 16, batch_first=True), [(3, 5, 8), (3, 7, 8)]),
+    "attention": (nn.MultiheadAttention(8, 2, batch_first=True), [(3, 5, 8), (3, 7, 8), (3, 7, 8)]),
+    "attention with biases": (nn.MultiheadAttention(8, 2, add_bias_kv=True), [(5, 3, 8)] * 3),
+    "attention of other widths": (nn.MultiheadAttention(8, 2, kdim=6, vdim=4), [(5, 3, 8), (7, 3, 6), (7, 3, 4)]),
+}
+BY_HAND = {
+    "encoder": 3 * (4 * 5 * 64 + 2 * 25 * 8 + 2 * 5 * 8 * 16),
+    "encoder, norm first": 3 * (4 * 5 * 64 + 2 * 25 * 8 + 2 * 5 * 8 * 16),
+    "decoder": 3 * (4 * 5 * 64 + 2 * 25 * 8 + 2 * 5 * 64 + 2 * 7 * 64 + 2 * 35 * 8 + 2 * 5 * 8 * 16),
+    "attention": 3 * (2 * 5 * 64 + 2 * 7 * 64 + 2 * 35 * 8),
+    "attention with biases": 3 * (4 * 5 * 64 + 2 * 5 * 6 * 8),
+    "attention of other widths": 3 * (2 * 5 * 64 + 7 * 8 * (6 + 4) + 2 * 35 * 8),
+}
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("name", LAYERS)
+def test_attention_by_hand_whatever_the_flags(name, training):
+    layer, shapes = LAYERS[name]
+    layer.train(training)
+    example = Example(layer, tuple(torch.randn(shape) for shape in shapes))
+    result = count_macs(layer, example)
+    assert result.total == round(BY_HAND[name] / example.batch)
+    assert result.notes == ()
+    assert layer.training == training
+
+
+@pytest.mark.parametrize("mask", ["mask", "src_key_padding_mask"])
+def test_masked_attention_is_counted_in_full(mask):
+    encoder = nn.TransformerEncoder(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2)
+    masks = {"mask": torch.ones(5, 5).triu(1).bool(), "src_key_padding_mask": torch.arange(15).view(3, 5) % 5 > 3}
+    result = counted(encoder, {"src": torch.randn(3, 5, 8), mask: masks[mask]})
+    assert result.total == 2 * BY_HAND["encoder"] // 3
+
+
+class Experts(nn.Module):
+    """A sparse mixture whose experts are the slices of two parameters."""
+
+    def __init__(self, experts=4, width=16, hidden=32, best=2):
+        super().__init__()
+        self.gate, self.best = nn.Linear(width, experts, bias=False), best
+        self.up = nn.Parameter(torch.randn(experts, 2 * hidden, width))
+        self.down = nn.Parameter(torch.randn(experts, width, hidden))
+
+    def forward(self, x):
+        tokens = x.flatten(0, 1)
+        scores, chosen = self.gate(tokens).softmax(-1).topk(self.best)
+        order = chosen.flatten().argsort()
+        ends = torch.bincount(chosen.flatten(), minlength=len(self.up)).cumsum(0).int()
+        rows = tokens.repeat_interleave(self.best, 0)[order]
+        gates, values = torch._grouped_mm(rows, self.up.mT, offs=ends).chunk(2, -1)
+        mixed = torch._grouped_mm(gates.sigmoid() * values, self.down.mT, offs=ends) * scores.flatten()[order, None]
+        return torch.zeros_like(tokens).index_add(0, order // self.best, mixed).view_as(x)
+
+
+def test_a_mixture_of_experts_costs_the_experts_that_each_token_takes():
+    model = nn.Sequential(Experts(), nn.Linear(16, 5))
+    result = counted(model, torch.randn(2, 6, 16))
+    own = 6 * 2 * (64 * 16 + 32 * 16)
+    assert result.own == {"": 0, "0": own, "0.gate": 6 * 64, "1": 6 * 80}
+    assert result.by_module["0"] == own + 6 * 64
+    assert result.notes == ()
+
+
+def test_a_model_with_a_token_does_not_show_its_layers_work_as_its_own():
+    class Tokened(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.token, self.layer = nn.Parameter(torch.randn(1, 1, 8)), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return self.layer(torch.cat([self.token.expand(len(x), -1, -1), x], 1))
+
+    result = counted(Tokened(), torch.randn(3, 5, 8))
+    assert result.own == {"": 0, "layer": 6 * 32}
+    assert result.total == result.by_module[""] == 6 * 32
+
+
+@torch.library.custom_op("taut_tests::bend", mutates_args=())
+def bend(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+    """An operation that nobody has a formula for."""
+    return x @ weight
+
+
+class Bent(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.eye(4))
+
+    def forward(self, x):
+        return bend(bend(x, self.weight.t()), torch.matrix_exp(self.weight))
+
+
+def test_an_unknown_operation_is_named_with_its_module_and_its_parameter():
+    names = "taut_tests.bend reads parameter '0.weight'", "aten.linalg_matrix_exp reads parameter '0.weight'"
+    result = counted(nn.Sequential(Bent()), torch.randn(3, 4))
+    assert result.notes == tuple(f"0: {name}, its multiply-accumulates are not counted" for name in names)
+    only = counted(Bent(), torch.randn(3, 4))
+    assert (
+        only.notes[0] == "(model): taut_tests.bend reads parameter 'weight', its multiply-accumulates are not counted"
+    )
+
+
+def test_unknown_operations_in_many_modules_are_one_sentence_more():
+    notes = counted(nn.Sequential(*(Bent() for _ in range(6))), torch.randn(3, 4)).notes
+    assert [note.split()[0] for note in notes[:3]] == ["0:", "1:", "2:"]
+    assert notes[3] == "taut_tests.bend is not counted in 3 more modules"
+    assert len(notes) == 2 * 4
+
+
+def test_an_unknown_operation_without_parameters_is_named_too():
+    class Solves(nn.Module):
+        def forward(self, x):
+            return torch.linalg.inv(x)
+
+    (note,) = counted(Solves(), torch.eye(4)[None]).notes
+    assert note == "(model): aten.linalg_inv_ex is not known to taut, its multiply-accumulates are not counted"
+
+
+def test_a_formula_that_is_registered_with_torch_is_used():
+    @torch.library.custom_op("taut_tests::counted", mutates_args=())
+    def product(x: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
+        return x @ weight
+
+    @register_flop_formula(torch.ops.taut_tests.counted)
+    def flops(x, weight, **_):
+        return 2 * x[0] * weight[0] * weight[1]
+
+    class Counted(Bent):
+        def forward(self, x):
+            return product(x, self.weight)
+
+    result = counted(Counted(), torch.randn(3, 4))
+    assert (result.total, result.notes) == (16, ())
+
+
+def test_compiled_parts_are_counted():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2))
+    double = torch.compile(lambda x: x @ x.new_ones(2, 3), fullgraph=True, backend="eager")
+
+    class Compiled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.model = model
+
+        def forward(self, x):
+            return double(self.model(x))
+
+    assert counted(Compiled(), torch.randn(3, 4)).total == 16 + 8 + 6
 
 
 def test_shared_and_nested_modules_are_under_their_first_name():
@@ -129,6 +263,7 @@ def test_shared_and_nested_modules_are_under_their_first_name():
 
     result = counted(Shared(), torch.randn(3, 8))
     assert result.by_module == {"": 160, "first": 128, "block": 96, "block.1": 32}
+    assert result.own == {"": 0, "first": 128, "block": 0, "block.1": 32}
 
 
 def test_the_model_is_left_as_it_was():

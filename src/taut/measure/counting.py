@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
-from torch.nn.utils.rnn import PackedSequence
-from torch.utils.flop_counter import FlopCounterMode
 
 from taut import text
-from taut.calls import Example, evaluating, map_tensors, quietly
+from taut.calls import Example, evaluating, quietly
 from taut.measure.storage import file_bytes, refuse_lazy, stored_tensors
+from taut.measure.tally import Tally
 from taut.types import Cost
 
-GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
+LISTED = 3
+"""Notes on one operation that name a module each, before the rest is one sentence."""
 
 
 @dataclass(frozen=True)
@@ -29,37 +28,59 @@ class Count:
         total: of the whole model, per sample.
         by_module: per sample in all calls of each module, submodules included; the model itself is "". A module that
             the example does not call is missing; one that has several names is under its first.
-        notes: one sentence for every module whose MACs taut counted itself.
+        notes: one sentence for every module whose recurrent MACs taut counted itself, and for every operation that may
+            multiply, above all with a parameter, and is not counted.
+        own: what each module does itself, without the calls of its submodules.
     """
 
     total: int
     by_module: dict[str, int]
     notes: tuple[str, ...] = ()
+    own: dict[str, int] = field(default_factory=dict)
 
 
 @quietly
 def count_macs(model: nn.Module, example: Example) -> Count:
-    """Multiply-accumulates per sample: half of torch's FlopCounterMode over the batch, plus recurrent modules.
+    """Multiply-accumulates per sample, counted in one run over the batch.
 
-    The model runs once, in eval mode. Fused attention kernels are switched off meanwhile: torch's counter does not see
-    into them. Recurrent modules are counted as steps x gates x hidden x (input + hidden), plus the projection, per
-    layer and direction; what torch's counter saw of them already is not counted twice.
+    The model runs in eval mode, eagerly where it is compiled, and without torch's fused encoder layers, so that every
+    module is called. What an operation costs is in `taut.measure.operations`; most of it is half of what torch's
+    FlopCounterMode counts.
 
     Raises:
         ModelError: the model cannot be run on the example, or is not initialized.
     """
     refuse_lazy(model.named_parameters())
-    with evaluating(model), _no_fused_attention(), FlopCounterMode(display=False) as counter:
-        tally = _Tally(counter)
-        with tally.watching(model):
-            example.run(model, map_tensors(Tensor.clone, example.value))
-    by_module = {name: round(macs / example.batch) for name, macs in tally.by_module.items()}
+    tally = Tally(model)
+    with evaluating(model), _no_fused_attention(), _uncompiled(), tally.watching(model):
+        example.run(model)
+
+    def per_sample(macs: dict[str, int]) -> dict[str, int]:
+        return {name: round(number / example.batch) for name, number in macs.items()}
+
     notes = tuple(
         f"{name or '(model)'}: {text.count(macs / example.batch)} MACs counted by taut "
         "(torch's counter does not see recurrent cells)"
-        for name, macs in tally.added.items()
+        for name, macs in tally.recurrent.items()
     )
-    return Count(round(tally.macs() / example.batch), by_module, notes)
+    by_module, own = per_sample(tally.by_module), per_sample(tally.own)
+    return Count(round(tally.macs / example.batch), by_module, notes + _uncounted(tally.uncounted), own)
+
+
+def _uncounted(reads: dict[tuple[str, str], dict[str, None]]) -> tuple[str, ...]:
+    """Sentences on operations that are not counted, a few per operation."""
+    by_operation: dict[str, list[str]] = {}
+    for (module, operation), parameters in reads.items():
+        names = ", ".join(f"'{name}'" for name in parameters)
+        reading = f"reads parameter{'s' if len(parameters) > 1 else ''} {names}" if names else "is not known to taut"
+        sentence = f"{module or '(model)'}: {operation} {reading}, its multiply-accumulates are not counted"
+        by_operation.setdefault(operation, []).append(sentence)
+    notes = []
+    for operation, sentences in by_operation.items():
+        notes += sentences[:LISTED]
+        if len(sentences) > LISTED:
+            notes.append(f"{operation} is not counted in {len(sentences) - LISTED} more modules")
+    return tuple(notes)
 
 
 @quietly
@@ -104,65 +125,11 @@ def _no_fused_attention() -> Iterator[None]:
         torch.backends.mha.set_fastpath_enabled(before)
 
 
-class _Tally:
-    """The running count of a forward pass, split by module with hooks."""
-
-    def __init__(self, counter: FlopCounterMode) -> None:
-        self.by_module: dict[str, int] = {}
-        self.added: dict[str, int] = {}
-        self._counter = counter
-        self._starts: dict[nn.Module, list[int]] = {}
-
-    def macs(self) -> int:
-        """Multiply-accumulates of the whole batch so far."""
-        return self._counter.get_total_flops() // 2 + sum(self.added.values())
-
-    @contextmanager
-    def watching(self, model: nn.Module) -> Iterator[None]:
-        """Count every call of every module of `model`."""
-        names = {module: name for name, module in model.named_modules()}
-
-        def enter(module: nn.Module, _args: Any) -> None:
-            self._starts.setdefault(module, []).append(self.macs())
-
-        def leave(module: nn.Module, args: Any, kwargs: dict[str, Any], _output: Any) -> None:
-            name, start = names[module], self._starts[module].pop()
-            unseen = recurrent_macs(module, args[0] if args else kwargs.get("input")) - (self.macs() - start)
-            if unseen > 0:
-                self.added[name] = self.added.get(name, 0) + unseen
-            if not self._starts[module]:  # a module that calls itself is counted by its outermost call
-                self.by_module[name] = self.by_module.get(name, 0) + self.macs() - start
-
-        handles = []
-        try:
-            for module in names:
-                if not isinstance(module, torch.jit.ScriptModule):  # refuses hooks
-                    handles.append(module.register_forward_pre_hook(enter))
-                    handles.append(module.register_forward_hook(leave, with_kwargs=True))
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-
-
-def recurrent_macs(module: nn.Module, inputs: Any) -> int:
-    """Multiply-accumulates of one call of an LSTM, GRU, RNN or one of their cells; 0 for any other module.
-
-    Args:
-        module: any module.
-        inputs: its first input, (..., features) or a PackedSequence; every leading axis is a step or a sample.
-    """
-    if not isinstance(module, nn.RNNBase | nn.RNNCellBase):
-        return 0
-    steps = int((inputs.data if isinstance(inputs, PackedSequence) else inputs).shape[:-1].numel())
-    hidden = module.hidden_size
-    if isinstance(module, nn.RNNCellBase):
-        return steps * module.weight_ih.shape[0] * (module.input_size + hidden)
-    gates = next(number for kind, number in GATES.items() if module.mode.startswith(kind))
-    directions = 2 if module.bidirectional else 1
-    state = module.proj_size or hidden
-    macs, width = 0, module.input_size
-    for _ in range(module.num_layers):
-        macs += directions * (gates * hidden * (width + state) + module.proj_size * hidden)
-        width = state * directions
-    return steps * macs
+@contextmanager
+def _uncompiled() -> Iterator[None]:
+    """What torch.compile made runs as it was written: one operation after the other, each of which is seen."""
+    if not hasattr(torch.compiler, "set_stance"):  # before torch 2.6
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
