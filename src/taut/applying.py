@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import Example, evaluating, quietly, tensors
+from taut.calls import Example, all_tensors, quietly
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.progress import track
@@ -19,10 +19,11 @@ from taut.recovery.refit import recover
 from taut.remembering import remember
 from taut.replaying import with_sides
 from taut.structure.narrowing import Cut, composed
+from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import clone, locate, shallow
+from taut.structure.surgery import clone, locate, unwrapped
 from taut.structure.surgery import replace as put
 from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Slimming, Step
 
@@ -57,18 +58,29 @@ def apply(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> 
 
 def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> tuple[nn.Module, Plan]:
     """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
+    model = unwrapped(model)
     _check_names(model, plan)
+    outputs = Outputs(model, stats.network.example)
+    small, done = _carried_out(model, plan, stats, data, outputs)
+    if data is not None and (reason := _departs(small, outputs)) is not None:
+        warnings.warn(f"The refit is left out: with it {reason}.", stacklevel=3)
+        small, done = _carried_out(model, plan, stats, None, outputs)
+    remember(small, done)
+    return small, done
+
+
+def _carried_out(
+    model: nn.Module, plan: Plan, stats: Statistics, data: Any, outputs: Outputs
+) -> tuple[nn.Module, Plan]:
     late = _late(plan.steps)
     kept = list(plan.kept)
     small = clone(model, without=frozenset(name for step in plan.steps[:late] for name in step.layers))
-    done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept)
+    done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept, outputs)
     if data is not None and any(not resolve(step).exact for step in done):
         recover(model, small, done, stats, data, cuts)
     done = _fold(small, done, stats.network.example)
-    done += _carry_all(small, plan.steps[late:], stats, kept)[0]
-    done_plan = replace(plan, steps=tuple(done), kept=tuple(kept))
-    remember(small, done_plan)
-    return small, done_plan
+    done += _carry_all(small, plan.steps[late:], stats, kept, outputs)[0]
+    return small, replace(plan, steps=tuple(done), kept=tuple(kept))
 
 
 def _late(steps: tuple[Step, ...]) -> int:
@@ -80,7 +92,7 @@ def _late(steps: tuple[Step, ...]) -> int:
 
 
 def _carry_all(
-    small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept]
+    small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept], outputs: Outputs
 ) -> tuple[list[Step], Statistics, dict[str, Cut]]:
     """The steps that were carried out, resolved; the layers of the others are added to `kept`.
 
@@ -90,7 +102,7 @@ def _carry_all(
     done: list[Step] = []
     cuts: dict[str, Cut] = {}
     for step in track(steps, "rewriting") if steps else ():
-        reason, resolved, factors = _carry_out(small, step, stats)
+        reason, resolved, factors = _carry_out(small, step, stats, outputs)
         if reason is None:
             done.append(resolved)
             method = resolve(resolved)
@@ -153,7 +165,7 @@ def _found(small: nn.Module, step: Step, stats: Statistics) -> Group:
     return step.group
 
 
-def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | None, Step, Any]:
+def _carry_out(small: nn.Module, step: Step, stats: Statistics, outputs: Outputs) -> tuple[str | None, Step, Any]:
     """Do one step in place, on failure undo it: the reason, the step as it was resolved, and its factors."""
     method = resolve(step)
     group = _found(small, step, stats)
@@ -194,10 +206,10 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics) -> tuple[str | N
         )
     factors = _factors(stats, group, method, modules) if looked is None else looked[1]
     rewrite = method.rewrite(modules, factors)
-    before = None if not method.exact else _output(small, stats.network.example)
+    before = None if not method.exact else outputs.run(small)
     for name, place in places.items():
         put(small, place, rewrite.modules[name])
-    reason = _check(small, stats.network.example, before)
+    reason = _departs(small, outputs, before)
     if reason is not None:
         _restore(small, places, modules)
         return f"{ROLLED_BACK}: {reason}", step, None
@@ -243,21 +255,16 @@ def _short(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items() if key != "metric")
 
 
-def _output(model: nn.Module, example: Example) -> list[torch.Tensor]:
-    copied = shallow(model)  # code that writes to buffers in forward writes to the copy's
-    with evaluating(copied):
-        return tensors(example.run(copied))
-
-
-def _check(model: nn.Module, example: Example, exact: list[torch.Tensor] | None) -> str | None:
-    """One forward pass on the example; for an exact step the output must not have moved."""
+def _departs(model: nn.Module, outputs: Outputs, exact: list[Any] | None = None) -> str | None:
+    """How a model's outputs are of another form than the original's; for an exact step, how they moved at all."""
     try:
-        found = _output(model, example)
+        present = outputs.run(model)
     except ModelError as error:
         return str(error)
-    if exact is None:
-        return None
-    close = all(_close(a, b) for a, b in zip(exact, found, strict=True))
+    reason = outputs.differ(present)
+    if reason is not None or exact is None:
+        return reason
+    close = all(_close(a, b) for a, b in zip(all_tensors(exact), all_tensors(present), strict=True))
     return None if close else "the output on the example changed although the method is exact"
 
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
+from enum import IntEnum
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -34,6 +35,9 @@ class Example:
         samples: how many samples an input holds, and where.
         batch: samples in the example.
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
+        witnesses: inputs on which what is made of the model is tried: the example's first samples, and what else takes
+            another path through its code (`taut.structure.coverage`).
+        covers: of what the witnesses take all paths.
 
     Raises:
         DataError: it holds no tensor, or an empty one.
@@ -46,6 +50,8 @@ class Example:
         self.samples = Samples()
         self.batch = self.samples.size(self.value)
         self.divisible = True
+        self.witnesses: tuple[Any, ...] = (self.value,)
+        self.covers = Covers.NOTHING
 
     def run(self, model: nn.Module, inputs: Any = None) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.
@@ -94,6 +100,14 @@ class Example:
 
     def _as_example(self, inputs: Any) -> Any:
         return list(inputs) if self.samples.listed else inputs
+
+
+class Covers(IntEnum):
+    """What witnesses were chosen from."""
+
+    NOTHING = 0
+    EXAMPLE = 1
+    DATA = 2
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ key is one linear constraint. Solved to optimality (gap 1e-4) as an integer prog
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -76,11 +76,18 @@ def plan(
     if not limits or "latency" in limits:
         raise CallError("A plan needs a budget of params, macs or bytes; 'latency' and 'drop' are for taut.compress.")
     chosen = choose(methods)
+    net = _with_skips(net, stats)
     choices = survey(net, stats, chosen, align)
     picks = solve(net, choices, limits)
     if picks is None:
         raise BudgetError(unmet(net, choices, limits))
     return describe(net, stats, choices, picks)
+
+
+def _with_skips(net: Network, stats: Statistics) -> Network:
+    """The network without the layers of which the calibration data showed that they have to stay."""
+    skips = {layer.name: layer.skip for layer in stats.network.layers}
+    return replace(net, layers=tuple(replace(layer, skip=layer.skip or skips.get(layer.name)) for layer in net.layers))
 
 
 def whole(net: Network, method: str, without: Iterable[str] = (), **settings: Setting) -> Step:

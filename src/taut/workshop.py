@@ -20,8 +20,9 @@ from taut.pacing import find_pace, variants
 from taut.planning import Choice, closest, describe, solve, survey
 from taut.recovery.samples import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
+from taut.structure.calling import read_example
 from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import locate, shallow
+from taut.structure.surgery import locate, shallow, unwrapped
 from taut.structure.tracing import trace
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 
@@ -71,9 +72,10 @@ class Workshop:
             measured: whether measured damages take the place of predicted ones.
             latency: share of the original's time that plans are to keep at most; None: nothing is timed.
         """
-        chosen = choose(methods)
-        original = trace(model, example)
-        batches = None if data is None else collect(original.example, data, SAMPLES)
+        chosen, model = choose(methods), _module(model)
+        call = read_example(model, example)
+        batches = None if data is None else collect(call, data, SAMPLES)
+        original = trace(model, call, batches)
         base, net, exact = _exact(model, original, [m for m in chosen if m.exact])
         stats = observe(net, base, batches)
         slim = [m for m in chosen if isinstance(m, Slimming)]
@@ -157,6 +159,17 @@ class Workshop:
         if self.watch is None:
             raise CallError("This workshop was opened without a clock.")
         return self.watch.share(shallow(model))
+
+
+def _module(model: nn.Module) -> nn.Module:
+    """The model without wrappers.
+
+    Raises:
+        CallError: it is no module.
+    """
+    if not isinstance(model, nn.Module):
+        raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    return unwrapped(model)
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from taut.calls import describe, evaluating
 from taut.errors import DataError
+from taut.nested import deep_copy
 
 Z = 1.96
 """Half-width of a 95 % interval in standard errors."""
@@ -68,7 +69,7 @@ class Difference:
 
 
 def measure(evaluate: Callable[[nn.Module], object], model: nn.Module) -> Score:
-    """What the user's `evaluate` says about `model` in eval mode; training flags and random state are put back.
+    """What the user's `evaluate` says about a copy of `model` in eval mode: it may train, halve or change what it gets.
 
     The interval of a rate p over n samples is Wilson's, (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); of other
     per-sample scores mean ± z sd/√n; z = 1.96.
@@ -76,9 +77,10 @@ def measure(evaluate: Callable[[nn.Module], object], model: nn.Module) -> Score:
     Raises:
         DataError: `evaluate` raised, or returned NaN, Inf or something else than the forms above.
     """
+    copied = deep_copy(model)
     try:
-        with evaluating(model), _own_random_state():
-            result = evaluate(model)
+        with evaluating(copied), _own_random_state():
+            result = evaluate(copied)
     except Exception as error:
         raise DataError(f"evaluate raised {type(error).__name__}: {error}") from error
     name = getattr(evaluate, "__name__", "metric")

@@ -111,7 +111,7 @@ def coupled(model: torch.nn.Module, example: Example) -> Coupling:
 
 
 def _run(tracing: _Tracing, example: Example) -> None:
-    """On the first samples, or on all where the model does not run on few; then on noise, and on its negative.
+    """On the first samples, or on all where the model does not run on few; on what takes other paths; on noise.
 
     Other inputs may take other branches; the negative is tried where some layer was not reached so far.
     """
@@ -122,6 +122,8 @@ def _run(tracing: _Tracing, example: Example) -> None:
         except ModelError:
             if part is example:
                 raise
+    for witness in example.witnesses:
+        tracing.run(part, witness)
     random = generator(0)
     noise = map_tensors(
         lambda t: torch.randn(t.shape, generator=random).to(t) if t.is_floating_point() else t, part.value

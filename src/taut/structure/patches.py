@@ -17,6 +17,9 @@ CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 Convolution = nn.Conv1d | nn.Conv2d | nn.Conv3d
 
+SMALLEST, LARGEST = 1e-12, 1e12
+"""Sizes of a layer's largest weight between which sums of squares are safe in float32."""
+
 PAD_MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
 
 
@@ -43,9 +46,14 @@ def groups_of(module: nn.Module) -> int:
 
 
 def grouped_weight(module: nn.Module) -> Tensor:
-    """The weight as (g, o, c, s): groups, outputs and inputs per group, kernel offsets; at least float32."""
+    """The weight as (g, o, c, s): groups, outputs and inputs per group, kernel offsets; at least float32.
+
+    In float64 where the squares of the largest weights leave the range of float32.
+    """
     weight = weight_of(module).detach()
     weight = weight if weight.dtype == torch.float64 else weight.float()
+    largest = float(torch.linalg.vector_norm(weight, torch.inf)) if weight.numel() else 1.0
+    weight = weight.double() if not SMALLEST < largest < LARGEST and largest else weight
     groups = groups_of(module)
     return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
 

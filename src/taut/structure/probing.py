@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -11,8 +12,11 @@ from torch import Tensor, nn
 
 from taut.calls import Example, evaluating, map_tensors, tensors
 from taut.errors import ModelError
+from taut.structure.calling import close
+from taut.structure.coverage import seeded
+from taut.structure.outputs import form_of
 from taut.structure.patches import weight_of
-from taut.structure.surgery import shallow, swap
+from taut.structure.surgery import carry, forget_hooks, shallow, swap
 from taut.types import Invocation
 
 
@@ -42,7 +46,8 @@ def record_calls(model: nn.Module, example: Example) -> tuple[dict[str, list[Inv
 class Probe(nn.Module):
     """Stands in for a layer: forwards to it, and notes when somebody reads one of its attributes.
 
-    A replacement will not have those attributes (`self.fc.weight`, `conv.stride`), so the layer must stay.
+    A replacement will not have those attributes (`self.fc.weight`, `conv.stride`), so the layer must stay. To
+    `isinstance` it is of the layer's kind, so that code which asks goes the way it goes for the user.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -50,6 +55,12 @@ class Probe(nn.Module):
         super().__init__()
         self.inner = inner
         self.read: set[str] = set()
+
+    @property
+    def __class__(self) -> type:  # type: ignore[override]
+        """The layer's."""
+        modules = self.__dict__.get("_modules", {})
+        return type(modules["inner"]) if "inner" in modules else Probe
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """What the layer computes."""
@@ -66,22 +77,106 @@ class Probe(nn.Module):
 
 
 def read_by_others(model: nn.Module, example: Example, names: list[str]) -> dict[str, str]:
-    """The layers of which other code reads an attribute while the example runs, and one such attribute.
+    """The layers of which other code reads an attribute while the model runs, and one such attribute.
 
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
     """
-    copied = shallow(model)
-    probes: dict[str, Probe] = {}
-    for name in names:
-        inner = copied.get_submodule(name)
-        probes[name] = Probe(inner)
-        swap(copied, inner, probes[name])
-    with evaluating(copied):
+    read: dict[str, set[str]] = defaultdict(set)
+    for inputs in example.witnesses:
+        copied = shallow(model)
+        probes: dict[str, Probe] = {}
+        for name in names:
+            inner = copied.get_submodule(name)
+            probes[name] = Probe(inner)
+            swap(copied, inner, probes[name])
+        with suppress(ModelError), evaluating(copied), seeded():  # code that cannot do with a probe: see `kind_matters`
+            example.run(copied, inputs)
+        for name, probe in probes.items():
+            read[name] |= probe.read
+    return {name: min(attributes) for name, attributes in read.items() if attributes}
+
+
+WIDEST = 1024
+"""Outputs up to which a stand-in's second layer is a real one."""
+
+
+class _Unchanged(nn.Linear):
+    """A Linear that gives what it gets: for outputs so many that an identity would be large."""
+
+    def __init__(self) -> None:
+        super().__init__(1, 1, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x
+
+
+def stand_in(layer: nn.Module) -> nn.Sequential:
+    """What a layer's replacement looks like from outside, and computes what the layer computes: it, and an identity."""
+    weight = weight_of(layer)
+    outputs, axes = weight.shape[0], weight.ndim - 2
+    if outputs > WIDEST:
+        return nn.Sequential(layer, _Unchanged())
+    kinds = {-2: nn.Linear, 0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+    second = kinds[axes](outputs, outputs, *([1] if axes > 0 else []), bias=False)
+    eye = torch.eye(outputs, dtype=weight.dtype, device=weight.device)
+    second.weight = nn.Parameter(eye.reshape(outputs, outputs, *[1] * max(axes, 0)), requires_grad=False)
+    return nn.Sequential(layer, second)
+
+
+def kind_matters(model: nn.Module, example: Example, names: Sequence[str]) -> list[str]:
+    """The layers that cannot be replaced because other code asks what they are: with a stand-in the output changes.
+
+    All layers are tried at once; where that changes something, halves of them, down to single layers.
+    """
+    blamed: list[str] = []
+    for inputs in example.witnesses:
+        wanted = _ran(shallow(model), example, inputs)
+        again = _ran(shallow(model), example, inputs)
+        if wanted is None or not close(wanted, again):
+            continue  # it gives something else each time: the form of its outputs is checked after every step
+        trial = _Trial(model, example, inputs, wanted)
+        blamed += trial.blamed([name for name in names if name not in blamed])
+    return blamed
+
+
+class _Trial:
+    """Layers replaced by stand-ins, on one input."""
+
+    def __init__(self, model: nn.Module, example: Example, inputs: Any, wanted: Any) -> None:
+        self.model, self.example, self.inputs, self.wanted = model, example, inputs, wanted
+
+    def blamed(self, names: Sequence[str]) -> list[str]:
+        """The fewest layers without which nothing changes, found by halves."""
+        if not names or self._same(names):
+            return []
+        if len(names) == 1:
+            return list(names)
+        half = len(names) // 2
+        alone = [*self.blamed(names[:half]), *self.blamed(names[half:])]
+        rest = [name for name in names if name not in alone]
+        return alone if self._same(rest) else list(names)
+
+    def _same(self, names: Sequence[str]) -> bool:
+        if not names:
+            return True
+        copied = shallow(self.model)
+        for name in names:
+            layer = copied.get_submodule(name)
+            replacement = stand_in(layer)
+            carry(layer, replacement)
+            swap(copied, layer, replacement)
+            forget_hooks(layer)
+        output = _ran(copied, self.example, self.inputs)
+        return output is not None and form_of(output) == form_of(self.wanted) and close(self.wanted, output)
+
+
+def _ran(copied: nn.Module, example: Example, inputs: Any) -> Any:
+    """A copy's output, None where it cannot be run."""
+    with evaluating(copied), seeded():
         try:
-            example.run(copied)
+            return example.run(copied, inputs)
         except ModelError:
-            return {}  # code that checks types; the forward pass after each rewrite will tell
-    return {name: min(probe.read) for name, probe in probes.items() if probe.read}
+            return None
 
 
 def live_ranges(model: nn.Module, example: Example, names: list[str]) -> dict[str, list[Tensor]]:

@@ -19,7 +19,8 @@ from taut.nested import fresh
 from taut.progress import track
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
-from taut.structure.surgery import shallow
+from taut.structure.surgery import shallow, unwrapped
+from taut.structure.tracing import covered
 from taut.types import Group, Layer, Method, Network
 
 SAMPLES = 1024
@@ -197,15 +198,16 @@ def observe(
         DataError: no batch, a batch of the wrong structure, or values that are not finite.
         CallError: `output` is unknown, `loss` without targets, or `net` is of another model.
     """
+    model = unwrapped(model)
     modules = dict(model.named_modules())
-    free = [layer for layer in net.layers if layer.skip is None]
-    missing = [layer.name for layer in free if layer.name not in modules]
+    missing = [layer.name for layer in net.layers if layer.skip is None and layer.name not in modules]
     if missing:
         raise CallError(f"The network was traced from another model: this one has no layer '{missing[0]}'.")
-    modules = {layer.name: modules[layer.name] for layer in free}
-    if data is None:
+    batches = None if data is None else collect(net.example, data, SAMPLES)
+    net = net if batches is None else covered(net, model, batches)
+    modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
+    if batches is None:
         return Statistics(net, modules, {})
-    batches = collect(net.example, data, SAMPLES)
     if loss is not None and any(targets is None for _, targets in batches):
         raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
     return _observe(net, model, modules, batches, _Scalar(output, loss))

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from taut.errors import CallError, ModelError
+from taut.errors import CallError
+from taut.nested import deep_copy
 from taut.types import Layer
 
 HOOKS = (
@@ -38,7 +39,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for wrapper in reversed(wrappers):  # the innermost first: those around it copy what is left of it
         memo[id(wrapper)] = copy.deepcopy(_wrapped(wrapper), memo)
-    return _deepcopy(model, memo)
+    return deep_copy(model, memo)
 
 
 def _wrapped(module: nn.Module) -> nn.Module | None:
@@ -58,7 +59,7 @@ def shallow(model: nn.Module) -> nn.Module:
     """
     memo: dict[int, Any] = {id(p): nn.Parameter(_usable(p), requires_grad=False) for p in model.parameters()}
     memo |= {id(b): b.detach().clone() for b in model.buffers()}
-    return _deepcopy(model, memo)
+    return deep_copy(model, memo)
 
 
 def _usable(t: Tensor) -> Tensor:
@@ -70,21 +71,7 @@ def clone(model: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:
     memo: dict[int, Any] = {}
     for name in without:
         memo |= {id(p): p for p in model.get_submodule(name).parameters(recurse=False)}
-    return _deepcopy(model, memo)
-
-
-def _deepcopy(model: nn.Module, memo: dict[int, Any]) -> nn.Module:
-    for module in model.modules():
-        # Old-style weight_norm and prune keep a computed tensor as an attribute, which deepcopy refuses.
-        computed = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is not None)
-        memo |= {id(value): value.detach().clone() for value in computed}
-    keep = dict(memo)  # deepcopy trusts ids: hold what they belong to
-    try:
-        copied: nn.Module = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelError(f"The model cannot be copied: {type(error).__name__}: {error}") from error
-    del keep
-    return copied
+    return deep_copy(model, memo)
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -124,6 +111,12 @@ def carry(old: nn.Module, new: nn.Module) -> None:
             for name, parameter in new.named_parameters():
                 if name.endswith("bias") == (key == "bias"):  # a weight may have become values, codes, scales
                     parameter.requires_grad = False
+
+
+def forget_hooks(module: nn.Module) -> None:
+    """Leave the hooks of a layer to its replacement."""
+    for attribute in HOOKS:
+        getattr(module, attribute).clear()
 
 
 SETTINGS: tuple[tuple[Any, tuple[str, ...]], ...] = (

@@ -12,25 +12,32 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from taut.calls import quietly
+from taut.calls import Covers, Example, collect, quietly
 from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.calling import read_example
 from taut.structure.patches import weight_of
-from taut.structure.probing import live_ranges, read_by_others, record_calls
+from taut.structure.coverage import covering
+from taut.structure.outputs import Outputs
+from taut.structure.probing import kind_matters, live_ranges, read_by_others, record_calls
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
-from taut.structure.surgery import shallow
+from taut.structure.surgery import shallow, unwrapped
 from taut.types import Cost, Invocation, Layer, Network
+
+SAMPLES = 1024
+"""Samples of the data at most whose paths are looked at."""
 
 
 @quietly
-def trace(model: nn.Module, example: Any) -> Network:
+def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     """Layers, shapes, calls and costs of `model`, and for every layer that cannot be rewritten the reason.
 
     Args:
         model: any module; it is run in eval mode on the example and left as it was.
         example: fixes how the model is called (`taut.calls.Example`).
+        data: batches that may take other paths through the model's code than the example does: what happens to layers
+            there counts, too. `taut.observe` looks at its data in the same way.
 
     Returns:
         The network; costs are per sample of the example.
@@ -41,6 +48,7 @@ def trace(model: nn.Module, example: Any) -> Network:
     """
     if not isinstance(model, nn.Module):
         raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    model = unwrapped(model)
     scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
     if scripted is not None:
         raise ModelError(
@@ -49,13 +57,13 @@ def trace(model: nn.Module, example: Any) -> Network:
         )
     check_finite(model)
     call = read_example(model, example)
+    cover(model, call, None if data is None else collect(call, data, SAMPLES))
     calls, keywords = record_calls(model, call)
     counted = count_macs(shallow(model), call)
     reasons = _reasons(model, calls)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
-    free = [name for name in free if name not in keywords]
-    reasons |= {name: _read_reason(name, what) for name, what in read_by_others(model, call, free).items()}
+    reasons |= _used_otherwise(model, call, [name for name in free if name not in keywords])
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
@@ -65,7 +73,7 @@ def trace(model: nn.Module, example: Any) -> Network:
             layer = describe_layer(name, module, tuple(calls.get(name, ())), call.batch)
             facts: dict[str, Any] = {
                 "skip": reasons[name],
-                "macs": counted.by_module.get(name, 0),
+                "macs": counted.own.get(name, 0),
                 "params": owned[name],
             }
             layer = replace(layer, **facts)
@@ -142,8 +150,48 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) 
     return None
 
 
-def _read_reason(name: str, attribute: str) -> str:
-    return f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
+def _used_otherwise(model: nn.Module, call: Example, free: list[str]) -> dict[str, str]:
+    """Why layers cannot be replaced of which other code reads an attribute or asks the kind."""
+    reasons = {
+        name: f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
+        for name, attribute in read_by_others(model, call, free).items()
+    }
+    for name in kind_matters(model, call, [name for name in free if name not in reasons]):
+        reasons[name] = (
+            f"other code asks what kind of layer '{name}' is: with a replacement the model computes something else"
+        )
+    return reasons
+
+
+def cover(model: nn.Module, call: Example, batches: list[tuple[Any, Any]] | None) -> None:
+    """Choose the inputs on which the model is tried, unless that was done already.
+
+    Raises:
+        ModelError: the model cannot be run on a batch, or gives NaN on the example.
+    """
+    wanted = Covers.EXAMPLE if batches is None else Covers.DATA
+    if call.covers < wanted:
+        if call.covers is Covers.NOTHING:
+            Outputs(model, call)  # refuses a model that gives NaN
+        call.witnesses, call.covers = covering(model, call, batches or ()), wanted
+
+
+def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> Network:
+    """The network with regard to the paths that the batches take.
+
+    Raises:
+        ModelError: the model cannot be run on a batch.
+    """
+    call = net.example
+    if call.covers is Covers.DATA:
+        return net
+    before = len(call.witnesses)
+    cover(model, call, batches)
+    if len(call.witnesses) <= before:
+        return net
+    reasons = _used_otherwise(model, call, [layer.name for layer in net.layers if layer.skip is None])
+    layers = tuple(replace(layer, skip=reasons.get(layer.name, layer.skip)) for layer in net.layers)
+    return replace(net, layers=layers)
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:

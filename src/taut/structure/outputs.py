@@ -1,0 +1,136 @@
+"""What a model returns, but for its values: containers, shapes, dtypes, and whether it is finite."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.calls import Example, all_tensors, evaluating
+from taut.errors import ModelError
+from taut.structure.coverage import seeded
+from taut.structure.surgery import clone, shallow
+
+DEPTH = 6
+"""How deep attributes of objects are looked into."""
+
+DISTURBED = 0.05
+"""Relative change of every weight, to learn which shapes depend on values."""
+
+
+@dataclass(frozen=True)
+class Form:
+    """What an output is but for its values.
+
+    Attributes:
+        kind: class of a container or object; dtype of a tensor.
+        shape: of a tensor; None for all else.
+        parts: what is inside, by key or position.
+    """
+
+    kind: str
+    shape: tuple[int, ...] | None = None
+    parts: tuple[tuple[str, Form], ...] = ()
+
+    def __str__(self) -> str:
+        """As messages show it: `list of 3`, `float32[2, 5]`."""
+        if self.shape is not None:
+            return f"{self.kind}{list(self.shape)}"
+        if not self.parts:
+            return self.kind
+        return f"a {self.kind} of {len(self.parts)}: {', '.join(str(part) for _, part in self.parts[:SHOWN])}" + (
+            ", ..." if len(self.parts) > SHOWN else ""
+        )
+
+    @property
+    def loose(self) -> Form:
+        """Without lengths, for where these depend on values."""
+        if self.shape is not None:
+            return Form(self.kind, (len(self.shape),))
+        inner = {repr(part.loose): part.loose for _, part in self.parts}
+        return Form(self.kind, None, tuple(("", inner[key]) for key in sorted(inner)))
+
+
+SHOWN = 3
+"""Parts of a container that a message shows."""
+
+
+def form_of(output: Any, depth: int = DEPTH) -> Form:
+    """Containers and their keys, kinds of objects, and of every tensor dtype and shape."""
+    if isinstance(output, Tensor):
+        return Form(str(output.dtype).removeprefix("torch."), tuple(output.shape))
+    kind = type(output).__name__
+    if isinstance(output, Mapping):
+        return Form(kind, None, tuple((str(key), form_of(item, depth)) for key, item in output.items()))
+    if isinstance(output, list | tuple):
+        return Form(kind, None, tuple((str(number), form_of(item, depth)) for number, item in enumerate(output)))
+    if depth and hasattr(output, "__dict__") and not callable(output) and not isinstance(output, nn.Module):
+        held = {key: value for key, value in vars(output).items() if all_tensors(value)}
+        return Form(kind, None, tuple((key, form_of(value, depth - 1)) for key, value in held.items()))
+    return Form(kind)
+
+
+class Outputs:
+    """The outputs of a model on the inputs that cover its paths, against which what is made of it is held."""
+
+    def __init__(self, model: nn.Module, example: Example) -> None:
+        """Run the model.
+
+        Raises:
+            ModelError: it cannot be run, or gives NaN, or nothing but infinities.
+        """
+        self.model, self.example = model, example
+        outputs = self.run(model)
+        if any(_says_nothing(t) for output in outputs for t in all_tensors(output)):
+            raise ModelError("The model's output on the example is not finite: check its weights and the example.")
+        self._forms = [form_of(output) for output in outputs]
+        self._finite = [[bool(torch.isfinite(t).all()) for t in all_tensors(output)] for output in outputs]
+        self._sized_by_values: bool | None = None
+
+    def run(self, model: nn.Module) -> list[Any]:
+        """A model's outputs; code that writes to buffers in forward writes to a copy's."""
+        outputs = []
+        for inputs in self.example.witnesses:
+            copied = shallow(model)
+            with evaluating(copied), seeded():
+                outputs.append(self.example.run(copied, inputs))
+        return outputs
+
+    def differ(self, outputs: Sequence[Any]) -> str | None:
+        """How other outputs are of another form, or not finite where the model's are; None where they are not."""
+        for wanted, is_finite, inputs, output in zip(
+            self._forms, self._finite, self.example.witnesses, outputs, strict=True
+        ):
+            form = form_of(output)
+            if form != wanted and not (form.loose == wanted.loose and self._changes_size()):
+                return f"the output would be {form} instead of {wanted}{self._which(inputs)}"
+            held = all_tensors(output)
+            same = len(held) == len(is_finite)
+            expected = is_finite if same else [all(is_finite)] * len(held)
+            if any(fine and not bool(torch.isfinite(t).all()) for fine, t in zip(expected, held, strict=True)):
+                return f"the output would not be finite{self._which(inputs)}"
+        return None
+
+    def _which(self, inputs: Any) -> str:
+        return "" if inputs is self.example.witnesses[0] else " on a batch of the calibration data"
+
+    def _changes_size(self) -> bool:
+        """Whether slightly other weights of the model itself change the form of its outputs."""
+        if self._sized_by_values is None:
+            disturbed, noise = clone(self.model), torch.Generator().manual_seed(0)
+            for parameter in disturbed.parameters():
+                if parameter.is_floating_point():
+                    factor = 1 + DISTURBED * torch.randn(parameter.shape, generator=noise)
+                    parameter.data = parameter.data * factor.to(parameter)
+            self._sized_by_values = [form_of(output) for output in self.run(disturbed)] != self._forms
+        return self._sized_by_values
+
+
+def _says_nothing(t: Tensor) -> bool:
+    """Whether a tensor holds NaN, or nothing but infinities; some of these are masks."""
+    if not t.is_floating_point() or not t.numel():
+        return False
+    return bool(torch.isnan(t).any()) or bool(torch.isinf(t).all())
