@@ -13,9 +13,10 @@ import time
 
 import pytest
 
+from faults import die, in_child
 from taut.errors import ArtifactError, CallError
-from taut.files import write
-from taut.folders import NEW, OLD, locked, reading, replacing, resolved
+from taut.files import NEW, OLD, locked, write
+from taut.folders import reading, replacing, resolved
 
 OURS = frozenset({"a", "b"})
 EVENTS = ("open", "os.rename", "os.mkdir", "os.remove", "os.rmdir")
@@ -52,21 +53,6 @@ def target(tmp_path):
     put(folder, b"old")
     (folder / "model.onnx").write_bytes(b"the user's")
     return folder
-
-
-def in_child(work):
-    """Run `work` in a forked child and return how it ended."""
-    child = os.fork()
-    if child == 0:
-        try:
-            work()
-        finally:
-            os._exit(0)
-    return os.waitpid(child, 0)[1]
-
-
-def die():
-    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def killed_at(target, count):

@@ -52,6 +52,8 @@ def staging(target: Path, names: Sequence[str]) -> Iterator[Path]:
         try:
             yield folder
         finally:
+            with suppress(OSError):  # an error of a moment may be over
+                recover(target, names)
             if not _pointed_to(target, folder):
                 shutil.rmtree(folder, ignore_errors=True)
 
