@@ -97,6 +97,17 @@ def test_attention_is_counted_in_full_and_the_switch_is_put_back():
     assert (torch.backends.mha.get_fastpath_enabled(), torch.backends.cuda.flash_sdp_enabled()) == fast
 
 
+def test_attention_is_plain_products_while_it_is_counted():
+    class Asks(nn.Module):
+        def forward(self, x):
+            answers.append((torch.backends.cuda.flash_sdp_enabled(), torch.backends.mha.get_fastpath_enabled()))
+            return x
+
+    answers = []
+    counted(Asks(), torch.randn(2, 3))
+    assert answers == [(False, False)]
+
+
 LAYERS = {
     "encoder": (nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), [(3, 5, 8)]),
     "encoder, norm first": (nn.TransformerEncoderLayer(8, 2, 16, norm_first=True), [(5, 3, 8)]),

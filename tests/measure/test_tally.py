@@ -70,6 +70,18 @@ def test_every_mode_is_seen(mode):
     assert not counted.uncounted
 
 
+@torch.library.custom_op("taut_tests::fill", mutates_args=("out",))
+def fill(out: torch.Tensor, weight: torch.Tensor) -> None:
+    """An operation that works in place, which an exported program wraps in another."""
+    out.copy_(weight[:1])
+
+
+def test_an_operation_that_takes_another_is_named():
+    wrapped = torch.ops.higher_order.auto_functionalized
+    counted = tally(Uses(lambda x, w: wrapped(torch.ops.taut_tests.fill.default, out=x[:1], weight=w)), X)
+    assert counted.uncounted == {("", "auto_functionalized"): {"weight": None}}
+
+
 @pytest.mark.filterwarnings("ignore:flex_attention called without")
 def test_flex_attention_is_attention():
     heads = torch.randn(2, 4, 6, 8)
@@ -84,6 +96,7 @@ DERIVED = {
     "cast": lambda x, m: x.double().float(),
     "product with a buffer": lambda x, m: x * m,
     "product with a new tensor": lambda x, m: x * torch.ones(4).add_(1),
+    "product with written numbers": lambda x, m: x * torch.tensor([1.0, 2.0, 3.0, 4.0]),
     "normalized": lambda x, m: torch._weight_norm(x, x[:, :1]),
     "product with itself": lambda x, m: x @ x,
     "list": lambda x, m: torch.cat([x[:2], x[2:]]),
