@@ -6,6 +6,7 @@ from torch import nn
 from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
+from cases import NETS, Case
 from taut.calls import Example
 from taut.errors import ModelError
 from taut.measure import count, count_macs, file_bytes, stored_tensors
@@ -212,6 +213,32 @@ def test_an_unknown_operation_is_named_with_its_module_and_its_parameter():
     assert (
         only.notes[0] == "(model): taut_tests.bend reads parameter 'weight', its multiply-accumulates are not counted"
     )
+
+
+class Vision(nn.Module):
+    """A vision transformer: a class token, resampled positions, a layer scale, a tied output."""
+
+    def __init__(self):
+        super().__init__()
+        self.patch, self.norm = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
+        self.token, self.scale = nn.Parameter(torch.ones(1, 1, 16)), nn.Parameter(torch.ones(16))
+        self.places = nn.Parameter(torch.randn(1, 16, 2, 2))
+        self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
+        self.words = nn.Embedding(7, 16, padding_idx=0)
+
+    def forward(self, x):
+        patches = self.patch(x) + nn.functional.interpolate(self.places, scale_factor=2, mode="bicubic")
+        tokens = torch.cat([self.token.expand(len(x), -1, -1), patches.flatten(2).mT], 1)
+        first = self.norm(self.layer(tokens) * self.scale)[:, 0] + self.words(torch.arange(1, 2))
+        return nn.functional.linear(first, self.words.weight)
+
+
+@pytest.mark.parametrize("net", [*NETS, Case("vision", Vision, lambda: torch.randn(2, 3, 16, 16))], ids=str)
+def test_ordinary_nets_leave_no_notes(net):
+    model, example = net.make()
+    notes = counted(model, example).notes
+    assert all("recurrent cells" in note for note in notes)
+    assert len(notes) == sum(isinstance(module, nn.LSTM) for module in model.modules())
 
 
 def test_unknown_operations_in_many_modules_are_one_sentence_more():
