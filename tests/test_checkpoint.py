@@ -1,6 +1,7 @@
 """A saved folder gives the same model back, or says in one line what is wrong with it."""
 
 import copy
+import errno
 import hashlib
 import json
 import os
@@ -21,9 +22,9 @@ import taut
 from cases import NETS, case
 from taut.applying import apply
 from taut.calls import Example, tensors
-from taut.checkpoint import check_folder, load, load_plan, save
+from taut.checkpoint import check_folder, is_folder, load, load_plan, save
 from taut.errors import ArtifactError, CallError, ModelError
-from taut.files import seal, unseal
+from taut.files import NEW, OLD, seal, unseal
 from taut.manifest import COMPARISON, MANIFEST, WEIGHTS
 from taut.structure.statistics import observe
 from taut.structure.tracing import trace
@@ -340,6 +341,46 @@ def test_a_foreign_folder_is_refused_and_never_emptied(made, tmp_path, text):
     assert_equal(load(foreign, Net), made[0])
     assert (foreign / "thesis.txt").read_text() == "years of work"
     assert names(tmp_path) == ["foreign"]
+
+
+def test_a_check_rehearses_the_save_and_leaves_nothing(folder, tmp_path, monkeypatch):
+    before = names(tmp_path)
+    for free in ("small", "missing/deep"):
+        check_folder(tmp_path / free)
+    with pytest.raises(CallError, match=r"too long.*shorter"):
+        check_folder(tmp_path / ("n" * 250))
+    monkeypatch.chdir(folder)
+    with pytest.raises(CallError, match="current folder"):
+        check_folder(".")
+    with pytest.raises(CallError, match="current folder"):
+        save(nn.Linear(2, 2), Plan(()), ".", overwrite=True)
+    (folder.parent / "new").mkdir()
+    (folder.parent / "new" / f"{NEW}unfinished").mkdir()  # of a killed write: nobody's
+    check_folder(folder.parent / "new")
+    assert names(tmp_path) == sorted([*before, "new"])
+
+
+def test_what_a_killed_save_set_aside_is_found_by_every_entry(made, folder):
+    for entry in (check_folder, is_folder, load_plan, lambda at: load(at, Net), lambda at: save(*made, at)):
+        folder.rename(folder.with_name(f"{OLD}small"))
+        entry(folder)
+        assert_equal(load(folder, Net), made[0])
+        assert names(folder.parent) == ["small"]
+
+
+def test_a_failing_save_after_a_kill_loses_nothing(made, folder, monkeypatch):
+    """The old model is put back before anything that can fail."""
+    folder.rename(folder.with_name(f"{OLD}small"))
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        save(*made, folder)
+    monkeypatch.undo()
+    assert_equal(load(folder, Net), made[0])
+    assert names(folder.parent) == ["small"]
 
 
 def test_killed_while_saving(made, folder):

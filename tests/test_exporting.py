@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import os
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,10 +14,12 @@ from torch import nn
 
 import cases
 import taut
+from faults import die, in_child, stops
 from taut import exporting
 from taut.calls import Example
-from taut.errors import CallError, ModelError
+from taut.errors import ArtifactError, CallError, ModelError
 from taut.exporting import Parity, check
+from taut.files import OLD
 from taut.measure.runtimes import OnnxRuntime
 
 
@@ -101,6 +105,125 @@ def test_a_file_that_computes_something_else_is_not_written(tmp_path, monkeypatc
         taut.export(net().eval(), torch.randn(4, 6), target)
     assert target.read_bytes() == old
     assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.fixture
+def quickly(monkeypatch):
+    """Export without torch's converter and without a check: what is written and how is what is tested."""
+    texts = iter(f"net {number}" for number in range(10**6))
+
+    def convert(model, example, path):
+        path.write_text(next(texts))
+
+    def to_openvino(target):
+        for suffix in (".xml", ".bin"):
+            target.with_suffix(suffix).write_text(target.with_suffix(".onnx").read_text() + suffix)
+
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    monkeypatch.setattr(exporting, "to_onnx", convert)
+    monkeypatch.setattr(exporting, "_to_openvino", to_openvino)
+    monkeypatch.setattr(exporting, "check", lambda model, call, path: [])
+    small, x = net().eval(), torch.randn(4, 6)
+    return lambda path: taut.export(small, x, path)
+
+
+def stems(folder, *names):
+    return {(folder / name).read_text().removesuffix(Path(name).suffix) for name in names}
+
+
+@pytest.mark.parametrize("names", [("model.xml", "model.bin"), ("model.onnx",)])
+def test_killed_at_every_call_the_old_files_or_the_new_are_there(quickly, tmp_path, names):
+    quickly(tmp_path / names[0])
+    seen, old = set(), stems(tmp_path, *names)
+    for _ in stops(lambda: quickly(tmp_path / names[0])):
+        found = stems(tmp_path, *names)
+        assert len(found) == 1, "the graph of one model beside the weights of another"
+        seen.add(found == old)
+        quickly(tmp_path / names[0])
+        assert sorted(path.name for path in tmp_path.iterdir()) == sorted(names)
+        old = stems(tmp_path, *names)
+    assert seen == {True, False}
+
+
+def test_what_a_killed_export_left_goes_with_the_next(quickly, tmp_path, monkeypatch):
+    def killed():
+        monkeypatch.setattr(exporting, "check", lambda *_: die())
+        quickly(tmp_path / "model.xml")
+
+    assert os.WIFSIGNALED(in_child(killed))
+    assert [path.name[:13] for path in tmp_path.iterdir()] == [".taut-export-"]
+    quickly(tmp_path / "model.xml")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["model.bin", "model.xml"]
+
+
+def test_a_folder_that_a_kill_set_aside_is_not_made_anew(quickly, tmp_path):
+    (tmp_path / f"{OLD}small").mkdir()
+    (tmp_path / f"{OLD}small" / "manifest.json").write_text("x")
+    quickly(tmp_path / "small" / "model.onnx")
+    assert sorted(path.name for path in (tmp_path / "small").iterdir()) == ["manifest.json", "model.onnx"]
+
+
+def test_links_stay_links_and_never_mix_two_models(quickly, tmp_path):
+    (tmp_path / "v1").mkdir()
+    for suffix in (".xml", ".bin", ".onnx"):
+        (tmp_path / f"now{suffix}").symlink_to(f"v1/net{suffix}")
+    for name in ("now.xml", "now.onnx"):
+        assert quickly(tmp_path / name).path == tmp_path / name
+        assert (tmp_path / name).is_symlink()
+    assert len(stems(tmp_path / "v1", "net.xml", "net.bin")) == 1
+    assert len(stems(tmp_path, "now.xml", "now.bin")) == 1
+    (tmp_path / "now.bin").unlink()
+    (tmp_path / "now.bin").write_text("of another model")
+    with pytest.raises(CallError, match="links to different places"):
+        quickly(tmp_path / "now.xml")
+
+
+def test_what_would_be_lost_is_refused(quickly, tmp_path):
+    (tmp_path / "weights.bin").write_text("years of work")
+    with pytest.raises(CallError, match=r"weights.bin' would be replaced.*another name"):
+        quickly(tmp_path / "weights.xml")
+    assert (tmp_path / "weights.bin").read_text() == "years of work"
+    (tmp_path / "folder.xml").mkdir()
+    with pytest.raises(CallError, match="is a folder"):
+        quickly(tmp_path / "folder.xml")
+
+
+def test_a_check_of_the_target_leaves_nothing(tmp_path):
+    target, names = exporting.check_target(tmp_path / "deep" / "model.xml")
+    assert target == tmp_path / "deep" / "model.xml"
+    assert names == ("model.xml", "model.bin")
+    assert list(tmp_path.iterdir()) == []
+    for length in (233 - 5, 234 - 5):  # with what export puts around it, at most 255
+        path = tmp_path / f"{'n' * length}.onnx"
+        if length == 228:
+            exporting.check_target(path)
+        else:
+            with pytest.raises(CallError, match="too long"):
+                exporting.check_target(path)
+
+
+@pytest.mark.parametrize("call", ["read_model", "save_model"])
+def test_a_full_disk_is_not_said_to_be_a_fault_of_the_model(tmp_path, monkeypatch, call):
+    openvino = pytest.importorskip("openvino")
+
+    class Core:
+        def read_model(self, path):
+            if call == "read_model":
+                raise RuntimeError("no such operation")
+
+    def full(model, path, **settings):
+        Path(path).write_text("half of it")
+        raise RuntimeError("basic_ios::clear: iostream error")
+
+    monkeypatch.setattr(openvino, "Core", Core)
+    monkeypatch.setattr(openvino, "save_model", full)
+    error, words = {
+        "read_model": (ModelError, "OpenVINO cannot read the model: no such operation"),
+        "save_model": (ArtifactError, r"cannot write the model.*disk is full.*iostream error"),
+    }[call]
+    with pytest.raises(error, match=words):
+        taut.export(net().eval(), torch.randn(4, 6), tmp_path / "model.xml")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_net_that_cannot_be_exported_says_why(tmp_path):

@@ -5,9 +5,11 @@ import json
 import os
 import random
 import stat
+from contextlib import suppress
 
 import pytest
 
+from faults import failures, stops
 from taut import files
 from taut.errors import ArtifactError
 
@@ -55,6 +57,57 @@ def test_write_atomic_leaves_the_old_file_when_the_disk_fails(tmp_path, monkeypa
     assert caught.value.exit_code == 4
     assert (tmp_path / "a").read_bytes() == b"old"
     assert names(tmp_path) == ["a"]
+
+
+def test_write_atomic_at_every_call_leaves_the_old_bytes_or_the_new(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    target = tmp_path / "a"
+
+    def work():
+        with suppress(ArtifactError):
+            files.write_atomic(target, b"new")
+
+    for ends in (stops, failures):
+        seen = set()
+        files.write_atomic(target, b"old")
+        for _ in ends(work):
+            seen.add(target.read_bytes())
+            files.write_atomic(target, b"old")
+            assert names(tmp_path) == ["a"]
+        assert seen == {b"old", b"new"}
+
+
+def test_two_processes_that_write_one_file_do_not_mix(tmp_path):
+    """The first must not put the half-written file of the second in place."""
+    target, texts, children = tmp_path / "a", (b"1" * 100_000, b"2" * 90_000), []
+    files.write_atomic(target, texts[0])
+    for text in texts:
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                for _ in range(40):
+                    files.write_atomic(target, text)
+                code = 0
+            finally:
+                os._exit(code)
+        children.append(child)
+    while children:
+        assert target.read_bytes() in texts
+        child, status = os.waitpid(children[-1], os.WNOHANG)
+        if child:
+            assert os.waitstatus_to_exitcode(status) == 0
+            children.pop()
+    assert names(tmp_path) == ["a"]
+
+
+def test_a_figure_is_written_whole_in_the_format_of_its_suffix(tmp_path):
+    class Figure:
+        def savefig(self, out, **settings):
+            out.write(repr(settings).encode())
+
+    files.write_figure(Figure(), tmp_path / "a.svg", dpi=5)
+    assert (tmp_path / "a.svg").read_bytes() == b"{'format': 'svg', 'dpi': 5}"
 
 
 def test_write_atomic_through_a_link_keeps_the_link(tmp_path):

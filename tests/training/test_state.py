@@ -1,11 +1,14 @@
 """The state of a run: whole or absent, and every damaged byte found."""
 
+import os
 import random
 
 import pytest
 import torch
 
+from faults import stops
 from taut.errors import ArtifactError, CallError
+from taut.files import OLD
 from taut.training.state import (
     POSITION,
     TENSORS,
@@ -40,6 +43,40 @@ def test_no_folder_keeps_nothing(tmp_path):
     assert store.read("mark") is None
     assert not store.due
     assert Store(tmp_path / "never").read("mark") is None
+
+
+def test_killed_at_every_call_the_old_state_or_the_new_is_found(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", lambda handle: None)
+    store, old = written(tmp_path / "run" / "state")
+    new = Position("mark", stage=7)
+
+    seen = []
+    for _ in stops(lambda: store.write(new, packed("model", {"w": torch.ones(6)}))):
+        position, tensors = store.read("mark")
+        assert (position == new) == torch.equal(unpacked("model", tensors)["w"], torch.ones(6))
+        seen.append(position)
+        written(store.folder)
+        assert [path.name for path in store.folder.parent.iterdir()] == ["state"]
+    assert old in seen
+    assert new in seen
+
+
+def test_a_state_that_was_set_aside_with_the_folder_around_it_is_found(tmp_path):
+    store, position = written(tmp_path / "run" / "state")
+    for folder in (store.folder, store.folder.parent):
+        folder.rename(folder.with_name(f"{OLD}{folder.name}"))
+        assert Store(tmp_path / "run" / "state").read("mark")[0] == position
+
+
+def test_a_folder_that_cannot_be_replaced_is_found_before_the_training(tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CallError, match="is a file"):
+        Store(tmp_path / "file")
+    with pytest.raises(CallError, match="too long"):
+        Store(tmp_path / ("x" * 250))
+    monkeypatch.setenv("RANK", "1")  # which never writes
+    Store(tmp_path / "file")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
 
 
 def test_a_state_of_another_run_is_refused(tmp_path):
