@@ -222,12 +222,12 @@ class Vision(nn.Module):
         super().__init__()
         self.patch, self.norm = nn.Conv2d(3, 16, 4, 4), nn.LayerNorm(16)
         self.token, self.scale = nn.Parameter(torch.ones(1, 1, 16)), nn.Parameter(torch.ones(16))
-        self.places = nn.Parameter(torch.randn(1, 16, 2, 2))
+        self.positions = nn.Parameter(torch.randn(1, 16, 2, 2))
         self.layer = nn.TransformerEncoderLayer(16, 2, 32, batch_first=True, norm_first=True)
         self.words = nn.Embedding(7, 16, padding_idx=0)
 
     def forward(self, x):
-        patches = self.patch(x) + nn.functional.interpolate(self.places, scale_factor=2, mode="bicubic")
+        patches = self.patch(x) + nn.functional.interpolate(self.positions, scale_factor=2, mode="bicubic")
         tokens = torch.cat([self.token.expand(len(x), -1, -1), patches.flatten(2).mT], 1)
         first = self.norm(self.layer(tokens) * self.scale)[:, 0] + self.words(torch.arange(1, 2))
         return nn.functional.linear(first, self.words.weight)

@@ -24,12 +24,12 @@ def test_parameters_have_names_constants_have_none_and_the_rest_is_input():
 
 def test_what_is_added_is_known_until_input_is_written_into_it():
     net = model()
-    origins, made = Origins(net), torch.ones(3)
-    origins.add([made], frozenset({"0.bias"}))
-    origins.add([made], frozenset({"0.weight"}))
-    assert origins.of(made[1:]) == {"0.bias", "0.weight"}
-    origins.drop([made[:1], net[0].weight, net[1].running_mean])
-    assert origins.of(made) is None
+    origins, created = Origins(net), torch.ones(3)
+    origins.add([created], frozenset({"0.bias"}))
+    origins.add([created], frozenset({"0.weight"}))
+    assert origins.of(created[1:]) == {"0.bias", "0.weight"}
+    origins.drop([created[:1], net[0].weight, net[1].running_mean])
+    assert origins.of(created) is None
     assert origins.of(net[1].running_mean) is None
     assert origins.of(net[0].weight) == {"0.weight"}  # a parameter stays one
 
