@@ -44,7 +44,7 @@ def count_macs(model: nn.Module, example: Example) -> Count:
     """Multiply-accumulates per sample, counted in one run over the batch.
 
     The model runs in eval mode, eagerly where it is compiled, and without torch's fused encoder layers, so that every
-    module is called. What an operation costs is in `taut.measure.operations`; most of it is half of what torch's
+    module is called. What an operation costs is in `taut.measure.formulas`; most of it is half of what torch's
     FlopCounterMode counts.
 
     Raises:
