@@ -1,6 +1,8 @@
 """`explore`: a front that is measured, kept in a folder, resumed and printed."""
 
+import errno
 import json
+import os
 
 import pytest
 import torch
@@ -145,6 +147,10 @@ def test_a_folder_that_cannot_be_written(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ArtifactError, match="file"):
         taut.explore(model, example, data=data, evaluate=None, folder=tmp_path / "file" / "front")
+    asked = []
+    with pytest.raises(CallError, match="is a file"):
+        taut.explore(model, example, data=data, evaluate=asked.append, folder=tmp_path / "file")
+    assert asked == []
 
 
 def test_random_state_and_modes_are_put_back(few):
@@ -195,6 +201,22 @@ def test_plot_writes_an_image(tmp_path, suffix):
     FRONT.plot(path)
     head = path.read_bytes()[:8]
     assert head == b"\x89PNG\r\n\x1a\n" if suffix == "png" else head.startswith(b"<?xml")
+
+
+def test_a_plot_that_fails_leaves_the_old_one(tmp_path, monkeypatch):
+    pytest.importorskip("matplotlib")
+    (tmp_path / "front.svg").write_text("old")
+
+    def full(*args):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(ArtifactError, match="No space left"):
+        FRONT.plot(tmp_path / "front.svg")
+    assert (tmp_path / "front.svg").read_text() == "old"
+    for name in ("front", "front.docx"):
+        with pytest.raises(CallError, match=r"must end in .svg, .png or .pdf"):
+            FRONT.plot(tmp_path / name)
 
 
 def test_an_empty_front_prints():

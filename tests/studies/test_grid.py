@@ -48,6 +48,21 @@ def test_a_torn_line_is_run_again_and_the_file_stays_readable(tmp_path):
     assert [record["settings"]["a"] for record in good] == [1, 2, 3]
 
 
+def test_a_damaged_line_and_a_folder_set_aside_cost_no_other_run(tmp_path):
+    path, ran = tmp_path / "out" / "runs.jsonl", []
+
+    def work(cell):
+        ran.append(cell["a"])
+        return {"b": 1}
+
+    run_grid(cells(a=[1, 2]), work, path)
+    lines = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(lines[0].replace(b"results", b"\xff\xfe") + lines[1])
+    path.parent.rename(tmp_path / ".taut-old-out")  # of a killed write
+    run_grid(cells(a=[1, 2]), work, path)
+    assert ran == [1, 2, 1]
+
+
 def test_results_that_are_no_plain_data_are_refused(tmp_path):
     for results in ({"x": float("nan")}, {"x": object()}, {"a": 1}):
         with pytest.raises(CallError):

@@ -50,6 +50,12 @@ def test_a_study_runs_with_its_options(checkout):
     assert (target / "table.md").read_text() == "data None paper False quick True seeds 2"
 
 
+def test_a_folder_that_cannot_be_used_is_said_before_the_study_is_imported(checkout):
+    (checkout / "file").write_text("x")
+    with pytest.raises(CallError, match="is a file"):
+        reproduce("broken", out=checkout / "file")
+
+
 def test_the_command_line_and_its_exit_codes(checkout, capsys):
     assert run(["reproduce", "mine", "--quick", "--out", "there"]) == 0
     assert "quick True" in capsys.readouterr().out

@@ -11,6 +11,7 @@ from torch import nn
 
 import taut
 from taut.errors import CallError, DataError
+from taut.folders import rehearse
 from taut.measure import count
 from taut.studies import sheets
 from taut.studies.making import Run, Subject, Timing
@@ -162,6 +163,25 @@ def test_a_model_that_is_built_anew_each_time_is_refused(tmp_path):
 def test_a_missing_model_names_the_way_out(tmp_path):
     with pytest.raises(taut.ArtifactError, match=r"delete runs\.jsonl"):
         Timing(subject, tmp_path)({"model": "gone"})
+
+
+def test_a_model_that_a_killed_save_set_aside_is_found(tmp_path):
+    taut.save(build(), taut.Plan(()), tmp_path / "one")
+    (tmp_path / "one").rename(tmp_path / ".taut-old-one")
+    assert Timing(subject, tmp_path)({"model": "one"})["ms"] > 0
+
+
+def test_the_name_of_a_model_fits_whatever_its_settings(tmp_path):
+    names = {Run(subject, "", None, tmp_path, "mark").name({"method": "x" * 999, "size": size}) for size in (0.5, 0.25)}
+    assert len(names) == 2
+    for name in names:
+        rehearse(tmp_path / name)
+
+
+def test_a_folder_that_cannot_be_used_is_said_before_anything_runs(tmp_path):
+    (tmp_path / "file").write_text("x")
+    with pytest.raises(CallError, match="is a file"):
+        study(None, tmp_path / "file", Grid())
 
 
 def test_what_is_wrong_with_the_task_is_said_before_anything_runs(tmp_path):
