@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 from torch import nn
 
 import taut
@@ -68,7 +69,12 @@ WRITTEN = {
 
 
 @pytest.mark.parametrize("name", [*READ, *WRITTEN])
-def test_every_command_finds_what_was_set_aside(place: Place, saved: dict[str, bytes], name: str) -> None:
+def test_every_command_finds_what_was_set_aside(
+    place: Place, saved: dict[str, bytes], name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("taut.studies.studying.find_spec", lambda name: None)  # no picture, and
+    monkeypatch.setattr("taut.exporting.to_onnx", lambda model, example, path: path.write_text("graph"))
+    monkeypatch.setattr("taut.exporting.check", lambda *_: [])  # neither torch's converter: they take seconds
     SMALL.rename(ASIDE)
     done = place(*(READ | WRITTEN)[name])
     assert done.code == 0, done.err
@@ -109,6 +115,27 @@ def test_a_run_that_was_set_aside_with_its_folder_is_resumed(place: Place, saved
     assert place("resume", "NETS:build", "--out", "small").code == 0
     assert not (SMALL / unfinished.UNFINISHED).exists()
     assert (SMALL / "notes").exists()
+
+
+def test_a_training_that_was_set_aside_is_neither_dropped_nor_overwritten(place: Place) -> None:
+    state = unfinished.begin(SMALL, Recipe(budget=taut.Budget(params=0.5)), overwrite=False)
+    state.mkdir()
+    (state / "training.json").write_text("hours of work")
+    aside = state.with_name(f"{OLD}{state.name}")
+    for budget, said in (("params=0.25", "unfinished run of other settings"), ("params=0.5", "the data is gone")):
+        state.rename(aside)
+        words = ("compress", "NETS:build", "--budget", budget, "--out", "small")
+        assert place(*words, task=place.task("broken.py", BROKEN)).is_one_line_error(said)
+        assert (state / "training.json").read_text() == "hours of work"
+
+
+def test_the_users_files_in_a_folder_that_was_set_aside_are_found(place: Place, saved: dict[str, bytes]) -> None:
+    torch.save(built(place).state_dict(), SMALL / "w.pt")
+    (SMALL / "task.py").write_text(Path("tasks.py").read_text())
+    for words in (["--weights", "small/w.pt", "--task", "tasks.py"], ["--task", "small/task.py"]):
+        SMALL.rename(ASIDE)
+        assert place("inspect", "NETS:build", *words, task=None).code == 0
+        assert content().items() >= saved.items()
 
 
 def test_dropping_an_unfinished_run_is_all_or_nothing(place: Place) -> None:

@@ -68,6 +68,15 @@ def test_every_entry_puts_back_what_was_set_aside(target, entry):
     assert listing(target.parent) == ["small"]
 
 
+def test_through_a_link_the_folder_is_put_back(target):
+    link = target.with_name("link")
+    link.symlink_to("small")
+    target.rename(aside(target))
+    assert present(link, OURS)
+    assert content(link) == b"old"
+    assert link.is_symlink()
+
+
 @pytest.mark.parametrize(("entry", "ends"), [("recover", kills), *((entry, stops) for entry in ENTRIES)])
 def test_killed_before_every_call_every_entry_finds_the_old_folder_or_the_new(target, entry, ends):
     seen = []

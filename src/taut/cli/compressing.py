@@ -133,7 +133,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
         say(f"Interrupted. `taut resume` with the same MODEL, --task and --out {out} goes on.")
         raise
     except TautError:
-        if not state.exists():  # nothing was trained: there is nothing worth resuming
+        if not is_folder(state):  # nothing was trained: there is nothing worth resuming
             unfinished.end(out)
             if new:
                 with suppress(OSError):

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from taut import checkpoint
 from taut.errors import ArtifactError, CallError, ModelError, TautError
+from taut.folders import recover
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the state dict inside a checkpoint."""
@@ -117,6 +118,7 @@ def fill(model: nn.Module, path: Path) -> None:
 
 
 def _read(path: Path) -> Any:
+    recover(path.parent)
     if not path.is_file():
         raise CallError(f"There is no weights file '{path}'.")
     try:

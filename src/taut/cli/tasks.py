@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from taut.errors import CallError, DataError
+from taut.folders import recover
 from taut.progress import stage
 
 
@@ -77,6 +78,7 @@ def read(path: Path) -> Task:
         CallError: there is no such file, or it does not define example().
         DataError: importing it or calling example() raised.
     """
+    recover(path.parent)
     if not path.is_file():
         raise CallError(f"There is no task file '{path}'.")
     module = _imported(path)

@@ -30,7 +30,7 @@ def begin(out: Path, wish: Recipe, *, overwrite: bool) -> Path:
         ArtifactError: the folder cannot be written.
     """
     folder, request = _folder(out), seal(_described(wish))
-    trained = (folder / REQUEST).exists() and (folder / TRAINING).exists()
+    trained = (folder / REQUEST).exists() and is_folder(folder / TRAINING)
     if trained and not overwrite and read(folder / REQUEST) != request:
         raise CallError(
             f"'{out}' holds an unfinished run of other settings. `taut resume` goes on with it; --overwrite drops it."
