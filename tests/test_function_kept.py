@@ -258,7 +258,7 @@ def test_weights_beyond_the_range_of_floats_never_come_out_as_nan(data):
     with torch.no_grad():
         model.b.weight.mul_(float("1e33"))
         model.b.weight.mul_(float("1e30"))
-    with pytest.raises((ModelError, taut.DataError), match="not finite|NaN or Inf"):
+    with pytest.raises((ModelError, taut.DataError), match=r"not finite|NaN or Inf"):
         taut.compress(model, x, budget=Budget(params=0.8), data=[x] if data else None)
 
 

@@ -16,8 +16,10 @@ from taut.comparison import Comparison, compare
 from taut.errors import BudgetError, CallError
 from taut.exporting import Export, export
 from taut.finetuning import Finetune, carry_out
+from taut.folders import rehearse
 from taut.measure.accuracy import Score, measure
-from taut.meeting import along_path, meet, unchanged
+from taut.meeting import along_path, meet
+from taut.training.state import OURS
 from taut.types import Budget, Method, Plan
 from taut.workshop import Workshop
 
@@ -87,6 +89,8 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         raise CallError(f"The budget must be a taut.Budget. Got {type(budget).__name__} instead.")
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
+    if finetune is not None and finetune.folder is not None:
+        rehearse(finetune.folder, OURS)
     if sensitivity and data is None:
         raise CallError("sensitivity=True measures on calibration data: give data=.")
     dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
@@ -187,7 +191,7 @@ def _search_drop(
     if best is not None:
         return best, None
     if not caps:
-        return unchanged(shop), None
+        return shop.unchanged(), None
     built, problem = meet(shop, caps)
     score = measure(evaluate, built[0])
     if problem is None and score.value < floor:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from torch import nn
 
-from taut.planning import amount, describe, unmet
-from taut.structure.surgery import clone
+from taut.applying import ROLLED_BACK
+from taut.nearest import explain, find_nearest
+from taut.planning import amount
 from taut.types import Cost, Plan
 from taut.workshop import Workshop
 
@@ -33,17 +34,15 @@ class _Search:
     """What was tried for some limits.
 
     Attributes:
-        best: the model that meets them and uses most of them. nearest: the one that misses them least.
+        best: the model that meets them and uses most of them.
         low, high: aims of time between which the right one lies: known to be met, known to be missed.
     """
 
     limits: Mapping[str, float]
     best: Built | None = None
-    nearest: Built | None = None
     low: float = 0.0
     high: float = 1.0
     _uses: float = 0.0
-    _misses: float = math.inf
 
     def note(self, built: Built, found: Mapping[str, float], aim: float) -> bool:
         """Keep a model if it is the best so far; whether it meets the limits."""
@@ -51,8 +50,6 @@ class _Search:
         met = all(found[key] <= limit for key, limit in self.limits.items())
         if met and used > self._uses:
             self.best, self._uses = built, used
-        if not met and used < self._misses:
-            self.nearest, self._misses = built, used
         if met:
             self.low = max(self.low, aim)
         elif found.get("latency", 0.0) > self.limits.get("latency", 1.0):
@@ -69,35 +66,35 @@ class _Search:
 def meet(shop: Workshop, limits: Mapping[str, float]) -> tuple[Built, str | None]:
     """A model whose counted and measured cost is within `limits`; with the reason where the closest one is not."""
     if all(amount(shop.network, key) <= limit for key, limit in limits.items()):
-        return unchanged(shop), None
+        return shop.unchanged(), None
     aims = {key: limit * CLOSE if key == "latency" else limit for key, limit in limits.items()}
     search = _Search(limits)
     for _ in range(TIMED_TRIES if "latency" in limits else TRIES):
         built = shop.within(aims)
         if built is None:
             break
+        failed = _rolled_back(built[1])
+        shop = shop.without(failed) if failed else shop
         found = shop.amounts(built[0], limits)
         if search.note(built, found, aims.get("latency", 0.0)) and not _spares(found, limits):
             break
+        if failed:
+            continue  # the same aims, by other layers
         aims = {key: _aim(key, aims[key], found[key], limit) for key, limit in limits.items()}
         if "latency" in aims:
             aims["latency"] = search.between(aims["latency"])
-    if search.best is None:
-        closest = shop.closest(limits)
-        search.note(closest, shop.amounts(closest[0], limits), 0.0)
     if search.best is not None:
         return search.best, None
-    return search.nearest or closest, _unmet(shop, search.nearest or closest, limits)
+    nearest = find_nearest(shop, limits)
+    found = shop.amounts(nearest.model, limits)
+    if search.note((nearest.model, nearest.plan), found, 0.0) and search.best is not None:
+        return search.best, None  # what the search for plans passed over
+    return (nearest.model, nearest.plan), explain(shop, limits, nearest)
 
 
-def _unmet(shop: Workshop, nearest: Built, limits: Mapping[str, float]) -> str:
-    """Why the limits cannot be met; of time, what was measured."""
-    if "latency" not in limits:
-        return unmet(shop.stats.network, shop.choices, limits)
-    found = shop.amounts(nearest[0], limits)
-    told = " and ".join(f"{key} <= {limit:.4g} (the closest: {found[key]:.4g})" for key, limit in limits.items())
-    runtime = "" if shop.watch is None else f", measured in {shop.watch.runtime.name}"
-    return f"No plan meets the budget {told}{runtime}. Ask for less, or add methods such as channels."
+def _rolled_back(plan: Plan) -> dict[str, str]:
+    """Layers of which the rewrite failed, and why."""
+    return {kept.layer: kept.reason for kept in plan.kept if kept.reason.startswith(ROLLED_BACK)}
 
 
 def _spares(found: Mapping[str, float], limits: Mapping[str, float]) -> bool:
@@ -111,12 +108,6 @@ def _aim(key: str, aim: float, found: float, limit: float) -> float:
     if key == "latency":
         return min(1.0, aim * limit / found * CLOSE)
     return max(1.0, aim - 1.02 * max(0.0, found - limit))
-
-
-def unchanged(shop: Workshop) -> tuple[nn.Module, Plan]:
-    """A bit-equal copy, or the exact steps alone where some were asked for."""
-    plan = describe(shop.stats.network, shop.stats, shop.choices, [0] * len(shop.choices))
-    return clone(shop.base), replace(plan, steps=shop.exact, before=shop.network.cost)
 
 
 def path_limits(shop: Workshop, ratio: float) -> dict[str, float]:
@@ -139,7 +130,7 @@ def along_path(shop: Workshop, ratio: float, caps: Mapping[str, float] | None = 
         None where no plan is that small.
     """
     if ratio <= 1 and not caps:
-        return unchanged(shop)
+        return shop.unchanged()
     limits = path_limits(shop, ratio)
     if not limits and not caps:
         return None

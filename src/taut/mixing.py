@@ -10,7 +10,7 @@ output on samples that no refit saw decides between the shares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -21,13 +21,15 @@ from taut.applying import apply_plan
 from taut.calls import Example, chunks
 from taut.errors import CallError
 from taut.measure import Pace
+from taut.measure.counting import count
 from taut.measure.pace import layer_ops
 from taut.methods import settings
-from taut.planning import Choice, amount, describe, solve, survey
+from taut.planning import HEADER_BYTES, Choice, amount, describe, solve, survey
 from taut.progress import stage
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
 from taut.structure.statistics import Statistics, observe
+from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
 from taut.types import Group, Kept, Method, Plan, Step
 
@@ -109,6 +111,7 @@ class Mixer:
         self.fit, held = _divided(stats.network.example, data)
         self.judge = None if held is None else Judge(stats.network.example, base, held, stats.kinds)
         self.found: list[tuple[float, float]] = []
+        self.left: set[str] = set()
         self.noted: Noted | None = None
         self.narrow: dict[tuple[float, int, bool], _Narrow | None] = {}
 
@@ -132,6 +135,13 @@ class Mixer:
                 yield share, built[0]
         self.narrow.clear()
 
+    def ways(self, limits: Mapping[str, float]) -> Iterator[Built]:
+        """Models within `limits` where channels save none, half or all of the way."""
+        for share in FIRST if self.lossy else FIRST[-1:]:
+            built = self._built(share, limits, self.data)
+            if built is not None and self._holds(built[0], limits):
+                yield built
+
     def _aims(self, share: float, limits: Mapping[str, float]) -> Mapping[str, float]:
         """Limits for a share, with regard to how far off the times of its neighbours were predicted."""
         if "latency" not in limits or not self.off:
@@ -140,15 +150,25 @@ class Mixer:
         off = float(np.interp(share, known, [self.off[t] for t in known]))
         return {**limits, "latency": limits["latency"] / off}
 
-    def closest(self, limits: Mapping[str, float]) -> Built | None:
-        """The smallest model on the way to limits that cannot be met: these are let out until one can."""
-        for step in range(1, LET_OUT + 1):
+    def least(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """What channels alone cost at least on the way to limits that cannot be met: let out until they can."""
+        aims = dict(limits)
+        for step in range(LET_OUT + 1):
             let = step / LET_OUT
             aims = {key: limit ** (1 - let) * self._whole(key) ** let for key, limit in limits.items()}
-            built = self._built(1.0, aims, self.data) if not self.lossy else self.within(aims)
-            if built is not None:
-                return built
-        return None
+            if self._narrowed(1.0, aims, None) is not None:
+                break
+        return aims
+
+    def leave(self, reasons: Mapping[str, str]) -> None:
+        """Leave layers alone of which a rewrite failed, for these reasons."""
+        self.left |= set(reasons)
+        self.stats = replace(self.stats, network=self.stats.network.skipping(reasons))
+        self.choices = self._possible(self.choices)
+        self.narrow.clear()
+
+    def _possible(self, choices: Iterable[Choice]) -> tuple[Choice, ...]:
+        return tuple(choice for choice in choices if not set(choice.group.names) & self.left)
 
     def _tightness(self, limits: Mapping[str, float]) -> float:
         """How many times less the tightest limit allows than the original costs."""
@@ -181,9 +201,16 @@ class Mixer:
     def _loss(self, share: float, limits: Mapping[str, float]) -> float:
         """Divergence on held-out samples; infinite where there is no such plan."""
         built = self._built(share, limits, self.fit)
-        if built is None or self.judge is None:
+        if built is None or self.judge is None or not self._holds(built[0], limits):
             return math.inf
         return self.judge.divergence(built[0])
+
+    def _holds(self, model: nn.Module, limits: Mapping[str, float]) -> bool:
+        """Whether a plan is as small as it was to be: what was rolled back makes it larger, and diverges by nothing."""
+        counted = [key for key in limits if key != "latency"]
+        cost = count(shallow(model), self.stats.network.example)
+        slack = 2 * HEADER_BYTES * len(self.stats.network.layers)
+        return all(getattr(cost, key) <= limits[key] + (slack if key == "bytes" else 0) for key in counted)
 
     def _built(
         self, share: float, limits: Mapping[str, float], data: Batches | None, *, recovered: bool = True
@@ -239,7 +266,7 @@ class Mixer:
         told = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
         inner = trace(small, net.example)
         stats = self.stats if share == 1 else observe(inner, small, data)
-        choices = () if share == 1 else tuple(survey(inner, stats, self.lossy, self.align, timed=self.timed))
+        choices = () if share == 1 else self._possible(survey(inner, stats, self.lossy, self.align, timed=self.timed))
         return _Narrow(told, done.kept, replace(stats, network=inner), choices)
 
     def _kept_share(self, group: Group, key: str, limit: float, share: float) -> float:

@@ -7,7 +7,7 @@ key is one linear constraint. Solved to optimality (gap 1e-4) as an integer prog
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -76,18 +76,12 @@ def plan(
     if not limits or "latency" in limits:
         raise CallError("A plan needs a budget of params, macs or bytes; 'latency' and 'drop' are for taut.compress.")
     chosen = choose(methods)
-    net = _with_skips(net, stats)
+    net = net.skipping({layer.name: layer.skip for layer in stats.network.layers if layer.skip is not None})
     choices = survey(net, stats, chosen, align)
     picks = solve(net, choices, limits)
     if picks is None:
         raise BudgetError(unmet(net, choices, limits))
     return describe(net, stats, choices, picks)
-
-
-def _with_skips(net: Network, stats: Statistics) -> Network:
-    """The network without the layers of which the calibration data showed that they have to stay."""
-    skips = {layer.name: layer.skip for layer in stats.network.layers}
-    return replace(net, layers=tuple(replace(layer, skip=layer.skip or skips.get(layer.name)) for layer in net.layers))
 
 
 def whole(net: Network, method: str, without: Iterable[str] = (), **settings: Setting) -> Step:
@@ -216,6 +210,12 @@ def closest(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace 
     return _Table(net, choices, limits, pace).shrink()
 
 
+def least(net: Network, choices: Sequence[Choice], limits: Limits, pace: Pace | None = None) -> dict[str, float]:
+    """What the closest choice costs by every key."""
+    picks = closest(net, choices, limits, pace)
+    return {key: _total(net, choices, picks, key, pace) for key in limits}
+
+
 class _Table:
     """The integer program: variables are options, grouped by layer; costs are fractions of the limits."""
 
@@ -290,8 +290,10 @@ def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
     )
 
 
-def describe(net: Network, stats: Statistics, choices: Sequence[Choice], picks: Sequence[int]) -> Plan:
-    """The picked options as a plan, with reasons."""
+def describe(
+    net: Network, stats: Statistics, choices: Sequence[Choice], picks: Sequence[int], *, met: bool = True
+) -> Plan:
+    """The picked options as a plan, with reasons; `met` says whether they meet the budget that was asked for."""
     total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
     steps: list[Step] = []
     kept = [
@@ -303,7 +305,7 @@ def describe(net: Network, stats: Statistics, choices: Sequence[Choice], picks: 
     for choice, index in zip(choices, picks, strict=True):
         option = choice.options[index]
         if option.method is None:
-            kept.append(Kept(choice.group.layer.name, _keep_reason(choice, total), option.cost))
+            kept.append(Kept(choice.group.layer.name, _keep_reason(choice, total, met=met), option.cost))
             continue
         after = after - (choice.options[0].cost - option.cost)
         steps.append(_step(choice, option, total))
@@ -330,9 +332,10 @@ def _step(choice: Choice, option: Option, total: float) -> Step:
     )
 
 
-def _keep_reason(choice: Choice, total: float) -> str:
-    least = min((o for o in choice.options[1:]), key=lambda o: o.damage)
+def _keep_reason(choice: Choice, total: float, *, met: bool) -> str:
+    gentlest = min((o for o in choice.options[1:]), key=lambda o: o.damage)
     if total <= 0:
-        return "the budget is met without it"
-    saved = choice.options[0].cost.macs - least.cost.macs
-    return f"the gentlest change would add {least.damage / total:.1%} of the damage to save {count(saved)} MACs"
+        return "the budget is met without it" if met else "no network near the budget works with it changed"
+    saved, times = choice.options[0].cost.macs - gentlest.cost.macs, gentlest.damage / total
+    worse = f"{times:.1%} of the damage of all changes" if times < 1 else f"{times:.3g} times the damage of all changes"
+    return f"the gentlest change would add {worse}, to save {count(saved)} MACs"

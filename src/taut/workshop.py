@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 from torch import nn
@@ -17,12 +18,15 @@ from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.mixing import Mixer
 from taut.pacing import find_pace, variants
-from taut.planning import Choice, closest, describe, solve, survey
+from taut.planning import Choice, describe, least, solve, survey
+from taut.recovery.judging import Judge
 from taut.recovery.samples import SAMPLES
 from taut.sensitivity import sensitivity as measure_damage
 from taut.structure.calling import read_example
+from taut.structure.fisher import float_outputs
+from taut.structure.outputs import Outputs
 from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import locate, shallow, unwrapped
+from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.tracing import trace
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 
@@ -115,12 +119,46 @@ class Workshop:
         picks = solve(self.stats.network, self.choices, limits, self.pace)
         return None if picks is None else self.build(picks)
 
-    def closest(self, limits: Mapping[str, float]) -> tuple[nn.Module, Plan]:
-        """The model that comes closest to `limits` that cannot be met."""
-        found = None if self.mixer is None else self.mixer.closest(limits)
-        if found is not None:
-            return self._named(*found)
-        return self.build(closest(self.stats.network, self.choices, limits, self.pace))
+    def ways(self, limits: Mapping[str, float]) -> Iterator[tuple[nn.Module, Plan]]:
+        """Models within `limits` by channels, by ranks, and by both in equal parts, as far as these were asked for."""
+        if self.mixer is None:
+            built = self.within(limits)
+            yield from () if built is None else (built,)
+        else:
+            yield from (self._named(*built) for built in self.mixer.ways(limits))
+
+    def least(self, limits: Mapping[str, float]) -> dict[str, float]:
+        """What plans cost at least by the keys of `limits`, as one plan: of the way that comes closest to them."""
+        ways = [least(self.stats.network, self.choices, limits, self.pace)]
+        if self.mixer is not None:
+            ways.append(self.mixer.least(limits))
+        return min(ways, key=lambda way: max(way[key] / max(limit, 1e-9) for key, limit in limits.items()))
+
+    def whole(self, key: str) -> float:
+        """What the original costs by a key of a budget."""
+        return 1.0 if key == "latency" else float(getattr(self.network.cost, key))
+
+    def unchanged(self, *, met: bool = True) -> tuple[nn.Module, Plan]:
+        """A bit-equal copy, or the exact steps alone where some were asked for; `met` says whether that is enough."""
+        plan = describe(self.stats.network, self.stats, self.choices, [0] * len(self.choices), met=met)
+        return clone(self.base), replace(plan, steps=self.exact, before=self.network.cost)
+
+    def without(self, reasons: Mapping[str, str]) -> Workshop:
+        """The same, with some layers left alone, for these reasons: what was done to them failed."""
+        choices = tuple(choice for choice in self.choices if not set(choice.group.names) & set(reasons))
+        if self.mixer is not None:
+            self.mixer.leave(reasons)
+        stats = replace(self.stats, network=self.stats.network.skipping(reasons))
+        return replace(self, choices=choices, stats=stats, network=self.network.skipping(reasons))
+
+    @cached_property
+    def judge(self) -> Judge:
+        """Samples on which networks near a budget that cannot be met are compared with the original."""
+        call, kinds = self.network.example, list(self.stats.kinds)
+        if self.data is None:
+            outputs = float_outputs(Outputs(self.original, call).run(self.original)[0])
+            return Judge(call, self.original, [call.value], ["values"] * len(outputs))
+        return Judge(call, self.original, [inputs for inputs, _ in self.data], kinds)
 
     def _named(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
         """With the exact steps in front, and original names."""

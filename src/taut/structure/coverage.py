@@ -104,7 +104,7 @@ def _path(model: nn.Module, example: Example, inputs: Any) -> _Path:
 
 
 def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, Any]] = ()) -> tuple[Any, ...]:
-    """The example, one batch of every shape, and one for every other path that the data take; each as small as it may be.
+    """The example, one batch of every shape and one for every other path that the data take, each as small as possible.
 
     Args:
         model: is run on a copy.

@@ -17,9 +17,9 @@ from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.structure.calling import read_example
-from taut.structure.patches import weight_of
 from taut.structure.coverage import covering
 from taut.structure.outputs import Outputs
+from taut.structure.patches import weight_of
 from taut.structure.probing import kind_matters, live_ranges, read_by_others, record_calls
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow, unwrapped
@@ -190,8 +190,7 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     if len(call.witnesses) <= before:
         return net
     reasons = _used_otherwise(model, call, [layer.name for layer in net.layers if layer.skip is None])
-    layers = tuple(replace(layer, skip=reasons.get(layer.name, layer.skip)) for layer in net.layers)
-    return replace(net, layers=layers)
+    return net.skipping(reasons)
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:

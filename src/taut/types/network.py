@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from pydantic import ConfigDict
@@ -41,7 +41,7 @@ class Layer:
         itemsize: bytes of one weight.
         live: per kernel axis the range [first, end) of the taps that ever see something else than padding.
         skip: why no method may touch it, or None.
-        macs: measured multiply-accumulates per sample where they are not weight times positions (recurrent cells).
+        macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
         params: parameters that the module itself owns, each counted once in the network.
     """
 
@@ -117,7 +117,8 @@ class Network:
         layers: in the order of the model's modules.
         cost: of the whole model; `bytes` is the size of its model.safetensors.
         example: how the model is called (`taut.structure.calls.Example`), for the verbs that run it.
-        uncounted: notes on what torch's counter does not see and taut counted itself (recurrent cells).
+        uncounted: notes on what torch's counter does not see and taut counted itself (recurrent cells), and on
+            operations that may multiply and are not counted.
     """
 
     layers: tuple[Layer, ...]
@@ -140,6 +141,11 @@ class Network:
     def group(self, names: Sequence[str]) -> Group:
         """The group of the named layers."""
         return Group(tuple(self[name] for name in names))
+
+    def skipping(self, reasons: Mapping[str, str]) -> Network:
+        """The same, with these layers left alone for these reasons; one that is skipped already keeps its own."""
+        layers = tuple(replace(layer, skip=layer.skip or reasons.get(layer.name)) for layer in self.layers)
+        return replace(self, layers=layers)
 
     def __str__(self) -> str:
         """A row for every layer: what it is, what it costs, why it is skipped."""
