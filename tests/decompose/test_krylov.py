@@ -141,7 +141,7 @@ def test_a_rank_gives_the_first_directions_of_all(m, n, rank):
 def test_the_output_basis_of_a_rank_serves_that_rank(rank):
     W = decaying(512, 1024, 0.5).float().reshape(1, 512, 256, 4)
     A = torch.randn(2000, 1024, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    for weighting in (Weighting(), Weighting(full=(A.mT @ A / 2000)[None]), Weighting(sketch=A / 2000**0.5)):
+    for weighting in (Weighting(), Weighting(full=(A.mT @ A / 2000)[None]), Weighting(sketch=A[None] / 2000**0.5)):
         found, every = output_basis(W, weighting, rank=rank), output_basis(W, weighting)
         assert found.up.shape == (1, 512, rank)
         torch.testing.assert_close(found.energy.sum(), every.energy[:, :rank].sum(), rtol=1e-5, atol=0)

@@ -6,6 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.projection import input_basis, unexplained
 from taut.decompose.weighting import Weighting
 
@@ -58,7 +59,7 @@ def test_explained_and_unexplained_by_brute_force_at_every_rank(g, o, c, s, F, f
     A = w.gram(eye)  # the metric itself, ridge included
     basis = input_basis(W, w, F)
     for weigh in (None, B):
-        left = unexplained(W, w, weigh, basis)
+        left = unexplained(W, w, None if weigh is None else OutputMoment(weigh), basis)
         assert left.shape == (basis.V.shape[-1] + 1,)
         for r in range(len(left)):
             wanted = 0.0
@@ -131,8 +132,8 @@ def test_weights_of_low_rank_are_met_exactly_at_their_rank(rank, form):
 def test_a_response_turns_the_basis_towards_outputs_that_matter():
     W, w = randn(1, 6, 5, 3), Weighting(full=definite(1, 15))
     B = torch.diag(torch.tensor([1e4, 1, 1, 1, 1, 1], dtype=torch.float64))[None]
-    turned = unexplained(W, w, B, input_basis(W, w, 5, B.sqrt()))
-    plain = unexplained(W, w, B, input_basis(W, w, 5))
+    turned = unexplained(W, w, OutputMoment(B), input_basis(W, w, 5, B.sqrt()))
+    plain = unexplained(W, w, OutputMoment(B), input_basis(W, w, 5))
     assert float(turned[1]) < float(plain[1])
 
 

@@ -7,6 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.svd import directions, output_basis
 from taut.decompose.weighting import Weighting
 
@@ -56,7 +57,7 @@ def test_fisher_metric_meets_the_bound_of_the_two_sided_svd(groups, o, k):
     w = Weighting(full=A)
     A = w.regular()
     basis = output_basis(W, w, B)
-    lost = basis.lost(B).numpy()
+    lost = basis.lost(OutputMoment(B)).numpy()
     tails = np.zeros(min(o, k) + 1)
     for g in range(groups):
         left, right = (scipy.linalg.sqrtm(M[g].numpy()).real for M in (B, A))
@@ -73,7 +74,7 @@ def test_lost_is_the_brute_force_damage_whatever_metric_chose_the_directions(gro
     W, A, B = torch.randn(groups, o, k, 1, dtype=torch.float64), definite(groups, k), definite(groups, o)
     w = Weighting(full=A)
     basis = output_basis(W, w, definite(groups, o) if fisher else None)
-    lost = basis.lost(B if weigh else None)
+    lost = basis.lost(OutputMoment(B) if weigh else None)
     assert lost.shape == (min(o, k) + 1,) if o > k else lost.shape == (o + 1,)
     for r in range(len(lost)):
         wanted = error(W.flatten(2) - truncated(basis, W, r), w.regular(), B if weigh else None)

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from cases import FLAVOURS, KERNEL
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.structure.statistics import LayerStatistics
 
@@ -18,7 +19,7 @@ def statistics(conv, *, fisher=False, form="full"):
     size = conv.weight[0].numel() if form == "full" else conv.weight.shape[1]
     X = torch.randn(300, size).double() * torch.logspace(1, -1, size)
     G = torch.randn(100, len(conv.weight)).double() * torch.logspace(1, -1, len(conv.weight))
-    outputs = (G.T @ G / 100)[None] if fisher else None
+    outputs = OutputMoment((G.T @ G / 100)[None]) if fisher else None
     return LayerStatistics(Weighting(**{form: (X.T @ X / 300)[None]}), outputs, positions=5.0)
 
 
@@ -51,7 +52,7 @@ def brute_force(conv, built, stats):
     A = A[0] if A is not None else torch.kron(stats.weighting.channel[0], torch.eye(9))
     A = A + 1e-4 * A.trace() / len(A) * torch.eye(len(A))  # the documented ridge
     if stats.outputs is not None:
-        return float((dW @ A @ dW.T * stats.outputs[0]).sum()) / (2 * stats.positions)
+        return float((dW @ A @ dW.T * stats.outputs.full[0]).sum()) / (2 * stats.positions)
     return float((dW @ A @ dW.T).trace() / (W @ A @ W.T).trace())
 
 

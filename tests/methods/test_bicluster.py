@@ -14,6 +14,7 @@ from cases import KERNEL, SIZE
 from methods.clustered import brute_force, flavours, rewritten, statistics, turned, with_kernel
 from methods.samples import group_of, layers, measured
 from taut import CallError, Plan, Step
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.methods.bicluster import Bicluster
 from taut.methods.blocks import divisors
@@ -199,7 +200,7 @@ def test_damage_has_one_unit_whatever_metric_chose_the_factors(metric, fisher):
 def test_each_metric_is_best_in_what_it_measures():
     conv = nn.Conv2d(8, 16, 3).double()
     A, B = (turn @ torch.diag(torch.logspace(2, -2, len(turn)).double()) @ turn.T for turn in map(turned, (72, 16)))
-    stats = LayerStatistics(Weighting(full=A[None]), B[None], positions=5.0)
+    stats = LayerStatistics(Weighting(full=A[None]), OutputMoment(B[None]), positions=5.0)
     loss, wrong = {}, {}
     for metric in ("data", "fisher", "mahalanobis", "frobenius"):
         method = Bicluster(inputs=2, outputs=2, rank_in=2, rank_out=3, metric=metric)

@@ -592,8 +592,9 @@ def test_a_ramp_ends_at_its_sparsity():
 # Statistics of the narrower network.
 
 
-def test_statistics_are_those_of_the_narrower_network():
+def test_statistics_are_those_of_the_narrower_network(monkeypatch):
     """What goes is read with weights of zero beforehand, so that all others see and give what they did."""
+    monkeypatch.setattr("taut.structure.collecting.ENOUGH", 0)  # how few rows are judged depends on the width
     model = net()
     groups = groups_of(model, X)
     gone = [torch.arange(group.size)[::3] for group in groups]
@@ -610,7 +611,7 @@ def test_statistics_are_those_of_the_narrower_network():
     for name, one in wanted.layers.items():
         other = found.layers[name]
         torch.testing.assert_close(other.weighting.full, one.weighting.full, rtol=1e-4, atol=1e-5)
-        torch.testing.assert_close(other.outputs, one.outputs, rtol=1e-4, atol=1e-6)
+        torch.testing.assert_close(other.outputs.full, one.outputs.full, rtol=1e-4, atol=1e-6)
         torch.testing.assert_close(other.taylor, one.taylor, rtol=1e-3, atol=1e-6)
         assert other.positions == one.positions
         assert found.modules[name] is small.get_submodule(name)

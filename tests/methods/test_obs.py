@@ -49,7 +49,7 @@ def test_the_damage_predicts_the_rise_of_the_squared_error():
     method = OBS(ridge=1e-6)
     modules = {"fc": net.fc}
     (scores,) = method.ranking(method.factor(modules, stats.layers))
-    A, B = x.double().T @ x.double() / len(x), stats.layers["fc"].outputs[0].diagonal().double()
+    A, B = x.double().T @ x.double() / len(x), stats.layers["fc"].outputs.full[0].diagonal().double()
     small = pruned(net, x, "obs", sparsity=0.5, ridge=1e-6)
     kept = small.fc.weight != 0
     change = (small.fc.weight - net.fc.weight).double()

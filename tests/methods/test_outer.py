@@ -11,6 +11,7 @@ from cases import KERNEL, SIZE, sequential
 from methods.clustered import brute_force, flavours, rewritten, statistics, turned, with_kernel
 from methods.samples import check_costs, group_of, layers
 from taut import CallError
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.methods.blocks import divisors
 from taut.methods.outer import Outer
@@ -174,7 +175,7 @@ def test_damage_has_one_unit_whatever_metric_chose_the_factors(metric, fisher):
 def test_each_metric_is_best_in_what_it_measures():
     conv = nn.Conv2d(8, 16, 3).double()
     A, B = (turn @ torch.diag(torch.logspace(2, -2, len(turn)).double()) @ turn.T for turn in map(turned, (72, 16)))
-    stats = LayerStatistics(Weighting(full=A[None]), B[None], positions=5.0)
+    stats = LayerStatistics(Weighting(full=A[None]), OutputMoment(B[None]), positions=5.0)
     loss, wrong = {}, {}
     for metric in ("data", "fisher", "mahalanobis", "frobenius"):
         method = Outer(inputs=2, outputs=2, rank=3, metric=metric)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from methods.samples import check_costs, group_of, layers
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.methods.spatial import Spatial, max_rank
 from taut.structure.statistics import LayerStatistics
@@ -61,13 +62,13 @@ def test_damage_is_that_of_the_kernel_which_is_built(metric, groups):
     conv = nn.Conv2d(4, 6, 3, groups=groups).double()
     k, o = 36 // groups, 6 // groups
     X, G = torch.randn(groups, 80, k).double(), torch.randn(groups, 20, o).double()
-    stats = LayerStatistics(Weighting(full=X.mT @ X / 80), G.mT @ G / 20, positions=5.0)
+    stats = LayerStatistics(Weighting(full=X.mT @ X / 80), OutputMoment(G.mT @ G / 20), positions=5.0)
     W = conv.weight.detach().reshape(groups, o, k)
     for rank in (1, 2, 4):
         method = Spatial(rank=rank, metric=metric)
         factors = method.factor({"c": conv}, {"c": stats})
         dW = W - kernel(method.rewrite({"c": conv}, factors).modules["c"], groups).flatten(2)
-        error = torch.einsum("gpo,gpi,gij,goj->", stats.outputs, dW, stats.weighting.regular(), dW)
+        error = torch.einsum("gpo,gpi,gij,goj->", stats.outputs.full, dW, stats.weighting.regular(), dW)
         assert method.damage(factors) == pytest.approx(float(error) / 10, rel=1e-6, abs=1e-9)
 
 

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from methods.samples import check_costs, group_of, layers
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError
 from taut.methods.svd import SVD, max_rank
@@ -58,13 +59,13 @@ def test_damage_is_that_of_the_weight_which_is_built(metric, groups):
     conv = nn.Conv2d(4, 6, 3, groups=groups).double()
     k, o = 36 // groups, 6 // groups
     X, G = torch.randn(groups, 80, k).double(), torch.randn(groups, 20, o).double()
-    stats = LayerStatistics(Weighting(full=X.mT @ X / 80), G.mT @ G / 20, positions=5.0)
+    stats = LayerStatistics(Weighting(full=X.mT @ X / 80), OutputMoment(G.mT @ G / 20), positions=5.0)
     W = conv.weight.detach().reshape(groups, o, k)
     for rank in range(1, o + 1):
         method = SVD(rank=rank, metric=metric)
         factors = method.factor({"c": conv}, {"c": stats})
         dW = W - product(method.rewrite({"c": conv}, factors).modules["c"], groups)
-        error = torch.einsum("gpo,gpi,gij,goj->", stats.outputs, dW, stats.weighting.regular(), dW)
+        error = torch.einsum("gpo,gpi,gij,goj->", stats.outputs.full, dW, stats.weighting.regular(), dW)
         assert method.damage(factors) == pytest.approx(float(error) / 10, rel=1e-6, abs=1e-9)
 
 

@@ -9,6 +9,7 @@ from tensorly.decomposition import partial_tucker
 from torch import nn
 
 from methods.samples import check_costs, group_of, layers
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError
 from taut.methods.tucker import Tucker, max_ranks
@@ -100,13 +101,13 @@ def test_damage_is_that_of_the_kernel_which_is_built(metric, groups):
     conv = nn.Conv2d(8, 6, 3, groups=groups).double()
     k, o = 72 // groups, 6 // groups
     X, G = torch.randn(groups, 150, k).double(), torch.randn(groups, 20, o).double()
-    stats = LayerStatistics(Weighting(full=X.mT @ X / 150), G.mT @ G / 20, positions=5.0)
+    stats = LayerStatistics(Weighting(full=X.mT @ X / 150), OutputMoment(G.mT @ G / 20), positions=5.0)
     W = conv.weight.detach().reshape(groups, o, k)
     for i, r in ((1, 1), (2, 3), (4, 1), (3, 2)):
         method = Tucker(rank_in=i, rank_out=r, metric=metric)
         factors = method.factor({"c": conv}, {"c": stats})
         dW = W - kernel(method.rewrite({"c": conv}, factors).modules["c"], groups).flatten(2)
-        wrong = torch.einsum("gpo,gpi,gij,goj->", stats.outputs, dW, stats.weighting.regular(), dW)
+        wrong = torch.einsum("gpo,gpi,gij,goj->", stats.outputs.full, dW, stats.weighting.regular(), dW)
         assert method.damage(factors) == pytest.approx(float(wrong) / 10, rel=1e-6, abs=1e-9)
 
 

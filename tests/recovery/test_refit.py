@@ -259,7 +259,7 @@ def test_refit_is_repeatable_and_restores_random_state():
 
 
 def test_wide_layers_with_few_samples_are_refitted_too():
-    """Fewer rows than columns: the dual form, a channel or sketch metric."""
+    """Fewer rows than columns: the dual form, a channel or sketch metric of the present inputs."""
     model = settle(
         sequential(conv=nn.Conv2d(257, 150, 3, padding=1), act=nn.ReLU(), flat=nn.Flatten(), fc=nn.Linear(150 * 16, 4)),
         torch.randn(4, 257, 4, 4),
@@ -267,8 +267,8 @@ def test_wide_layers_with_few_samples_are_refitted_too():
     x = torch.randn(12, 257, 4, 4)
     net = taut.trace(model, x[:1])
     stats = taut.observe(net, model, x)
-    assert stats.layers["conv"].weighting.channel is not None
-    assert stats.layers["fc"].weighting.sketch is not None
+    assert stats.layers["conv"].weighting.full is not None
+    assert stats.layers["fc"].weighting.full is not None
     plan = Plan.of(net, [Step(("conv",), "tucker", {"rank_in": 20, "rank_out": 4}), Step(("fc",), "svd", {"rank": 2})])
     small = taut.apply(model, plan, stats, data=x)
     assert all(bool(p.isfinite().all()) for p in small.parameters())

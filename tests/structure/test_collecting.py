@@ -5,8 +5,18 @@ import torch
 from torch import nn
 
 from cases import sequential
+from taut.decompose.svd import output_basis
 from taut.errors import DataError
-from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, LayerMoments, form_of, second_moment, sketched
+from taut.structure.collecting import (
+    EXACT_LIMIT,
+    FULL_LIMIT,
+    SKETCH_BYTES,
+    LayerMoments,
+    form_of,
+    second_moment,
+    sketch_size,
+    sketched,
+)
 from taut.structure.patches import input_rows, positions
 from taut.structure.tracing import trace
 
@@ -37,6 +47,7 @@ def unfolded(module, x):
 )
 def test_form_keeps_memory_bounded(module, form):
     assert form_of(module) == form
+    assert form_of(module, EXACT_LIMIT) == "full"
 
 
 def test_second_moment_of_channels_is_the_mean_over_offsets():
@@ -73,7 +84,8 @@ def test_few_rows_are_no_sketch():
     ],
     ids=lambda v: type(v).__name__,
 )
-def test_moments_over_batches_are_means_over_samples(module, x):
+def test_moments_over_batches_are_means_over_samples(module, x, monkeypatch):
+    monkeypatch.setattr("taut.structure.collecting.ENOUGH", 0)
     m = moments(module, x)
     grads = torch.randn(module(x).shape)
     for part, grad in zip(x.split(3), grads.split(3), strict=True):
@@ -85,7 +97,7 @@ def test_moments_over_batches_are_means_over_samples(module, x):
     groups = getattr(module, "groups", 1)
     flat = grads if isinstance(module, nn.Linear) else grads.movedim(1, -1)
     flat = flat.reshape(-1, groups, flat.shape[-1] // groups)
-    torch.testing.assert_close(B, torch.einsum("ngi,ngj->gij", flat, flat) / 8, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(B.full, torch.einsum("ngi,ngj->gij", flat, flat) / 8, rtol=1e-4, atol=1e-5)
     assert per_sample == positions(module, module(x)) / 8
     products = (module(x) * grads).detach()
     if not isinstance(module, nn.Linear):
@@ -107,18 +119,133 @@ def test_sampled_positions_estimate_all_of_them():
     assert not torch.allclose(found, wanted.float(), rtol=1e-5)
 
 
-def test_a_sketch_of_a_wide_linear_is_bounded_and_means_over_samples():
-    module, x = nn.Linear(FULL_LIMIT + 6, 2), torch.randn(2 * SKETCH_ROWS, FULL_LIMIT + 6)
+def test_a_sketch_of_a_wide_linear_is_bounded_and_means_over_samples(monkeypatch):
+    monkeypatch.setattr("taut.structure.collecting.EXACT_LIMIT", 100)
+    module, x = nn.Linear(640, 200), torch.randn(2048, 640)
     m = moments(module, x[:2], samples=len(x))
-    for part in x.split(SKETCH_ROWS // 2):
+    for part in x.split(512):
         m.add_input(part, module(part))
-        assert m.A.shape[1] <= SKETCH_ROWS
     weighting = m.finish()[0]
     assert weighting.full is None
     rows = weighting.sketch
-    assert rows.shape == (1, SKETCH_ROWS, FULL_LIMIT + 6)
-    total = float(x.square().sum()) / len(x)
-    assert float(rows.square().sum()) == pytest.approx(total, rel=0.02)
+    assert rows.shape == (1, 2 * 200 * 640 // 840, 640)
+    assert float(rows.square().sum()) == pytest.approx(float(x.square().sum()) / len(x), rel=0.05)
+
+
+def test_a_sketch_grows_with_the_rank_asked_for_and_stays_bounded():
+    assert sketch_size(300, 10_000) == 2 * 300 * 10_000 // 10_300
+    assert sketch_size(40_000, 40_000) * 40_000 * 4 <= SKETCH_BYTES
+
+
+def spectrum_over_8_decades(n, k):
+    turn = torch.linalg.qr(torch.randn(k, k, dtype=torch.float64))[0]
+    return torch.randn(n, k, dtype=torch.float64) * torch.logspace(0, -4, k).double() @ turn
+
+
+@pytest.mark.parametrize("kind", ["large mean", "relu", "8 decades"])
+def test_float32_sums_are_those_of_float64(kind, monkeypatch):
+    """Elementwise to float32's rounding of the moment itself, also where a mean is 1,000 times what varies."""
+    monkeypatch.setattr("taut.structure.collecting.ENOUGH", 0)
+    n, k = 4000, 48
+    if kind == "8 decades":
+        x = spectrum_over_8_decades(n, k)
+    else:
+        x = torch.randn(n, k, dtype=torch.float64)
+        x = x + 1000 if kind == "large mean" else x.relu()
+    x = x.float()
+    module = nn.Linear(k, 3)
+    m = moments(module, x[:2], samples=n)
+    for part in x.split(250):
+        m.add_input(part, module(part))
+    found = m.finish()[0].full[0].double()
+    wanted = x.double().T @ x.double() / n
+    size = wanted.diagonal().sqrt()
+    assert float(((found - wanted) / torch.outer(size, size)).abs().max()) < 1e-6
+
+
+def passed(module, x, held, samples=None):
+    """Moments of a pass in which the samples `held` (a slice) judge the others."""
+    m = moments(module, x[:2], samples=samples or len(x))
+    keep = torch.ones(len(x), dtype=torch.bool)
+    keep[held] = False
+    for some, out in ((x[keep], False), (x[~keep], True)):
+        m.held = out
+        m.add_input(some, module(some))
+    return m.finish()[0]
+
+
+@pytest.mark.parametrize("n", [40, 300, 1200])
+def test_few_rows_predict_what_fresh_rows_lose(n):
+    """Energy lost by the best rank for the moment found, against the truth, at 0.3 to 10 rows per input."""
+    k, rank = 128, 50
+    scale = torch.arange(1, k + 1).float().rsqrt()
+    module, x = nn.Linear(k, k), torch.randn(n, k) * scale
+    found = passed(module, x, slice(0, max(8, n // 16)))
+    W = module.weight.detach()[None, :, :, None]
+    basis = output_basis(W, found)
+    predicted = float(basis.lost(None)[rank]) / found.energy(W)
+    dW = W[0, :, :, 0] - (basis.up[0, :, :rank] @ basis.down[0, :rank]).float() @ W[0, :, :, 0]
+    true = float((dW * scale).square().sum() / (W[0, :, :, 0] * scale).square().sum())
+    assert predicted == pytest.approx(true, rel=0.15)
+
+
+def test_nothing_is_free_for_want_of_samples():
+    """32 samples of 256 inputs: beyond rank 32 the sample itself has no energy at all."""
+    module, x = nn.Linear(256, 256), torch.randn(32, 256)
+    W = module.weight.detach()[None, :, :, None]
+    for held in (slice(0, 8), slice(0, 0)):
+        found = passed(module, x, held)
+        lost = output_basis(W, found).lost(None)
+        assert float(lost[64]) / found.energy(W) == pytest.approx(0.377, abs=0.06)  # of the best, for inputs alike
+        assert bool((lost[:-1] > 0).all())
+
+
+def test_one_sample_judges_itself_by_its_last_rows():
+    module, x = nn.Linear(64, 64), torch.randn(1, 48, 64)
+    m = moments(module, x)
+    m.held = None
+    m.add_input(x, module(x))
+    found = m.finish()[0]
+    values = torch.linalg.eigvalsh(found.full[0])
+    assert float(values[0]) > 0.2 * float(values.mean())
+
+
+def test_held_out_rows_count_where_there_are_enough():
+    module, x = nn.Linear(4, 3), torch.randn(200, 4)
+    found = passed(module, x, slice(0, 20)).full[0]
+    torch.testing.assert_close(found, x.T @ x / 200, rtol=1e-5, atol=1e-6)
+
+
+def test_a_layer_that_only_held_out_samples_reach_is_known():
+    module, x = nn.Linear(4, 3), torch.randn(100, 4)
+    found = passed(module, x, slice(None)).full[0]
+    torch.testing.assert_close(found, x.T @ x / 100, rtol=1e-5, atol=1e-6)
+
+
+def test_positions_are_those_of_the_data():
+    """Texts of several lengths: the example's length says nothing."""
+    module, x = nn.Linear(4, 3), torch.randn(6, 5, 4)
+    m = moments(module, x[:2], samples=12)
+    m.add_input(x, module(x))
+    m.add_input(x[:, :2], module(x[:, :2]))
+    assert m.finish()[2] == (6 * 5 + 6 * 2) / 12
+
+
+def test_gradients_of_wide_outputs_are_rows_with_an_exact_diagonal(monkeypatch):
+    monkeypatch.setattr("taut.structure.collecting.LIMIT", 8)
+    module, x = nn.Linear(5, 300), torch.randn(2000, 5)
+    m = moments(module, x[:2], samples=len(x))
+    grads = torch.randn(2000, 300) * torch.linspace(2, 0, 300)
+    for part, grad in zip(x.split(500), grads.split(500), strict=True):
+        m.add_input(part, module(part))
+        m.add_gradient(grad, module(part))
+    B = m.finish()[1]
+    assert B.full is None
+    assert B.rows.shape == (1, 1024, 300)
+    torch.testing.assert_close(B.diagonal()[0], grads.square().sum(0) / 2000, rtol=1e-4, atol=1e-7)
+    wanted = grads.T @ grads / 2000
+    U = torch.randn(300, 40)
+    torch.testing.assert_close(B.along(U[None])[0].float(), ((wanted @ U) * U).sum(0), rtol=0.25, atol=0)
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])

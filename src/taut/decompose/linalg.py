@@ -71,14 +71,14 @@ def left_basis(X: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
     """Left singular vectors and squared singular values of X, by the eigenvectors of the SMALLER Gram matrix.
 
     Faster than a full SVD, the more so the less square X is. The squares lose what is below 1e-8 of the largest
-    singular value (float64), which no truncation keeps; the vectors of such values are set to zero.
+    singular value (float64), which no truncation keeps; the vectors of such values are any that complete the others.
 
     Args:
         X: (g, m, n).
         rank: directions wanted, None for all; a few are found without decomposing anything.
 
     Returns:
-        U (g, m, r) with orthonormal or zero columns and s^2 (g, r), descending, r = min(m, n, rank), in float64.
+        U (g, m, r) with orthonormal columns and s^2 (g, r), descending, r = min(m, n, rank), in float64.
     """
     m, n = X.shape[-2:]
     if rank is not None:
@@ -88,12 +88,11 @@ def left_basis(X: Tensor, rank: int | None = None) -> tuple[Tensor, Tensor]:
         return spectrum(gram(X))
     values, V = _eigh(gram(X.mT))
     values, V = values.flip(-1).clamp_min(0), V.flip(-1)
-    if n > LARGE:  # float32 vectors of small values are not orthogonal after the division below
-        return torch.linalg.qr(X.double() @ V)[0], values
     s = values.sqrt()
-    good = s > s.amax(-1, keepdim=True) * 1e-7
-    U = (X.double() @ V) / torch.where(good, s, 1.0)[..., None, :]
-    return U * good[..., None, :], values * good
+    good = bool((s > s.amax(-1, keepdim=True) * 1e-7).all())
+    if n > LARGE or not good:  # vectors of small values are not orthogonal after a division
+        return torch.linalg.qr(X.to(V) @ V)[0].double(), values.double()
+    return (X.double() @ V) / s[..., None, :], values
 
 
 def gram(X: Tensor, blocks: int = 4) -> Tensor:
@@ -102,13 +101,37 @@ def gram(X: Tensor, blocks: int = 4) -> Tensor:
     if n < SMALL:
         return X @ X.mT
     S = X.new_empty(*X.shape[:-1], n)
-    step = -(-n // blocks)
-    for start in range(0, n, step):
-        rows = slice(start, min(n, start + step))
+    for rows in _bands(n, blocks):
         piece = X[..., rows, :] @ X[..., : rows.stop, :].mT
         S[..., rows, : rows.stop] = piece
-        S[..., :start, rows] = piece[..., :start].mT
+        S[..., : rows.start, rows] = piece[..., : rows.start].mT
     return S
+
+
+def add_gram(S: Tensor, X: Tensor, weight: float = 1.0, blocks: int = 4) -> None:
+    """Add X^T X of X (g, n, k), times `weight`, to the lower triangle of S (g, k, k), which `mirrored` completes."""
+    k = X.shape[-1]
+    if k < SMALL:
+        S.baddbmm_(X.mT, X, alpha=weight)
+        return
+    for own, x in zip(S, X, strict=True):
+        for rows in _bands(k, blocks):
+            own[rows, : rows.stop].addmm_(x[:, rows].T, x[:, : rows.stop], alpha=weight)
+
+
+def mirrored(S: Tensor) -> Tensor:
+    """S (g, k, k) with its upper triangle made from the lower one, in place."""
+    for own in S:
+        for rows in _bands(S.shape[-1], 16):
+            corner = own[rows, rows].tril()
+            own[rows, rows] = corner + corner.tril(-1).T
+            own[: rows.start, rows] = own[rows, : rows.start].T
+    return S
+
+
+def _bands(size: int, count: int) -> list[slice]:
+    step = -(-size // count)
+    return [slice(start, min(size, start + step)) for start in range(0, size, step)]
 
 
 def _leading_left(x: Tensor, rank: int) -> tuple[Tensor, Tensor] | None:

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from taut.decompose.linalg import cholesky, left_basis, ridge
+from taut.decompose.outputs import OutputMoment, squared_error
 from taut.decompose.weighting import RIDGE, Weighting
 
 
@@ -112,11 +113,10 @@ def _project_full(unfolded: Tensor, flat: Tensor, A: Tensor, P: int, rank: int |
     return V, inverse @ response, inverse
 
 
-def unexplained(W: Tensor, weighting: Weighting, B: Tensor | None, basis: InputBasis) -> Tensor:
+def unexplained(W: Tensor, weighting: Weighting, B: OutputMoment | None, basis: InputBasis) -> Tensor:
     """tr(B (W A W^T - Z_r^T Z_r)) for r = 0 ... R, (R + 1,), summed over groups: what r features leave out."""
     Z = basis.Z.double()
-    weighed = Z if B is None else Z @ B.double()
-    gained = (weighed * Z).sum(-1).sum(0).reshape(-1, basis.P).sum(-1).cumsum(0)
-    S = weighting.gram(W)
-    total = S.diagonal(dim1=-2, dim2=-1).sum() if B is None else (S * B.double()).sum()
+    single = Z.square().sum(-1) if B is None else B.along(Z.mT)
+    gained = single.sum(0).reshape(-1, basis.P).sum(-1).cumsum(0)
+    total = squared_error(weighting, W, B).to(gained)
     return (total - torch.cat([gained.new_zeros(1), gained])).clamp_min(0)

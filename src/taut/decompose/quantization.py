@@ -49,7 +49,10 @@ def _moment(weighting: Weighting, taps: int, at: Tensor) -> Tensor:
     if weighting.sketch is None:
         raise ValueError("this weighting holds no second moment")
     rows = weighting.sketch[..., at.to(weighting.sketch.device)].double()
-    return (rows.mT @ rows).mean(0)
+    found = (rows.mT @ rows).mean(0)
+    if weighting.beside is not None:
+        found.diagonal().add_(float(weighting.beside.mean()))
+    return found
 
 
 def quantized(W: Tensor, block: int, k: int, moments: list[Tensor] | None, seed: int) -> tuple[Tensor, Tensor]:

@@ -69,7 +69,7 @@ class Term:
         self.lift = 1.0
         if weighting.sketch is not None:
             self.sketch = weighting.sketch[0].double().reshape(-1, n, m)
-            self.lift = max(RIDGE * float(self.sketch.square().sum()) / (n * m), 1e-300)
+            self.lift = max(float(weighting.lift()[0]), 1e-300)
             return
         C = weighting.channel if weighting.full is None else weighting.full
         if C is not None:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from taut.decompose.linalg import few, left_basis, root, spectrum
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 
 
@@ -29,10 +30,10 @@ class OutputBasis:
     down: Tensor
     energy: Tensor
 
-    def lost(self, B: Tensor | None) -> Tensor:
+    def lost(self, B: OutputMoment | None) -> Tensor:
         """Damage tr(B dW A dW^T) of keeping the first r directions, for r = 0 ... R: (R + 1,), summed over groups."""
         up = self.up.double()
-        weight = up.square().sum(-2) if B is None else torch.einsum("gor,gop,gpr->gr", up, B.double(), up)
+        weight = up.square().sum(-2) if B is None else B.along(up)
         tail = (self.energy * weight).sum(0).flip(0).cumsum(0).flip(0)
         return torch.cat([tail, tail.new_zeros(1)])
 
@@ -47,12 +48,28 @@ def output_basis(W: Tensor, weighting: Weighting, B: Tensor | None = None, rank:
     if rank is not None and few(rank, min(o, k)) and half is None and not weighting.known:
         Q, energy = left_basis(W.flatten(2), rank)
         return _basis(Q, energy, None)
-    if o <= k and weighting.sketch is None:
+    if o <= k:
         S = weighting.gram(W)
         return directions(S, half, rank)
     X = weighting.whitened(W)
     Q, energy = left_basis(X if half is None else half[0] @ X, rank)
     return _basis(Q, energy, half)
+
+
+def completed(W: Tensor, up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+    """The first `rank` directions; where there are fewer, those of what they leave of the weight follow.
+
+    Args:
+        W: (g, o, k).
+        up: (g, o, r).
+        down: (g, r, o); up down is a projection.
+        rank: at most min(o, k).
+    """
+    missing = rank - up.shape[-1]
+    if missing <= 0:
+        return up[..., :rank], down[:, :rank]
+    rest = left_basis(W - up @ (down @ W), missing)[0].to(up)
+    return torch.cat([up, rest], -1), torch.cat([down, rest.mT - (rest.mT @ up) @ down], 1)
 
 
 def directions(S: Tensor, half: tuple[Tensor, Tensor] | None = None, rank: int | None = None) -> OutputBasis:

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
+from taut.decompose.outputs import OutputMoment, squared_error
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError
 from taut.methods.building import refuse_layer
@@ -18,7 +19,10 @@ from taut.structure.tracing import describe_layer
 from taut.types import Cost, Group, Layer, Method, Rewrite
 
 METRICS = ("data", "fisher", "mahalanobis", "frobenius")
-"""Second moments of the inputs; of outputs' gradients too; of both the diagonals alone; or nothing."""
+"""Second moments of the inputs; of outputs' gradients too; of both the diagonals alone; or nothing.
+
+Of more than 2,048 outputs the gradients' moment is no matrix: there only damages know of it.
+"""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,10 @@ class Sight:
         """Squared errors tr(B dW A dW^T) as damages."""
         energy = self.stats.weighting.energy(self.W) if self.stats.outputs is None else 0.0
         return [max(0.0, value) for value in self.stats.damage(errors, energy).tolist()]
+
+    def damage(self, dW: Tensor) -> float:
+        """Of a change (g, o, c, s) of the weight, in the metric of all that is known."""
+        return self.damages(squared_error(self.stats.weighting, dW, self.stats.outputs)[None])[0]
 
 
 class Factorization:
@@ -81,10 +89,10 @@ class Factorization:
         ((name, module),) = modules.items()
         known = stats.get(name, LayerStatistics())
         weighting = Weighting() if self.metric == "frobenius" else known.weighting
-        response = known.outputs if self.metric in {"fisher", "mahalanobis"} else None
+        response = regular(known.outputs) if self.metric in {"fisher", "mahalanobis"} else None
         if self.metric == "mahalanobis":
             weighting, response = weighting.diagonal(), None if response is None else _diagonal(response)
-        return Sight(grouped_weight(module), weighting, None if response is None else regular(response), known)
+        return Sight(grouped_weight(module), weighting, response, known)
 
     def factor_once(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Any:
         """The factors that `rewrite` of this resolved method needs, and no more; `factor` serves every rank."""
@@ -136,26 +144,27 @@ def _diagonal(B: Tensor) -> Tensor:
     return torch.diag_embed(B.diagonal(dim1=-2, dim2=-1))
 
 
-def regular(B: Tensor) -> Tensor:
-    """B with a ridge of 1e-2 of its mean eigenvalue: outputs that no sampled label moved still count a little."""
+def regular(moment: OutputMoment | None) -> Tensor | None:
+    """B (g, o, o) with a ridge of 1e-2 of its mean eigenvalue: outputs that no sampled label moved count a little.
+
+    None where nothing is known, or where the outputs are too many for a matrix.
+    """
+    B = None if moment is None else moment.full
+    if B is None:
+        return None
     mean = B.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(torch.finfo(torch.float32).tiny)
     return B.double() + 1e-2 * mean.double() * torch.eye(B.shape[-1], dtype=torch.float64, device=B.device)
 
 
 def input_rms(module: nn.Module, stats: LayerStatistics) -> Tensor | None:
     """Root mean square of the input that each weight meets, shaped as the weight; None without calibration data."""
-    diagonal: Weighting = stats.weighting.diagonal()
+    squares = stats.weighting.squares()
+    if squares is None:
+        return None
     W = weight_of(module)
     groups = groups_of(module)
-    if diagonal.full is not None:
-        squares = diagonal.full.diagonal(dim1=-2, dim2=-1).reshape(groups, 1, *W.shape[1:])
-    elif diagonal.channel is not None:
-        held = diagonal.channel.diagonal(dim1=-2, dim2=-1)
-        squares = held.reshape(groups, 1, W.shape[1], *[1] * (W.ndim - 2)).expand(groups, 1, *W.shape[1:])
-    elif diagonal.sketch is not None:
-        squares = diagonal.sketch.square().sum(1).reshape(groups, 1, *W.shape[1:])
-    else:
-        return None
+    kernel = W.shape[2:] if squares.shape[1] == W[0].numel() else [1] * (W.ndim - 2)
+    squares = squares.reshape(groups, 1, W.shape[1], *kernel).expand(groups, 1, *W.shape[1:])
     rms = (squares / max(stats.positions, 1e-30)).sqrt()
     return rms.expand(groups, len(W) // groups, *W.shape[1:]).reshape(W.shape)
 

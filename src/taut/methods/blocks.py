@@ -93,10 +93,7 @@ class Blocks(Factorization):
 
         def measure() -> float:
             # in the metric of what is known, whatever the fit was made in: one unit for all candidates
-            S = sight.stats.weighting.gram((sight.W[0].double() - self.fit(found).W)[None])
-            B = sight.stats.outputs
-            error = S.diagonal(dim1=-2, dim2=-1).sum() if B is None else (S * B.double()).sum()
-            return sight.damages(error[None])[0]
+            return sight.damage((sight.W[0].double() - self.fit(found).W)[None])
 
         return float(found.once(key, measure))
 

@@ -56,10 +56,7 @@ class CPFactors:
     def _damage(self, factors: tuple[Tensor, ...]) -> float:
         """tr(B dW A dW^T) of the kernel that is really built, in the metric of all that is known."""
         sight = self.sight
-        S = sight.stats.weighting.gram(sight.W.double() - compose(factors).flatten(3))
-        B = sight.stats.outputs
-        error = S.diagonal(dim1=-2, dim2=-1).sum() if B is None else (S * B.double()).sum()
-        return sight.damages(error[None])[0]
+        return sight.damage(sight.W.double() - compose(factors).flatten(3))
 
 
 @dataclass(frozen=True)

@@ -87,5 +87,5 @@ def _second_derivative(rms: Tensor, module: nn.Module, stats: LayerStatistics) -
     if stats.outputs is None:
         energy = stats.weighting.energy(grouped_weight(module))
         return rms.square() * (2 * stats.positions * (stats.scale or 1.0) / max(energy, 1e-300))
-    slopes = stats.outputs.diagonal(dim1=-2, dim2=-1).reshape(-1, *[1] * (W.ndim - 1))
+    slopes = stats.outputs.diagonal().reshape(-1, *[1] * (W.ndim - 1))
     return rms.square() * slopes.to(rms)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taut.criteria.curvature import compensated, surgeon
 from taut.decompose.linalg import ridge
+from taut.decompose.weighting import WIDE
 from taut.errors import CallError
 from taut.methods.masking import Masking
 from taut.structure.patches import grouped_weight, groups_of, weight_of
@@ -75,7 +76,7 @@ class OBS(Masking):
         if not weighting.known:
             return None
         held = weighting.full if weighting.full is not None else weighting.channel
-        return Moment(held, weighting.sketch, self.ridge, groups_of(module))
+        return Moment(held, weighting.sketch, weighting.beside, self.ridge, groups_of(module))
 
     def _score(self, module: nn.Module, moment: Moment | None, stats: LayerStatistics | None) -> Tensor:
         W = weight_of(module).detach()
@@ -87,7 +88,7 @@ class OBS(Masking):
             found = moment.back(moment.ordered(rows), W)
             energy = known.weighting.energy(grouped_weight(module)) if known.outputs is None else 1.0
         if known.outputs is not None:
-            slopes = known.outputs.diagonal(dim1=-2, dim2=-1).reshape(-1, *[1] * (W.ndim - 1)).to(found)
+            slopes = known.outputs.diagonal().reshape(-1, *[1] * (W.ndim - 1)).to(found)
             found = found * slopes / (2 * known.positions)
         elif moment is not None:
             found = found * ((known.scale or 1.0) / max(energy, 1e-300))
@@ -109,12 +110,13 @@ class Moment:
 
     Attributes:
         held: (g, k, k), of whole patches or of channels; None where there is a sketch.
-        sketch: (g, m, k), rows that have it.
+        sketch: (g, m, k), rows that have it. beside: (g,), what it has more in all directions, or None.
         ridge: share of the mean eigenvalue added. groups: of the layer.
     """
 
     held: Tensor | None
     sketch: Tensor | None
+    beside: Tensor | None
     ridge: float
     groups: int
 
@@ -140,7 +142,10 @@ class Moment:
         """A block of the diagonal, with its ridge."""
         if self.sketch is not None:
             part = self.sketch[group, :, at:end].double()
-            return ridge(part.mT @ part, self.ridge)
+            A = part.mT @ part
+            if self.beside is not None:
+                A.diagonal().add_(float(self.beside[group]))
+            return ridge(A, self.ridge)
         if self.held is None:
             raise CallError("A second moment holds neither a matrix nor a sketch.")
         return ridge(self.held[group, at:end, at:end], self.ridge)
@@ -150,8 +155,8 @@ class Moment:
         return self._each(rows, self._block(rows), lambda part, _, A: surgeon(part, A), rows)
 
     def solved(self, rows: Tensor, keep: Tensor) -> Tensor:
-        """What stays, moved; across blocks too, where the whole matrix is known."""
-        most = self.size if self.sketch is None else self._block(rows)
+        """What stays, moved; across blocks too, where the whole matrix is known and not too large to solve."""
+        most = self.size if self.sketch is None and self.size <= WIDE else self._block(rows)
         return self._each(rows, most, compensated, keep)
 
     def _block(self, rows: Tensor) -> int:

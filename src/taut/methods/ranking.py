@@ -14,7 +14,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.criteria import channels as criteria
 from taut.criteria.channels import Reader, removal
 from taut.decompose.linalg import ridge
-from taut.decompose.weighting import Weighting
+from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import CallError
 from taut.methods.base import regular
 from taut.methods.widths import Curve
@@ -122,12 +122,14 @@ def problems(
     owner = torch.full((member.width,), -1)
     owner[member.index] = torch.arange(len(member.index))[:, None].expand_as(member.index)
     owner = owner.reshape(g, -1)
-    B = None if stats.outputs is None else regular(stats.outputs).cpu()
-    energy = stats.weighting.energy(W) if B is None else 1.0
-    scale = 1 / (2 * stats.positions) if B is not None else (stats.scale or 1.0) / max(energy, 1e-300)
-    parts = [
-        _Part(W[i], owner[i], stats.weighting.part(i), None if B is None else B[i].double(), scale) for i in range(g)
-    ]
+    known = stats.outputs is not None
+    energy = 1.0 if known else stats.weighting.energy(W)
+    scale = 1 / (2 * stats.positions) if known else (stats.scale or 1.0) / max(energy, 1e-300)
+    B = regular(stats.outputs)
+    if stats.outputs is not None and stats.outputs.rows is not None:  # B = R^T R: R W has the same errors, without B
+        W = torch.einsum("gmo,gocs->gmcs", stats.outputs.rows.cpu().double(), W)
+    held = stats.weighting.handy(W.shape[2])
+    parts = [_Part(W[i], owner[i], held.part(i), None if B is None else B[i].cpu(), scale) for i in range(g)]
     return [(part.jointly() if exact else None) or part.apart(classes) for part in parts]
 
 
@@ -148,9 +150,9 @@ class _Part:
     scale: float
 
     def jointly(self) -> Reader | None:
-        """All columns as they act together; None where only a sketch of the inputs is held."""
+        """All columns as they act together; None where only a sketch of the inputs is held, or too many of them."""
         taps = self.W.shape[2]
-        if self.held.full is not None:
+        if self.held.full is not None and self.held.full.shape[-1] <= WIDE:
             A = ridge(self.held.full[0], RIDGE).cpu()
             return Reader(self.W.flatten(1), A, self.owner.repeat_interleave(taps), self.B, self.scale)
         if self.held.channel is not None:
@@ -173,10 +175,10 @@ class _Part:
     def _error(self, columns: Tensor) -> Tensor:
         """tr(B W_S A_SS W_S^T) of some columns S."""
         W, taps = self.W[:, columns], self.W.shape[2]
-        B = torch.eye(len(W), dtype=torch.float64) if self.B is None else self.B
+        weighed = W if self.B is None else torch.einsum("op,pcs->ocs", self.B, W)
         if self.held.channel is not None:
             A = self.held.channel[0][columns][:, columns].cpu().double()
-            return torch.einsum("ocs,cd,pds,op->", W, A, W, B)
+            return (torch.einsum("ocs,ods->cd", weighed, W) * A).sum()
         at = (columns[:, None] * taps + torch.arange(taps)).flatten()
         if self.held.full is not None:
             A = self.held.full[0][at][:, at].cpu().double()
@@ -184,7 +186,9 @@ class _Part:
             rows: Any = self.held.sketch
             A = rows[0][:, at].cpu().double()
             A = A.T @ A
-        return torch.einsum("oi,ij,pj,op->", W.flatten(1), A, W.flatten(1), B)
+            if self.held.beside is not None:
+                A.diagonal().add_(float(self.held.beside[0]))
+        return (weighed.flatten(1).T @ W.flatten(1) * A).sum()
 
 
 # Scores of single channels: higher is more important.
@@ -240,16 +244,10 @@ def _taylor(stats: LayerStatistics | None) -> Tensor | None:
 
 def _energy(stats: LayerStatistics | None, member: Member) -> Tensor | None:
     """Mean square of what arrives, per index of the side."""
-    held = None if stats is None else stats.weighting.diagonal()
-    if held is None or not held.known:
+    squares = None if stats is None else stats.weighting.squares()
+    if squares is None:
         return None
-    if held.full is not None:
-        diagonal = held.full.diagonal(dim1=-2, dim2=-1)
-    elif held.channel is not None:
-        diagonal = held.channel.diagonal(dim1=-2, dim2=-1)
-    else:
-        diagonal = held.sketch.square().sum(1)  # type: ignore[union-attr]
-    found: Tensor = criteria.energy(diagonal.cpu().reshape(member.width, -1).double().sum(1))
+    found: Tensor = criteria.energy(squares.cpu().reshape(member.width, -1).double().sum(1))
     return found
 
 

@@ -33,17 +33,20 @@ def refilled(module: nn.Module, cut: Cut, stats: LayerStatistics | None) -> nn.M
 
 def _made_up(module: nn.Module, cut: Cut, stats: LayerStatistics) -> Tensor | None:
     """The kept columns moved so that tr(dW A dW^T) is least, of the kept rows; None where A is only sketched."""
-    held = stats.weighting.full if stats.weighting.full is not None else stats.weighting.channel
-    if held is None or not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return None
     W = grouped_weight(module)
+    weighting = stats.weighting.handy(W.shape[2])
+    held = weighting.full if weighting.full is not None else weighting.channel
+    if held is None:
+        return None
     g, _, c, taps = W.shape
     kept = torch.zeros(c, dtype=torch.bool)
     kept[cut.inputs] = True
     found = []
     for i in range(g):
         A = ridge(held[i], RIDGE).cpu()
-        wide = stats.weighting.full is not None
+        wide = weighting.full is not None
         rows = W[i].flatten(1) if wide else W[i].movedim(2, 0).flatten(0, 1)
         owner = torch.arange(c).repeat_interleave(taps if wide else 1)
         moved = kept_weights(Reader(rows.cpu(), A, owner), kept)

@@ -7,11 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from taut.decompose.balance import equalize
-from taut.decompose.svd import OutputBasis, output_basis
+from taut.decompose.svd import OutputBasis, completed, output_basis
 from taut.decompose.vbmf import output_rank
 from taut.methods.automatic import built_ranks, scaled, undecided
 from taut.methods.base import Factorization, Sight, integer
@@ -63,9 +62,10 @@ class SVD(Factorization):
         return _factors(sight, output_basis(sight.W, sight.weighting, sight.response, self.rank), [])
 
     def candidates(self, group: Group, factors: Any) -> Sequence[SVD]:
-        """Ranks of the grid that shrink the layer, whatever `vbmf` would choose."""
-        del factors
-        ranks = rank_grid(max_rank(group.layer))
+        """Ranks of the grid that shrink the layer and that its inputs can judge, whatever `vbmf` would choose."""
+        whole = max_rank(group.layer)
+        judged = whole if factors is None else min(whole, factors.basis.energy.shape[-1])
+        ranks = [r for r in rank_grid(whole) if r < judged or judged == whole]
         return self.worthwhile(group, (replace(self, rank=r, vbmf=None) for r in ranks))
 
     def decided(self, modules: Mapping[str, nn.Module]) -> SVD:
@@ -101,7 +101,7 @@ class SVD(Factorization):
         W = self.sight(modules, {}).W.flatten(2)
         found: SVDFactors = factors
         r = self.rank or 0
-        up, down = (_padded(t, r, axis) for t, axis in ((found.basis.up, 2), (found.basis.down, 1)))
+        up, down = completed(W, found.basis.up, found.basis.down, r)
         first, second = equalize(down @ W, up)
         return self.rewritten(modules, (first, second))
 
@@ -143,14 +143,3 @@ def _factors(sight: Sight, basis: OutputBasis, damages: list[float]) -> SVDFacto
 def max_rank(layer: Layer) -> int:
     """Rank at which the factorization is exact: the smaller side of one group's matrix."""
     return min(layer.weight[0] // layer.groups, math.prod(layer.weight[1:]))
-
-
-def _padded(factor: Tensor, r: int, axis: int) -> Tensor:
-    """The first r components; zeros beyond what the decomposition has (a sketch of few rows)."""
-    kept = factor.narrow(axis, 0, min(r, factor.shape[axis]))
-    missing = r - kept.shape[axis]
-    if missing <= 0:
-        return kept
-    shape = list(kept.shape)
-    shape[axis] = missing
-    return torch.cat([kept, kept.new_zeros(shape)], axis)

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from taut.decompose.balance import level, orthogonalize
 from taut.decompose.linalg import root
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.svd import directions
 from taut.methods.base import regular
 from taut.recovery.samples import ROWS
@@ -29,14 +30,14 @@ WIDEST = 4096
 """Unfolded channels behind the first layer up to which their second moment is held."""
 
 
-def refit_rest(chain: nn.Module, inputs: Mapping[int, Tensor], target: Target, B: Tensor | None) -> None:
+def refit_rest(chain: nn.Module, inputs: Mapping[int, Tensor], target: Target, B: OutputMoment | None) -> None:
     """Solve the layers behind the first of `chain` again, in place.
 
     Args:
         chain: two or three layers without anything between them.
         inputs: present inputs of the first, batch by batch.
         target: what the original gave behind the last.
-        B: (g, o, o), weight of the outputs, or None.
+        B: weight of the outputs, or None.
     """
     parts: list[Any] = list(chain.children())
     if not isinstance(chain, nn.Sequential) or len(parts) not in {2, 3}:
@@ -57,7 +58,8 @@ def refit_rest(chain: nn.Module, inputs: Mapping[int, Tensor], target: Target, B
     if last is second:
         second.weight.data = M.reshape(second.weight.shape).to(second.weight)
         return
-    half = None if B is None else root(regular(B))
+    weight = regular(B)
+    half = None if weight is None else root(weight)
     M = M.double()
     r = second.weight.shape[0] // groups_of(second)
     basis = directions(M @ moments.gram @ M.mT, half, r)

@@ -6,21 +6,53 @@ import torch
 from torch import Tensor, nn
 
 from taut.calls import TautControl, generator
-from taut.decompose.weighting import Weighting
+from taut.decompose.linalg import add_gram, mirrored
+from taut.decompose.outputs import LIMIT, OutputMoment, rows_for
+from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows
+from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import DataError
-from taut.structure.patches import choose, fan_in, gram, input_rows, output_rows, positions, row_budget, weight_of
+from taut.structure.patches import (
+    choose,
+    fan_in,
+    gram,
+    groups_of,
+    input_rows,
+    output_rows,
+    positions,
+    row_budget,
+    weight_of,
+)
+from taut.structure.sums import PIECE_BYTES, Kept, Moments, Sketch
 from taut.types import Layer
 
-FULL_LIMIT = 2304
-"""Fan-in up to which the unfolded second moment is held in full (42 MB in float64)."""
+EXACT_LIMIT = 8192
+"""Fan-in up to which calibration holds the unfolded second moment itself (268 MB)."""
+
+FULL_LIMIT = WIDE
+"""Fan-in up to which the refit holds it: its rows are kept as well."""
 
 SKETCH_ROWS = 1024
-"""Rows of the sketch that replaces it for a matrix product of larger fan-in."""
+"""Rows of the sketch that replaces it in the refit of a matrix product of larger fan-in."""
+
+SKETCH_BYTES = 1 << 28
+"""Memory of the sketch that calibration makes beyond EXACT_LIMIT; else it has twice the largest rank worth asking."""
+
+ROWS = 32
+"""Sampled rows per input: a basis made from them loses 2 % more than the best."""
+
+ENOUGH = 16
+"""Rows per input from which on a moment is taken as it is; of fewer, held-out rows put its energies right."""
+
+HELD_ROWS, HELD_BYTES = 2048, 1 << 26
+"""Held-out rows of a layer at most, where they take less memory than their moment."""
+
+LAST = 8
+"""Where no sample can be held out, one row in so many is, the last ones."""
 
 
-def form_of(module: nn.Module) -> str:
-    """Which form of second moment a layer gets: "full", "channel" or "sketch"."""
-    if fan_in(module) <= FULL_LIMIT:
+def form_of(module: nn.Module, limit: int = FULL_LIMIT) -> str:
+    """Which form of second moment a layer gets: "full" (up to `limit` inputs), "channel" or "sketch"."""
+    if fan_in(module) <= limit:
         return "full"
     return "sketch" if fan_in(module) == weight_of(module).shape[1] else "channel"
 
@@ -29,10 +61,14 @@ def second_moment(module: nn.Module, rows: Tensor, form: str) -> Tensor:
     """Sum over rows (g, rows, k) of x x^T in the given form; for "channel" the mean over kernel offsets."""
     if form == "full":
         return gram(rows)
-    per_group = weight_of(module).shape[1]
-    taps = rows.reshape(*rows.shape[:2], per_group, -1)
-    flat = taps.transpose(2, 3).flatten(1, 2)
-    return gram(flat) / taps.shape[-1]
+    flat = _by_offset(module, rows)
+    return gram(flat) * (rows.shape[1] / flat.shape[1])
+
+
+def _by_offset(module: nn.Module, rows: Tensor) -> Tensor:
+    """Unfolded rows (g, n, c s) as rows (g, n s, c) of channels."""
+    taps = rows.reshape(*rows.shape[:2], weight_of(module).shape[1], -1)
+    return taps.transpose(2, 3).flatten(1, 2)
 
 
 def sketched(rows: Tensor, size: int, random: torch.Generator) -> Tensor:
@@ -45,62 +81,188 @@ def sketched(rows: Tensor, size: int, random: torch.Generator) -> Tensor:
     return mixed
 
 
+def sketch_size(outputs: int, inputs: int) -> int:
+    """Rows of a sketch: twice the rank at which two layers are as large as the one, within SKETCH_BYTES."""
+    return max(256, min(2 * outputs * inputs // (outputs + inputs), SKETCH_BYTES // (4 * inputs)))
+
+
+class InputMoments:
+    """Sums over the inputs of one layer, apart for the rows that are held out."""
+
+    def __init__(self, module: nn.Module, whole: int, seed: int) -> None:
+        """`whole` is about how many rows will pass."""
+        self.module, self.form = module, form_of(module, EXACT_LIMIT)
+        columns, groups = fan_in(module), groups_of(module)
+        self.size = weight_of(module).shape[1] if self.form == "channel" else columns
+        budget = min(whole, max(ROWS * min(columns, EXACT_LIMIT), 8192))
+        budget = row_budget(columns, whole) if self.form == "channel" else budget
+        self.share = budget / max(whole, 1)
+        self.fitted: Moments | Sketch = Moments()
+        if self.form == "sketch":
+            self.fitted = Sketch(sketch_size(weight_of(module).shape[0] // groups, columns), generator(seed))
+        most = min(HELD_ROWS, max(1, HELD_BYTES // (4 * self.size * groups)))
+        self.held: Moments | Kept = Moments() if self.size <= most else Kept(most, budget / LAST)
+
+    def add(self, rows: Tensor, weight: float, *, held: bool) -> None:
+        """Add unfolded rows (g, n, k), each of which stands for `weight` positions; they may be changed."""
+        if self.form == "channel":
+            offsets = rows.shape[-1] // self.size
+            rows, weight = _by_offset(self.module, rows), weight / offsets
+        (self.held if held else self.fitted).add(rows, weight)
+
+    def weighting(self, positions: float) -> Weighting:
+        """The moment summed over that many positions; memory is handed over."""
+        if not self.fitted.count:  # every batch that reached the layer was held out
+            self._give_back()
+        if not self.fitted.count:
+            return Weighting()
+        scale = positions / self.fitted.weight
+        if isinstance(self.fitted, Sketch):
+            return self._sketched(self.fitted.take().mul_(scale**0.5), positions)
+        if self.held.count and self.fitted.count >= ENOUGH * self.size:
+            self._give_back()
+            scale = positions / self.fitted.weight
+        A = self.fitted.take().mul_(scale)
+        if self.fitted.count < ENOUGH * self.size:
+            A = self._shrunk(A, positions)
+        return Weighting(**{self.form: A.float()})
+
+    def _give_back(self) -> None:
+        """Held-out rows that are not needed count like the others."""
+        if isinstance(self.held, Moments) and isinstance(self.fitted, Moments):
+            self.fitted = self.fitted.joined(self.held)
+        elif isinstance(self.held, Kept) and self.held.count:
+            share = self.held.weight / self.held.count
+            self.fitted.add(self.held.take(weighed=False), share)
+        self.held = Moments()
+
+    def _shrunk(self, A: Tensor, positions: float) -> Tensor:
+        total = A.diagonal(dim1=-2, dim2=-1).double().sum(-1)
+        if not self.held.count:
+            return _blended(A, total, self.fitted.count)
+        held = self._held(positions)
+        return shrunk(A, held, self._total(total, held))
+
+    def _sketched(self, rows: Tensor, positions: float) -> Weighting:
+        if not self.held.count:
+            return Weighting(sketch=rows)
+        held = self._held(positions)
+        rows, beside = shrunk_rows(rows, held, self._total(rows.flatten(1).double().square().sum(1), held))
+        return Weighting(sketch=rows, beside=beside)
+
+    def _held(self, positions: float) -> HeldOut:
+        scale = positions / self.held.weight
+        if isinstance(self.held, Kept):
+            return HeldOut(rows=self.held.take().mul_(scale**0.5))
+        return HeldOut(moment=self.held.take().mul_(scale))
+
+    def _total(self, fitted: Tensor, held: HeldOut) -> Tensor:
+        """The trace over all rows, (g,)."""
+        share = self.held.weight / (self.held.weight + self.fitted.weight)
+        return (1 - share) * fitted + share * held.trace()
+
+
+def _blended(A: Tensor, total: Tensor, rows: int) -> Tensor:
+    """A few rows without any that could judge them: the fewer, the more like rows of all directions alike."""
+    k = A.shape[-1]
+    alike = k / (k + rows)
+    A.mul_(1 - alike).diagonal(dim1=-2, dim2=-1).add_((alike * total / k)[:, None].to(A))
+    return A
+
+
+class OutputSums:
+    """Sums over the output gradients of one layer."""
+
+    def __init__(self, module: nn.Module, seed: int) -> None:
+        """Nothing seen."""
+        self.outputs = weight_of(module).shape[0] // groups_of(module)
+        self.sketch = Sketch(rows_for(self.outputs), generator(seed)) if self.outputs > LIMIT else None
+        self.products: Tensor | None = None
+        self.squares: Tensor | None = None
+
+    def add(self, rows: Tensor) -> None:
+        """Add gradients (g, n, o)."""
+        if self.sketch is None:
+            if self.products is None:
+                self.products = rows.new_zeros(len(rows), self.outputs, self.outputs)
+            add_gram(self.products, rows)
+            return
+        squares = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float64).square()
+        self.squares = squares if self.squares is None else self.squares.add_(squares)
+        for piece in torch.split(rows, max(1, PIECE_BYTES // (4 * self.outputs)), 1):
+            self.sketch.add(piece)
+
+    def moment(self, samples: int) -> OutputMoment | None:
+        """As mean over samples."""
+        if self.products is not None:
+            return OutputMoment(mirrored(self.products).div_(samples).float())
+        if self.sketch is None or self.squares is None:
+            return None
+        rows = self.sketch.take()
+        sizes = rows.square().sum(1).double()
+        rows *= torch.where(sizes > 0, self.squares / sizes.clamp_min(1e-300), 0.0).sqrt()[:, None].to(rows)
+        return OutputMoment(rows=rows.div_(samples**0.5).float())
+
+
 class LayerMoments:
     """Running sums of one layer over a calibration pass."""
 
     def __init__(self, module: nn.Module, layer: Layer, samples: int, seed: int) -> None:
         """`samples` is the size of the whole pass: sampled positions are spread over it."""
         self.module, self.name, self.samples, self.seed = module, layer.name, samples, 1_000_003 * seed
-        self.form = form_of(module)
-        self.outputs: list[Tensor] = []
-        self.seen = 0
-        self.A: Tensor | None = None
-        self.B: Tensor | None = None
+        self.traced = layer.positions / layer.batch
+        self.inputs = InputMoments(module, round(samples * self.traced), seed)
+        self.gradients: OutputSums | None = OutputSums(module, seed)
         self.taylor: Tensor | None = None
-        self.lost = False
-        self.positions = layer.positions / layer.batch
-        self.generator = generator(seed)
+        self.outputs: list[Tensor] = []
+        self.called = 0
+        self.positions = 0
+        self.held: bool | None = False
+        """Whether the samples that pass are held out; None: no sample can be, so that some of their rows are."""
 
     def add_input(self, x: Tensor, output: Tensor) -> None:
         """Add x x^T of sampled output positions, scaled to all of them."""
         if not bool(torch.isfinite(x).all()):
             raise ObservationError(self.name)
         total = positions(self.module, output)
-        whole = round(self.positions * self.samples)
-        share = row_budget(fan_in(self.module), whole) / max(whole, 1)
-        index = choose(total, max(1, round(share * total)), self.seed + self.seen)
-        self.seen += 1
-        rows = input_rows(self.module, x, output, index) * (total / len(index)) ** 0.5
-        if self.form == "sketch":
-            old = rows if self.A is None else torch.cat([self.A, rows], 1)
-            self.A = old if old.shape[1] <= SKETCH_ROWS else sketched(old, SKETCH_ROWS, self.generator)
-        else:
-            new = second_moment(self.module, rows, self.form)
-            self.A = new if self.A is None else self.A.add_(new)
+        if not total:  # an expert that no token reaches
+            return
+        self.positions += total
+        index = choose(total, max(1, round(self.inputs.share * total)), self.seed + self.called)
+        self.called += 1
+        weight = total / len(index)
+        parts = [(index, bool(self.held))]
+        if self.held is None and len(index) >= LAST:
+            last = len(index) // LAST
+            parts = [(index[:-last], False), (index[-last:], True)]
+        size = max(1, PIECE_BYTES // (4 * fan_in(self.module) * groups_of(self.module)))
+        with torch.autocast(x.device.type, enabled=False):  # sums in half lose too much
+            for places, held in parts:
+                for piece in torch.split(places, size):
+                    self.inputs.add(input_rows(self.module, x, output, piece), weight, held=held)
 
     def add_gradient(self, grad: Tensor, output: Tensor) -> None:
         """Add g g^T over all positions of a batch; a layer with a gradient that is not finite goes without."""
-        if self.lost or not bool(torch.isfinite(grad).all()):
-            self.B, self.taylor, self.lost = None, None, True
+        if self.gradients is None or not bool(torch.isfinite(grad).all()):
+            self.gradients, self.taylor = None, None
             return
         rise = _first_order(self.module, output.detach() * grad)
         self.taylor = rise if self.taylor is None else self.taylor.add_(rise)
-        new = gram(output_rows(self.module, grad))
-        self.B = new if self.B is None else self.B.add_(new)
+        with torch.autocast(grad.device.type, enabled=False):
+            self.gradients.add(output_rows(self.module, grad))
 
     def take_outputs(self) -> list[Tensor]:
         """The outputs captured since the last call."""
         taken, self.outputs = self.outputs, []
         return taken
 
-    def finish(self) -> tuple[Weighting, Tensor | None, float, Tensor | None]:
+    def finish(self) -> tuple[Weighting, OutputMoment | None, float, Tensor | None]:
         """Weighting, output second moment, positions per sample and first-order rises, as means over samples."""
-        if self.A is None:
-            return Weighting(), None, self.positions, None
-        scale = self.samples**0.5 if self.form == "sketch" else self.samples
-        weighting = Weighting(**{self.form: (self.A / scale).float()})
+        per_sample = self.positions / self.samples or self.traced
+        weighting = self.inputs.weighting(per_sample)
         taylor = None if self.taylor is None else (self.taylor / self.samples).float()
-        return weighting, None if self.B is None else (self.B / self.samples).float(), self.positions, taylor
+        B = None if self.gradients is None else self.gradients.moment(self.samples)
+        return weighting, B, per_sample, taylor
 
 
 def _first_order(module: nn.Module, products: Tensor) -> Tensor:
@@ -108,7 +270,8 @@ def _first_order(module: nn.Module, products: Tensor) -> Tensor:
     axes = 0 if isinstance(module, nn.Linear) else weight_of(module).ndim - 2
     flat = products.movedim(products.ndim - axes - 1, -1)
     flat = flat[None] if flat.ndim == axes + 1 else flat
-    return flat.reshape(len(flat), -1, flat.shape[-1]).double().mean(1).abs().sum(0)
+    means = flat.reshape(len(flat), -1, flat.shape[-1]).float().mean(1)
+    return means.abs().sum(0, dtype=torch.float64)
 
 
 class ObservationError(DataError, TautControl):

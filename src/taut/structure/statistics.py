@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import chunks, collect, device_of, evaluating, generator, quietly
+from taut.calls import Example, chunks, collect, device_of, evaluating, generator, quietly
+from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError, DataError
 from taut.nested import fresh
@@ -27,8 +28,14 @@ SAMPLES = 1024
 """Calibration samples at most: second moments change little beyond."""
 
 
-GRAPH_BYTES = 1 << 29
-"""Bytes of activations that one backward pass may hold (an estimate: three tensors per layer output)."""
+GRAPH_BYTES = 1 << 28
+"""Bytes that one backward pass may hold (an estimate: three tensors per layer output, LOSS_COPIES of the model's)."""
+
+LOSS_COPIES = 8
+"""Tensors as large as the model's output that the loss on it, its sampled labels and its gradient take."""
+
+HELD_OUT = 1 / 16, 8, 1 / 4
+"""Share of the samples that judges the moments of the others; that many at least; and at most this share."""
 
 
 @dataclass(frozen=True)
@@ -37,14 +44,14 @@ class LayerStatistics:
 
     Attributes:
         weighting: second moment of the unfolded input, summed over positions, mean over samples.
-        outputs: (g, o, o), the same of the per-sample loss gradient at the output; None without data.
+        outputs: the same of the per-sample loss gradient at the output; None without data.
         positions: output positions per sample, T.
         taylor: (o,), mean over samples of |mean over positions of y dL/dy| of each output y; None without data.
         scale: loss per unit of relative output error, for a layer that no gradient reaches.
     """
 
     weighting: Weighting = field(default_factory=Weighting)
-    outputs: Tensor | None = None
+    outputs: OutputMoment | None = None
     positions: float = 1.0
     taylor: Tensor | None = None
     scale: float | None = None
@@ -62,7 +69,7 @@ class LayerStatistics:
             weighting = weighting.narrowed(outputs, inputs, sizes)
         B = self.outputs
         if B is not None and len(outputs) < sizes[0]:
-            B = _part_of_outputs(B, outputs)
+            B = B.narrowed(outputs)
         taylor = None if self.taylor is None else self.taylor[outputs.to(self.taylor.device)]
         return replace(self, weighting=weighting, outputs=B, taylor=taylor)
 
@@ -76,15 +83,6 @@ class LayerStatistics:
             return error / (2 * self.positions)
         relative = error / energy if energy > 0 else torch.zeros_like(error)
         return relative * (1.0 if self.scale is None else self.scale)
-
-
-def _part_of_outputs(B: Tensor, outputs: Tensor) -> Tensor:
-    """Rows and columns of (g, o, o) that are left: the same of every group, or whole groups."""
-    g, o, _ = B.shape
-    left = torch.bincount(outputs // o, minlength=g)
-    groups = left.nonzero().flatten()
-    inside = (outputs[outputs // o == groups[0]] % o).to(B.device)
-    return B[groups.to(B.device)][:, inside][:, :, inside]
 
 
 @dataclass(frozen=True)
@@ -239,15 +237,20 @@ def _observe(
 ) -> Statistics:
     samples = sum(net.example.samples.size(inputs) for inputs, _ in batches)
     copied = shallow(model)
+    with evaluating(copied), torch.no_grad():
+        outputs = sum(t.numel() * t.element_size() for t in float_outputs(net.example.run(copied)))
     moments = {
         name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
     }
     with _capturing(moments), evaluating(copied), torch.enable_grad():
-        for inputs, targets in track(list(chunks(net.example, batches, chunk_size(net))), "observing"):
+        parts = _parts(net.example, batches, samples, chunk_size(net, outputs))
+        for inputs, targets, held in track(parts, "observing"):
+            for m in moments.values():
+                m.held = held
             output, size = net.example.run(copied, inputs), net.example.samples.size(inputs)
             value = scalar(output, fresh(targets, device_of(copied)), size)
             _backward(value, moments)
-    layers = {name: LayerStatistics(*m.finish()) for name, m in moments.items()}
+    layers = {name: LayerStatistics(*moments.pop(name).finish()) for name in modules}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
     if unit == "loss":
         silent = [name for name, s in layers.items() if s.outputs is None]
@@ -255,11 +258,44 @@ def _observe(
     return Statistics(net, modules, layers, tuple(scalar.kinds), unit, samples)
 
 
-def chunk_size(net: Network) -> int:
-    """Samples that may pass at once for their activations, kept for the gradient, to stay within GRAPH_BYTES."""
-    outputs = sum(math.prod(call.output) * layer.itemsize for layer in net.layers for call in layer.calls)
-    samples: int = max(1, GRAPH_BYTES * net.example.batch // max(1, 3 * outputs))
+def chunk_size(net: Network, outputs: int) -> int:
+    """Samples that may pass at once for what their gradient needs to stay within GRAPH_BYTES.
+
+    Args:
+        net: what `trace` found.
+        outputs: bytes of the model's output on the example.
+    """
+    layers = sum(math.prod(call.output) * layer.itemsize for layer in net.layers for call in layer.calls)
+    samples: int = max(1, GRAPH_BYTES * net.example.batch // max(1, 3 * layers + LOSS_COPIES * outputs))
     return samples
+
+
+def _parts(
+    example: Example, batches: list[tuple[Any, Any]], samples: int, size: int
+) -> list[tuple[Any, Any, bool | None]]:
+    """The samples in chunks of at most `size`, and whether each is held out; None: too few for any to be.
+
+    Whole samples are: positions of one image know of each other. They come from all over the data, for that may be in
+    some order.
+    """
+    least, number, most = HELD_OUT
+    share = min(most, max(least, number / samples))
+    parts: list[tuple[Any, Any, bool | None]] = []
+    due = 0.0
+    for inputs, targets in batches:
+        whole = example.samples.size(inputs)
+        due += share * whole
+        out = int(due) if example.divisible else whole * (due >= whole)
+        due -= out
+        pieces = [((inputs, targets), out > 0)]
+        if 0 < out < whole:
+            sides = (slice(whole - out), False), (slice(whole - out, whole), True)
+            pieces = [
+                ((example.samples.part(inputs, side, whole), example.samples.part(targets, side, whole)), held)
+                for side, held in sides
+            ]
+        parts += [(*chunk, held) for piece, held in pieces for chunk in chunks(example, [piece], size)]
+    return parts if any(held for *_, held in parts) else [(*chunk, None) for *chunk, _ in parts]
 
 
 def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:

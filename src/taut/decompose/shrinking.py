@@ -1,0 +1,114 @@
+"""A second moment of few rows, made honest: its eigenvectors, with the energy that other rows have along them.
+
+The eigenvalues of a sample are too large where they are large and too small where they are small; n rows of k > n
+columns leave k - n directions without any energy at all, and whoever looks for cheap directions finds just these. Rows
+that were kept out say what a direction truly carries (Abadir, Distaso and Zikes 2014; Bartz 2016). Along a single
+direction they are few, so their ratio to the eigenvalue is smoothed: it rises from the largest eigenvalue to the
+smallest, and the trace is that of all rows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from taut.decompose.linalg import spectrum
+
+BINS = 64
+"""Groups of neighbouring directions whose ratio is one number, before it is made monotone."""
+
+SEEN = 1e-6
+"""Share of the largest eigenvalue below which one is rounding: what lies there is known from the other rows alone."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The second moment of rows that were kept out, in the scale of the one that it judges.
+
+    Attributes:
+        moment: (g, k, k), or None where there are rows. rows: (g, n, k), with rows^T rows the moment.
+    """
+
+    moment: Tensor | None = None
+    rows: Tensor | None = None
+
+    def along(self, V: Tensor) -> Tensor:
+        """Energies (g, r) along the columns of V (g, k, r)."""
+        if self.rows is not None:
+            return (self.rows @ V.to(self.rows)).double().square().sum(1)
+        A = self._matrix()
+        V = V.to(A)
+        return ((A @ V) * V).double().sum(1).clamp_min(0)
+
+    def trace(self) -> Tensor:
+        """Whole energy (g,)."""
+        if self.rows is not None:
+            return self.rows.flatten(1).double().square().sum(1)
+        return self._matrix().diagonal(dim1=-2, dim2=-1).double().sum(-1)
+
+    def _matrix(self) -> Tensor:
+        if self.moment is None:
+            raise ValueError("nothing was held out")
+        return self.moment
+
+
+def shrunk(A: Tensor, held: HeldOut, total: Tensor) -> Tensor:
+    """The second moment with the eigenvectors of A and the energies of held-out rows.
+
+    Args:
+        A: (g, k, k), of the rows that are not held out.
+        held: the others.
+        total: (g,), the trace that is wanted.
+
+    Returns:
+        (g, k, k) in float32.
+    """
+    U, values = spectrum(A)
+    U = U.float()
+    energies = _smoothed(values, held.along(U), total)
+    half = U * energies.sqrt().float()[:, None]
+    return half @ half.mT
+
+
+def shrunk_rows(rows: Tensor, held: HeldOut, total: Tensor) -> tuple[Tensor, Tensor]:
+    """The same of fewer rows than columns, whose moment is rows^T rows.
+
+    Returns:
+        Rows (g, m, k), and (g,) what is added to their moment in all directions: the mean energy beside them.
+    """
+    m, k = rows.shape[1:]
+    U, values = spectrum(rows @ rows.mT)
+    seen = values > SEEN * values[:, :1]
+    V = rows.mT @ (U / torch.where(seen, values, 1.0).sqrt()[:, None]).to(rows)  # (g, k, m)
+    inside = held.along(V) * seen
+    beside = (held.trace() - inside.sum(-1)).clamp_min(0) / (k - seen.sum(-1)).clamp_min(1)
+    energies = beside[:, None].repeat(1, k)
+    energies[:, :m] = torch.where(seen, inside, energies[:, :m])
+    padded = torch.cat([values * seen, values.new_zeros(len(values), k - m)], -1)
+    energies = _smoothed(padded, energies, total)
+    beside = energies[:, -1]
+    over = (energies[:, :m] - beside[:, None]).clamp_min(0) * seen
+    return (over.sqrt()[..., None].to(V) * V.mT).contiguous(), beside.float()
+
+
+def _smoothed(values: Tensor, held: Tensor, total: Tensor) -> Tensor:
+    """Energies (g, k) in place of descending eigenvalues; `held` are those of the other rows, as they are."""
+    energies = torch.stack([_ratio(v, h) for v, h in zip(values.cpu(), held.cpu(), strict=True)]).to(held)
+    sums = energies.sum(-1, keepdim=True)
+    energies = torch.where(sums > 0, energies, values)  # where the others are all zero they say nothing
+    return energies * (total.double() / energies.sum(-1).clamp_min(1e-300))[:, None]
+
+
+def _ratio(values: Tensor, held: Tensor) -> Tensor:
+    seen = int((values > SEEN * values[0]).sum())
+    beside = float(held[seen:].mean()) if seen < len(held) else 0.0
+    energies = torch.full_like(held, beside)
+    if seen:
+        size = -(-seen // BINS)
+        means = [torch.stack([part.mean() for part in torch.split(t[:seen], size)]) for t in (held, values)]
+        ratios = torch.from_numpy(isotonic_regression((means[0] / means[1]).numpy()).x.copy())
+        energies[:seen] = ratios.repeat_interleave(size)[:seen] * values[:seen]
+    return energies

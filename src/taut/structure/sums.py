@@ -1,0 +1,135 @@
+"""Running sums over rows that pass: second moments in float32 of centred rows, and sketches of what is too wide."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from taut.decompose.linalg import add_gram, mirrored
+
+PIECE_BYTES = 1 << 26
+"""Rows that are unfolded or centred at once."""
+
+
+@dataclass
+class _Centred:
+    """Sums of rows less `shift` (g, 1, k): of products (g, k, k), the lower triangle, and of the rows, (g, k)."""
+
+    products: Tensor
+    shift: Tensor
+    rows: Tensor
+
+
+class Moments:
+    """Sum over rows (g, n, k) of weight x x^T.
+
+    The products are of rows less the mean of the first ones: those of a large mean would leave nothing of float32 to
+    what varies. The mean itself is kept in float64.
+    """
+
+    def __init__(self) -> None:
+        """Nothing seen."""
+        self.count = 0
+        self.weight = 0.0
+        self.sums: _Centred | None = None
+
+    def add(self, rows: Tensor, weight: float) -> None:
+        """Add rows, which are centred in place."""
+        g, n, k = rows.shape
+        if self.sums is None:
+            shift = rows.mean(1, keepdim=True, dtype=torch.float64)
+            self.sums = _Centred(rows.new_zeros(g, k, k), shift.to(rows), torch.zeros_like(shift[:, 0]))
+        rows -= self.sums.shift
+        self.sums.rows += weight * rows.sum(1, dtype=torch.float64)
+        add_gram(self.sums.products, rows, weight)
+        self.count += n
+        self.weight += weight * n
+
+    def take(self) -> Tensor:
+        """The sum (g, k, k); the memory is handed over."""
+        if self.sums is None:
+            raise ValueError("no rows were added")
+        whole, shift = mirrored(self.sums.products), self.sums.shift[:, 0].double()
+        across = self.sums.rows + 0.5 * self.weight * shift  # x = y + s: sum x x^T = sum y y^T + s f^T + f s^T
+        for own, s, f in zip(whole, shift, across, strict=True):
+            for start in range(0, len(own), 1024):
+                part = slice(start, start + 1024)
+                own[part] += (torch.outer(s[part], f) + torch.outer(f[part], s)).to(own)
+        self.sums = None
+        return whole
+
+    def joined(self, other: Moments) -> Moments:
+        """The sum of both; each hands its memory over."""
+        if not other.count or not self.count:
+            return self if self.count else other
+        both = Moments()
+        both.count, both.weight = self.count + other.count, self.weight + other.weight
+        products = self.take().add_(other.take())
+        shift = products.new_zeros(len(products), 1, products.shape[-1])
+        both.sums = _Centred(products, shift, shift[:, 0].double())
+        return both
+
+
+class Sketch:
+    """Rows (g, size, k) with the expected second moment of all rows that passed: them themselves, then signed sums."""
+
+    def __init__(self, size: int, generator: torch.Generator) -> None:
+        """`size` rows at most."""
+        self.size, self.generator = size, generator
+        self.count = 0
+        self.weight = 0.0
+        self.rows: Tensor | None = None
+        self.mixed = False
+
+    def add(self, rows: Tensor, weight: float = 1.0) -> None:
+        """Add rows (g, n, k)."""
+        self.count += rows.shape[1]
+        self.weight += weight * rows.shape[1]
+        rows = rows if weight == 1 else rows * weight**0.5
+        if not self.mixed:
+            whole = rows.clone() if self.rows is None else torch.cat([self.rows, rows], 1)
+            self.mixed = whole.shape[1] > self.size
+            self.rows = self._signed(whole) if self.mixed else whole
+        elif self.rows is not None:
+            self.rows += self._signed(rows)
+
+    def take(self) -> Tensor:
+        """The rows; the memory is handed over."""
+        if self.rows is None:
+            raise ValueError("no rows were added")
+        rows, self.rows = self.rows, None
+        return rows
+
+    def _signed(self, rows: Tensor) -> Tensor:
+        signs = torch.empty(self.size, rows.shape[1]).bernoulli_(0.5, generator=self.generator).to(rows)
+        mixed: Tensor = (signs.mul_(2).sub_(1).div_(self.size**0.5)) @ rows
+        return mixed
+
+
+class Kept:
+    """A bounded choice of rows, evenly over all that pass; they are weighed so that their moment is that of all."""
+
+    def __init__(self, size: int, total: float) -> None:
+        """`size` of about `total` rows that are to come."""
+        self.size, self.share = size, min(1.0, size / max(total, 1.0))
+        self.parts: list[Tensor] = []
+        self.seen = self.count = 0
+        self.weight = 0.0
+
+    def add(self, rows: Tensor, weight: float) -> None:
+        """Keep some of the rows (g, n, k), each of which stands for `weight` positions."""
+        n = rows.shape[1]
+        self.seen += n
+        self.weight += n * weight
+        few = min(n, max(1, round(self.share * self.seen) - self.count), self.size - self.count)
+        if few > 0:
+            self.count += few
+            self.parts.append(rows[:, torch.linspace(0, n - 1, few).round().long()].clone())
+
+    def take(self, *, weighed: bool = True) -> Tensor:
+        """The rows; the memory is handed over."""
+        rows = torch.cat(self.parts, 1)
+        self.parts = []
+        return rows.mul_((self.weight / self.count) ** 0.5) if weighed else rows
