@@ -73,3 +73,30 @@ def test_groups_are_apart():
     both = HeldOut(moment=torch.cat([one[2].moment, two[2].moment]))
     found = shrunk(torch.cat([one[1], two[1]]), both, torch.cat([one[4], two[4]]))
     torch.testing.assert_close(found[1:], shrunk(two[1], two[2], two[4]), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("power", [0.0, 0.5, 1.0, 2.0])
+@pytest.mark.parametrize("n", [30, 100, 500])
+def test_a_large_one_is_about_what_all_eigenvectors_give(power, n, monkeypatch):
+    """The energy of the directions in which the sample has least, and the trace."""
+    scale = torch.arange(1, 161).float() ** -(power / 2)
+    _, A, moment, rows, total = moments(n, 60, scale)
+    wanted = shrunk(A, moment, total)
+    monkeypatch.setattr("taut.decompose.shrinking.LARGE", 8)
+    found, same = shrunk(A, moment, total), shrunk(A, rows, total)
+    torch.testing.assert_close(found, same, rtol=1e-3, atol=1e-4 * float(found.max()))
+    V = torch.linalg.eigh(A)[1]
+    for half in (slice(0, 80), slice(80, 160)):
+        mine, theirs = ((V.mT @ M @ V).diagonal(dim1=-2, dim2=-1)[0, half].sum() for M in (found, wanted))
+        assert float(mine) == pytest.approx(float(theirs), rel=0.2)
+    assert float(torch.linalg.eigvalsh(found)[0, 0]) > -1e-5 * float(found.max())
+    assert float(found.diagonal(dim1=-2, dim2=-1).sum()) == pytest.approx(float(total), rel=1e-4)
+
+
+def test_a_large_one_of_fewer_rows_than_leading_directions(monkeypatch):
+    monkeypatch.setattr("taut.decompose.shrinking.LARGE", 8)
+    _, A, moment, _, total = moments(5, 20, torch.ones(160))
+    values = torch.linalg.eigvalsh(shrunk(A, moment, total))[0]
+    assert float(values[0]) == pytest.approx(1.0, rel=0.2)
+    nothing = shrunk(torch.zeros(1, 160, 160), HeldOut(moment=torch.zeros(1, 160, 160)), torch.zeros(1))
+    assert not bool(nothing.any())

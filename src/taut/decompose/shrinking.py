@@ -5,6 +5,10 @@ columns leave k - n directions without any energy at all, and whoever looks for 
 that were kept out say what a direction truly carries (Abadir, Distaso and Zikes 2014; Bartz 2016). Along a single
 direction they are few, so their ratio to the eigenvalue is smoothed: it rises from the largest eigenvalue to the
 smallest, and the trace is that of all rows.
+
+A large matrix takes minutes to diagonalize. There only its leading directions are found, about; among the others,
+which differ less, the energies a l + b of eigenvalues l come as near as possible to those of the held-out rows
+(Ledoit and Wolf 2004 weigh the sample and the identity likewise).
 """
 
 from __future__ import annotations
@@ -15,7 +19,13 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
-from taut.decompose.linalg import spectrum
+from taut.decompose.linalg import LARGE, spectrum
+
+LEADING = 8
+"""Of a large matrix one direction in so many is found."""
+
+ITERATIONS = 2
+"""Of the search for them."""
 
 BINS = 64
 """Groups of neighbouring directions whose ratio is one number, before it is made monotone."""
@@ -49,6 +59,21 @@ class HeldOut:
             return self.rows.flatten(1).double().square().sum(1)
         return self._matrix().diagonal(dim1=-2, dim2=-1).double().sum(-1)
 
+    def across(self, A: Tensor, V: Tensor) -> Tensor:
+        """<A, this> of both without the columns of V (k, r), of one group alone: A is (k, k)."""
+        if self.rows is not None:
+            X = self.rows[0].to(A)
+            beside = X - (X @ V) @ V.T
+            return (beside @ A * beside).double().sum()
+        M = self._matrix()[0].to(A)
+        beside = M - (M @ V) @ V.T
+        return (A * (beside - V @ (V.T @ beside))).double().sum()
+
+    def part(self, group: int) -> HeldOut:
+        """Of one group alone."""
+        moment, rows = (None if t is None else t[group : group + 1] for t in (self.moment, self.rows))
+        return HeldOut(moment, rows)
+
     def _matrix(self) -> Tensor:
         if self.moment is None:
             raise ValueError("nothing was held out")
@@ -66,11 +91,48 @@ def shrunk(A: Tensor, held: HeldOut, total: Tensor) -> Tensor:
     Returns:
         (g, k, k) in float32.
     """
+    if A.shape[-1] > LARGE:
+        parts = [_shrunk_large(a, held.part(i), total[i]) for i, a in enumerate(A)]
+        return torch.stack(parts) if len(parts) > 1 else parts[0][None]
     U, values = spectrum(A)
     U = U.float()
     energies = _smoothed(values, held.along(U), total)
     half = U * energies.sqrt().float()[:, None]
     return half @ half.mT
+
+
+def _shrunk_large(A: Tensor, held: HeldOut, total: Tensor) -> Tensor:
+    """The same of one large A (k, k)."""
+    k = len(A)
+    V, AV, values = _leading(A.float())
+    inside = held.along(V[None])[0]
+    own, other = A.diagonal().double().sum() - values.sum(), held.trace()[0] - inside.sum()
+    rest = k - len(values)
+    weight = 0.0
+    if own > SEEN * values.sum():
+        squares = A.double().square().sum() - 2 * AV.double().square().sum() + values.square().sum()
+        best = (held.across(A.float(), V) - own * other / rest) / (squares - own * own / rest)
+        weight = float(best.clamp(min=0.0).minimum(other / own))
+    floor = float((other - weight * own).clamp_min(0) / rest)
+    scales = ((_ratio(values, inside) / values).clamp_min(0).sqrt() - weight**0.5).to(V)
+    # D A D + floor (I - V V^T), where D = sqrt(weight) I + V scales V^T
+    half = weight**0.5 * AV * scales + 0.5 * V * (scales.square() * values.to(V) - floor)
+    crossed = half @ V.T
+    found = weight * A.float() + crossed + crossed.T
+    found.diagonal().add_(floor)
+    return found * float(total / found.diagonal().double().sum().clamp_min(1e-300))
+
+
+def _leading(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Orthonormal V (k, r) that diagonalize V^T A V near the leading eigenvectors, A V, and the values, descending."""
+    random = torch.Generator().manual_seed(0)
+    V = torch.randn(len(A), len(A) // LEADING, generator=random).to(A)
+    for _ in range(ITERATIONS):
+        V = torch.linalg.qr(A @ V)[0]
+    turn, values = spectrum(V.T @ (A @ V))
+    seen = int((values > SEEN * values[0]).sum())
+    V = V @ turn[:, :seen].to(V)
+    return V, A @ V, values[:seen]
 
 
 def shrunk_rows(rows: Tensor, held: HeldOut, total: Tensor) -> tuple[Tensor, Tensor]:
