@@ -105,11 +105,13 @@ def _shrunk_large(A: Tensor, held: HeldOut, total: Tensor) -> Tensor:
     """The same of one large A (k, k)."""
     k = len(A)
     V, AV, values = _leading(A.float())
+    if not len(values):
+        return torch.zeros_like(A, dtype=torch.float32)
     inside = held.along(V[None])[0]
     own, other = A.diagonal().double().sum() - values.sum(), held.trace()[0] - inside.sum()
     rest = k - len(values)
     weight = 0.0
-    if own > SEEN * values.sum():
+    if own > SEEN * values[0]:
         squares = A.double().square().sum() - 2 * AV.double().square().sum() + values.square().sum()
         best = (held.across(A.float(), V) - own * other / rest) / (squares - own * own / rest)
         weight = float(best.clamp(min=0.0).minimum(other / own))
