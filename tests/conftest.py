@@ -7,8 +7,11 @@ import hypothesis
 import pytest
 import torch
 
+from taut.measure import rounds
+
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TAUT_RUNTIMES", "eager,channels_last")  # the others are tested where they are meant
+rounds.MOST_ROUNDS, rounds.EXTRA_TRIES = 2, 0  # how long is measured is tested with a clock of its own
 torch.set_num_threads(1)  # nets this small only lose by more, above all beside another xdist worker
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)

@@ -13,6 +13,8 @@ from cases import case, macs, untouched
 from taut import ArtifactError, CallError, DataError
 from taut.exploring import RATIOS
 from taut.front import Front, Point
+from taut.measure import Latency, Pair, Times
+from taut.measure.rounds import Estimate
 from taut.types import Cost, Plan
 
 
@@ -58,6 +60,54 @@ def test_a_front_from_the_original_downwards():
     params = [point.after.params for point in front.points]
     assert params == sorted(params, reverse=True)
     assert all(point.ms_before > 0 and point.ms_after > 0 for point in front.points)
+
+
+@pytest.fixture
+def planted(monkeypatch):
+    """Whatever is timed is twice as fast as the original, which takes 8 ms alone and 10 ms beside the other."""
+    pair = Pair(10.0, 5.0, 1.9, 2.1, 1.02)
+    asked = []
+
+    def latencies(before, after, *_, **__):
+        asked.append((before, after))
+        return Latency({"eager": pair})
+
+    monkeypatch.setattr("taut.comparison.latencies", latencies)
+    times = Times({"eager": Estimate(9.0, 8.9, 9.1, 1.0), "channels_last": Estimate(8.0, 7.9, 8.1, 1.0)}, {})
+    monkeypatch.setattr("taut.exploring.model_times", lambda *_, **__: times)
+    return asked
+
+
+def test_the_original_is_1x_and_all_points_refer_to_it(few, planted):
+    model, example, data, _ = setting()
+    front = taut.explore(model, example, data=data, evaluate=None)
+    first, *others = front.points
+    assert (first.ms_before, first.ms_after, first.speedup_low, first.speedup_high) == (8.0, 8.0, None, None)
+    assert len(planted) == len(others) == 3
+    for point in others:
+        assert (point.ms_before, point.ms_after, point.speedup_low, point.speedup_high) == (8.0, 4.0, 1.9, 2.1)
+    rows = [line.split() for line in str(front).splitlines() if line.strip()[:1].isdigit()]
+    assert rows[0][-2:] == ["8", "1x"]
+    assert [row[-4:] for row in rows[1:]] == [["4", "2x", "[1.9,", "2.1]"]] * 3
+
+
+def test_points_that_are_added_later_refer_to_the_same_time(few, planted, tmp_path, monkeypatch):
+    model, example, data, _ = setting()
+    taut.explore(model, example, data=data, evaluate=None, folder=tmp_path)
+    (tmp_path / "point-2.json").unlink()
+    monkeypatch.setattr("taut.exploring.model_times", lambda *_, **__: pytest.fail("timed again"))
+    front = taut.explore(model, example, data=data, evaluate=None, folder=tmp_path)
+    assert {point.ms_before for point in front.points} == {8.0}
+    assert len(front.points) == 4
+
+
+def test_exact_steps_are_timed_for_they_change_the_model(planted, monkeypatch):
+    monkeypatch.setattr("taut.exploring.RATIOS", (1.0,))
+    model = nn.Sequential(nn.Conv1d(4, 16, 31, padding=15), nn.ReLU(), nn.Flatten(), nn.Linear(128, 32)).eval()
+    x = torch.randn(2, 4, 8)
+    front = taut.explore(model, x, data=[x], evaluate=None, methods=["dead_taps", "svd"])
+    assert front.points[0].plan.steps
+    assert front.points[0].ms_after == 4.0
 
 
 def test_plans_of_the_front_replay(few):
@@ -184,6 +234,27 @@ def test_table_has_a_row_per_point_and_intervals_where_known():
 @pytest.mark.parametrize(("drop", "ratio"), [(0.0, 1.0), (0.005, 1.0), (0.011, 2.0), (0.5, 4.0)])
 def test_best_is_the_smallest_within_the_drop(drop, ratio):
     assert FRONT.best(drop).ratio == ratio
+
+
+def test_points_on_a_busy_machine_are_named():
+    assert "busy" not in str(FRONT)
+    busy = Front((point(1.0, 1000, 0.9), point(2.0, 500, 0.8, speedup_low=0.5, speedup_high=9.0, apart=1.27)))
+    last = str(busy).splitlines()[-1]
+    assert "The machine is busy" in last
+    assert "27 % in the row of 2x" in last
+
+
+def test_points_without_intervals_are_read(few, tmp_path):
+    """As they were kept before there were any."""
+    model, example, data, _ = setting()
+    whole = taut.explore(model, example, data=data, evaluate=None, folder=tmp_path)
+    for path in tmp_path.glob("point-*.json"):
+        record = json.loads(path.read_text())
+        for key in ("speedup_low", "speedup_high", "apart"):
+            del record["point"][key]
+        path.write_text(json.dumps(record))
+    again = taut.explore(model, example, data=data, evaluate=None, folder=tmp_path)
+    assert [p.ms_after for p in again.points] == [p.ms_after for p in whole.points]
 
 
 def test_json_holds_everything():

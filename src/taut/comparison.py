@@ -14,7 +14,10 @@ from taut.calls import Example
 from taut.measure import (
     Difference,
     Latency,
+    Pair,
     Score,
+    Searched,
+    busy_note,
     count_macs,
     difference,
     file_bytes,
@@ -27,9 +30,6 @@ from taut.structure.calling import read_example
 from taut.structure.surgery import shallow
 from taut.types import Cost
 
-NOISE = 1.03
-"""A measured ratio below this is no improvement that one could feel or trust."""
-
 Evaluate = Callable[[nn.Module], object]
 
 
@@ -40,9 +40,10 @@ class Comparison:
     Attributes:
         before, after: costs; `bytes` is the size of model.safetensors. `macs` is 0 where no example was given.
         batch: samples in the example that was timed; None without an example.
-        latency: medians by runtime, measured interleaved; None without an example.
+        latency: times by runtime, both models timed in the same rounds; None without an example.
         score_before, score_after: the user's metric; None without `evaluate`.
         uncounted: what torch's counter did not see and taut counted itself.
+        searched: what a budget of latency came to; None without such a budget.
     """
 
     before: Cost
@@ -52,6 +53,7 @@ class Comparison:
     score_before: Score | None = None
     score_after: Score | None = None
     uncounted: tuple[str, ...] = ()
+    searched: Searched | None = None
 
     @property
     def difference(self) -> Difference | None:
@@ -63,7 +65,7 @@ class Comparison:
     @property
     def notes(self) -> tuple[str, ...]:
         """What the numbers do not say by themselves, in sentences."""
-        notes = [*_slow(self), *_zeros(self), *self.uncounted]
+        notes = [*_busy(self), *_slow(self), *_elsewhere(self), *_zeros(self), *self.uncounted]
         if self.latency is None:
             notes.append("Without an example input neither MACs nor latency were measured.")
         else:
@@ -81,8 +83,10 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """All numbers, flat and ready for JSON.
 
-        Ratios are original / compressed, so larger is better; milliseconds are medians; `accuracy_*` is the user's
-        metric whatever its name, which is under "metric". What was not measured is None.
+        Ratios are original / compressed, so larger is better; milliseconds are lower quintiles, `*_speedup_low` and
+        `*_speedup_high` the 99 % interval of their ratio, `*_apart` by what factor the same model differed from itself.
+        `latency_*` is what a budget of latency came to. `accuracy_*` is the user's metric whatever its name, which is
+        under "metric". What was not measured is None.
         """
         return {**_cost_items(self), **_latency_items(self), **_score_items(self), "notes": list(self.notes)}
 
@@ -91,14 +95,15 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
 
-def compare(
+def compare(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     small: nn.Module,
     evaluate: Evaluate | None = None,
     example: Any = None,
     *,
-    rounds: int = 15,
+    rounds: int | None = None,
     quick: bool = False,
+    searched: Searched | None = None,
 ) -> Comparison:
     """Measure both models: parameters, nonzero, MACs, file bytes, latency, and the user's metric.
 
@@ -110,8 +115,9 @@ def compare(
         small: its replacement, called the same way.
         evaluate: model -> number (higher is better), dict whose first key decides, `taut.Metric` or per-sample scores.
         example: an input (or `taut.calls.Example`) to count MACs and time on, at its own batch size.
-        rounds: how often each model is timed, in turns.
+        rounds: in which both models are timed; None: 60, more if they are fast, fewer if they are slow.
         quick: time torch alone; else every installed runtime (`taut.measure.runtimes`).
+        searched: what a budget of latency came to: its runtime is not timed again.
 
     Raises:
         ModelError: a model cannot be run on the example or stored as tensors.
@@ -122,14 +128,16 @@ def compare(
     copies = [shallow(each) for each in (model, small)]
     before, after = (_cost(each, call) for each in copies)
     scores = [None if evaluate is None else measure(evaluate, each) for each in (model, small)]
+    measured = {} if searched is None else {searched.runtime: searched.pair}
     return Comparison(
         before=before[0],
         after=after[0],
         batch=None if call is None else call.batch,
-        latency=None if call is None else latencies(copies[0], copies[1], call, rounds, quick=quick),
+        latency=None if call is None else latencies(copies[0], copies[1], call, rounds, quick=quick, measured=measured),
         score_before=scores[0],
         score_after=scores[1],
         uncounted=tuple(dict.fromkeys(before[1] + after[1])),
+        searched=searched,
     )
 
 
@@ -148,16 +156,29 @@ def _costs(of: Comparison) -> dict[str, tuple[int, int]]:
     return {key: (getattr(of.before, key), getattr(of.after, key)) for key in keys}
 
 
+def _busy(of: Comparison) -> tuple[str, ...]:
+    return () if of.latency is None else busy_note({name: pair.apart for name, pair in of.latency.runtimes.items()})
+
+
 def _slow(of: Comparison) -> list[str]:
-    """A smaller count that is not a shorter time is said aloud."""
-    if of.latency is None or of.after.macs >= of.before.macs or of.latency.best.ratio >= NOISE:
+    """A smaller count that is not a shorter time is said aloud, as far as the interval goes."""
+    if of.latency is None or of.searched is not None or of.after.macs >= of.before.macs:
         return []
     fewer, best = text.fold(of.before.macs, of.after.macs), of.latency.best
-    fact = "did not improve" if best.ratio > 1 / NOISE else "got worse"
-    return [
-        f"MACs fell {fewer}, but the measured latency {fact} ({best.before:.3g} -> {best.after:.3g} ms, each model in "
-        f"its fastest runtime, batch {of.batch}): on this machine the model is smaller, not faster."
-    ]
+    if best.busy or best.verdict == "faster" or best.high is None:
+        return []
+    times = f"({best.before:.3g} -> {best.after:.3g} ms, each model in its fastest runtime, batch {of.batch})"
+    if best.verdict == "slower":
+        return [
+            f"MACs fell {fewer}, but the latency got worse {times}: on this machine the model is smaller, not faster."
+        ]
+    return [f"MACs fell {fewer}, but the latency by {100 * (1 - 1 / best.high):.2g} % at most, if at all {times}."]
+
+
+def _elsewhere(of: Comparison) -> list[str]:
+    if of.searched is None or of.latency is None or len(of.latency.runtimes) < 2:
+        return []
+    return [f"The budget of latency was searched for in {of.searched.runtime} alone; other runtimes came as they are."]
 
 
 def _zeros(of: Comparison) -> list[str]:
@@ -181,12 +202,29 @@ def _cost_rows(of: Comparison) -> list[tuple[str, ...]]:
 def _latency_rows(of: Comparison) -> list[tuple[str, ...]]:
     if of.latency is None:
         return []
-    pairs = {f"ms, {name}, batch {of.batch}": pair for name, pair in of.latency.runtimes.items()}
+    head, times = [], of.latency.runtimes
+    if of.searched is not None:
+        head, times = [_searched_row(of.searched)], {of.searched.runtime: of.searched.pair, **times}
+    pairs = {f"ms, {name}, batch {of.batch}": pair for name, pair in times.items()}
     pairs["ms, best against best"] = of.latency.best
-    return [
-        (name, f"{pair.before:.3g}", f"{pair.after:.3g}", _times(pair.before, pair.after, "faster", "slower"))
-        for name, pair in pairs.items()
-    ]
+    return [*head, *((name, f"{pair.before:.3g}", f"{pair.after:.3g}", _speed(pair)) for name, pair in pairs.items())]
+
+
+def _searched_row(searched: Searched) -> tuple[str, ...]:
+    share = searched.share
+    interval = f"{share.value:.3g} [{share.low:.3g}, {share.high:.3g}]"
+    return (f"share of the time, {searched.runtime}", "1", interval, f"at most {searched.limit:g} was asked for")
+
+
+def _speed(pair: Pair) -> str:
+    """The ratio with its interval, and a word only where the interval excludes that both are the same."""
+    low, high = pair.low, pair.high
+    verdict = None if text.fold(pair.before, pair.after) == "1x" else pair.verdict
+    if low is None or high is None:
+        return text.fold(pair.before, pair.after)
+    if verdict == "slower":
+        return f"{text.fold(pair.after, pair.before)} slower [{1 / high:.3g}, {1 / low:.3g}]"
+    return f"{text.fold(pair.before, pair.after)}{f' {verdict}' if verdict else ''} [{low:.3g}, {high:.3g}]"
 
 
 def _score_rows(of: Comparison) -> list[tuple[str, ...]]:
@@ -213,7 +251,9 @@ def _interval(of: Score | Difference) -> str:
 def _times(before: float, after: float, better: str, worse: str) -> str:
     if before == after or not before or not after:
         return "same" if before == after else "-"
-    return f"{text.fold(before, after)} {better}" if before > after else f"{text.fold(after, before)} {worse}"
+    word, more, less = (better, before, after) if before > after else (worse, after, before)
+    times = text.fold(more, less)
+    return f"{100 * (more / less - 1):.1g} % {word}" if times == "1x" else f"{times} {word}"
 
 
 def _cost_items(of: Comparison) -> dict[str, Any]:
@@ -226,12 +266,21 @@ def _cost_items(of: Comparison) -> dict[str, Any]:
 
 
 def _latency_items(of: Comparison) -> dict[str, Any]:
+    items: dict[str, Any] = {"batch": of.batch, **_searched_items(of.searched)}
     if of.latency is None:
-        return {"batch": None, "speedup_best": None, "best_ms_before": None, "best_ms_after": None}
-    items: dict[str, Any] = {"batch": of.batch}
+        return items | {"speedup_best": None, "best_ms_before": None, "best_ms_after": None}
     for name, pair in {**of.latency.runtimes, "best": of.latency.best}.items():
         items |= {f"speedup_{name}": pair.ratio, f"{name}_ms_before": pair.before, f"{name}_ms_after": pair.after}
+        items |= {f"{name}_speedup_low": pair.low, f"{name}_speedup_high": pair.high, f"{name}_apart": pair.apart}
     return items | {f"runtime_{name}": identity for name, identity in of.latency.identities.items()}
+
+
+def _searched_items(searched: Searched | None) -> dict[str, Any]:
+    keys = ("latency_runtime", "latency_limit", "latency_share", "latency_share_low", "latency_share_high")
+    if searched is None:
+        return dict.fromkeys(keys)
+    share = searched.share
+    return dict(zip(keys, (searched.runtime, searched.limit, share.value, share.low, share.high), strict=True))
 
 
 def _score_items(of: Comparison) -> dict[str, Any]:

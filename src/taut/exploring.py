@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import asdict
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,13 @@ from taut.files import guarded, write_atomic
 from taut.fingerprint import fingerprint
 from taut.folders import rehearse_within
 from taut.front import Front, Point
-from taut.measure.accuracy import Score, measure
+from taut.measure import Score, measure, model_times
 from taut.meeting import along_path
 from taut.methods import choose
 from taut.progress import stage
 from taut.recovery.samples import SAMPLES
 from taut.structure.calling import read_example
+from taut.structure.surgery import shallow
 from taut.types import Method
 from taut.workshop import Workshop
 
@@ -68,9 +69,10 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         missing = [ratio for ratio in RATIOS if ratio not in points]
         if missing:
             shop = Workshop.open(model, example, data, methods)
+            milliseconds = _original_time(shop, points)
             with stage("exploring", total=len(missing)) as bar:
                 for ratio in missing:
-                    point = _measure(shop, ratio, evaluate, dense)
+                    point = _measure(shop, ratio, evaluate, dense, milliseconds)
                     if point is not None:
                         points[ratio] = point
                         if store is not None:
@@ -79,22 +81,38 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     return Front(tuple(points[ratio] for ratio in sorted(points)))
 
 
-def _measure(shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Score | None) -> Point | None:
+def _original_time(shop: Workshop, points: Mapping[float, Point]) -> float:
+    """Milliseconds of the original in its fastest runtime, to which all points refer: as in those that are there."""
+    for point in points.values():
+        return point.ms_before
+    times = model_times(shallow(shop.original), shop.network.example, quick=True).runtimes
+    return min(estimate.value for estimate in times.values())
+
+
+def _measure(
+    shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Score | None, milliseconds: float
+) -> Point | None:
+    """One point; the original is not timed against itself: it is 1x by definition."""
     built = along_path(shop, ratio)
     if built is None:
         return None
     small, plan = built
-    found = compared(shop, small, evaluate, dense, quick=True)
-    best = found.latency.best if found.latency is not None else None
-    score = found.score_after
-    return Point(
-        ratio,
-        plan,
-        shop.network.cost,
-        shop.cost(small),
-        best.before if best else 0.0,
-        best.after if best else 0.0,
-        *((score.name, score.value, score.low, score.high) if score else ()),
+    if plan.steps:
+        comparison = compared(shop, small, evaluate, dense, quick=True)
+        score, best = comparison.score_after, comparison.latency.best if comparison.latency else None
+    else:
+        score, best = None if evaluate is None else measure(evaluate, small), None
+    point = Point(ratio, plan, shop.network.cost, shop.cost(small), milliseconds, milliseconds)
+    if score is not None:
+        point = replace(point, metric=score.name, value=score.value, low=score.low, high=score.high)
+    if best is None:
+        return point
+    return replace(
+        point,
+        ms_after=milliseconds / best.ratio,
+        speedup_low=best.low,
+        speedup_high=best.high,
+        apart=best.apart,
     )
 
 

@@ -10,6 +10,7 @@ from pydantic import TypeAdapter
 
 from taut.errors import CallError
 from taut.files import write_figure
+from taut.measure import busy_note
 from taut.text import count, fold, table
 from taut.types import Cost, Plan
 
@@ -21,8 +22,12 @@ class Point:
     Attributes:
         ratio: asked of the compressible part.
         plan: replay it with `taut.apply`.
-        before, after: counted costs. ms_before, ms_after: median of the fastest runtime.
+        before, after: counted costs.
+        ms_before: of the original, alone, in its fastest runtime: the same in every point.
+        ms_after: as much less as the model is faster than the original in the same rounds.
         metric, value, low, high: the user's metric with its 95 % interval where it is known.
+        speedup_low, speedup_high: 99 % interval of ms_before / ms_after; None for the original, which is 1x.
+        apart: by what factor the same model, timed twice in these rounds, differed from itself.
     """
 
     ratio: float
@@ -35,6 +40,9 @@ class Point:
     value: float | None = None
     low: float | None = None
     high: float | None = None
+    speedup_low: float | None = None
+    speedup_high: float | None = None
+    apart: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +56,11 @@ class Front:
     points: tuple[Point, ...]
 
     def __str__(self) -> str:
-        """A row for every point."""
+        """A row for every point, and a note where the machine was too busy to time them."""
         name = self.points[0].metric if self.points else None
         headers = ("smaller", "params", "MACs", "file bytes", "ms", "speedup", name or "metric (no evaluate)")
-        return table(headers, [_row(point) for point in self.points], right=(0, 1, 2, 3, 4, 5))
+        grid = table(headers, [_row(point) for point in self.points], right=(0, 1, 2, 3, 4, 5))
+        return "\n".join((grid, *busy_note({f"the row of {point.ratio:g}x": point.apart for point in self.points})))
 
     def best(self, drop: float) -> Point:
         """The smallest point whose metric is at most `drop` below the original's.
@@ -117,6 +126,11 @@ def _row(point: Point) -> tuple[str, ...]:
         f"{count(after.macs)} ({fold(point.before.macs, after.macs)})",
         f"{count(after.bytes)} ({fold(point.before.bytes, after.bytes)})",
         f"{point.ms_after:.3g}",
-        fold(point.ms_before, point.ms_after),
+        _speedup(point),
         value,
     )
+
+
+def _speedup(point: Point) -> str:
+    ratio, low, high = fold(point.ms_before, point.ms_after), point.speedup_low, point.speedup_high
+    return ratio if low is None or high is None else f"{ratio} [{low:.3g}, {high:.3g}]"

@@ -8,7 +8,8 @@ from taut.calls import Example
 from taut.errors import CallError
 from taut.measure import latencies, runtimes
 from taut.measure.onnx import arguments, feeds, synthetic, to_onnx
-from taut.measure.runtimes import RUNTIMES, Subject, chosen
+from taut.measure.rounds import COPIES
+from taut.measure.runtimes import RUNTIMES, Subject, built_copies, chosen, repeatable
 
 ALL = ("eager", "channels_last", "onnxruntime", "openvino")
 
@@ -41,6 +42,89 @@ def test_every_runtime_computes_the_same(subject, name):
         (found,) = (torch.as_tensor(t) for t in run(inputs))
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
     assert name in {"eager", "channels_last"} or name in runtime.identify()
+
+
+class Reads(nn.Module):
+    """Keeps what it was given, and where that lies."""
+
+    def __init__(self):
+        super().__init__()
+        self.given = []
+
+    def forward(self, x):
+        self.given.append((float(x.mean()), x.data_ptr()))
+        return self.use(x)
+
+    def use(self, x):
+        return x + 1
+
+
+class Halves(Reads):
+    def use(self, x):
+        return x.mul_(0.5)
+
+
+class HalvesUnseen(Reads):
+    """The counter of writes does not see this."""
+
+    def use(self, x):
+        x.data.mul_(0.5)
+        return x + 1
+
+
+class HalvesAView(Reads):
+    def use(self, x):
+        return x.flatten()[1:].mul_(0.5)
+
+
+def repeated(models, x):
+    built = {
+        str(number): built_copies(lambda model=model: RUNTIMES["eager"].build(Subject(model, Example(model, x), None)))
+        for number, model in enumerate(models)
+    }
+    calls = repeatable(built)
+    for model in models:
+        model.given.clear()
+    for copies in calls.values():
+        assert len(copies) == COPIES
+        for _ in range(3):
+            for call in copies:
+                call()
+
+
+@pytest.mark.parametrize("kind", [Halves, HalvesUnseen, HalvesAView])
+def test_a_model_that_writes_to_its_input_gets_the_same_one_every_time_and_so_does_the_other(kind):
+    """Else what is timed is how fast denormal numbers are."""
+    writer, reader, x = kind(), Reads(), torch.ones(2, 1000)
+    repeated((reader, writer), x)
+    for model in (reader, writer):
+        assert [mean for mean, _ in model.given] == [1.0] * 3 * COPIES
+    assert bool((x == 1).all())
+
+
+def test_models_that_do_not_write_are_timed_without_copies_each_on_inputs_of_its_own():
+    first, second, x = Reads(), Reads(), torch.ones(2, 1000)
+    repeated((first, second), x)
+    for model in (first, second):
+        assert len({place for _, place in model.given}) == COPIES
+    assert x.data_ptr() not in {place for _, place in first.given}
+
+
+def test_what_is_slow_to_build_is_built_once(monkeypatch):
+    clock, builds = [0.0], []
+    monkeypatch.setattr("time.perf_counter", lambda: clock[0])
+
+    def build(seconds):
+        clock[0] += seconds
+        builds.append(seconds)
+        return (lambda inputs: inputs), torch.ones(2)
+
+    assert len(built_copies(lambda: build(0.01))) == COPIES == len(builds)
+    builds.clear()
+    copies = built_copies(lambda: build(2.0))
+    assert len(copies) == COPIES
+    assert len(builds) == 1
+    assert len({inputs.data_ptr() for _, inputs in copies}) == COPIES
 
 
 def test_openvino_is_pinned_to_f32_and_says_so():

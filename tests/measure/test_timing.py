@@ -1,8 +1,6 @@
-"""The bookkeeping of timing: order, repetitions, medians, and that nobody's model changes. No assertion about speed."""
+"""Two models beside each other: what is concluded from their times, and that nobody's model changes. No real time."""
 
-import gc
 import time
-from itertools import pairwise
 
 import pytest
 import torch
@@ -10,9 +8,10 @@ from torch import nn
 from torch.nn.utils import prune
 
 from taut.calls import Example
-from taut.errors import CallError, ModelError
-from taut.measure import Latency, Pair, Stopwatch, interleave, latencies, timing
+from taut.errors import ModelError
+from taut.measure import Latency, Pair, Searched, Stopwatch, busy_note, latencies, model_times, timing
 from taut.measure.layout import channels_last
+from taut.measure.rounds import COPIES, LEAST_WIDTH
 
 
 def convnet():
@@ -26,55 +25,90 @@ class Clock:
         self.now = 0.0
         monkeypatch.setattr(time, "perf_counter", lambda: self.now)
 
-    def job(self, log, name, seconds):
-        times = iter(seconds)
 
-        def run():
-            log.append(name)
-            self.now += next(times)
-
-        return run
+@pytest.fixture
+def clock(monkeypatch):
+    monkeypatch.setenv("TAUT_RUNTIMES", "eager")
+    return Clock(monkeypatch)
 
 
-def test_medians_and_rotated_order(monkeypatch):
-    log, clock = [], Clock(monkeypatch)
-    seconds = {"a": [1, 1, 5, 2, 3], "b": [1, 1, 10, 30, 20], "c": [1, 1, 7, 7, 7]}
-    runs = {name: clock.job(log, name, values) for name, values in seconds.items()}
-    assert interleave(runs, rounds=3, warmup=2) == {"a": 3000.0, "b": 20000.0, "c": 7000.0}
-    assert "".join(log) == "aabbcc" + "abc" + "bca" + "cab"
+class Slow(nn.Module):
+    """Takes its time on a clock, and keeps how it was called."""
+
+    def __init__(self, clock, seconds):
+        super().__init__()
+        self.seconds, self.layer, self.modes = seconds, nn.Linear(3, 2), []
+        self.clock = clock
+
+    def forward(self, x):
+        self.modes.append((self.training, torch.is_grad_enabled()))
+        self.clock.now += self.seconds
+        return self.layer(x)
 
 
-def test_fast_calls_are_repeated_to_a_millisecond(monkeypatch):
-    log, clock = [], Clock(monkeypatch)
-    runs = {
-        "fast": clock.job(log, "f", [2.0**-12] * 100),
-        "slow": clock.job(log, "s", [2.0**-8] * 100),
-    }
-    assert interleave(runs, rounds=2, warmup=1) == {"fast": 1e3 * 2.0**-12, "slow": 1e3 * 2.0**-8}
-    assert "".join(log) == "fs" + "fffff" + "s" + "s" + "fffff"
+@pytest.mark.parametrize(
+    ("pair", "verdict"),
+    [
+        (Pair(2.0, 1.0), None),
+        (Pair(2.0, 1.0, 1.9, 2.1), "faster"),
+        (Pair(1.0, 2.0, 0.48, 0.52), "slower"),
+        (Pair(2.0, 1.0, 0.99, 4.0), None),
+        (Pair(1.0, 1.0, 1 / LEAST_WIDTH, LEAST_WIDTH), None),
+        (Pair(2.0, 1.0, 1.9, 2.1, apart=1.2), None),
+    ],
+)
+def test_a_verdict_needs_an_interval_without_1_and_a_machine_that_is_not_busy(pair, verdict):
+    assert pair.verdict == verdict
 
 
-@pytest.mark.parametrize("settings", [{"rounds": 0}, {"warmup": 0}, {"runs": {}}])
-def test_nothing_to_measure(settings):
-    with pytest.raises(CallError, match=r"must be at least 1\. Got 0"):
-        interleave(**{"runs": {"a": lambda: None}, **settings})
+def test_a_pair_is_the_lower_quintile_of_each_with_the_interval_of_the_ratio(clock):
+    before, after = Slow(clock, 0.5), Slow(clock, 0.125)
+    latency = latencies(before, after, Example(before, torch.randn(2, 3)), 3)
+    assert latency.runtimes == {"eager": Pair(500.0, 125.0, 4 / LEAST_WIDTH, 4 * LEAST_WIDTH, 1.0)}
+    assert set(latency.identities) == {"eager"}
+    assert len(before.modes) == 2 + COPIES * (2 + 3)  # a run, a look for writes; warm-up and rounds of every copy
 
 
-def test_garbage_collection_comes_back():
-    def fail():
-        raise RuntimeError
+def test_one_model_alone(clock):
+    model = Slow(clock, 0.5).train()
+    times = model_times(model, Example(model, torch.randn(2, 3)), 2)
+    (milliseconds,) = times.runtimes.values()
+    assert (milliseconds.value, milliseconds.high) == (500.0, 500.0 * LEAST_WIDTH)
+    assert not times.skipped
+    assert set(model.modes) == {(False, False)}
+    assert model.training
 
-    assert gc.isenabled()
-    interleave({"a": lambda: None}, rounds=1, warmup=1)
-    with pytest.raises(RuntimeError):
-        interleave({"a": fail}, rounds=1)
-    assert gc.isenabled()
+
+def test_a_runtime_that_was_measured_is_taken_as_it_is(clock):
+    model, pair = Slow(clock, 0.5), Pair(7.0, 3.0, 2.0, 2.5)
+    latency = latencies(model, model, Example(model, torch.randn(2, 3)), measured={"openvino": pair})
+    assert list(latency.runtimes) == ["eager", "openvino"]
+    assert latency.runtimes["openvino"] == pair
+    calls = len(model.modes)
+    again = latencies(model, model, Example(model, torch.randn(2, 3)), measured={"eager": pair})
+    assert again.runtimes == {"eager": pair}
+    assert len(model.modes) == calls + 2
+
+
+def test_a_busy_machine_is_named_with_the_runtime():
+    assert not busy_note({"eager": 1.0, "openvino": 1.099})
+    (note,) = busy_note({"eager": 1.0, "openvino": 1.234})
+    assert "The machine is busy" in note
+    assert "23 % in openvino" in note
+    assert "eager" not in note
 
 
 def test_best_is_each_model_in_its_own_fastest_runtime():
     latency = Latency({"eager": Pair(8.0, 2.0), "channels_last": Pair(6.0, 3.0)})
     assert latency.best == Pair(6.0, 2.0)
     assert (latency.runtimes["eager"].ratio, latency.best.ratio) == (4.0, 3.0)
+
+
+def test_models_at_their_best_in_two_runtimes_were_not_timed_in_the_same_rounds():
+    """The one ratio is too low, the other too high: in between lies what no round measured."""
+    pairs = {"eager": Pair(8.0, 2.0, 3.8, 4.2, 1.02), "channels_last": Pair(6.0, 3.0, 1.9, 2.1, 1.05)}
+    assert Latency(pairs).best == Pair(6.0, 2.0, 1.9, 4.2, 1.05)
+    assert Latency({"eager": pairs["eager"]}).best == pairs["eager"]
 
 
 def test_images_are_timed_in_both_layouts_and_the_models_stay():
@@ -158,14 +192,6 @@ def test_the_copy_shares_all_but_the_kernels():
     torch.testing.assert_close(copy(x), expected)
 
 
-def test_rotation_gives_every_run_every_place(monkeypatch):
-    log, clock = [], Clock(monkeypatch)
-    interleave({name: clock.job(log, name, [1.0] * 9) for name in "abc"}, rounds=6, warmup=1)
-    rounds = ["".join(log[i : i + 3]) for i in range(3, len(log), 3)]
-    assert [r[0] for r in rounds] == list("abcabc")
-    assert all(a != b for a, b in pairwise(rounds))
-
-
 # A model and what was made of it.
 
 
@@ -178,27 +204,38 @@ def test_a_stopwatch_takes_a_runtime_where_both_are_fast(monkeypatch, eager, wan
     assert Stopwatch(model, Example(model, torch.randn(2, 3, 8, 8)), convnet()).runtime.name == wanted
 
 
-def test_a_share_is_timed_in_turns_and_in_eval_mode(monkeypatch):
-    clock = Clock(monkeypatch)
-    modes = []
-
-    class Slow(nn.Module):
-        def __init__(self, seconds):
-            super().__init__()
-            self.seconds, self.layer = seconds, nn.Linear(3, 2)
-
-        def forward(self, x):
-            modes.append((self.training, torch.is_grad_enabled()))
-            clock.now += self.seconds
-            return self.layer(x)
-
-    before, after = Slow(0.5).train(), Slow(0.125).train()
-    monkeypatch.setenv("TAUT_RUNTIMES", "eager")
+def test_a_share_is_timed_in_turns_and_in_eval_mode(clock):
+    before, after = Slow(clock, 0.5).train(), Slow(clock, 0.125).train()
     watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
     assert watch.share(after) == 0.25
-    assert set(modes) == {(False, False)}
+    assert watch.timed(after) == Pair(500.0, 125.0, 4 / LEAST_WIDTH, 4 * LEAST_WIDTH, 1.0)
+    assert set(before.modes + after.modes) == {(False, False)}
     assert before.training
     assert after.training
+
+
+def test_what_a_search_came_to_is_what_it_measured(clock):
+    before, after = Slow(clock, 0.5), Slow(clock, 0.125)
+    watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
+    watch.share(after)
+    calls, trained = len(after.modes), Slow(clock, 0.4)
+    searched = watch.searched(trained, 0.3)
+    assert searched == Searched("eager", Pair(500.0, 125.0, 4 / LEAST_WIDTH, 4 * LEAST_WIDTH, 1.0), 0.3)
+    assert len(after.modes) == calls
+    assert not trained.modes
+    share = searched.share
+    assert share.value == 0.25
+    assert share.low == pytest.approx(0.25 / LEAST_WIDTH)
+    assert share.high == pytest.approx(0.25 * LEAST_WIDTH)
+
+
+def test_a_structure_that_was_never_timed_is_timed_in_the_end(clock):
+    before = Slow(clock, 0.5)
+    watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
+    watch.share(Slow(clock, 0.125))
+    other = Slow(clock, 0.4)
+    other.layer = nn.Linear(3, 2, bias=False)
+    assert watch.searched(other, 0.9).share.value == pytest.approx(0.8)
 
 
 def test_a_runtime_that_runs_the_original_alone_is_named(monkeypatch):

@@ -15,7 +15,7 @@ from taut.checkpoint import is_folder
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
-from taut.measure import Score, latencies, measure
+from taut.measure import Score, busy_note, measure, model_times
 
 
 def evaluate(model: ModelArgument, task: TaskFile, weights: Weights = None, base: Base = None) -> None:
@@ -39,7 +39,10 @@ def benchmark(
     weights: Weights = None,
     against_weights: Annotated[Path | None, typer.Option(help="Weights of MODEL2.")] = None,
     base: Base = None,
-    rounds: Annotated[int, typer.Option(min=1, help="How often each model is timed.")] = 15,
+    rounds: Annotated[
+        int | None,
+        typer.Option(min=1, help="Rounds of timing; 60 if left out, more of fast models, fewer of slow ones."),
+    ] = None,
 ) -> None:
     """Print the latency of a model on the task's example, alone or against a second one."""
     job = tasks.read(task)
@@ -58,13 +61,17 @@ def _base(model: str, other: str | None) -> str | None:
     return other if other is not None and is_folder(model) and not is_folder(other) else None
 
 
-def _alone(net: nn.Module, job: tasks.Task, rounds: int) -> str:
+def _alone(net: nn.Module, job: tasks.Task, rounds: int | None) -> str:
     example = Example(net, job.example)
-    found = latencies(net, net, example, rounds)
-    times = {name: pair.before for name, pair in found.runtimes.items()}
-    rows = [(name, f"{ms:.3g}", f"{1e3 * example.batch / ms:.4g}") for name, ms in times.items()]
-    rows += [(name, "-", reason) for name, reason in found.skipped.items()]
-    return text.table((f"batch {example.batch}", "ms", "samples per second"), rows, right=(1, 2))
+    times = model_times(net, example, rounds)
+    rows = [
+        (name, f"{ms.value:.3g}", f"[{ms.low:.3g}, {ms.high:.3g}]", f"{1e3 * example.batch / ms.value:.4g}")
+        for name, ms in times.runtimes.items()
+    ]
+    rows += [(name, "-", "", reason) for name, reason in times.skipped.items()]
+    headers = (f"batch {example.batch}", "ms", "99 % interval", "samples per second")
+    notes = busy_note({name: ms.apart for name, ms in times.runtimes.items()})
+    return "\n".join((text.table(headers, rows, right=(1, 2, 3)), *notes))
 
 
 def _shown(score: Score) -> str:

@@ -4,7 +4,7 @@ from taut.measure.accuracy import Difference, Metric, Score, difference, measure
 from taut.measure.counting import Count, count, count_macs
 from taut.measure.pace import Pace
 from taut.measure.storage import file_bytes, stored_tensors
-from taut.measure.timing import Latency, Pair, Stopwatch, interleave, latencies
+from taut.measure.timing import Latency, Pair, Searched, Stopwatch, Times, busy_note, latencies, model_times
 
 __all__ = [
     "Count",
@@ -14,13 +14,16 @@ __all__ = [
     "Pace",
     "Pair",
     "Score",
+    "Searched",
     "Stopwatch",
+    "Times",
+    "busy_note",
     "count",
     "count_macs",
     "difference",
     "file_bytes",
-    "interleave",
     "latencies",
     "measure",
+    "model_times",
     "stored_tensors",
 ]

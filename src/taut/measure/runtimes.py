@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import copy
 import os
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, ClassVar, Protocol
@@ -23,13 +25,21 @@ from typing import Any, ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, device_of, map_tensors, on_device, tensors
+from taut.calls import Example, all_tensors, device_of, map_tensors, on_device, tensors
 from taut.errors import CallError
 from taut.measure.layout import channels_last, has_images, has_kernels, images_last
 from taut.measure.onnx import arguments, feeds, missing
+from taut.measure.rounds import COPIES, Call
+from taut.nested import fresh
 
 Run = Callable[[Any], list[Any]]
 """Inputs -> outputs, all tensors or arrays of them in order."""
+
+Built = tuple[Run, Any]
+"""A model ready to run, and the example's inputs laid out for it."""
+
+BUILD_SECONDS = 0.5
+"""Copies of a model are built until this time is over: a large one is not held several times in memory."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +63,7 @@ class Runtime(Protocol):
     def refuses(self, subject: Subject) -> str | None:
         """Why this runtime is not measured for a model; "" where nobody would expect it."""
 
-    def build(self, subject: Subject) -> tuple[Run, Any]:
+    def build(self, subject: Subject) -> Built:
         """The model ready to run, and the example's inputs laid out for it."""
 
     def identify(self) -> str:
@@ -70,7 +80,7 @@ class Eager:
         del subject
         return None
 
-    def build(self, subject: Subject) -> tuple[Run, Any]:
+    def build(self, subject: Subject) -> Built:
         """The model itself."""
         inputs = map_tensors(Tensor.clone, on_device(subject.example.value, device_of(subject.model)))
         return _torch_run(subject.model, subject.example), inputs
@@ -89,7 +99,7 @@ class ChannelsLast:
         """Models without images, or without kernels for them."""
         return None if has_images(subject.example) and has_kernels(subject.model) else ""
 
-    def build(self, subject: Subject) -> tuple[Run, Any]:
+    def build(self, subject: Subject) -> Built:
         """A copy that shares all that is not 4-d."""
         copied = channels_last(subject.model)
         inputs = on_device(subject.example.value, device_of(copied))
@@ -109,7 +119,7 @@ class Cuda:
         """No GPU, or the model is on one already (then eager is that)."""
         return None if torch.cuda.is_available() and device_of(subject.model).type == "cpu" else ""
 
-    def build(self, subject: Subject) -> tuple[Run, Any]:
+    def build(self, subject: Subject) -> Built:
         """A copy on the GPU."""
         copied = copy.deepcopy(subject.model).cuda()
         return _torch_run(copied, subject.example), on_device(subject.example.value, device_of(copied))
@@ -129,7 +139,7 @@ class OnnxRuntime:
         del subject
         return missing("onnxruntime", "onnx", "onnxscript")
 
-    def build(self, subject: Subject) -> tuple[Run, Any]:
+    def build(self, subject: Subject) -> Built:
         """A session with torch's number of threads, none of them spinning."""
         return self.session(subject.onnx()), subject.example.value
 
@@ -160,7 +170,7 @@ class OpenVINO:
         del subject
         return missing("openvino", "onnx", "onnxscript")
 
-    def build(self, subject: Subject) -> tuple[Run, Any]:
+    def build(self, subject: Subject) -> Built:
         """The compiled model."""
         return self.compiled(subject.onnx()), subject.example.value
 
@@ -203,6 +213,47 @@ def chosen() -> tuple[Runtime, ...]:
     if unknown or (wish and "eager" not in wish):
         raise CallError(f"TAUT_RUNTIMES must name eager and others of {', '.join(RUNTIMES)}. Got {','.join(wish)}.")
     return tuple(runtime for name, runtime in RUNTIMES.items() if not wish or name in wish)
+
+
+def built_copies(build: Callable[[], Built]) -> list[Built]:
+    """COPIES of a model, each with inputs of its own: built anew while that is quick, then the last one again."""
+    start, copies = time.perf_counter(), [build()]
+    while len(copies) < COPIES:
+        if time.perf_counter() - start < BUILD_SECONDS:
+            copies.append(build())
+        else:
+            run, inputs = copies[-1]
+            copies.append((run, fresh(inputs)))
+    return copies
+
+
+def repeatable(built: Mapping[str, Sequence[Built]]) -> dict[str, list[Call]]:
+    """Built models as calls that may be repeated.
+
+    An input that a model halves in place is all denormal after a thousand calls, and no time on it means anything. So
+    where one of the models writes to its inputs, all of them get a new copy for every call, which takes time, too.
+
+    Args:
+        built: copies of each model, by name.
+    """
+    copying = any(_writes(*copies[0]) for copies in built.values())
+    return {name: [_call(run, inputs, copying) for run, inputs in copies] for name, copies in built.items()}
+
+
+def _call(run: Run, inputs: Any, copying: bool) -> Call:
+    return (lambda: run(fresh(inputs))) if copying else partial(run, inputs)
+
+
+def _writes(run: Run, inputs: Any) -> bool:
+    """Whether a run changes its inputs: by torch's counters of writes, and by what they hold, which `.data` evades."""
+    copies = fresh(inputs)
+    held = all_tensors(copies)
+    versions = [tensor._version for tensor in held]
+    run(copies)
+    return any(
+        tensor._version != version or not torch.equal(tensor, original)
+        for tensor, version, original in zip(held, versions, all_tensors(inputs), strict=True)
+    )
 
 
 def _torch_run(model: nn.Module, example: Example) -> Run:

@@ -1,53 +1,76 @@
-"""Latency of two models measured side by side: interleaved, warmed up, medians, ratios from one run only."""
+"""Latency of two models measured side by side: in turns, in each runtime, as low quantiles with their intervals."""
 
 from __future__ import annotations
 
-import gc
-import math
-import statistics
 import tempfile
-import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cache, partial
 from pathlib import Path
+from typing import Literal
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from taut.calls import Example, evaluating, map_tensors, quietly
+from taut.calls import Example, evaluating, quietly
 from taut.errors import CallError, ModelError
 from taut.files import one_line
 from taut.measure.onnx import to_onnx
-from taut.measure.runtimes import RUNTIMES, TORCH, Runtime, Subject, chosen
+from taut.measure.rounds import BUSY, Effort, Estimate, Rounds, time_calls
+from taut.measure.runtimes import RUNTIMES, TORCH, Built, Runtime, Subject, built_copies, chosen, repeatable
 from taut.measure.storage import refuse_lazy
-
-SHORTEST = 1e-3
-"""Seconds: a faster call is repeated until it takes this long, for the clock and the loop to weigh nothing."""
-
-
-ENOUGH = 0.5
-"""Seconds that the original runs while another model is timed beside it."""
 
 ABOUT = 1.25
 """Runtimes are about as fast as each other up to this factor: what is made of a model may run well in one alone."""
 
-FEWEST, MOST = 7, 301
-"""Rounds at least and at most."""
+SHARE_EFFORT = Effort(least=1.0, most=1.0)
+"""Of one share: a search takes some twenty of them."""
+
+
+Structure = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, tuple[int, ...]], ...]]
+"""Kinds of modules and shapes of tensors by name: what models that take the same time have in common."""
 
 
 @dataclass(frozen=True)
 class Pair:
-    """Median latency in milliseconds of the two models."""
+    """Latency in milliseconds of two models, timed in the same rounds: the lower quintile of each one's times.
+
+    Attributes:
+        before, after: milliseconds.
+        low, high: 99 % interval of `ratio`; None where nothing was measured.
+        apart: by what factor a model, prepared and timed twice in the same rounds, differs from itself, at least 1.
+    """
 
     before: float
     after: float
+    low: float | None = None
+    high: float | None = None
+    apart: float = 1.0
+
+    @classmethod
+    def of(cls, rounds: Rounds) -> Pair:
+        """What rounds of the calls "before" and "after" give."""
+        ratio = rounds.ratio("before", "after")
+        before, after = (1e3 * rounds.time(call).value for call in ("before", "after"))
+        return cls(before, after, ratio.low, ratio.high, ratio.apart)
 
     @property
     def ratio(self) -> float:
         """How many times faster the second one is; below 1 it is slower."""
         return self.before / self.after
+
+    @property
+    def busy(self) -> bool:
+        """Whether the machine was too busy for any conclusion."""
+        return self.apart > BUSY
+
+    @property
+    def verdict(self) -> Literal["faster", "slower"] | None:
+        """What the second one is, where the interval excludes that both are the same."""
+        if self.low is None or self.high is None or self.busy or self.low <= 1 <= self.high:
+            return None
+        return "faster" if self.low > 1 else "slower"
 
 
 @dataclass(frozen=True)
@@ -55,7 +78,7 @@ class Latency:
     """Latency of a model and of its replacement on the example.
 
     Attributes:
-        runtimes: medians by runtime (`taut.measure.runtimes`): "eager" and whatever else could run both.
+        runtimes: times by runtime (`taut.measure.runtimes`): "eager" and whatever else could run both.
         skipped: runtime -> why it could not be measured.
         identities: runtime -> version and settings.
     """
@@ -66,107 +89,156 @@ class Latency:
 
     @property
     def best(self) -> Pair:
-        """Each model in its own fastest runtime."""
-        pairs = self.runtimes.values()
-        return Pair(min(pair.before for pair in pairs), min(pair.after for pair in pairs))
+        """Each model in its own fastest runtime.
+
+        Where these are two, the models were never timed in the same rounds. Then the interval goes from the ratio in
+        the runtime of the first model, where the second is no faster than at its best, to that in the other one.
+        """
+        before = min(self.runtimes.values(), key=lambda pair: pair.before)
+        after = min(self.runtimes.values(), key=lambda pair: pair.after)
+        apart = max(before.apart, after.apart)
+        return before if before is after else Pair(before.before, after.after, before.low, after.high, apart)
 
 
-def interleave(runs: Mapping[str, Callable[[], object]], rounds: int = 15, warmup: int = 3) -> dict[str, float]:
-    """Median milliseconds of each call, all of them called in every round, in an order rotated from round to round.
+@dataclass(frozen=True)
+class Times:
+    """Latency of one model on the example.
 
-    Drift of the machine (clock, other processes) thus hits all of them alike. Work on a device must be waited for
-    inside the call.
-
-    Raises:
-        CallError: nothing to run, or fewer than 1 round or warm-up call.
+    Attributes:
+        runtimes: milliseconds by runtime. skipped: runtime -> why it could not be measured.
     """
-    for key, value in (("rounds", rounds), ("warmup", warmup), ("number of runs", len(runs))):
-        if value < 1:
-            raise CallError(f"The {key} must be at least 1. Got {value} instead.")
-    return {name: 1e3 * statistics.median(values) for name, values in _rounds(runs, rounds, warmup).items()}
+
+    runtimes: dict[str, Estimate]
+    skipped: dict[str, str]
 
 
-def _rounds(runs: Mapping[str, Callable[[], object]], rounds: int, warmup: int) -> dict[str, list[float]]:
-    """Seconds of each call in every round."""
-    repeats = {name: _repeats(run, warmup) for name, run in runs.items()}
-    order = list(runs)
-    times: dict[str, list[float]] = {name: [] for name in order}
-    with _no_collection():
-        for turn in range(rounds):
-            shift = turn % len(order)
-            for name in order[shift:] + order[:shift]:
-                times[name].append(_seconds(runs[name], repeats[name]))
-    return times
+@dataclass(frozen=True)
+class Searched:
+    """What a budget of latency came to in the runtime where it was searched.
+
+    Attributes:
+        runtime: its name. pair: both models there, as the search timed them.
+        limit: the share of the original's time that was allowed.
+    """
+
+    runtime: str
+    pair: Pair
+    limit: float
+
+    @property
+    def share(self) -> Estimate:
+        """Of the original's time."""
+        share, pair = self.pair.after / self.pair.before, self.pair
+        low, high = (share if bound is None else 1 / bound for bound in (pair.high, pair.low))
+        return Estimate(share, low, high, pair.apart)
 
 
-def _repeats(run: Callable[[], object], warmup: int) -> int:
-    """How often to call in one measurement, judged by the fastest warm-up call."""
-    fastest = min(_seconds(run, 1) for _ in range(warmup))
-    return max(1, math.ceil(SHORTEST / max(fastest, 1e-7)))
-
-
-def _seconds(run: Callable[[], object], repeats: int) -> float:
-    start = time.perf_counter()
-    for _ in range(repeats):
-        run()
-    return (time.perf_counter() - start) / repeats
-
-
-@contextmanager
-def _no_collection() -> Iterator[None]:
-    """No garbage collection in the middle of a measurement."""
-    enabled = gc.isenabled()
-    gc.disable()
-    try:
-        yield
-    finally:
-        if enabled:
-            gc.enable()
+def busy_note(apart: Mapping[str, float]) -> tuple[str, ...]:
+    """A sentence about the runtimes in which the same model, timed twice in the same rounds, differs from itself."""
+    busy = [f"{100 * (factor - 1):.0f} % in {name}" for name, factor in apart.items() if factor > BUSY]
+    if not busy:
+        return ()
+    return (
+        f"The machine is busy: timed twice in the same rounds, and measured again, the same model differed from itself "
+        f"by {', '.join(busy)}. Nothing follows from these times.",
+    )
 
 
 @quietly
 def latencies(
-    before: nn.Module, after: nn.Module, example: Example, rounds: int = 15, *, quick: bool = False
+    before: nn.Module,
+    after: nn.Module,
+    example: Example,
+    rounds: int | None = None,
+    *,
+    quick: bool = False,
+    measured: Mapping[str, Pair] | None = None,
 ) -> Latency:
-    """Interleaved latency of both models on the example, in eval mode, in every runtime that is installed.
+    """Latency of both models on the example, in eval mode, in every runtime that is installed.
 
-    One runtime at a time (`taut.measure.runtimes`); within it both models take turns.
+    One runtime at a time (`taut.measure.runtimes`); within it both models take turns (`taut.measure.rounds`).
 
     Args:
         before: the original.
         after: its replacement.
         example: at its own batch size.
-        rounds: how often each is timed.
+        rounds: rounds in which each is timed; None: 60, more if they are fast, fewer if they are slow.
         quick: torch alone: nothing is converted.
+        measured: what is known of a runtime: it is taken as it is.
 
     Raises:
         ModelError: a model cannot be run on the example, or is not initialized.
+        CallError: fewer than 1 round.
     """
-    for model in (before, after):
+    pairs = dict(measured or {})
+    runtimes = [runtime for runtime in _runtimes(quick) if runtime.name not in pairs]
+    timed, skipped = _in_each(runtimes, {"before": before, "after": after}, example, Effort(rounds))
+    pairs |= {name: Pair.of(each) for name, each in timed.items()}
+    ordered = {name: pairs[name] for name in RUNTIMES if name in pairs}
+    return Latency(ordered, skipped, {name: RUNTIMES[name].identify() for name in ordered})
+
+
+@quietly
+def model_times(model: nn.Module, example: Example, rounds: int | None = None, *, quick: bool = False) -> Times:
+    """Latency of one model on the example, as `latencies` measures two.
+
+    Args:
+        model: in eval mode meanwhile.
+        example: at its own batch size.
+        rounds: in which it is timed.
+        quick: torch alone.
+
+    Raises:
+        ModelError: the model cannot be run on the example, or is not initialized.
+        CallError: fewer than 1 round.
+    """
+    timed, skipped = _in_each(_runtimes(quick), {"model": model}, example, Effort(rounds))
+    return Times({name: _milliseconds(rounds.time("model")) for name, rounds in timed.items()}, skipped)
+
+
+def _milliseconds(seconds: Estimate) -> Estimate:
+    return Estimate(1e3 * seconds.value, 1e3 * seconds.low, 1e3 * seconds.high, seconds.apart)
+
+
+def _runtimes(quick: bool) -> list[Runtime]:
+    return [runtime for runtime in chosen() if not quick or runtime in TORCH]
+
+
+def _in_each(
+    runtimes: Sequence[Runtime], models: Mapping[str, nn.Module], example: Example, effort: Effort
+) -> tuple[dict[str, Rounds], dict[str, str]]:
+    """Rounds of the models by runtime, and why a runtime has none."""
+    for model in models.values():
         refuse_lazy(model.named_parameters())
-    pairs: dict[str, Pair] = {}
+    timed: dict[str, Rounds] = {}
     skipped: dict[str, str] = {}
-    with evaluating(before), evaluating(after), tempfile.TemporaryDirectory(prefix="taut-") as folder:
-        for model in (before, after):
-            example.run(model, map_tensors(Tensor.clone, example.value))  # some models write to their input
-        subjects = [
-            Subject(model, example, _converter(model, example, Path(folder) / f"{place}.onnx"))
-            for place, model in enumerate((before, after))
-        ]
-        for runtime in chosen():
-            if quick and runtime not in TORCH:
-                continue
-            reasons = [reason for subject in subjects if (reason := runtime.refuses(subject)) is not None]
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="taut-")))
+        for model in models.values():
+            stack.enter_context(evaluating(model))
+        subjects = {}
+        for name, model in models.items():
+            example.run(model)  # an error of its own is raised before a runtime has one
+            subjects[name] = Subject(model, example, _converter(model, example, folder / f"{name}.onnx"))
+        for runtime in runtimes:
+            reasons = [reason for each in subjects.values() if (reason := runtime.refuses(each)) is not None]
             if reasons:
                 skipped |= {runtime.name: reasons[0]} if reasons[0] else {}
                 continue
             try:
-                pairs[runtime.name] = _measured(runtime, subjects, rounds)
+                timed[runtime.name] = _rounds_in(runtime, subjects, effort)
             except Exception as error:  # a runtime may fail in any way; the others are measured all the same
                 if runtime.name == "eager":
                     raise
                 skipped[runtime.name] = f"{type(error).__name__}: {one_line(error)}"
-    return Latency(pairs, skipped, {name: RUNTIMES[name].identify() for name in pairs})
+    return timed, skipped
+
+
+def _rounds_in(runtime: Runtime, subjects: Mapping[str, Subject], effort: Effort) -> Rounds:
+    """All models built, timed in turns, and let go."""
+    with torch.no_grad():
+        built = {name: built_copies(partial(runtime.build, subject)) for name, subject in subjects.items()}
+        return time_calls(repeatable(built), effort)
 
 
 class Stopwatch:
@@ -185,26 +257,33 @@ class Stopwatch:
     def __init__(self, original: nn.Module, example: Example, trial: nn.Module | None = None) -> None:
         """Time it in every runtime that is installed."""
         self.original, self.example = original, example
-        found = latencies(original, trial or original, example).runtimes
-        least = min(pair.before for pair in found.values())
-        near = [name for name, pair in found.items() if pair.before <= ABOUT * least]
-        self.runtime = RUNTIMES[min(near, key=lambda name: found[name].after)]
-        self._run = self._built(original)
+        pairs = latencies(original, trial or original, example).runtimes
+        least = min(pair.before for pair in pairs.values())
+        near = [name for name, pair in pairs.items() if pair.before <= ABOUT * least]
+        self.runtime = RUNTIMES[min(near, key=lambda name: pairs[name].after)]
+        self._original = self._built(original)
+        self._latest: dict[Structure, Pair] = {}
+
+    def share(self, model: nn.Module) -> float:
+        """Time of `model` as a share of the original's.
+
+        Raises:
+            ModelError: the runtime cannot run it.
+        """
+        pair = self.timed(model)
+        return pair.after / pair.before
 
     @quietly
-    def share(self, model: nn.Module) -> float:
-        """Time of `model` as a share of the original's: the median over rounds of what each round gives.
-
-        A load that comes and goes hits both sides of a round alike. The rounds fill half a second.
+    def timed(self, model: nn.Module) -> Pair:
+        """The original's time and that of `model`, in about a second of rounds, with the interval of the ratio.
 
         Raises:
             ModelError: the runtime cannot run it.
         """
         try:
-            run = self._built(model)
             with evaluating(self.original), evaluating(model), torch.no_grad():
-                rounds = math.ceil(ENOUGH / max(_seconds(self._run, 3), SHORTEST))
-                times = _rounds({"before": self._run, "after": run}, min(max(rounds, FEWEST), MOST), warmup=3)
+                calls = repeatable({"before": self._original, "after": self._built(model)})
+                pair = Pair.of(time_calls(calls, SHARE_EFFORT))
         except CallError:
             raise
         except Exception as error:  # a runtime may fail in any way
@@ -214,22 +293,31 @@ class Stopwatch:
                 f"{self.runtime.name} runs the original and not what was made of it, so that no budget of 'latency' "
                 f"can be checked there: {type(error).__name__}: {one_line(error)}{remedy}"
             ) from error
-        return statistics.median(b / a for a, b in zip(times["before"], times["after"], strict=True))
+        self._latest[_structure(model)] = pair
+        return pair
 
-    def _built(self, model: nn.Module) -> Callable[[], object]:
+    def searched(self, model: nn.Module, limit: float) -> Searched:
+        """What a search came to: as it was timed last, and only timed now if nothing of its structure ever was.
+
+        Args:
+            model: what was chosen, trained or not.
+            limit: the share of the original's time that was allowed.
+
+        Raises:
+            ModelError: the runtime cannot run it.
+        """
+        return Searched(self.runtime.name, self._latest.get(_structure(model)) or self.timed(model), limit)
+
+    def _built(self, model: nn.Module) -> list[Built]:
         with evaluating(model), tempfile.TemporaryDirectory(prefix="taut-") as folder, torch.no_grad():
             subject = Subject(model, self.example, _converter(model, self.example, Path(folder) / "model.onnx"))
-            run, inputs = self.runtime.build(subject)
-            return partial(run, inputs)
+            return built_copies(partial(self.runtime.build, subject))
 
 
-def _measured(runtime: Runtime, subjects: list[Subject], rounds: int) -> Pair:
-    """Both models built, timed in turns, and let go."""
-    with torch.no_grad():
-        built = [runtime.build(subject) for subject in subjects]
-        calls = {side: partial(run, inputs) for side, (run, inputs) in zip(("before", "after"), built, strict=True)}
-        found = interleave(calls, rounds)
-    return Pair(found["before"], found["after"])
+def _structure(model: nn.Module) -> Structure:
+    modules = [(name, type(module).__name__) for name, module in model.named_modules()]
+    named = (*model.named_parameters(), *model.named_buffers())
+    return tuple(modules), tuple((name, tuple(tensor.shape)) for name, tensor in named)
 
 
 def _converter(model: nn.Module, example: Example, path: Path) -> Callable[[], Path]:
