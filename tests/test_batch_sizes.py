@@ -171,3 +171,12 @@ def test_a_loader_that_fills_the_same_memory_again_is_read_as_it_comes():
 
     moment = taut.observe(taut.trace(model, torch.randn(2, 12)), model, Loader()).layers["0"].weighting.full
     assert bool((moment[0].diagonal() > 0.05).all())
+
+
+@pytest.mark.parametrize(("net", "shape"), [(FixedBatch, (4, 12)), (Seq, (9, 4, 6))])
+def test_what_has_one_batch_size_or_takes_time_first_is_exported_as_it_runs(net, shape, tmp_path):
+    pytest.importorskip("onnxruntime")
+    model, x = net().eval(), torch.randn(shape)
+    written = taut.export(model, x, tmp_path / "model.onnx")
+    assert all(parity.holds for parity in written.parity)
+    assert {parity.samples for parity in written.parity} == ({4} if net is FixedBatch else {64, 1})

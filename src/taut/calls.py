@@ -143,6 +143,10 @@ class Samples:
             return value[part] if isinstance(value, list | tuple) else _sliced(value, part, size, 0)
         return _sliced(value, part, size, self.axis)
 
+    def axis_of(self, t: Tensor, size: int) -> int | None:
+        """The axis of a tensor of inputs on which its `size` samples lie; None where there is none."""
+        return None if self.listed else _axis_of(t, size, self.axis)
+
     def joined(self, batches: Sequence[Any]) -> Any:
         """Inputs with the same `signature` as one."""
         if self.listed:

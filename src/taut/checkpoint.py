@@ -37,7 +37,7 @@ from taut.measure.storage import stored_tensors
 from taut.nn import bake, masked
 from taut.remembering import recall
 from taut.replaying import replay, split
-from taut.structure.surgery import clone
+from taut.structure.surgery import clone, unwrapped
 from taut.tensors import fill, layouts, read_tensors, to_bytes
 from taut.types import Plan
 
@@ -67,6 +67,7 @@ def save(
     """
     if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
         raise CallError(f"save needs a model and its Plan. Got {type(model).__name__} and {type(plan).__name__}.")
+    model = unwrapped(model)
     plan = recall(model, plan)
     weights, manifest = _packed(bake(clone(model)) if masked(model) else model, plan)
     content = {WEIGHTS: weights, MANIFEST: manifest}
@@ -163,10 +164,10 @@ def _packed(model: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
 
 def _built(base: Callable[[], nn.Module] | nn.Module) -> nn.Module:
     if isinstance(base, nn.Module):
-        return clone(base)
+        return clone(unwrapped(base))
     if not callable(base):
         raise CallError(f"base must be a function that builds the original model. Got {type(base).__name__} instead.")
     model = base()
     if not isinstance(model, nn.Module):
         raise CallError(f"base() must return a torch.nn.Module. It returned a {type(model).__name__} instead.")
-    return model
+    return unwrapped(model)

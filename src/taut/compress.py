@@ -21,7 +21,7 @@ from taut.measure.accuracy import Score, measure
 from taut.meeting import along_path, meet
 from taut.training.state import OURS
 from taut.types import Budget, Method, Plan
-from taut.workshop import Workshop
+from taut.workshop import Workshop, bare
 
 Evaluate = Callable[[nn.Module], Any]
 
@@ -93,6 +93,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         rehearse(finetune.folder, OURS)
     if sensitivity and data is None:
         raise CallError("sensitivity=True measures on calibration data: give data=.")
+    model = bare(model)
     dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
     with quiet(seed):
         shop = Workshop.open(

@@ -25,7 +25,7 @@ from taut.recovery.samples import SAMPLES
 from taut.structure.calling import read_example
 from taut.structure.surgery import shallow
 from taut.types import Method
-from taut.workshop import Workshop
+from taut.workshop import Workshop, bare
 
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 """How many times smaller the compressible part of the network becomes at each point."""
@@ -58,6 +58,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     """
     if folder is not None:
         rehearse_within(folder)
+    model = bare(model)
     dense = None if evaluate is None else measure(evaluate, model)
     with quiet(seed):
         example = read_example(model, example)

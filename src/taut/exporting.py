@@ -17,11 +17,11 @@ from taut.calls import Example, evaluating, quietly, tensors
 from taut.errors import ArtifactError, CallError, ModelError
 from taut.files import guarded, one_line
 from taut.folders import recover, rehearse_within
-from taut.measure.onnx import missing, synthetic, to_onnx
+from taut.measure.onnx import batch_axis, missing, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
 from taut.nn import Rebuilt
 from taut.structure.calling import read_example
-from taut.structure.surgery import clone, replace
+from taut.structure.surgery import clone, replace, unwrapped
 
 SAMPLES = 64
 LIMIT = 1e-4
@@ -91,6 +91,7 @@ def export(model: nn.Module, example: Any, path: str | os.PathLike[str]) -> Expo
         ArtifactError: the file cannot be written; what was there is intact.
     """
     target, names = check_target(path)
+    model = unwrapped(model)
     if any(t.dtype == torch.bfloat16 for t in model.state_dict().values()):
         raise CallError("ONNX Runtime and OpenVINO do not compute in bfloat16: convert the model with .float() first.")
     call = read_example(model, example)
@@ -190,7 +191,9 @@ def check(model: nn.Module, example: Example, path: Path) -> list[Parity]:
     half = any(t.dtype == torch.float16 for t in model.state_dict().values())
     limit = HALF_LIMIT if half else LIMIT
     copied = clone(model).cpu()
-    batches = {size: synthetic(example, size, seed=size) for size in (SAMPLES, 1)}
+    any_size = any(batch_axis(example, t) is not None for t in tensors(example.value))
+    sizes = (SAMPLES, 1) if any_size else (example.batch,)
+    batches = {size: synthetic(example, size, seed=size) for size in sizes}
     with evaluating(copied), torch.no_grad():
         wanted = {size: [t.numpy() for t in tensors(example.run(copied, inputs))] for size, inputs in batches.items()}
     found = []

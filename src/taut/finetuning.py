@@ -25,7 +25,7 @@ from taut.remembering import hand_on, remember
 from taut.replaying import replay, with_sides
 from taut.structure.calling import read_example
 from taut.structure.statistics import Statistics, observe
-from taut.structure.surgery import clone
+from taut.structure.surgery import clone, unwrapped
 from taut.structure.tracing import trace
 from taut.training.batches import Batches
 from taut.training.freezing import below, frozen, run_order
@@ -121,6 +121,7 @@ def carry_out(  # noqa: PLR0913 - as `finetune`
     seed: int = 0,
 ) -> tuple[nn.Module, Plan | None]:
     """`finetune`, and the plan as it was really carried out."""
+    model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
     schedule = wish.schedule(plan) if callable(wish.schedule) and plan is not None else wish.schedule
     if callable(schedule):
         raise CallError("A schedule that is a function of the plan needs a plan.")

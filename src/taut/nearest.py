@@ -7,7 +7,7 @@ The order of what counts:
    the original (twice as far each time while nothing works), until one more step would win back no more than 2 % of the
    original's answers, and at least half of them are kept. Answers are compared on calibration samples; without any,
    outputs on the example.
-3. Where nothing on the way does, the network stays as it is.
+3. Where nothing on the way does, the network stays as it is (not if that breaks a limit that can be held).
 
 All methods that were asked for take part: the walk starts where the one that reaches furthest ends, so that more of
 them never make it worse.
@@ -73,7 +73,10 @@ def find_nearest(shop: Workshop, limits: Mapping[str, float]) -> Nearest:
         step = STEP if best is not None and best.agreement >= WORKS else 2 * step
         larger += step
     whole_network = Nearest(*shop.unchanged(met=False), 1.0)
-    return best if best is not None and _settled(best, whole_network) else whole_network
+    held = any(limits[key] < whole[key] for key in limits if key not in missed)
+    if best is not None and (_settled(best, whole_network) or (held and best.agreement >= WORKS)):
+        return best
+    return whole_network
 
 
 def _settled(best: Nearest, larger: Nearest) -> bool:

@@ -21,7 +21,7 @@ from taut.progress import track
 from taut.recovery.samples import joined
 from taut.structure.fisher import choose_kinds, divergence
 from taut.structure.statistics import Curve, Statistics
-from taut.structure.surgery import shallow, swap
+from taut.structure.surgery import shallow, swap, unwrapped
 from taut.types import Group, Method, Network
 
 SAMPLES = 128
@@ -56,6 +56,7 @@ def sensitivity(
     """
     if not stats.samples:
         raise CallError("Measured damages start from predicted ones: give taut.observe calibration data first.")
+    model = unwrapped(model)
     batches = joined(net.example, model, [inputs for inputs, _ in collect(net.example, data, SAMPLES)])
     samples = [net.example.samples.size(inputs) for inputs in batches]
     copied = shallow(model)

@@ -76,7 +76,7 @@ class Workshop:
             measured: whether measured damages take the place of predicted ones.
             latency: share of the original's time that plans are to keep at most; None: nothing is timed.
         """
-        chosen, model = choose(methods), _module(model)
+        chosen, model = choose(methods), bare(model)
         call = read_example(model, example)
         batches = None if data is None else collect(call, data, SAMPLES)
         original = trace(model, call, batches)
@@ -199,7 +199,7 @@ class Workshop:
         return self.watch.share(shallow(model))
 
 
-def _module(model: nn.Module) -> nn.Module:
+def bare(model: nn.Module) -> nn.Module:
     """The model without wrappers.
 
     Raises:

@@ -31,11 +31,16 @@ def missing(*packages: str) -> str | None:
 
 
 def synthetic(example: Example, size: int, seed: int = 0) -> Any:
-    """Inputs of `size` samples like the example: noise of its mean and deviation within its range, integers as well."""
+    """Inputs of `size` samples like the example: noise of its mean and deviation within its range, integers as well.
+
+    A list of samples, or a batch of which a model takes no part, keeps its size.
+    """
     random = torch.Generator().manual_seed(seed)
 
     def like(t: Tensor) -> Tensor:
-        shape = (size, *t.shape[1:]) if t.ndim and t.shape[0] == example.batch else tuple(t.shape)
+        shape, axis = list(t.shape), batch_axis(example, t)
+        if axis is not None:
+            shape[axis] = size
         if t.dtype == torch.bool or not t.numel():
             return torch.rand(shape, generator=random) < (t.double().mean() if t.numel() else 0.5)
         if not t.is_floating_point():
@@ -47,6 +52,11 @@ def synthetic(example: Example, size: int, seed: int = 0) -> Any:
         return noise.clamp(low + inner, high - inner).to(t.dtype)
 
     return map_tensors(lambda t: like(t.detach().cpu()), example.value)
+
+
+def batch_axis(example: Example, t: Tensor) -> int | None:
+    """The axis of one of the example's tensors that may be of any length; None where there is none."""
+    return example.samples.axis_of(t, example.batch) if example.divisible else None
 
 
 def arguments(example: Example, inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -61,7 +71,7 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
 
     Args:
         model: is left as it was; a copy on the CPU is exported.
-        example: how it is called; dimension 0 of tensors that have its batch size becomes dynamic.
+        example: how it is called; where its batch may be of any size, that axis of its tensors becomes dynamic.
         path: of the file.
 
     Raises:
@@ -74,7 +84,7 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
     if sum(t.numel() * t.element_size() for t in model.state_dict().values()) > LARGEST:
         raise CallError("The model holds more than 2 GB, which no single ONNX file can: it was not exported.")
     args, kwargs = arguments(example, synthetic(example, 2))
-    dynamic = map_tensors(lambda t: _dimensions(t, example.batch), arguments(example, example.value))
+    dynamic = map_tensors(lambda t: _dimensions(example, t), arguments(example, example.value))
     try:
         copied = copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
         with _silence(), torch.no_grad():
@@ -92,8 +102,9 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
     _write(program, path)
 
 
-def _dimensions(t: Tensor, batch: int) -> Any:
-    return {0: torch.export.Dim.DYNAMIC} if t.ndim and t.shape[0] == batch else None
+def _dimensions(example: Example, t: Tensor) -> Any:
+    axis = batch_axis(example, t)
+    return None if axis is None else {axis: torch.export.Dim.DYNAMIC}
 
 
 def _write(program: Any, path: Path) -> None:
