@@ -67,7 +67,7 @@ def sampled_loss(output: Any, kinds: list[str], generator: torch.Generator) -> T
 
 def _sampled(output: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     if kind == "values":
-        signs = torch.randint(0, 2, output.shape, generator=generator).to(output) * 2 - 1
+        signs = torch.empty(output.shape).bernoulli_(0.5, generator=generator).mul_(2).sub_(1).to(output)
         return (output * signs).sum()
     if kind == "sigmoid":
         p = output.detach().clamp(0, 1)
