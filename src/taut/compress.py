@@ -19,6 +19,7 @@ from taut.finetuning import Finetune, carry_out
 from taut.folders import rehearse
 from taut.measure.accuracy import Score, measure
 from taut.meeting import along_path, meet
+from taut.structure.surgery import shallow
 from taut.training.state import OURS
 from taut.types import Budget, Method, Plan
 from taut.workshop import Workshop, bare
@@ -116,7 +117,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
                 built = tuned
             else:
                 warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=2)
-        result = finished(shop, *built, evaluate, dense)
+        result = finished(shop, *built, evaluate, dense, budget.latency)
     if problem is not None:
         raise BudgetError(problem, result)
     return result
@@ -158,18 +159,41 @@ def _trained(shop: Workshop, small: nn.Module, plan: Plan, wish: Finetune, seed:
     return model, plan
 
 
-def finished(shop: Workshop, small: nn.Module, plan: Plan, evaluate: Evaluate | None, dense: Score | None) -> Result:
-    """The result with its comparison and the counted cost."""
-    found = compared(shop, small, evaluate, dense)
-    return Result(small, replace(plan, after=shop.cost(small)), found, shop.network.example)
+def finished(  # noqa: PLR0913, PLR0917 - what a result is made of
+    shop: Workshop,
+    small: nn.Module,
+    plan: Plan,
+    evaluate: Evaluate | None,
+    dense: Score | None,
+    latency: float | None,
+) -> Result:
+    """The result with its comparison and the counted cost; `latency` is the share of the time that was allowed."""
+    comparison = compared(shop, small, evaluate, dense, latency=latency)
+    return Result(small, replace(plan, after=shop.cost(small)), comparison, shop.network.example)
 
 
 def compared(
-    shop: Workshop, small: nn.Module, evaluate: Evaluate | None, dense: Score | None, *, quick: bool = False
+    shop: Workshop,
+    small: nn.Module,
+    evaluate: Evaluate | None,
+    dense: Score | None,
+    *,
+    quick: bool = False,
+    latency: float | None = None,
 ) -> Comparison:
-    """The comparison with the original, whose metric is known already; `quick` times torch alone."""
+    """The comparison with the original, whose metric is known already.
+
+    Args:
+        shop: the original.
+        small: what was made of it.
+        evaluate: the user's metric.
+        dense: what it says of the original.
+        quick: time torch alone.
+        latency: share of the time that was allowed; what the search measured is shown.
+    """
     score = None if evaluate is None else measure(evaluate, small)
-    costs = compare(shop.original, small, None, shop.network.example, quick=quick)
+    timed = None if latency is None or shop.watch is None else shop.watch.searched(shallow(small), latency)
+    costs = compare(shop.original, small, None, shop.network.example, quick=quick, searched=timed)
     return replace(costs, score_before=dense, score_after=score)
 
 

@@ -6,15 +6,19 @@ key is one linear constraint. Solved to optimality (gap 1e-4) as an integer prog
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
+from torch.linalg import LinAlgError
 
 from taut.calls import quietly
-from taut.errors import BudgetError, CallError
+from taut.errors import BudgetError, CallError, ModelError
+from taut.files import one_line
 from taut.measure.pace import Ops, Pace, built_ops, layer_ops, work
 from taut.methods import choose, resolve, settings
 from taut.progress import track
@@ -128,8 +132,7 @@ def survey(
         group = Group((layer,))
         options = [Option(None, layer.cost, 0.0, layer_ops(layer) if timed else None)]
         for method in methods:
-            if method.refuses(group) is None:
-                factors = stats.factors(group, method)
+            if method.refuses(group) is None and (factors := _factors(stats, group, method)) is not None:
                 options += [
                     Option(
                         candidate,
@@ -143,6 +146,15 @@ def survey(
         if len(options) > 1:
             choices.append(Choice(group, tuple(pareto(options))))
     return choices
+
+
+def _factors(stats: Statistics, group: Group, method: Method) -> Any:
+    """The decomposition; None, and a warning, where the layer's values leave the range of floats."""
+    try:
+        return stats.factors(group, method)
+    except (LinAlgError, ModelError) as error:
+        warnings.warn(f"Layer '{group.layer.name}' is not decomposed by {method.name}: {one_line(error)}", stacklevel=2)
+        return None
 
 
 def aligned(method: Method, align: int) -> bool:

@@ -24,6 +24,7 @@ from typing import Any, ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_structure
 
 from taut.calls import Example, all_tensors, device_of, map_tensors, on_device, tensors
 from taut.errors import CallError
@@ -250,6 +251,8 @@ def _writes(run: Run, inputs: Any) -> bool:
     held = all_tensors(copies)
     versions = [tensor._version for tensor in held]
     run(copies)
+    if tree_structure(copies) != tree_structure(inputs):
+        return True  # a dict that was emptied
     return any(
         tensor._version != version or not torch.equal(tensor, original)
         for tensor, version, original in zip(held, versions, all_tensors(inputs), strict=True)

@@ -56,8 +56,8 @@ class Probe(nn.Module):
         self.inner = inner
         self.read: set[str] = set()
 
-    @property
-    def __class__(self) -> type:  # type: ignore[override]
+    @property  # type: ignore[misc] # what isinstance asks, where the type itself is no subclass
+    def __class__(self) -> type:
         """The layer's."""
         modules = self.__dict__.get("_modules", {})
         return type(modules["inner"]) if "inner" in modules else Probe
