@@ -1,6 +1,6 @@
 """What fewer MACs are worth in time: ResNet-18- and VGG16-shaped nets at 224 x 224, batch 1, in every runtime.
 
-.venv/bin/python benchmarks/speed.py [--rounds 15]     (run it alone on the machine)
+.venv/bin/python benchmarks/speed.py [--rounds 60]     (run it alone on the machine)
 
 The weights are random with decaying singular values (as in vgg16.py): the numbers are about time, not about accuracy.
 Best against best gives the original and the compressed net each its own fastest runtime.
@@ -68,7 +68,7 @@ def resnet18() -> nn.Sequential:
 NETS = {"ResNet-18": resnet18, "VGG16": vgg16}
 
 
-def measured(name: str, rounds: int) -> dict[str, Any]:
+def measured(name: str, rounds: int | None) -> dict[str, Any]:
     """One net before and after."""
     net = NETS[name]()
     fill(net, SPECTRUM)
@@ -87,7 +87,7 @@ def measured(name: str, rounds: int) -> dict[str, Any]:
 def main() -> None:
     """Both nets; write results/speed.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--rounds", type=int, default=15)
+    parser.add_argument("--rounds", type=int, default=None, help="as many as `taut.compare` takes by itself")
     args = parser.parse_args()
     load = load_average()
     rows = {name: measured(name, args.rounds) for name in NETS}

@@ -47,7 +47,8 @@ WARM_UP_CALLS, WARM_UP_SECONDS = 3, 0.5
 """Calls of each copy before the first round; fewer where they take longer than this."""
 
 BUSY = 1.1
-"""Where copies of the same call differ by more than this factor in the same rounds, the machine is busy."""
+"""Where copies of the same call differ by more than this factor in the same rounds, the machine is busy; where a time
+is uncertain by more, it may be."""
 
 EXTRA_TRIES = 2
 """How often a busy machine is given another chance."""
@@ -123,9 +124,10 @@ class Rounds:
         return self._estimate(_low(self.seconds[over]) / _low(self.seconds[under]), over, under)
 
     @property
-    def apart(self) -> float:
-        """By what factor copies of the same call differ, the first half of them from the last: nothing but noise."""
-        return max(self._apart(call) for call in self.seconds)
+    def noise(self) -> float:
+        """The largest factor by which copies of the same call differ, or by which the time of a call is uncertain."""
+        times = [self.time(call) for call in self.seconds]
+        return max(max(time.apart, time.high / time.value) for time in times)
 
     def and_then(self, others: Rounds) -> Rounds:
         """These rounds and later ones."""
@@ -162,7 +164,7 @@ def time_calls(calls: Mapping[str, Sequence[Call]], effort: Effort = Effort()) -
         raise CallError("There is nothing to time.")
     rounds = _timed(calls, effort)
     for _ in range(EXTRA_TRIES):
-        if rounds.apart <= BUSY:
+        if rounds.noise <= BUSY:
             break
         with stage("the machine is busy: timing once more"):
             rounds = rounds.and_then(_timed(calls, effort))
