@@ -16,11 +16,11 @@ from taut.finetuning import Finetune, carry_out
 from taut.measure import Pace, Stopwatch
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
-from taut.mixing import Mixer
+from taut.mixing import JUDGES, Mixer
 from taut.pacing import find_pace, variants
 from taut.planning import Choice, describe, least, solve, survey
 from taut.recovery.judging import Judge
-from taut.recovery.samples import SAMPLES
+from taut.recovery.samples import SAMPLES, refit_samples
 from taut.sensitivity import sensitivity as measure_damage
 from taut.structure.calling import read_example
 from taut.structure.fisher import float_outputs
@@ -158,7 +158,8 @@ class Workshop:
         if self.data is None:
             outputs = float_outputs(Outputs(self.original, call).run(self.original)[0])
             return Judge(call, self.original, [call.value], ["values"] * len(outputs))
-        return Judge(call, self.original, [inputs for inputs, _ in self.data], kinds)
+        some = collect(call, self.data, min(JUDGES, refit_samples(self.stats.network)))
+        return Judge(call, self.original, [inputs for inputs, _ in some], kinds)
 
     def _named(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
         """With the exact steps in front, and original names."""

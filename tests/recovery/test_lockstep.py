@@ -1,6 +1,7 @@
 """Runs that meet: every point is served once, with all that come to it; errors end all of them."""
 
 import threading
+import time
 
 import pytest
 import torch
@@ -72,6 +73,33 @@ def test_an_error_ends_all_runs(where):
     with pytest.raises(ValueError, match="no"):
         lockstep.run([lambda n=n: run(n) for n in range(3)])
     assert sorted(ended) == [0, 1, 2]
+    assert threading.active_count() == before
+
+
+def test_an_interrupt_while_a_run_works_ends_all_runs(monkeypatch):
+    lockstep, ended = Lockstep(lambda *_: None, {}), []
+    acquire, calls = lockstep._back.acquire, []
+
+    def interrupted():
+        calls.append(1)
+        if len(calls) == 2:  # the second run works meanwhile, and goes on to its next point
+            raise KeyboardInterrupt
+        return acquire()
+
+    monkeypatch.setattr(lockstep._back, "acquire", interrupted)
+
+    def run(number):
+        try:
+            for point in "abc":
+                time.sleep(0.01)
+                lockstep.wait(point, number)
+        finally:
+            ended.append(number)
+
+    before = threading.active_count()
+    with pytest.raises(KeyboardInterrupt):
+        lockstep.run([lambda n=n: run(n) for n in range(3)])
+    assert sorted(ended) == [0, 1]  # the third was never begun
     assert threading.active_count() == before
 
 

@@ -17,6 +17,9 @@ import torch
 
 from taut.calls import TautControl
 
+PATIENCE = 0.02
+"""Seconds between two looks at whether a run has ended."""
+
 Meeting = Callable[[str, dict[int, Any]], None]
 """A point, and what every run that came to it brings, by the run's number."""
 
@@ -52,6 +55,8 @@ class Lockstep:
         if self._alone:
             self._serve(point, {self.current: brought})
             return
+        if self._aborted:
+            raise Aborted
         number = self.current
         self._waiting[number] = point, brought
         self._back.release()
@@ -83,11 +88,10 @@ class Lockstep:
                 self._meet()
         finally:
             self._aborted = True
-            for number in list(self._waiting):
-                self._resume(number)
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+            for go, thread in zip(self._go, threads, strict=True):
+                while thread.is_alive():  # an interrupt may have come while it worked: it ends where it next waits
+                    go.release()
+                    thread.join(PATIENCE)
 
     def _meet(self) -> None:
         """Serve the first point at which runs wait, and let these go on to their next."""
@@ -107,15 +111,15 @@ class Lockstep:
         self.current = number
         self._go[number].release()
         self._back.acquire()
-        error = self._errors.pop(number, None)
-        if error is not None and not self._aborted:
-            raise error
+        if number in self._errors:
+            raise self._errors.pop(number)
 
     def _work(self, number: int, run: Callable[[], object], settings: Callable[[], Any]) -> None:
         self._go[number].acquire()
         try:
             with settings():
-                run()
+                if not self._aborted:
+                    run()
         except Aborted:
             pass
         except BaseException as error:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taut.calls import Example, evaluating, tensors
+from taut.calls import Example, chunks, evaluating, tensors
 from taut.errors import ModelError
 from taut.randomness import own_states, seed_globals
 from taut.structure.surgery import shallow
@@ -36,6 +36,9 @@ FEW = 2
 
 SHAPES = 8
 """Inputs that are kept for their shapes alone, at most; those on new paths are kept in any number."""
+
+PASSING = 64
+"""Samples that pass through the model at once, where it takes a part of a batch."""
 
 Step = tuple[str, str, str]
 
@@ -118,7 +121,7 @@ def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, An
     kept = [_cut(model, example, example.value, path.steps)]
     steps, reads = set(path.steps), path.reads
     marks = {_mark(example, example.value)}
-    for inputs, _ in batches:
+    for inputs, _ in chunks(example, batches, max(PASSING, example.batch)):
         mark = _mark(example, inputs)
         if not reads and mark in marks:
             continue
