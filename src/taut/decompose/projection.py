@@ -6,9 +6,9 @@ still sees. A basis V (F, r) replaces the F features by r, and the best second l
     U_r = W A M_r^T (M_r A M_r^T)^{-1},   M_r = V_r^T (x) I_P,   A = E[x x^T].
 
 V comes from the whitened unfolding, so its columns are nested; ONE Cholesky factor L of M A M^T (all columns, ordered
-by column) then serves every r, because the leading block of L^{-1} is the inverse of the leading block of L:
+by column) then serves every r, because its leading block is the factor of the leading block:
 
-    Z = L^{-1} M A W^T,   U_r = (L^{-1})[:rP, :rP]^T applied to Z[:rP],   tr(U_r M_r A W^T) = ||Z[:rP]||^2.
+    Z = L^{-1} M A W^T,   U_r = L[:rP, :rP]^{-T} Z[:rP],   tr(U_r M_r A W^T) = ||Z[:rP]||^2.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from torch import Tensor
 
 from taut.decompose.linalg import cholesky, left_basis, ridge
 from taut.decompose.outputs import OutputMoment, squared_error
-from taut.decompose.weighting import RIDGE, Weighting
+from taut.decompose.weighting import RIDGE, WIDE, Weighting
 
 
 @dataclass(frozen=True)
@@ -30,21 +30,21 @@ class InputBasis:
     Attributes:
         V: (g, F, R), the features are V_r^T x.
         Z: (g, R P, o), orthogonalized responses, ordered by basis column.
-        inverse: (g, R P, R P) lower triangular L^{-1}, or None where M A M^T is the identity.
+        root: (g, R P, R P), lower triangular L, or None where M A M^T is the identity.
         P: offsets.
     """
 
     V: Tensor
     Z: Tensor
-    inverse: Tensor | None
+    root: Tensor | None
     P: int
 
     def solve(self, r: int) -> Tensor:
         """U_r (g, o, r, P) in float64: the best second layer on the first r features."""
         k = r * self.P
         U = self.Z[:, :k].double()
-        if self.inverse is not None:
-            U = self.inverse[:, :k, :k].double().mT @ U
+        if self.root is not None:
+            U = torch.linalg.solve_triangular(self.root[:, :k, :k].double().mT, U, upper=True)
         return U.mT.reshape(*U.mT.shape[:2], r, self.P)
 
     def explained(self, r: int) -> Tensor:
@@ -74,8 +74,8 @@ def input_basis(
     weighed = flat if response is None else torch.einsum("gqo,gofp->gqfp", response.double(), flat)
     unfolded = weighed.permute(0, 2, 3, 1).flatten(2)  # (g, F, P o)
     if weighting.full is not None:
-        V, Z, inverse = _project_full(unfolded, flat, weighting.regular(), P, rank)
-        return InputBasis(V.to(W.dtype), Z.to(W.dtype), inverse.to(W.dtype), P)
+        V, Z, root = _project_full(unfolded, flat, weighting, P, rank)
+        return InputBasis(V.to(W.dtype), Z.to(W.dtype), root.to(W.dtype), P)
     L = _channel_root(weighting, W.shape[2], features)
     if L is None:
         U, _ = left_basis(unfolded, rank)
@@ -97,20 +97,23 @@ def _channel_root(weighting: Weighting, channels: int, features: int) -> Tensor 
     return torch.einsum("gcd,ij->gcidj", L, eye).flatten(3).flatten(1, 2) if rest > 1 else L
 
 
-def _project_full(unfolded: Tensor, flat: Tensor, A: Tensor, P: int, rank: int | None) -> tuple[Tensor, Tensor, Tensor]:
+def _project_full(
+    unfolded: Tensor, flat: Tensor, weighting: Weighting, P: int, rank: int | None
+) -> tuple[Tensor, Tensor, Tensor]:
     g, F = unfolded.shape[:2]
-    A4 = A.view(g, F, P, F, P)
+    work = torch.float64 if F * P <= WIDE else torch.float32  # of products alone: what is factorized is float64
+    A4 = weighting.regular().view(g, F, P, F, P)
     L_f = cholesky(torch.einsum("gfphp->gfh", A4) / P)
     U, _ = left_basis(L_f.mT @ unfolded, rank)
     V = torch.linalg.solve_triangular(L_f.mT, U, upper=True)
-    MA = torch.einsum("gfr,gfphq->grphq", V, A4)  # (g, R, P, F, P)
-    G = torch.einsum("grphq,ghs->grpsq", MA, V)
+    M = V.to(work)
+    MA = torch.einsum("gfr,gfphq->grphq", M, A4.to(work))  # (g, R, P, F, P)
+    G = torch.einsum("grphq,ghs->grpsq", MA, M)
     size = V.shape[-1] * P
+    response = (MA.reshape(g, size, F * P) @ flat.flatten(2).to(work).mT).double()
+    del A4, MA
     L = cholesky(G.reshape(g, size, size))
-    response = MA.reshape(g, size, F * P) @ flat.flatten(2).mT
-    eye = torch.eye(size, dtype=L.dtype, device=L.device).expand_as(L)
-    inverse = torch.linalg.solve_triangular(L, eye, upper=False)
-    return V, inverse @ response, inverse
+    return V, torch.linalg.solve_triangular(L, response, upper=False), L
 
 
 def unexplained(W: Tensor, weighting: Weighting, B: OutputMoment | None, basis: InputBasis) -> Tensor:

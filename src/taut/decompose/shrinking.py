@@ -120,9 +120,9 @@ def _shrunk_large(A: Tensor, held: HeldOut, total: Tensor) -> Tensor:
     # D A D + floor (I - V V^T), where D = sqrt(weight) I + V scales V^T
     half = weight**0.5 * AV * scales + 0.5 * V * (scales.square() * values.to(V) - floor)
     crossed = half @ V.T
-    found = weight * A.float() + crossed + crossed.T
+    found: Tensor = weight * A.float() + crossed + crossed.T
     found.diagonal().add_(floor)
-    return found * float(total / found.diagonal().double().sum().clamp_min(1e-300))
+    return found.mul_(float(total / found.diagonal().double().sum().clamp_min(1e-300)))
 
 
 def _leading(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
