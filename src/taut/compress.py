@@ -159,7 +159,7 @@ def _trained(shop: Workshop, small: nn.Module, plan: Plan, wish: Finetune, seed:
     return model, plan
 
 
-def finished(  # noqa: PLR0913, PLR0917 - what a result is made of
+def finished(
     shop: Workshop,
     small: nn.Module,
     plan: Plan,
