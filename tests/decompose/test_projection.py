@@ -140,5 +140,5 @@ def test_a_response_turns_the_basis_towards_outputs_that_matter():
 def test_the_basis_is_stored_in_the_weights_dtype():
     W = torch.randn(1, 4, 3, 2)
     basis = input_basis(W, Weighting(full=definite(1, 6)), 3)
-    assert {t.dtype for t in (basis.V, basis.Z, basis.root)} == {torch.float32}
+    assert {t.dtype for t in (basis.V, basis.Z)} == {torch.float32}
     assert basis.solve(2).dtype == torch.float64

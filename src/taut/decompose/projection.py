@@ -30,21 +30,21 @@ class InputBasis:
     Attributes:
         V: (g, F, R), the features are V_r^T x.
         Z: (g, R P, o), orthogonalized responses, ordered by basis column.
-        root: (g, R P, R P), lower triangular L, or None where M A M^T is the identity.
         P: offsets.
+        metric: of the inputs, where M A M^T is not the identity; its factor is as large as A, and made when asked for.
     """
 
     V: Tensor
     Z: Tensor
-    root: Tensor | None
     P: int
+    metric: Weighting | None = None
 
     def solve(self, r: int) -> Tensor:
         """U_r (g, o, r, P) in float64: the best second layer on the first r features."""
-        k = r * self.P
-        U = self.Z[:, :k].double()
-        if self.root is not None:
-            U = torch.linalg.solve_triangular(self.root[:, :k, :k].double().mT, U, upper=True)
+        U = self.Z[:, : r * self.P].double()
+        if self.metric is not None:
+            L = cholesky(_moved(self.metric, self.V[..., :r].double(), self.P)[1])
+            U = torch.linalg.solve_triangular(L.mT, U, upper=True)
         return U.mT.reshape(*U.mT.shape[:2], r, self.P)
 
     def explained(self, r: int) -> Tensor:
@@ -74,8 +74,8 @@ def input_basis(
     weighed = flat if response is None else torch.einsum("gqo,gofp->gqfp", response.double(), flat)
     unfolded = weighed.permute(0, 2, 3, 1).flatten(2)  # (g, F, P o)
     if weighting.full is not None:
-        V, Z, root = _project_full(unfolded, flat, weighting, P, rank)
-        return InputBasis(V.to(W.dtype), Z.to(W.dtype), root.to(W.dtype), P)
+        V, Z = _project_full(unfolded, flat, weighting, P, rank)
+        return InputBasis(V.to(W.dtype), Z.to(W.dtype), P, weighting)
     L = _channel_root(weighting, W.shape[2], features)
     if L is None:
         U, _ = left_basis(unfolded, rank)
@@ -84,7 +84,7 @@ def input_basis(
         U, _ = left_basis(L.mT @ unfolded, rank)
         V, back = torch.linalg.solve_triangular(L.mT, U, upper=True), U.mT @ L.mT
     Z = torch.einsum("grf,gofp->grpo", back, flat).flatten(1, 2)
-    return InputBasis(V.to(W.dtype), Z.to(W.dtype), None, P)
+    return InputBasis(V.to(W.dtype), Z.to(W.dtype), P)
 
 
 def _channel_root(weighting: Weighting, channels: int, features: int) -> Tensor | None:
@@ -99,21 +99,31 @@ def _channel_root(weighting: Weighting, channels: int, features: int) -> Tensor 
 
 def _project_full(
     unfolded: Tensor, flat: Tensor, weighting: Weighting, P: int, rank: int | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    g, F = unfolded.shape[:2]
-    work = torch.float64 if F * P <= WIDE else torch.float32  # of products alone: what is factorized is float64
-    A4 = weighting.regular().view(g, F, P, F, P)
-    L_f = cholesky(torch.einsum("gfphp->gfh", A4) / P)
+) -> tuple[Tensor, Tensor]:
+    L_f = cholesky(torch.einsum("gfphp->gfh", _by_offset(weighting, P)) / P)
     U, _ = left_basis(L_f.mT @ unfolded, rank)
     V = torch.linalg.solve_triangular(L_f.mT, U, upper=True)
-    M = V.to(work)
-    MA = torch.einsum("gfr,gfphq->grphq", M, A4.to(work))  # (g, R, P, F, P)
-    G = torch.einsum("grphq,ghs->grpsq", MA, M)
+    MA, G = _moved(weighting, V, P)
+    response = (MA @ flat.flatten(2).to(MA).mT).double()
+    del MA
+    return V, torch.linalg.solve_triangular(cholesky(G), response, upper=False)
+
+
+def _moved(weighting: Weighting, V: Tensor, P: int) -> tuple[Tensor, Tensor]:
+    """M A (g, r P, F P) and M A M^T for the columns of V; of many inputs in float32, which its factor is not."""
+    A4 = _by_offset(weighting, P)
+    V = V.to(A4)
+    MA = torch.einsum("gfr,gfphq->grphq", V, A4)
+    G = torch.einsum("grphq,ghs->grpsq", MA, V)
     size = V.shape[-1] * P
-    response = (MA.reshape(g, size, F * P) @ flat.flatten(2).to(work).mT).double()
-    del A4, MA
-    L = cholesky(G.reshape(g, size, size))
-    return V, torch.linalg.solve_triangular(L, response, upper=False), L
+    return MA.reshape(len(V), size, A4.shape[1] * P), G.reshape(len(V), size, size)
+
+
+def _by_offset(weighting: Weighting, P: int) -> Tensor:
+    """A with its ridge as (g, F, P, F, P)."""
+    wide = weighting.full is not None and weighting.full.shape[-1] > WIDE
+    A = weighting.regular(torch.float32 if wide else torch.float64)
+    return A.view(len(A), -1, P, A.shape[-1] // P, P)
 
 
 def unexplained(W: Tensor, weighting: Weighting, B: OutputMoment | None, basis: InputBasis) -> Tensor:

@@ -27,6 +27,9 @@ LEADING = 8
 ITERATIONS = 2
 """Of the search for them."""
 
+CROSSED = 512
+"""Held-out rows that say how the other directions go together."""
+
 BINS = 64
 """Groups of neighbouring directions whose ratio is one number, before it is made monotone."""
 
@@ -62,9 +65,10 @@ class HeldOut:
     def across(self, A: Tensor, V: Tensor) -> Tensor:
         """<A, this> of both without the columns of V (k, r), of one group alone: A is (k, k)."""
         if self.rows is not None:
-            X = self.rows[0].to(A)
+            n = self.rows.shape[1]
+            X = self.rows[0, torch.linspace(0, n - 1, min(n, CROSSED)).round().long()].to(A)
             beside = X - (X @ V) @ V.T
-            return (beside @ A * beside).double().sum()
+            return (beside @ A * beside).double().sum() * (n / len(X))
         M = self._matrix()[0].to(A)
         beside = M - (M @ V) @ V.T
         return (A * (beside - V @ (V.T @ beside))).double().sum()
@@ -131,10 +135,11 @@ def _leading(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     V = torch.randn(len(A), len(A) // LEADING, generator=random).to(A)
     for _ in range(ITERATIONS):
         V = torch.linalg.qr(A @ V)[0]
-    turn, values = spectrum(V.T @ (A @ V))
+    AV = A @ V
+    turn, values = spectrum(V.T @ AV)
     seen = int((values > SEEN * values[0]).sum())
-    V = V @ turn[:, :seen].to(V)
-    return V, A @ V, values[:seen]
+    turn = turn[:, :seen].to(V)
+    return V @ turn, AV @ turn, values[:seen]
 
 
 def shrunk_rows(rows: Tensor, held: HeldOut, total: Tensor) -> tuple[Tensor, Tensor]:

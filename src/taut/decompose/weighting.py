@@ -84,11 +84,13 @@ class Weighting:
             beside=None if self.beside is None else self.beside[groups.to(self.beside.device)],
         )
 
-    def regular(self) -> Tensor:
-        """`full` in float64 with its ridge, (g, c s, c s)."""
+    def regular(self, dtype: torch.dtype = torch.float64) -> Tensor:
+        """`full` with its ridge, (g, c s, c s)."""
         if self.full is None:
             raise ValueError("this weighting holds no full second moment")
-        return ridge(self.full, RIDGE)
+        lifted = self.full.to(dtype, copy=True)
+        lifted.diagonal(dim1=-2, dim2=-1).add_(self.lift()[:, None])
+        return lifted
 
     def handy(self, channels: int) -> Weighting:
         """The same, but of its channels alone where kernel offsets make the matrix too large for long searches."""
