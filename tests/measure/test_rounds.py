@@ -80,10 +80,10 @@ def test_fast_calls_are_repeated_to_a_millisecond(clock):
 @pytest.mark.parametrize(
     ("seconds", "effort", "count"),
     [
-        (2.0**-7, Effort(), 60),
+        (2.0**-8, Effort(), 60),
         (2.0**-9, Effort(), 64),  # a second is filled
         (2.0**-14, Effort(least=8.0), 300),
-        (2.0**-4, Effort(), 10),  # five seconds are enough
+        (2.0**-4, Effort(), 6),  # three seconds are enough
         (1.0, Effort(), 3),
         (1.0, Effort(rounds=7), 7),
     ],

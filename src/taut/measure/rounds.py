@@ -66,7 +66,7 @@ class Effort:
 
     rounds: int | None = None
     least: float = 1.0
-    most: float = 5.0
+    most: float = 3.0
 
     def __post_init__(self) -> None:
         """Refuse to measure nothing.
