@@ -118,6 +118,99 @@ def test_nets_of_one_batch_size_are_compressed_at_that_size(net, shape, methods)
     assert error(model, result.model, data) <= 1.05 * error(model, bare, data)
 
 
+class Skip(nn.Module):
+    """Keeps a skip connection on itself, for four samples at a time."""
+
+    def __init__(self, keeps):
+        super().__init__()
+        self.a, self.b, self.c, self.out, self.keeps = *(nn.Linear(16, 16) for _ in range(3)), nn.Linear(16, 4), keeps
+
+    def forward(self, x):
+        h = torch.relu(self.a(x.view(4, -1)))
+        self.skip = h
+        h = torch.relu(self.c(torch.relu(self.b(h))))
+        return self.out(h + (self.skip if self.keeps else 0))
+
+
+def test_what_a_forward_keeps_on_the_model_is_never_another_batchs():
+    torch.manual_seed(0)
+    kept = Skip(keeps=True).eval()
+    data = [torch.randn(4, 16) for _ in range(64)]
+    held = [torch.randn(4, 16) for _ in range(16)]
+    assert error(kept, compressed(kept, data[0], data, b=6, c=6), held) < 0.05
+
+
+def test_maps_kept_on_the_model_have_the_size_of_their_own_batch():
+    class UNet(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.down, self.inner, self.up = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 8, 3, 1, 1)
+
+        def forward(self, x):
+            self.skips = [self.down(x)]
+            return self.up(torch.relu(self.inner(torch.relu(self.skips[0]))) + self.skips.pop()).mean((2, 3))
+
+    torch.manual_seed(0)
+    model = UNet().eval()
+    data = [torch.randn(8, 3, size, size) for size in (12, 16, 20) for _ in range(3)]
+    small = compressed(model, data[0], data, inner=6)
+    assert error(model, small, data) < 0.2
+
+
+def test_settings_that_a_forward_makes_around_a_layer_are_left_as_they_were():
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    class Set(Tokens):
+        def forward(self, x):
+            with sdpa_kernel(SDPBackend.MATH):
+                return super().forward(x)
+
+    before = torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()
+    data = [torch.randint(50, (8, length)) for length in (4, 7, 9)]
+    compressed(Set().eval(), data[0], data, a=6)
+    assert (torch.backends.cuda.flash_sdp_enabled(), torch.backends.cuda.mem_efficient_sdp_enabled()) == before
+
+
+def test_a_layer_that_two_ways_share_is_solved_on_both():
+    class Ways(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.norm, self.d, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Linear(16, 4)
+
+        def forward(self, x):
+            h = self.a(x) if bool(x.mean() < 1) else self.norm(self.b(x))
+            return self.out(torch.relu(self.d(torch.relu(h))))
+
+    torch.manual_seed(0)
+    model = Ways().eval()
+    data = [torch.randn(32, 16) + 3 * (i % 2) for i in range(16)]
+    data = [x[:31] if i % 2 else x for i, x in enumerate(data)]
+    net = taut.trace(model, data[0], data)
+    net.example.divisible = False  # each batch has a run of its own
+    stats = taut.observe(net, model, data)
+    small = taut.apply(model, Plan.of(net, [Step(("d",), "svd", {"rank": 6})]), stats, data=data)
+    first, second = error(model, small, data[::2]), error(model, small, data[1::2])
+    assert max(first, second) < 0.15
+
+
+def test_random_models_aim_at_what_the_same_draw_gave():
+    class Noisy(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(16, 48), nn.Linear(48, 48), nn.Linear(48, 4)
+
+        def forward(self, x):
+            h = nn.functional.dropout(torch.relu(self.a(x)), 0.5, training=True)
+            return self.c(torch.relu(self.b(h)))
+
+    torch.manual_seed(0)
+    model, x = Noisy().eval(), torch.randn(1024, 16)
+    small = compressed(model, x[:4], [x], b=16)
+    with torch.no_grad():
+        runs = [torch.stack([net(x) for _ in range(16)]) for net in (model, small)]
+    assert float(runs[1].var(0).mean()) > 0.5 * float(runs[0].var(0).mean())
+
+
 @pytest.mark.parametrize("sensitivity", [False, True])
 def test_lists_of_images_are_counted_and_compressed(sensitivity):
     model, images = Detector().eval(), [torch.randn(3, 16, 16), torch.randn(3, 12, 20)]

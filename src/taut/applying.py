@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -23,7 +24,7 @@ from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import clone, locate, unwrapped
+from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.surgery import replace as put
 from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Slimming, Step
 
@@ -32,6 +33,12 @@ NOTHING = "no channels can"
 
 NAMED = 4
 """Layers that a message names at most."""
+
+QUICK = 4
+"""Inputs on which each step is tried; all of them are tried at the end."""
+
+Check = Callable[..., str | None]
+"""How a model, and before an exact step the model before it, departs from the original; None where it does not."""
 
 ROLLED_BACK = "rolled back"
 """How the reason of a step starts that failed, and of which the user must hear; others had nothing to do."""
@@ -61,26 +68,38 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     model = unwrapped(model)
     _check_names(model, plan)
     outputs = Outputs(model, stats.network.example)
-    small, done = _carried_out(model, plan, stats, data, outputs)
-    if data is not None and (reason := _departs(small, outputs)) is not None:
+    small, done, reason = _tried(model, plan, stats, data, outputs, QUICK)
+    if reason is not None:
+        small, done, reason = _tried(model, plan, stats, data, outputs, None)  # every step on every path: which one was it
+    if reason is not None and data is not None:
         warnings.warn(f"The refit is left out: with it {reason}.", stacklevel=3)
-        small, done = _carried_out(model, plan, stats, None, outputs)
+        small, done, reason = _tried(model, plan, stats, None, outputs, None)
     remember(small, done)
     return small, done
 
 
-def _carried_out(
-    model: nn.Module, plan: Plan, stats: Statistics, data: Any, outputs: Outputs
-) -> tuple[nn.Module, Plan]:
+def _tried(  # noqa: PLR0913, PLR0917 - as `apply_plan`, and how it is tried
+    model: nn.Module, plan: Plan, stats: Statistics, data: Any, outputs: Outputs, most: int | None
+) -> tuple[nn.Module, Plan, str | None]:
+    """The new model, the plan, and how its outputs depart from the original's on any path.
+
+    Each step is tried on the first `most` inputs.
+    """
     late = _late(plan.steps)
     kept = list(plan.kept)
     small = clone(model, without=frozenset(name for step in plan.steps[:late] for name in step.layers))
-    done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept, outputs)
+    check = partial(_departs, outputs, most)
+    done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept, check)
+    failed = None
     if data is not None and any(not resolve(step).exact for step in done):
-        recover(model, small, done, stats, data, cuts)
+        try:
+            recover(model, small, done, stats, data, cuts)
+        except ModelError as error:
+            failed = f"the model fails: {error}"
     done = _fold(small, done, stats.network.example)
-    done += _carry_all(small, plan.steps[late:], stats, kept, outputs)[0]
-    return small, replace(plan, steps=tuple(done), kept=tuple(kept))
+    done += _carry_all(small, plan.steps[late:], stats, kept, check)[0]
+    reason = failed or _departs(outputs, None, small)
+    return small, replace(plan, steps=tuple(done), kept=tuple(kept)), reason
 
 
 def _late(steps: tuple[Step, ...]) -> int:
@@ -92,7 +111,7 @@ def _late(steps: tuple[Step, ...]) -> int:
 
 
 def _carry_all(
-    small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept], outputs: Outputs
+    small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept], check: Check
 ) -> tuple[list[Step], Statistics, dict[str, Cut]]:
     """The steps that were carried out, resolved; the layers of the others are added to `kept`.
 
@@ -102,7 +121,7 @@ def _carry_all(
     done: list[Step] = []
     cuts: dict[str, Cut] = {}
     for step in track(steps, "rewriting") if steps else ():
-        reason, resolved, factors = _carry_out(small, step, stats, outputs)
+        reason, resolved, factors = _carry_out(small, step, stats, check)
         if reason is None:
             done.append(resolved)
             method = resolve(resolved)
@@ -165,7 +184,7 @@ def _found(small: nn.Module, step: Step, stats: Statistics) -> Group:
     return step.group
 
 
-def _carry_out(small: nn.Module, step: Step, stats: Statistics, outputs: Outputs) -> tuple[str | None, Step, Any]:
+def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) -> tuple[str | None, Step, Any]:
     """Do one step in place, on failure undo it: the reason, the step as it was resolved, and its factors."""
     method = resolve(step)
     group = _found(small, step, stats)
@@ -206,10 +225,10 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, outputs: Outputs
         )
     factors = _factors(stats, group, method, modules) if looked is None else looked[1]
     rewrite = method.rewrite(modules, factors)
-    before = None if not method.exact else outputs.run(small)
+    before = shallow(small) if method.exact else None
     for name, place in places.items():
         put(small, place, rewrite.modules[name])
-    reason = _departs(small, outputs, before)
+    reason = check(small, before)
     if reason is not None:
         _restore(small, places, modules)
         return f"{ROLLED_BACK}: {reason}", step, None
@@ -255,16 +274,24 @@ def _short(values: Mapping[str, Any]) -> str:
     return ", ".join(f"{key}={value}" for key, value in values.items() if key != "metric")
 
 
-def _departs(model: nn.Module, outputs: Outputs, exact: list[Any] | None = None) -> str | None:
-    """How a model's outputs are of another form than the original's; for an exact step, how they moved at all."""
+def _departs(outputs: Outputs, most: int | None, model: nn.Module, exact: nn.Module | None = None) -> str | None:
+    """How a model's outputs are of another form than the original's; for an exact step, how they moved at all.
+
+    Args:
+        outputs: the original's.
+        most: inputs that are tried; None: all.
+        model: what was made of it.
+        exact: the model before the step.
+    """
     try:
-        present = outputs.run(model)
+        present = outputs.run(model, most)
     except ModelError as error:
         return str(error)
     reason = outputs.differ(present)
     if reason is not None or exact is None:
         return reason
-    close = all(_close(a, b) for a, b in zip(all_tensors(exact), all_tensors(present), strict=True))
+    before = outputs.run(exact, most)
+    close = all(_close(a, b) for a, b in zip(all_tensors(before), all_tensors(present), strict=True))
     return None if close else "the output on the example changed although the method is exact"
 
 

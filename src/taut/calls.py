@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from enum import IntEnum
+from types import GeneratorType
 from functools import wraps
 from typing import Any, ParamSpec, TypeVar
 
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taut.errors import DataError, ModelError
-from taut.nested import PLAIN, fresh
+from taut.nested import PLAIN, digest, fresh
 from taut.randomness import own_states, seed_globals
 
 P = ParamSpec("P")
@@ -35,9 +35,8 @@ class Example:
         samples: how many samples an input holds, and where.
         batch: samples in the example.
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
-        witnesses: inputs on which what is made of the model is tried: the example's first samples, and what else takes
-            another path through its code (`taut.structure.coverage`).
-        covers: of what the witnesses take all paths.
+        witnesses: inputs on which what is made of the model is tried: the example's first samples, and what takes
+            another path through its code (`taut.structure.coverage`), of which `steps`, `marks` and `covered` are noted.
 
     Raises:
         DataError: it holds no tensor, or an empty one.
@@ -50,8 +49,10 @@ class Example:
         self.samples = Samples()
         self.batch = self.samples.size(self.value)
         self.divisible = True
-        self.witnesses: tuple[Any, ...] = (self.value,)
-        self.covers = Covers.NOTHING
+        self.witnesses: tuple[Any, ...] = ()
+        self.steps: set[tuple[str, str, str]] = set()
+        self.marks: set[Any] = set()
+        self.covered: set[Any] = set()
 
     def run(self, model: nn.Module, inputs: Any = None) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.
@@ -64,8 +65,10 @@ class Example:
         inputs = fresh(self.value if inputs is None else inputs, device_of(model))
         try:
             if self.keywords:
-                return model(**inputs)
-            return model(*inputs) if isinstance(self.value, tuple) else model(inputs)
+                output = model(**inputs)
+            else:
+                output = model(*inputs) if isinstance(self.value, tuple) else model(inputs)
+            return list(output) if isinstance(output, GeneratorType) else output
         except TautControl:
             raise
         except Exception as error:
@@ -100,14 +103,6 @@ class Example:
 
     def _as_example(self, inputs: Any) -> Any:
         return list(inputs) if self.samples.listed else inputs
-
-
-class Covers(IntEnum):
-    """What witnesses were chosen from."""
-
-    NOTHING = 0
-    EXAMPLE = 1
-    DATA = 2
 
 
 @dataclass(frozen=True)
@@ -172,7 +167,7 @@ class Samples:
             return (repr(leaf) if isinstance(leaf, PLAIN) else id(leaf),)
         axis = _axis_of(leaf, size, self.axis)
         if axis is None:  # the same for all samples of the batch
-            return (leaf.dtype, tuple(leaf.shape), hash(tuple(leaf.detach().flatten().tolist())))
+            return (leaf.dtype, tuple(leaf.shape), digest(leaf))
         return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
 
 
@@ -189,8 +184,8 @@ def _sliced(value: Any, part: slice, size: int, axis: int) -> Any:
     return map_tensors(cut, value)
 
 
-class TautControl(Exception):  # noqa: N818 - control flow through a running model, not an error
-    """Raised by our own hooks to leave a forward pass early."""
+class TautControl(BaseException):  # noqa: N818 - control flow through a running model, not an error
+    """Raised by our own hooks to leave a forward pass early; no `except Exception` of a user's model holds it up."""
 
 
 def _parameter_names(model: nn.Module) -> set[str]:

@@ -292,15 +292,16 @@ def test_a_branch_makes_up_for_the_other():
 def test_other_summands_are_held_no_longer_than_needed():
     model, x = Net(lambda m, x: torch.relu(m.b(h := m.a(x)) + h)).eval(), torch.randn(6, 3, 5, 5)
     target = noted(model, x)["b"]
-    others = Others(model, {"b": target}, lambda: 0)
+    others = Others(model, {"b": target})
+    others.watch()
     with torch.no_grad():
         model(x)
-        assert list(others.held) == [(0, ("out", "a"))]
-        assert others.rows(model.b, target).shape == target.rows.shape
+        assert list(others.held) == [("out", "a")]
+        assert others.rows(model.b, target, 0).shape == target.rows.shape
         assert not others.held
         model(x)
     assert not others.held
-    assert others.rows(model.b, target) is None
+    assert others.rows(model.b, target, 0) is None
 
 
 def test_one_run_of_the_original_serves_every_plan_with_the_same_result(monkeypatch):

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 from torch import Tensor, nn
 
 from taut.recovery.following import Place
-from taut.recovery.targets import Seen, Target, together
+from taut.recovery.targets import Target
 from taut.structure.patches import output_rows
 
 
 class Others:
-    """Tensors that modules of the compressed model took or gave, held until the last layer has asked for them.
+    """Tensors that modules of the compressed model took or gave in the present run.
 
     Attributes:
-        handles: of the hooks that hold them.
+        held: those that some layer is still to ask for.
     """
 
-    def __init__(self, small: nn.Module, targets: Mapping[str, Target], current: Callable[[], int]) -> None:
-        """`small` with the layers of `targets`; `current` says which batch runs."""
-        self.current = current
+    def __init__(self, small: nn.Module, targets: Mapping[str, Target]) -> None:
+        """`small` with the layers of `targets`."""
+        self.small = small
         names = {name for name, _ in small.named_modules()}
-        asked = [
-            (number, t.follows.partner)
-            for t in targets.values()
-            if t.follows is not None and t.follows.partner and t.follows.partner[1] in names
-            for number in t.seen
-        ]
-        self.left = Counter(asked)
-        self.held: dict[tuple[int, Place], Tensor] = {}
-        self.handles: list[Any] = []
-        for side, name in dict.fromkeys(partner for _, partner in asked):
-            module = small.get_submodule(name)
+        partners = [t.follows.partner for t in targets.values() if t.follows is not None and t.follows.partner]
+        self.asked = Counter(place for place in partners if place[1] in names)
+        self.left: Counter[Place] = Counter()
+        self.held: dict[Place, Tensor] = {}
+
+    def watch(self) -> list[Any]:
+        """Hooks that hold what is asked for, until they are removed."""
+        self.left = self.asked.copy()
+        handles: list[Any] = []
+        for side, name in self.asked:
+            module = self.small.get_submodule(name)
             if side == "in":
-                self.handles.append(module.register_forward_pre_hook(self._take(name)))
+                handles.append(module.register_forward_pre_hook(self._take(name)))
             else:
-                self.handles.append(module.register_forward_hook(self._give(name)))
+                handles.append(module.register_forward_hook(self._give(name)))
+        return handles
 
     def _take(self, name: str) -> Any:
         def hook(_: nn.Module, args: tuple[Any, ...]) -> None:
@@ -55,25 +56,16 @@ class Others:
 
     def hold(self, place: Place, tensor: Any) -> None:
         """Keep what a module took or gave while a layer is still to ask for it."""
-        key = self.current(), place
-        if isinstance(tensor, Tensor) and self.left[key]:
-            self.held[key] = tensor
+        if isinstance(tensor, Tensor) and self.left[place]:
+            self.held[place] = tensor
 
-    def rows(self, layer: nn.Module, target: Target) -> Tensor | None:
-        """The other summand of a layer's output at its chosen positions; None where it is not known by now."""
-        partner = None if target.follows is None else target.follows.partner
-        if partner is None:
+    def rows(self, layer: nn.Module, target: Target, number: int) -> Tensor | None:
+        """The other summand of a layer's output at its chosen positions in a batch; None where it is not known yet."""
+        place = None if target.follows is None else target.follows.partner
+        if place is None or place not in self.held:
             return None
-        parts = [self._rows(layer, (number, partner), seen) for number, seen in target.seen.items()]
-        known = [part for part in parts if part is not None]
-        return together(known) if len(known) == len(parts) else None
-
-    def _rows(self, layer: nn.Module, key: tuple[int, Place], seen: Seen) -> Tensor | None:
-        """Of one batch."""
-        if key not in self.held:
-            return None
-        self.left[key] -= 1
-        other = self.held[key] if self.left[key] else self.held.pop(key)
+        self.left[place] -= 1
+        other, seen = self.held[place] if self.left[place] else self.held.pop(place), target.seen[number]
         size = seen.output.shape
         if other.shape[0] != size[0] or other.shape[2:] != size[2:]:
             return None

@@ -12,16 +12,16 @@ branch lost. See `taut.recovery.following`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from functools import partial
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import evaluating, generator
+from taut.calls import TautControl, evaluating, generator
 from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
@@ -29,14 +29,15 @@ from taut.methods.base import Factorization
 from taut.nn import LowRankSparse, Rebuilt, Reorder
 from taut.progress import Stage, stage
 from taut.recovery.following import Follows
-from taut.recovery.lockstep import Lockstep
 from taut.recovery.norms import Norm, moved, reestimate
 from taut.recovery.others import Others
+from taut.recovery.passes import merged, passes
 from taut.recovery.rest import refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
 from taut.recovery.targets import Noted, Target, Targets, solvable, together
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
+from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut
 from taut.structure.patches import (
     CONVOLUTIONS,
@@ -120,8 +121,20 @@ def _only_pruned(chain: Sequence[Link]) -> bool:
     return bool(chain) and all(method.masks for method, _ in chain)
 
 
+@dataclass(frozen=True)
+class Arrival:
+    """What a batch brings to a layer or norm: its input, and the other summand of the layer's output where there is one."""
+
+    x: Tensor
+    other: Tensor | None = None
+
+
+class _Enough(TautControl):
+    """A batch has been to all points of a pass."""
+
+
 class _Refit:
-    """State of one pass through the compressed model."""
+    """State of all passes through the compressed model."""
 
     def __init__(
         self,
@@ -133,47 +146,85 @@ class _Refit:
     ) -> None:
         self.originals, self.small, self.chains, self.stats, self.targets = originals, small, chains, stats, targets
         self.norms = dict(targets.norms)
-        self.lockstep = Lockstep(self.meet, targets.order)
         aimed = {name: target for name, target in targets.layers.items() if fan_in(originals[name]) <= FULL_LIMIT}
-        self.others = Others(small, aimed, lambda: self.lockstep.current)
+        self.others = Others(small, aimed)
+        self.done: set[str] = set()
 
     def run(self, bar: Stage) -> None:
-        """Solve every layer and re-estimate every batch norm as it is reached."""
+        """Solve every layer and re-estimate every batch norm, in the order in which they are reached."""
         self.bar = bar
-        handles = self.others.handles  # the first: a layer's input may be its own other summand
-        for name in (*self.targets.layers, *self.norms):
-            handles.append(self.small.get_submodule(name).register_forward_pre_hook(self.hook(name)))
-        example = self.stats.network.example
+        known = {*self.targets.layers, *self.norms}
+        order = [point for point in merged(self.targets.orders) if point in known]
+        for points in passes(order, len(self.targets.batches)):
+            self.solve_pass(points)
+
+    def solve_pass(self, points: Sequence[str]) -> None:
+        """Run all batches up to some layers and norms, and see to these."""
+        arrivals: dict[str, dict[int, Arrival]] = {point: {} for point in points}
+        alone = len(self.targets.batches) == 1
+        for number, inputs in enumerate(self.targets.batches):
+            awaited = set(points) & set(self.targets.orders[number])
+            if not awaited:
+                continue
+
+            def arrive(point: str, x: Tensor, number: int = number, awaited: set[str] = awaited) -> None:
+                if point in self.done or number in arrivals[point]:
+                    return
+                if alone:
+                    self.meet(point, {number: self.arrival(point, number, x)})
+                    return
+                arrivals[point][number] = self.arrival(point, number, x.clone())  # code behind it may write to it
+                awaited.discard(point)
+                if not awaited:
+                    raise _Enough
+
+            self.run_batch(number, inputs, points, arrive)
+        for point in points:
+            if arrivals[point]:
+                self.meet(point, arrivals[point])
+
+    def run_batch(self, number: int, inputs: Any, points: Sequence[str], arrive: Callable[[str, Tensor], None]) -> None:
+        """One run of the compressed model, with a look at what comes to some points."""
+
+        def hook(point: str) -> Any:
+            def before(_: nn.Module, args: tuple[Any, ...]) -> None:
+                if args and isinstance(args[0], Tensor):
+                    arrive(point, args[0])
+
+            return before
+
+        handles = self.others.watch()  # the first: a layer's input may be its own other summand
+        handles += [self.small.get_submodule(point).register_forward_pre_hook(hook(point)) for point in points]
         try:
-            with evaluating(self.small):
-                self.lockstep.run([partial(example.run, self.small, inputs) for inputs in self.targets.batches])
+            with evaluating(self.small), seeded(number), suppress(_Enough):
+                self.stats.network.example.run(self.small, inputs)
         finally:
             for handle in handles:
                 handle.remove()
+            self.others.held.clear()
 
-    def hook(self, name: str) -> Any:
-        """Wait in front of a layer or batch norm until all batches have come there; once."""
+    def arrival(self, point: str, number: int, x: Tensor) -> Arrival:
+        """What a batch brings to a point, noted while it is there."""
+        target = self.targets.layers.get(point)
+        if target is None or number not in target.seen:
+            return Arrival(x)
+        return Arrival(x, self.others.rows(self.originals[point], target, number))
 
-        def wait(_: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                self.lockstep.wait(name, args[0])
-
-        return wait
-
-    def meet(self, name: str, inputs: Mapping[int, Tensor]) -> None:
-        """Solve the layer, or re-estimate the norm, in front of which these inputs stand."""
-        module = self.small.get_submodule(name)
-        if name in self.norms:
-            reestimate(module, self.norms[name], list(inputs.values()))
+    def meet(self, point: str, arrivals: Mapping[int, Arrival]) -> None:
+        """Solve the layer, or re-estimate the norm, with what all batches bring."""
+        self.done.add(point)
+        module = self.small.get_submodule(point)
+        if point in self.norms:
+            reestimate(module, self.norms[point], [arrival.x for arrival in arrivals.values()])
             return
-        target = self.targets.layers[name].of(inputs.keys())
+        target = self.targets.layers[point].of(arrivals.keys())
         if target.seen:
-            self.solve(name, module, target, inputs)
+            self.solve(point, module, target, {number: arrivals[number] for number in target.seen})
         self.bar()
 
-    def solve(self, name: str, module: nn.Module, target: Target, inputs: Mapping[int, Tensor]) -> None:
+    def solve(self, name: str, module: nn.Module, target: Target, arrivals: Mapping[int, Arrival]) -> None:
         """New weights for one layer, dense or factorized, from its present inputs, batch by batch."""
-        original = self.originals[name]
+        original, inputs = self.originals[name], {number: arrival.x for number, arrival in arrivals.items()}
         wide, pruned = fan_in(original) > FULL_LIMIT, self.pruned(name, module)
         if wide and pruned:
             return
@@ -185,7 +236,7 @@ class _Refit:
         if wide or target.follows is None:
             dense = self.fitted(name, module, moments, wanted, centred=centred)
         else:
-            dense, wanted = self.aimed(name, module, target, moments, centred=centred)
+            dense, wanted = self.aimed(name, module, target, moments, _summand(arrivals), centred=centred)
         if wide and self.approximated(name):
             known = self.stats.layers.get(name, LayerStatistics()).outputs
             refit_rest(dense, inputs, target, known)
@@ -208,13 +259,19 @@ class _Refit:
             dense = self.factorized(name, dense, link, moments)
         return dense
 
-    def aimed(
-        self, name: str, module: nn.Module, target: Target, moments: Moments, *, centred: bool
+    def aimed(  # noqa: PLR0913 - as `fitted`, and what follows
+        self,
+        name: str,
+        module: nn.Module,
+        target: Target,
+        moments: Moments,
+        other: Tensor | None,
+        *,
+        centred: bool,
     ) -> tuple[nn.Module, Tensor]:
         """The same with regard to what follows: outputs to aim at, and the layer solved for them."""
         original = self.originals[name]
         follows = cast(Follows, target.follows)
-        other = self.others.rows(original, target)
         wanted = follows.aim(target.rows, other)
         dense = self.fitted(name, module, moments, wanted, centred=centred)
         enough = moments.rows.shape[1] >= ENOUGH * moments.rows.shape[2]
@@ -257,6 +314,13 @@ class _Refit:
         once = method.factor_once if isinstance(method, Factorization) else method.factor
         factors = once({name: dense}, {name: now})
         return method.rewrite({name: dense}, factors).modules[name]
+
+
+def _summand(arrivals: Mapping[int, Arrival]) -> Tensor | None:
+    """The other summand at the chosen positions of all batches; None where one does not know it."""
+    others = [arrival.other for arrival in arrivals.values()]
+    known = [other for other in others if other is not None]
+    return together(known) if len(known) == len(others) else None
 
 
 def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:

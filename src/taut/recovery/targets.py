@@ -17,6 +17,7 @@ from taut.recovery.norms import Norm, counted, pooled
 from taut.recovery.proving import unseen
 from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, joined, refit_samples
 from taut.structure.collecting import FULL_LIMIT
+from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut
 from taut.structure.patches import CONVOLUTIONS, choose, fan_in, groups_of, output_rows, positions, row_budget
 from taut.structure.surgery import shallow
@@ -125,13 +126,13 @@ class Targets:
     Attributes:
         batches: inputs, as few batches as the model takes.
         layers: by layer name. norms: what the original's batch norms saw, by name.
-        order: layers and norms in the order in which they ran.
+        orders: batch by batch, layers and norms in the order in which they ran.
     """
 
     batches: Sequence[Any]
     layers: Mapping[str, Target]
     norms: Mapping[str, Norm]
-    order: Mapping[str, int]
+    orders: Sequence[Sequence[str]]
 
     def of(self, names: Iterable[str]) -> Targets:
         """Of these layers, and of all norms."""
@@ -195,7 +196,6 @@ def note_targets(model: nn.Module, net: Network, names: Sequence[str], batches: 
         for number, (inputs, size) in enumerate(zip(batches, samples, strict=True))
     ]
     repeated = {name for note in notes for name in note.repeated}
-    order = {point: rank for rank, point in enumerate(dict.fromkeys(point for note in notes for point in note.order))}
     layers = {
         name: _merged([note.layers[name] for note in notes if name in note.layers])
         for name in names
@@ -207,7 +207,7 @@ def note_targets(model: nn.Module, net: Network, names: Sequence[str], batches: 
         if None not in parts and sum(part[0] for part in parts if part) > 1:
             norms[name] = pooled([part for part in parts if part is not None])
     layers = {n: t if t.norm in {"", *norms} else replace(t, norm="", follows=None) for n, t in layers.items()}
-    return Targets(batches, layers, norms, order)
+    return Targets(batches, layers, norms, [note.order for note in notes])
 
 
 def _merged(parts: Sequence[Target]) -> Target:
@@ -260,7 +260,7 @@ def _note(model: nn.Module, net: Network, names: Sequence[str], inputs: Any, num
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(norms.before(name, note.order))
             module.register_forward_hook(norms.behind(name, seen))
-    with evaluating(copied), watch:
+    with evaluating(copied), seeded(number), watch:
         watch.returned(net.example.run(copied, inputs))
     direct = norms.direct()
     targets = {name: Target({number: one}, direct.get(name, "")) for name, one in seen.items()}

@@ -1,62 +1,46 @@
 """Inputs that between them take every path through a model's code that the calibration data take.
 
-A path is the set of steps from one operation to the next, module by module, so that a longer loop is no new one. It
-depends on shapes alone unless code reads values; only then every batch is run.
+A path is the set of steps from one operation to the next, module by module, so that a longer loop is no new one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taut.calls import Example, chunks, evaluating, tensors
+from taut.calls import Example, chunks, evaluating, generator, map_tensors, tensors
 from taut.errors import ModelError
+from taut.nested import digest
 from taut.randomness import own_states, seed_globals
 from taut.structure.surgery import shallow
-
-UNREAD = frozenset(
-    (
-        *("__get__", "__len__", "size", "dim", "ndimension", "numel", "nelement", "stride", "storage_offset"),
-        *("element_size", "is_contiguous", "is_floating_point", "is_complex", "is_signed", "get_device", "type"),
-    )
-)
-"""Functions that give no tensor and read no values."""
-
-SIZED_BY_VALUES = frozenset(("nonzero", "argwhere", "unique", "unique_consecutive", "masked_select"))
-"""Functions of which the size of the result depends on values."""
 
 FEW = 2
 """Samples to which an input is cut where these take the same path."""
 
 SHAPES = 8
-"""Inputs that are kept for their shapes alone, at most; those on new paths are kept in any number."""
+"""Shapes of which an input is kept at most; those on new paths are kept in any number."""
 
-PASSING = 64
-"""Samples that pass through the model at once, where it takes a part of a batch."""
+PASSING = 512
+"""Samples that pass through the model at once, where it takes a part of a batch: loaders seldom give more."""
 
 Step = tuple[str, str, str]
 
 
-@dataclass
 class _Path(TorchFunctionMode):
     """What a run did.
 
     Attributes:
         steps: module, operation, next operation.
-        reads: whether code looked at values.
     """
 
-    steps: set[Step] = field(default_factory=set)
-    reads: bool = False
-
-    def __post_init__(self) -> None:
+    def __init__(self) -> None:
         super().__init__()
+        self.steps: set[Step] = set()
         self.inside: list[str] = [""]
         self.last = ""
 
@@ -66,24 +50,21 @@ class _Path(TorchFunctionMode):
         self.last = step
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run the operation, and note it."""
         result = func(*args, **(kwargs or {}))
-        name = getattr(func, "__name__", repr(func))
-        self.add(name)
-        if name not in UNREAD:
-            masked = name == "__getitem__" and any(t.dtype == torch.bool for t in tensors(args[1:]))
-            self.reads |= masked or name in SIZED_BY_VALUES or not tensors(result)
+        self.add(getattr(func, "__name__", repr(func)))
         return result
 
 
 @contextmanager
-def seeded() -> Iterator[None]:
+def seeded(seed: int = 0) -> Iterator[None]:
     """Runs of random models draw the same numbers; the states are put back."""
     with own_states():
-        seed_globals(0)
+        seed_globals(seed)
         yield
 
 
-def _path(model: nn.Module, example: Example, inputs: Any) -> _Path:
+def _path(model: nn.Module, example: Example, inputs: Any) -> set[Step]:
     """Raises ModelError where the model cannot be run."""
     copied, path = shallow(model), _Path()
 
@@ -103,11 +84,14 @@ def _path(model: nn.Module, example: Example, inputs: Any) -> _Path:
             module.register_forward_hook(leave)
     with evaluating(copied), seeded(), path:
         example.run(copied, inputs)
-    return path
+    return path.steps
 
 
-def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, Any]] = ()) -> tuple[Any, ...]:
-    """The example, one batch of every shape and one for every other path that the data take, each as small as possible.
+def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, Any]] = ()) -> None:
+    """Note as `Example.witnesses` inputs that take every path that the example and the data take.
+
+    The example, noise like it, the first batch, batches of other shapes (SHAPES of them), and every batch that takes a
+    step which none before it took; each as small as it may be. Every batch is run once, whatever verb it is given to.
 
     Args:
         model: is run on a copy.
@@ -117,21 +101,39 @@ def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, An
     Raises:
         ModelError: the model cannot be run on a batch.
     """
-    path = _path(model, example, example.value)
-    kept = [_cut(model, example, example.value, path.steps)]
-    steps, reads = set(path.steps), path.reads
-    marks = {_mark(example, example.value)}
+    if not example.steps:
+        _note(model, example, example.value, keep=True)
+        with suppress(ModelError):  # a model need not run on noise
+            _note(model, example, noise_like(example), keep=True)
     for inputs, _ in chunks(example, batches, max(PASSING, example.batch)):
-        mark = _mark(example, inputs)
-        if not reads and mark in marks:
-            continue
-        path = _path(model, example, inputs)
-        new = path.steps - steps
-        if new or (mark not in marks and len(marks) <= SHAPES):
-            kept.append(_cut(model, example, inputs, new))
-        steps, reads = steps | path.steps, reads or path.reads
-        marks.add(mark)
-    return tuple(kept)
+        identity = tuple((digest(t), tuple(t.shape)) for t in tensors(inputs))
+        if identity not in example.covered:
+            first, mark = not example.covered, _mark(example, inputs)
+            new_shape = mark not in example.marks and len(example.marks) <= SHAPES
+            _note(model, example, inputs, keep=first or new_shape)
+            example.covered.add(identity)
+
+
+def _note(model: nn.Module, example: Example, inputs: Any, *, keep: bool) -> None:
+    steps = _path(model, example, inputs)
+    new = steps - example.steps
+    if keep or new:
+        example.witnesses = (*example.witnesses, _cut(model, example, inputs, steps if keep else new))
+    example.steps |= steps
+    example.marks.add(_mark(example, inputs))
+
+
+def noise_like(example: Example) -> Any:
+    """Random numbers of the mean and deviation of the example's; whole numbers as they are."""
+    random = generator(3)
+
+    def like(t: Tensor) -> Tensor:
+        if not t.is_floating_point() or not t.numel():
+            return t
+        spread = float(t.float().std()) if t.numel() > 1 else 0.0
+        return (torch.randn(t.shape, generator=random) * (spread or 1.0)).to(t) + t.float().mean().to(t)
+
+    return map_tensors(like, example.value)
 
 
 def _mark(example: Example, inputs: Any) -> Any:
@@ -146,11 +148,6 @@ def _cut(model: nn.Module, example: Example, inputs: Any, steps: set[Step]) -> A
         return inputs
     part = example.samples.part(inputs, slice(FEW), size)
     try:
-        return part if steps <= _path(model, example, part).steps else inputs
+        return part if steps <= _path(model, example, part) else inputs
     except ModelError:
         return inputs
-
-
-def finite(outputs: Iterable[Tensor]) -> bool:
-    """Whether all values of all tensors are."""
-    return all(bool(torch.isfinite(t).all()) for t in outputs if t.is_floating_point() or t.is_complex())

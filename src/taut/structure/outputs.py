@@ -80,42 +80,46 @@ class Outputs:
         """Run the model.
 
         Raises:
-            ModelError: it cannot be run, or gives NaN, or nothing but infinities.
+            ModelError: it cannot be run, or gives nothing but NaN and infinities.
         """
         self.model, self.example = model, example
+        self.inputs = example.witnesses or (example.value,)
         outputs = self.run(model)
-        if any(_says_nothing(t) for output in outputs for t in all_tensors(output)):
-            raise ModelError("The model's output on the example is not finite: check its weights and the example.")
+        for output in outputs:
+            for number, t in enumerate(all_tensors(output)):
+                if t.is_floating_point() and t.numel() and not bool(torch.isfinite(t).any()):
+                    which = f" (tensor {number} of it)" if number else ""
+                    raise ModelError(
+                        f"The model's output{which} on the example is not finite: check its weights and the example."
+                    )
         self._forms = [form_of(output) for output in outputs]
-        self._finite = [[bool(torch.isfinite(t).all()) for t in all_tensors(output)] for output in outputs]
+        self._finite = [[torch.isfinite(t) for t in all_tensors(output)] for output in outputs]
         self._sized_by_values: bool | None = None
 
-    def run(self, model: nn.Module) -> list[Any]:
-        """A model's outputs; code that writes to buffers in forward writes to a copy's."""
-        outputs = []
-        for inputs in self.example.witnesses:
-            copied = shallow(model)
+    def run(self, model: nn.Module, most: int | None = None) -> list[Any]:
+        """A model's outputs on the first `most` inputs; code that writes to buffers in forward writes to a copy's."""
+        copied, outputs = shallow(model), []
+        for inputs in self.inputs[:most]:
             with evaluating(copied), seeded():
                 outputs.append(self.example.run(copied, inputs))
         return outputs
 
     def differ(self, outputs: Sequence[Any]) -> str | None:
-        """How other outputs are of another form, or not finite where the model's are; None where they are not."""
-        for wanted, is_finite, inputs, output in zip(
-            self._forms, self._finite, self.example.witnesses, outputs, strict=True
-        ):
+        """How outputs on the first inputs are of another form, or not finite where the model's are; None if neither."""
+        for wanted, masks, inputs, output in zip(self._forms, self._finite, self.inputs, outputs, strict=False):
             form = form_of(output)
             if form != wanted and not (form.loose == wanted.loose and self._changes_size()):
                 return f"the output would be {form} instead of {wanted}{self._which(inputs)}"
             held = all_tensors(output)
-            same = len(held) == len(is_finite)
-            expected = is_finite if same else [all(is_finite)] * len(held)
-            if any(fine and not bool(torch.isfinite(t).all()) for fine, t in zip(expected, held, strict=True)):
+            same = [t.shape for t in held] == [mask.shape for mask in masks]
+            if same and any(bool((mask & ~torch.isfinite(t)).any()) for mask, t in zip(masks, held, strict=True)):
+                return f"the output would not be finite{self._which(inputs)}"
+            if not same and any(bool(torch.isnan(t).any()) for t in held if t.is_floating_point()):
                 return f"the output would not be finite{self._which(inputs)}"
         return None
 
     def _which(self, inputs: Any) -> str:
-        return "" if inputs is self.example.witnesses[0] else " on a batch of the calibration data"
+        return "" if inputs is self.inputs[0] else " on another input than the example"
 
     def _changes_size(self) -> bool:
         """Whether slightly other weights of the model itself change the form of its outputs."""
@@ -127,10 +131,3 @@ class Outputs:
                     parameter.data = parameter.data * factor.to(parameter)
             self._sized_by_values = [form_of(output) for output in self.run(disturbed)] != self._forms
         return self._sized_by_values
-
-
-def _says_nothing(t: Tensor) -> bool:
-    """Whether a tensor holds NaN, or nothing but infinities; some of these are masks."""
-    if not t.is_floating_point() or not t.numel():
-        return False
-    return bool(torch.isnan(t).any()) or bool(torch.isinf(t).all())

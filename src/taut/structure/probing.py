@@ -82,7 +82,7 @@ def read_by_others(model: nn.Module, example: Example, names: list[str]) -> dict
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
     """
     read: dict[str, set[str]] = defaultdict(set)
-    for inputs in example.witnesses:
+    for inputs in example.witnesses or (example.value,):
         copied = shallow(model)
         probes: dict[str, Probe] = {}
         for name in names:
@@ -129,7 +129,7 @@ def kind_matters(model: nn.Module, example: Example, names: Sequence[str]) -> li
     All layers are tried at once; where that changes something, halves of them, down to single layers.
     """
     blamed: list[str] = []
-    for inputs in example.witnesses:
+    for inputs in example.witnesses or (example.value,):
         wanted = _ran(shallow(model), example, inputs)
         again = _ran(shallow(model), example, inputs)
         if wanted is None or not close(wanted, again):

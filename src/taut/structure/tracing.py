@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from taut.calls import Covers, Example, collect, quietly
+from taut.calls import Example, collect, quietly
 from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
@@ -57,7 +57,10 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
         )
     check_finite(model)
     call = read_example(model, example)
-    cover(model, call, None if data is None else collect(call, data, SAMPLES))
+    fresh = not call.witnesses
+    covering(model, call, () if data is None else collect(call, data, SAMPLES))
+    if fresh:
+        Outputs(model, call)  # refuses a model that gives nothing finite
     calls, keywords = record_calls(model, call)
     counted = count_macs(shallow(model), call)
     reasons = _reasons(model, calls)
@@ -163,34 +166,17 @@ def _used_otherwise(model: nn.Module, call: Example, free: list[str]) -> dict[st
     return reasons
 
 
-def cover(model: nn.Module, call: Example, batches: list[tuple[Any, Any]] | None) -> None:
-    """Choose the inputs on which the model is tried, unless that was done already.
-
-    Raises:
-        ModelError: the model cannot be run on a batch, or gives NaN on the example.
-    """
-    wanted = Covers.EXAMPLE if batches is None else Covers.DATA
-    if call.covers < wanted:
-        if call.covers is Covers.NOTHING:
-            Outputs(model, call)  # refuses a model that gives NaN
-        call.witnesses, call.covers = covering(model, call, batches or ()), wanted
-
-
 def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> Network:
     """The network with regard to the paths that the batches take.
 
     Raises:
         ModelError: the model cannot be run on a batch.
     """
-    call = net.example
-    if call.covers is Covers.DATA:
+    before = len(net.example.witnesses)
+    covering(model, net.example, batches)
+    if len(net.example.witnesses) == before:
         return net
-    before = len(call.witnesses)
-    cover(model, call, batches)
-    if len(call.witnesses) <= before:
-        return net
-    reasons = _used_otherwise(model, call, [layer.name for layer in net.layers if layer.skip is None])
-    return net.skipping(reasons)
+    return net.skipping(_used_otherwise(model, net.example, [layer.name for layer in net.layers if layer.skip is None]))
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:
