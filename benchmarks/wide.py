@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import resource
 import subprocess
 import sys
@@ -32,7 +31,6 @@ from ending import finish
 from torch import Tensor, nn
 
 import taut
-from taut.decompose import output_basis
 from taut.decompose.weighting import Weighting
 from taut.methods import METHODS
 from taut.structure.patches import input_rows, positions
@@ -79,9 +77,7 @@ class Rows(nn.Module):
 
     def forward(self, numbers: Tensor) -> Tensor:
         """(b,) integers."""
-        drawn = [
-            torch.randn(LENGTH, len(self.scale), generator=torch.Generator().manual_seed(int(n))) for n in numbers
-        ]
+        drawn = [torch.randn(LENGTH, len(self.scale), generator=torch.Generator().manual_seed(int(n))) for n in numbers]
         return self.turned(torch.stack(drawn) * self.scale)
 
 
@@ -243,7 +239,7 @@ def _peak() -> float:
 
 def alone(words: int) -> dict[str, Any]:
     """`head` in a process of its own."""
-    done = subprocess.run(  # noqa: S603 - this very file
+    done = subprocess.run(
         [sys.executable, __file__, "--head", str(words)], stdout=subprocess.PIPE, text=True, check=True
     )
     found: dict[str, Any] = json.loads(done.stdout)

@@ -1,8 +1,11 @@
 """Every batch counts, at its own size: lengths, image sizes and batch sizes that a model may not take together."""
 
+from dataclasses import dataclass
+
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import taut
 from taut.types import Plan, Step
@@ -144,7 +147,11 @@ def test_maps_kept_on_the_model_have_the_size_of_their_own_batch():
     class UNet(nn.Module):
         def __init__(self):
             super().__init__()
-            self.down, self.inner, self.up = nn.Conv2d(3, 16, 3, 2, 1), nn.Conv2d(16, 16, 3, 1, 1), nn.Conv2d(16, 8, 3, 1, 1)
+            self.down, self.inner, self.up = (
+                nn.Conv2d(3, 16, 3, 2, 1),
+                nn.Conv2d(16, 16, 3, 1, 1),
+                nn.Conv2d(16, 8, 3, 1, 1),
+            )
 
         def forward(self, x):
             self.skips = [self.down(x)]
@@ -158,8 +165,6 @@ def test_maps_kept_on_the_model_have_the_size_of_their_own_batch():
 
 
 def test_settings_that_a_forward_makes_around_a_layer_are_left_as_they_were():
-    from torch.nn.attention import SDPBackend, sdpa_kernel
-
     class Set(Tokens):
         def forward(self, x):
             with sdpa_kernel(SDPBackend.MATH):
@@ -175,7 +180,13 @@ def test_a_layer_that_two_ways_share_is_solved_on_both():
     class Ways(nn.Module):
         def __init__(self):
             super().__init__()
-            self.a, self.b, self.norm, self.d, self.out = nn.Linear(16, 16), nn.Linear(16, 16), nn.BatchNorm1d(16), nn.Linear(16, 16), nn.Linear(16, 4)
+            self.a, self.b, self.norm, self.d, self.out = (
+                nn.Linear(16, 16),
+                nn.Linear(16, 16),
+                nn.BatchNorm1d(16),
+                nn.Linear(16, 16),
+                nn.Linear(16, 4),
+            )
 
         def forward(self, x):
             h = self.a(x) if bool(x.mean() < 1) else self.norm(self.b(x))
@@ -273,3 +284,81 @@ def test_what_has_one_batch_size_or_takes_time_first_is_exported_as_it_runs(net,
     written = taut.export(model, x, tmp_path / "model.onnx")
     assert all(parity.holds for parity in written.parity)
     assert {parity.samples for parity in written.parity} == ({4} if net is FixedBatch else {64, 1})
+
+
+@pytest.mark.parametrize(
+    "wrap", [lambda xs: xs, lambda xs: (xs,), lambda xs: {"images": xs}], ids=["list", "tuple", "dict"]
+)
+@pytest.mark.parametrize("fill", [torch.randn, torch.zeros, torch.ones], ids=["noise", "zeros", "ones"])
+def test_lists_of_images_are_known_wherever_they_stand(wrap, fill):
+    class Wrapped(Detector):
+        def forward(self, images):
+            return super().forward(images["images"] if isinstance(images, dict) else images), {"loss": torch.zeros(())}
+
+    net = taut.trace(Wrapped().eval(), wrap([fill(3, 16, 16), fill(3, 16, 16)]))
+    assert net.example.samples.listed
+    assert net.example.batch == 2
+
+
+@pytest.mark.parametrize("fill", [torch.zeros, torch.ones])
+def test_examples_that_say_nothing_are_tried_on_noise(fill):
+    assert taut.trace(Seq().eval(), fill(9, 4, 6)).example.batch == 4
+    mean = nn.Sequential(nn.BatchNorm1d(12, track_running_stats=False), nn.Linear(12, 4))
+    assert not taut.trace(mean.eval(), fill(5, 12)).example.divisible
+    assert taut.trace(nn.Sequential(nn.Linear(12, 4)).eval(), fill(5, 12)).example.divisible
+
+
+def test_experts_that_no_token_of_a_batch_reaches_are_observed():
+    class Experts(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.gate, self.experts = nn.Linear(8, 4), nn.ModuleList(nn.Linear(8, 8) for _ in range(4))
+
+        def forward(self, x):
+            chosen, y = self.gate(x).argmax(-1), torch.zeros_like(x)
+            for number, expert in enumerate(self.experts):
+                y[chosen == number] = expert(x[chosen == number])
+            return y
+
+    torch.manual_seed(0)
+    model = Experts().eval()
+    data = [torch.randn(n, 8) for n in (64, 3, 1, 40)]
+    result = taut.compress(model, data[0], budget=taut.Budget(params=0.8), data=data, methods=["svd"])
+    assert result.comparison.after.params <= 0.8 * result.comparison.before.params
+
+
+def test_outputs_of_lengths_that_depend_on_values_have_a_mixed_plan():
+    class Kept(Detector):
+        def forward(self, images):
+            return [y[y > 0.05] for y in super().forward(images)]
+
+    torch.manual_seed(0)
+    model, images = Kept().eval(), [torch.randn(3, 12, 12) for _ in range(32)]
+    result = taut.compress(
+        model, images[:4], budget=taut.Budget(macs=0.5), data=[images], methods=("channels", "svd", "tucker")
+    )
+    assert result.comparison.after.macs <= 0.5 * result.comparison.before.macs
+
+
+def test_outputs_in_objects_are_seen():
+    @dataclass(slots=True)
+    class Out:
+        scores: torch.Tensor
+
+    class Named(Tokens):
+        def forward(self, x):
+            return Out(Tokens.forward(self, x))
+
+    model, data = Named().eval(), [torch.randint(50, (16, 6))]
+    stats = taut.observe(taut.trace(model, data[0]), model, data)
+    assert stats.unit == "loss"
+    assert stats.kinds == ("logits",)
+
+
+def test_a_forward_that_yields_is_run_to_its_end():
+    class Yielding(Detector):
+        def forward(self, images):
+            yield from super().forward(images)
+
+    images = [torch.randn(3, 8, 8), torch.randn(3, 8, 8)]
+    assert taut.trace(Yielding().eval(), images).cost.macs == taut.trace(Detector().eval(), images).cost.macs

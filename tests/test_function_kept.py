@@ -178,6 +178,67 @@ def test_branches_on_the_shape_are_kept():
     agrees(model, small, [short, long], 0.5)
 
 
+@pytest.mark.parametrize("example", [16, 128])
+def test_branches_on_the_batch_size_are_kept(example):
+    class Big(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 8)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            return self.c(nn.functional.linear(h, self.b.weight, self.b.bias) if len(x) > 100 else self.b(h))
+
+    model, data = Big().eval(), [torch.randn(128, 16) for _ in range(3)]
+    small = taut.compress(model, torch.randn(example, 16), budget=Budget(params=0.8), data=data).model
+    agrees(model, small, [*data, torch.randn(16, 16)], 0.5)
+
+
+@torch.jit.script
+def any_large(x: torch.Tensor) -> torch.Tensor:
+    if bool((x[:, 0] > 3).any()):
+        return x * 0 + 1
+    return x * 0
+
+
+VALUES = {
+    "script": lambda x: bool(any_large(x).max() > 0),
+    "where": lambda x: len(torch.where(x[:, 0] > 3)[0]) > 0,
+    "repeat": lambda x: x.repeat_interleave((x[:, 0] > 3).long(), 0).shape[0] > 0,
+    "numpy": lambda x: x.numpy()[:, 0].max() > 3,
+    "list": lambda x: max(x[:, 0].tolist()) > 3,
+}
+
+
+class Looking(nn.Module):
+    """Uses a layer's weight where a value is large, however it looks at it."""
+
+    def __init__(self, large):
+        super().__init__()
+        self.a, self.b, self.c, self.large = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 8), large
+
+    def forward(self, x):
+        h = torch.relu(self.a(x))
+        h = nn.functional.linear(h, self.b.weight) if self.large(x) else self.b(h)
+        return self.c(torch.relu(h))
+
+
+@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("late", [False, True], ids=["observe", "apply"])
+def test_however_code_looks_at_values_the_branch_is_seen(value, late):
+    model = Looking(VALUES[value]).eval()
+    usual, rare = torch.randn(64, 16).clamp(-2.9, 2.9), torch.randn(64, 16).clamp(-2.9, 2.9)
+    rare[7, 0] = 4
+    data = [usual, rare]
+    net = taut.trace(model, usual[:4])
+    stats = taut.observe(net, model, None if late else data)
+    plan = Plan.of(net, [Step((name,), "svd", {"rank": 8}) for name in ("ab" if late else "a")])
+    with warnings.catch_warnings(action="ignore"):
+        small = taut.apply(model, plan, stats, data=data)
+    assert late or "weight" in stats.network["b"].skip
+    agrees(model, small, [usual, rare], 0.6)
+
+
 Pair = namedtuple("Pair", "scores features")
 
 

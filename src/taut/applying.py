@@ -12,13 +12,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import Example, all_tensors, quietly
+from taut.calls import Example, all_tensors, collect, quietly
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.progress import track
 from taut.recovery.refit import recover
+from taut.recovery.samples import SAMPLES
+from taut.recovery.targets import Noted
 from taut.remembering import remember
 from taut.replaying import with_sides
+from taut.structure.coverage import covering
 from taut.structure.narrowing import Cut, composed
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
@@ -60,6 +63,9 @@ def apply(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> 
     Raises:
         CallError: a step names an unknown layer, method or setting, or would grow its layer.
     """
+    if data is not None and not isinstance(data, Noted):
+        data = collect(stats.network.example, data, SAMPLES)
+        covering(unwrapped(model), stats.network.example, data)
     return apply_plan(model, plan, stats, data)[0]
 
 
@@ -70,7 +76,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     outputs = Outputs(model, stats.network.example)
     small, done, reason = _tried(model, plan, stats, data, outputs, QUICK)
     if reason is not None:
-        small, done, reason = _tried(model, plan, stats, data, outputs, None)  # every step on every path: which one was it
+        small, done, reason = _tried(model, plan, stats, data, outputs, None)  # which step, on which path
     if reason is not None and data is not None:
         warnings.warn(f"The refit is left out: with it {reason}.", stacklevel=3)
         small, done, reason = _tried(model, plan, stats, None, outputs, None)
@@ -78,7 +84,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     return small, done
 
 
-def _tried(  # noqa: PLR0913, PLR0917 - as `apply_plan`, and how it is tried
+def _tried(
     model: nn.Module, plan: Plan, stats: Statistics, data: Any, outputs: Outputs, most: int | None
 ) -> tuple[nn.Module, Plan, str | None]:
     """The new model, the plan, and how its outputs depart from the original's on any path.

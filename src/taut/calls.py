@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from types import GeneratorType
 from functools import wraps
+from itertools import chain
+from types import GeneratorType
 from typing import Any, ParamSpec, TypeVar
 
 import torch
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taut.errors import DataError, ModelError
-from taut.nested import PLAIN, digest, fresh
+from taut.nested import PLAIN, attributes_of, digest, fresh, lists_of, map_lists
 from taut.randomness import own_states, seed_globals
 
 P = ParamSpec("P")
@@ -36,7 +37,7 @@ class Example:
         batch: samples in the example.
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
         witnesses: inputs on which what is made of the model is tried: the example's first samples, and what takes
-            another path through its code (`taut.structure.coverage`), of which `steps`, `marks` and `covered` are noted.
+            another path through its code (`taut.structure.coverage`, which notes `steps`, `marks` and `covered`).
 
     Raises:
         DataError: it holds no tensor, or an empty one.
@@ -96,13 +97,15 @@ class Example:
         """Whether inputs have the structure of the example; lists of samples may be of any length."""
         if not self.samples.listed:
             return bool(_structure(inputs) == _structure(self.value))
-        if not isinstance(inputs, list | tuple) or not inputs:
-            return False
-        sample = _structure(self.value[0])
-        return all(_structure(item) == sample for item in inputs)
+        inputs = self._as_example(inputs)
+        return (
+            bool(_item_structure(inputs) == _item_structure(self.value)) and len(set(map(len, lists_of(inputs)))) == 1
+        )
 
     def _as_example(self, inputs: Any) -> Any:
-        return list(inputs) if self.samples.listed else inputs
+        """A tuple of samples as the list that the example is."""
+        as_list = self.samples.listed and isinstance(self.value, list) and isinstance(inputs, tuple)
+        return list(inputs) if as_list else inputs
 
 
 @dataclass(frozen=True)
@@ -111,7 +114,7 @@ class Samples:
 
     Attributes:
         axis: of the tensors whose size there is the first tensor's: 0, or 1 for a model that takes time first.
-        listed: whether the input is a list with one item per sample, such as images of several sizes.
+        listed: whether the input is, or holds, lists with one item per sample, such as images of several sizes.
     """
 
     axis: int = 0
@@ -124,7 +127,7 @@ class Samples:
             DataError: they hold no tensor, or the first one is empty or has no such axis.
         """
         if self.listed:
-            return len(inputs)
+            return len(lists_of(inputs)[0])
         held = tensors(inputs)
         if not held or held[0].ndim <= self.axis or held[0].numel() == 0:
             raise DataError(
@@ -134,9 +137,9 @@ class Samples:
 
     def part(self, value: Any, part: slice, size: int) -> Any:
         """Some samples of inputs, outputs or targets of `size` samples; tensors without such an axis stay whole."""
-        if self.listed:
-            return value[part] if isinstance(value, list | tuple) else _sliced(value, part, size, 0)
-        return _sliced(value, part, size, self.axis)
+        if self.listed and any(len(items) == size for items in lists_of(value)):
+            return map_lists(lambda items: items[part] if len(items) == size else items, value)
+        return _sliced(value, part, size, 0 if self.listed else self.axis)
 
     def axis_of(self, t: Tensor, size: int) -> int | None:
         """The axis of a tensor of inputs on which its `size` samples lie; None where there is none."""
@@ -145,7 +148,8 @@ class Samples:
     def joined(self, batches: Sequence[Any]) -> Any:
         """Inputs with the same `signature` as one."""
         if self.listed:
-            return [item for batch in batches for item in batch]
+            merged_lists = iter([list(chain(*column)) for column in zip(*map(lists_of, batches), strict=True)])
+            return map_lists(lambda _: next(merged_lists), batches[0])
         size = self.size(batches[0])
         columns = zip(*(tensors(batch) for batch in batches), strict=True)
         merged = iter([self._column(column, size) for column in columns])
@@ -171,6 +175,11 @@ class Samples:
         return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
 
 
+def _item_structure(value: Any) -> Any:
+    """The structure of inputs of which the lists may be of any length."""
+    return _structure(map_lists(lambda items: (_structure(items[0]) if items else None,), value))
+
+
 def _axis_of(t: Tensor, size: int, axis: int) -> int | None:
     """The axis on which a tensor holds `size` samples: the one of the inputs, or the first; None without one."""
     return next((a for a in dict.fromkeys((axis, 0)) if t.ndim > a and t.shape[a] == size), None)
@@ -184,7 +193,7 @@ def _sliced(value: Any, part: slice, size: int, axis: int) -> Any:
     return map_tensors(cut, value)
 
 
-class TautControl(BaseException):  # noqa: N818 - control flow through a running model, not an error
+class TautControl(BaseException):
     """Raised by our own hooks to leave a forward pass early; no `except Exception` of a user's model holds it up."""
 
 
@@ -217,8 +226,8 @@ def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
             found.append(leaf)
         elif depth and isinstance(leaf, Mapping):
             found += all_tensors(list(leaf.values()), depth - 1)
-        elif depth and hasattr(leaf, "__dict__") and not isinstance(leaf, type | nn.Module):
-            found += all_tensors(dict(vars(leaf)), depth - 1)
+        elif depth and not isinstance(leaf, type | nn.Module):
+            found += all_tensors(attributes_of(leaf), depth - 1)
     return found
 
 

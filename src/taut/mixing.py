@@ -42,6 +42,9 @@ FIRST = (0.0, 0.5, 1.0)
 ROUNDS = 5
 """Shares tried at most."""
 
+NOT_COMPARABLE = 1e300
+"""Divergence of a plan that holds the limits, where outputs cannot be compared."""
+
 HELD_OUT = 4
 """One sample in so many judges, the others refit."""
 
@@ -196,6 +199,8 @@ class Mixer:
                 bar()
         self.noted = None  # as large as some activations
         least = min(losses.values())
+        if least == NOT_COMPARABLE:  # outputs of lengths that depend on values: half each
+            return next(t for t in (0.5, 1.0, 0.0) if losses[t] == least)
         return max(t for t, loss in losses.items() if loss <= least * NEARLY) if math.isfinite(least) else None
 
     def _loss(self, share: float, limits: Mapping[str, float]) -> float:
@@ -203,7 +208,7 @@ class Mixer:
         built = self._built(share, limits, self.fit)
         if built is None or self.judge is None or not self._holds(built[0], limits):
             return math.inf
-        return self.judge.divergence(built[0])
+        return min(self.judge.divergence(built[0]), NOT_COMPARABLE)
 
     def _holds(self, model: nn.Module, limits: Mapping[str, float]) -> bool:
         """Whether a plan is as small as it was to be: what was rolled back makes it larger, and diverges by nothing."""

@@ -145,7 +145,9 @@ def _blocking(shop: Workshop, key: str) -> str:
         for kind, reason in largest
         if shares[kind, reason] >= WORTH_NAMING
     ]
-    return f"Left alone are {'; '.join(parts)}." if parts else "Ask for less, or add methods such as channels."
+    if parts:
+        return f"Left alone are {'; '.join(parts)}."
+    return "Ask for less." if shop.mixer is not None else "Ask for less, or add methods such as channels."
 
 
 def _names(layers: Sequence[Layer]) -> str:

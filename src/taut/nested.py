@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -38,6 +39,30 @@ def digest(t: Tensor) -> int:
     """A number that tensors of other values have almost never in common."""
     held = t.detach().cpu().contiguous().flatten()
     return hash(held.view(torch.uint8).numpy().tobytes()) if held.numel() else 0
+
+
+def lists_of(value: Any) -> list[list[Any]]:
+    """The outermost lists of a nest, in order."""
+    held: list[list[Any]] = []
+    map_lists(lambda items: held.append(items) or items, value)  # type: ignore[func-returns-value]
+    return held
+
+
+def map_lists(function: Callable[[list[Any]], Any], value: Any) -> Any:
+    """The same nest with `function` applied to its outermost lists."""
+    if isinstance(value, list):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_lists(function, item) for key, item in value.items()}
+    if type(value) is tuple:
+        return tuple(map_lists(function, item) for item in value)
+    return value
+
+
+def attributes_of(value: Any) -> dict[str, Any]:
+    """What an object holds, in its dictionary or in slots."""
+    slots = [name for kind in type(value).__mro__ for name in vars(kind).get("__slots__", ())]
+    return {name: getattr(value, name) for name in slots if hasattr(value, name)} | dict(getattr(value, "__dict__", {}))
 
 
 def _copy(leaf: Any, device: torch.device | None) -> Any:

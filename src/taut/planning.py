@@ -12,9 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
-from torch.linalg import LinAlgError
 
 from taut.calls import quietly
 from taut.errors import BudgetError, CallError, ModelError
@@ -152,7 +152,7 @@ def _factors(stats: Statistics, group: Group, method: Method) -> Any:
     """The decomposition; None, and a warning, where the layer's values leave the range of floats."""
     try:
         return stats.factors(group, method)
-    except (LinAlgError, ModelError) as error:
+    except (torch.linalg.LinAlgError, ModelError) as error:  # type: ignore[attr-defined]
         warnings.warn(f"Layer '{group.layer.name}' is not decomposed by {method.name}: {one_line(error)}", stacklevel=2)
         return None
 

@@ -10,12 +10,12 @@ from torch import nn
 
 import taut
 from taut import text
-from taut.calls import Example
 from taut.checkpoint import is_folder
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
 from taut.measure import Score, busy_note, measure, model_times
+from taut.structure.calling import read_example
 
 
 def evaluate(model: ModelArgument, task: TaskFile, weights: Weights = None, base: Base = None) -> None:
@@ -62,7 +62,7 @@ def _base(model: str, other: str | None) -> str | None:
 
 
 def _alone(net: nn.Module, job: tasks.Task, rounds: int | None) -> str:
-    example = Example(net, job.example)
+    example = read_example(net, job.example)
     times = model_times(net, example, rounds)
     rows = [
         (name, f"{ms.value:.3g}", f"[{ms.low:.3g}, {ms.high:.3g}]", f"{1e3 * example.batch / ms.value:.4g}")

@@ -60,7 +60,7 @@ suffer."""
 def _eigh(S: Tensor) -> tuple[Tensor, Tensor]:
     try:
         values, vectors = torch.linalg.eigh(S.double() if S.shape[-1] <= LARGE else S.float())
-    except torch.linalg.LinAlgError as error:
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
         if not bool(torch.isfinite(S).all()):
             raise ModelError("A second moment is not finite: the values that it is made of are too large.") from error
         values, vectors = torch.linalg.eigh(ridge(S, 1e-12))  # as good as equal eigenvalues may not converge

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 from taut.calls import Example, evaluating
 from taut.nested import fresh
 from taut.recovery.samples import joined
+from taut.structure.coverage import seeded
 from taut.structure.fisher import choose_kinds, divergence, float_outputs, kinds_of
 from taut.structure.surgery import shallow
 
@@ -41,49 +44,85 @@ class Judge:
         self._kinds = list(kinds) or choose_kinds(self._wanted[0], "auto")
 
     def _outputs(self, model: nn.Module) -> list[Any]:
-        copied = shallow(model)
-        with evaluating(copied), torch.no_grad():
-            return [fresh(self.example.run(copied, inputs)) for inputs in self.batches]
+        """Of both models with the same random draws."""
+        copied, outputs = shallow(model), []
+        for number, inputs in enumerate(self.batches):
+            with evaluating(copied), torch.no_grad(), seeded(number):
+                outputs.append(fresh(self.example.run(copied, inputs)))
+        return outputs
 
     def divergence(self, model: nn.Module) -> float:
         """How far the outputs moved, per sample in the unit of the loss; infinite where they do not compare."""
         moved = [
-            size * self._moved(before, after)
+            size * self._moved(before, after, size)
             for size, before, after in zip(self._samples, self._wanted, self._outputs(model), strict=True)
         ]
         mean = sum(moved) / sum(self._samples)
         return mean if math.isfinite(mean) else math.inf
 
-    def _moved(self, before: Any, after: Any) -> float:
+    def _moved(self, before: Any, after: Any, size: int) -> float:
         pairs = float_outputs(before), float_outputs(after)
-        if [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
+        if not pairs[0] or [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
             return math.inf
-        return divergence(self._kinds, *pairs) / (len(before) if self.example.samples.listed else 1)
+        one_by_one = self.example.samples.listed and isinstance(before, list | tuple) and len(before) == size
+        return divergence(self._kinds, *pairs) / (size if one_by_one else 1)
 
     def agreement(self, model: nn.Module) -> float:
         """The share of answers that are the original's: of classes the first; else how much of the variance is kept."""
-        shares = [
-            (size, self._agreed(before, after))
-            for size, before, after in zip(self._samples, self._wanted, self._outputs(model), strict=True)
-        ]
-        return sum(size * share for size, share in shares) / sum(self._samples)
+        tallies: dict[Any, _Tally] = defaultdict(_Tally)
+        for before, after in zip(self._wanted, self._outputs(model), strict=True):
+            pairs = float_outputs(before), float_outputs(after)
+            alike = len(pairs[0]) == len(pairs[1])
+            kinds = kinds_of(before, self._kinds)
+            for number, (kind, p) in enumerate(zip(kinds, pairs[0], strict=True)):
+                q = pairs[1][number] if alike and pairs[1][number].shape == p.shape else None
+                place = 0 if self.example.samples.listed else number
+                tallies[place, kind, p.shape[1:] if p.ndim > 1 else ()].add(kind, p, q)
+        shares = [(tally.weight, tally.share) for tally in tallies.values()]
+        return sum(weight * share for weight, share in shares) / sum(weight for weight, _ in shares) if shares else 0.0
 
-    def _agreed(self, before: Any, after: Any) -> float:
-        pairs = float_outputs(before), float_outputs(after)
-        if not pairs[0] or [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
-            return 0.0
-        shares = [_share(kind, p, q) for kind, p, q in zip(kinds_of(before, self._kinds), *pairs, strict=True)]
-        return sum(shares) / len(shares)
 
+@dataclass
+class _Tally:
+    """Answers of one output over all batches.
 
-def _share(kind: str, before: Tensor, after: Tensor) -> float:
-    if not bool(torch.isfinite(after).all()):
-        return 0.0
-    if kind in CLASSES:
-        return float((before.argmax(-1) == after.argmax(-1)).double().mean())
-    if kind == "sigmoid" and not before.is_complex():
-        return float(((before > 0.5) == (after > 0.5)).double().mean())
-    p, q = before.double(), after.double()
-    varied = float((p - p.mean(0, keepdim=True)).square().sum()) if p.ndim and len(p) > 1 else float(p.square().sum())
-    missed = float((p - q).square().sum())
-    return max(0.0, 1 - missed / varied) if varied > 0 else float(missed == 0)
+    Attributes:
+        weight: answers compared. right: the original's of them; of values, squared errors instead.
+        total, squares: of values, their sums and the sums of their squares, for every one of a sample.
+    """
+
+    weight: float = 0.0
+    right: float = 0.0
+    missed: float = 0.0
+    total: Tensor | float = 0.0
+    squares: Tensor | float = 0.0
+    values: bool = False
+
+    def add(self, kind: str, before: Tensor, after: Tensor | None) -> None:
+        """Count one batch; an output that does not compare, or is not finite, gives nothing right."""
+        if after is not None and not bool(torch.isfinite(after).all()):
+            after = None
+        if kind in CLASSES:
+            self.weight += before.numel() / before.shape[-1]
+            self.right += 0.0 if after is None else float((before.argmax(-1) == after.argmax(-1)).sum())
+        elif kind == "sigmoid":
+            self.weight += before.numel()
+            self.right += 0.0 if after is None else float(((before > 0.5) == (after > 0.5)).sum())
+        else:
+            self.values = True
+            p = before.double().reshape(len(before) if before.ndim > 1 else before.numel(), -1)
+            q = torch.zeros_like(p) if after is None else after.double().reshape(p.shape)
+            self.weight += len(p)
+            self.total, self.squares = self.total + p.sum(0), self.squares + p.square().sum(0)
+            self.missed += float((p - q).square().sum())
+
+    @property
+    def share(self) -> float:
+        """Of the answers, or of their variance, that is kept."""
+        if not self.values:
+            return self.right / self.weight if self.weight else 0.0
+        mean = torch.as_tensor(self.total) / self.weight
+        varied = float((torch.as_tensor(self.squares) - self.weight * mean.square()).sum())
+        if self.weight == 1:
+            varied = float(torch.as_tensor(self.squares).sum())  # nothing to vary over
+        return max(0.0, 1 - self.missed / varied) if varied > 0 else float(self.missed == 0)

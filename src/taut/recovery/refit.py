@@ -123,7 +123,7 @@ def _only_pruned(chain: Sequence[Link]) -> bool:
 
 @dataclass(frozen=True)
 class Arrival:
-    """What a batch brings to a layer or norm: its input, and the other summand of the layer's output where there is one."""
+    """What a batch brings to a layer or norm: its input, and the other summand of the layer's output, if any."""
 
     x: Tensor
     other: Tensor | None = None
@@ -259,7 +259,7 @@ class _Refit:
             dense = self.factorized(name, dense, link, moments)
         return dense
 
-    def aimed(  # noqa: PLR0913 - as `fitted`, and what follows
+    def aimed(
         self,
         name: str,
         module: nn.Module,

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, Samples, all_tensors, evaluating, quietly, tensors
+from taut.calls import Example, Samples, all_tensors, evaluating, map_tensors, quietly, tensors
 from taut.errors import ModelError
-from taut.nested import fresh
+from taut.nested import fresh, lists_of, map_lists
+from taut.structure.coverage import noise_like, seeded
 from taut.structure.surgery import shallow, unwrapped
 
 ROUNDING = 1e-3
@@ -21,9 +21,10 @@ ROUNDING = 1e-3
 def read_example(model: nn.Module, value: Any) -> Example:
     """How `model` is called with `value`, and where its samples are.
 
-    A list of tensors is one sample each, if twice the list gives twice the outputs (detection networks); a model with
+    Lists of tensors hold one sample each, if twice the lists give twice the outputs (detection networks); a model with
     layers that take time first has its samples on axis 1, if the steps on axis 0 depend on each other and the rows on
-    axis 1 do not. Whether a part of a batch gives a part of the outputs is noted as `Example.divisible`.
+    axis 1 do not. Whether a part of a batch gives a part of the outputs is noted as `Example.divisible`. All this is
+    tried on noise like the example, where the model takes it: zeros and equal samples tell nothing.
 
     Args:
         model: is run a few times on a copy, in eval mode.
@@ -39,24 +40,16 @@ def read_example(model: nn.Module, value: Any) -> Example:
     example = Example(model, value)
     copied = shallow(model)
     with evaluating(copied):
-        outputs = example.run(copied)
-        example.samples = _samples(copied, example, outputs)
+        plain = _ran(copied, example, example.value, strict=True)
+        inputs = noise_like(example)
+        outputs = _ran(copied, example, inputs)
+        if outputs is None or not close(outputs, outputs):
+            inputs, outputs = example.value, plain
+        trial = _Trial(copied, example, inputs, outputs)
+        example.samples = trial.samples()
         example.batch = example.samples.size(example.value)
-        example.divisible = _divisible(copied, example, outputs)
+        example.divisible = trial.divisible()
     return example
-
-
-def _samples(model: nn.Module, example: Example, outputs: Any) -> Samples:
-    value = example.value
-    if isinstance(value, list) and len(tensors(value)) >= len(value) > 0:
-        listed = Samples(listed=True)
-        doubled = _ran(model, example, value + value)
-        return listed if doubled is not None and _repeats(outputs, doubled, len(value)) else example.samples
-    if _takes_time_first(model) and tensors(value)[0].ndim > 1:
-        sides = [_independent(model, example, outputs, axis) for axis in (0, 1)]
-        if sides[0] is False and sides[1] is not False:
-            return Samples(axis=1)
-    return example.samples
 
 
 def _takes_time_first(model: nn.Module) -> bool:
@@ -64,49 +57,99 @@ def _takes_time_first(model: nn.Module) -> bool:
     return any(getattr(module, "batch_first", None) is False for module in model.modules())
 
 
-def _ran(model: nn.Module, example: Example, inputs: Any) -> Any:
-    """The outputs, or None where the model does not run on these inputs."""
+def _ran(model: nn.Module, example: Example, inputs: Any, *, strict: bool = False) -> Any:
+    """The outputs, with the same random draws each time; None, or an error, where the model does not run on these."""
     try:
-        return example.run(model, inputs)
+        with seeded():
+            return example.run(model, inputs)
     except ModelError:
+        if strict:
+            raise
         return None
+
+
+class _Trial:
+    """One input with its outputs, from which others are made."""
+
+    def __init__(self, model: nn.Module, example: Example, inputs: Any, outputs: Any) -> None:
+        self.model, self.example, self.inputs, self.outputs = model, example, inputs, outputs
+
+    def run(self, inputs: Any) -> Any:
+        """The outputs, or None where the model does not run on these inputs."""
+        return _ran(self.model, self.example, inputs)
+
+    def samples(self) -> Samples:
+        """Where the samples are."""
+        lists = [items for items in lists_of(self.inputs) if tensors(items)]
+        outside = len(tensors(self.inputs)) - sum(len(tensors(items)) for items in lists)
+        if lists and not outside and len({len(items) for items in lists}) == 1:
+            doubled = self.run(map_lists(lambda items: items + items, self.inputs))
+            if doubled is not None and _repeats(self.outputs, doubled, len(lists[0])):
+                return Samples(listed=True)
+        if _takes_time_first(self.model) and tensors(self.inputs)[0].ndim > 1:
+            sides = [self.independent(axis) for axis in (0, 1)]
+            if sides[0] is False and sides[1] is not False:
+                return Samples(axis=1)
+        return self.example.samples
+
+    def independent(self, axis: int) -> bool | None:
+        """Whether neither end of an axis has a say in the outputs elsewhere on it; None where it has one index alone.
+
+        One end takes the values of the other: every output must stay the same but there, on some axis as long.
+        """
+        size = tensors(self.inputs)[0].shape[axis]
+        if size < 2:
+            return None
+        return all(self._unmoved(axis, ends) for ends in ((0, size - 1), (size - 1, 0)))
+
+    def _unmoved(self, axis: int, ends: tuple[int, int]) -> bool:
+        changed, size = fresh(self.inputs), max(ends) + 1
+        for t in tensors(changed):
+            if t.ndim > axis and t.shape[axis] == size:
+                t.select(axis, ends[0]).copy_(t.select(axis, ends[1]).clone())
+        moved = self.run(changed)
+        pairs = all_tensors(self.outputs), all_tensors(moved)
+        if moved is None or len(pairs[0]) != len(pairs[1]):
+            return False
+        start = int(ends[0] == 0)
+        return all(_same_but(a, b, start, size) for a, b in zip(*pairs, strict=True))
+
+    def divisible(self) -> bool:
+        """Whether the first samples alone give the first outputs; a single sample, beside a second one, its own."""
+        samples, size = self.example.samples, self.example.batch
+        try:
+            if size > 1:
+                part = slice(size // 2)
+                mine = self.run(samples.part(self.inputs, part, size))
+                return mine is not None and close(samples.part(self.outputs, part, size), mine)
+            second = map_tensors(lambda t: t.flip(-1) * 2 if t.is_floating_point() else t, self.inputs)
+            apart, both = self.run(second), self.run(samples.joined([self.inputs, second]))
+        except (RuntimeError, NotImplementedError):  # sparse tensors and the like, which cannot be cut
+            return False
+        if apart is None or both is None:
+            return False
+        halves = (samples.part(both, slice(1), 2), samples.part(both, slice(1, 2), 2))
+        return all(close(one, half) for one, half in zip((self.outputs, apart), halves, strict=True))
 
 
 def _repeats(once: Any, twice: Any, count: int) -> bool:
-    """Whether outputs of a doubled list are those of the list, twice: as a list, or along the first axis."""
-    if isinstance(once, list | tuple) and isinstance(twice, list | tuple) and len(twice) == 2 * len(once) == 2 * count:
-        return all(close(once, half) for half in (list(twice[:count]), list(twice[count:])))
+    """Whether outputs of doubled lists are those of the lists, twice, in all that has as many items or rows."""
+    items = lists_of(_as_lists(once)), lists_of(_as_lists(twice))
+    if len(items[0]) == len(items[1]):
+        pairs = [(a, b) for a, b in zip(*items, strict=True) if tensors(a) and len(a) == count and len(b) == 2 * count]
+        if pairs:
+            return all(close(a, b[:count]) and close(a, b[count:]) for a, b in pairs)
     parts = all_tensors(once), all_tensors(twice)
-    if not parts[0] or len(parts[0]) != len(parts[1]):
+    if len(parts[0]) != len(parts[1]):
         return False
-    return all(
-        a.ndim and a.shape[0] == count and b.shape[0] == 2 * count and close([a, a], [b[:count], b[count:]])
-        for a, b in zip(*parts, strict=True)
-    )
+    rows = [(a, b) for a, b in zip(*parts, strict=True) if a.ndim and (len(a), len(b)) == (count, 2 * count)]
+    return bool(rows) and all(close([a, a], [b[:count], b[count:]]) for a, b in rows)
 
 
-def _independent(model: nn.Module, example: Example, outputs: Any, axis: int) -> bool | None:
-    """Whether neither end of an axis has a say in the outputs elsewhere on it; None where it has one index alone.
-
-    One end takes the values of the other: every output must stay the same but there, on some axis as long.
-    """
-    size = tensors(example.value)[0].shape[axis]
-    if size < 2:
-        return None
-    return all(_unmoved(model, example, outputs, axis, ends) for ends in ((0, size - 1), (size - 1, 0)))
-
-
-def _unmoved(model: nn.Module, example: Example, outputs: Any, axis: int, ends: tuple[int, int]) -> bool:
-    changed, size = fresh(example.value), max(ends) + 1
-    for t in tensors(changed):
-        if t.ndim > axis and t.shape[axis] == size:
-            t.select(axis, ends[0]).copy_(t.select(axis, ends[1]).clone())
-    moved = _ran(model, example, changed)
-    pairs = all_tensors(outputs), all_tensors(moved)
-    if moved is None or len(pairs[0]) != len(pairs[1]):
-        return False
-    start = int(ends[0] == 0)
-    return all(_same_but(a, b, start, size) for a, b in zip(*pairs, strict=True))
+def _as_lists(output: Any) -> Any:
+    """Outputs that are a tuple with an item per sample as a list."""
+    alike = type(output) is tuple and len({type(item) for item in output}) == 1
+    return list(output) if alike and not isinstance(output[0], list) else output
 
 
 def _same_but(a: Tensor, b: Tensor, start: int, size: int) -> bool:
@@ -116,22 +159,6 @@ def _same_but(a: Tensor, b: Tensor, start: int, size: int) -> bool:
     axes = [axis for axis, length in enumerate(a.shape) if length == size]
     kept = [tuple(t.narrow(axis, start, size - 1) for t in (a, b)) for axis in axes] or [(a, b)]
     return any(close([one], [two]) for one, two in kept)
-
-
-def _divisible(model: nn.Module, example: Example, outputs: Any) -> bool:
-    """Whether the first samples alone give the first outputs; of a single sample, whether two give its output twice."""
-    samples, size = example.samples, example.batch
-    if size > 1:
-        part = slice(size // 2)
-        mine = _ran(model, example, samples.part(example.value, part, size))
-        return mine is not None and close(samples.part(outputs, part, size), mine)
-    double = _ran(model, example, samples.joined([example.value, example.value]))
-    return double is not None and all(close(outputs, half) for half in _halves(samples, double))
-
-
-def _halves(samples: Samples, double: Any) -> Iterator[Any]:
-    for part in (slice(1), slice(1, 2)):
-        yield samples.part(double, part, 2)
 
 
 def close(a: Any, b: Any) -> bool:

@@ -244,6 +244,8 @@ class LayerMoments:
 
     def add_gradient(self, grad: Tensor, output: Tensor) -> None:
         """Add g g^T over all positions of a batch; a layer with a gradient that is not finite goes without."""
+        if not grad.numel():
+            return  # an expert that no token of this batch reaches
         if self.gradients is None or not bool(torch.isfinite(grad).all()):
             self.gradients, self.taylor = None, None
             return

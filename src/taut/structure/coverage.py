@@ -5,7 +5,7 @@ A path is the set of steps from one operation to the next, module by module, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -23,7 +23,7 @@ FEW = 2
 """Samples to which an input is cut where these take the same path."""
 
 SHAPES = 8
-"""Shapes of which an input is kept at most; those on new paths are kept in any number."""
+"""Shapes of which an input is kept at most, for every data set; those on new paths are kept in any number."""
 
 PASSING = 512
 """Samples that pass through the model at once, where it takes a part of a batch: loaders seldom give more."""
@@ -90,8 +90,9 @@ def _path(model: nn.Module, example: Example, inputs: Any) -> set[Step]:
 def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, Any]] = ()) -> None:
     """Note as `Example.witnesses` inputs that take every path that the example and the data take.
 
-    The example, noise like it, the first batch, batches of other shapes (SHAPES of them), and every batch that takes a
-    step which none before it took; each as small as it may be. Every batch is run once, whatever verb it is given to.
+    The example, noise like it, the first batch, batches of other shapes (up to SHAPES, from the smallest to the
+    largest), and every batch that takes a step which none before it took; each as small as it may be. Every batch is
+    run once, whatever verb it is given to.
 
     Args:
         model: is run on a copy.
@@ -105,13 +106,21 @@ def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, An
         _note(model, example, example.value, keep=True)
         with suppress(ModelError):  # a model need not run on noise
             _note(model, example, noise_like(example), keep=True)
-    for inputs, _ in chunks(example, batches, max(PASSING, example.batch)):
+    parts = list(chunks(example, batches, max(PASSING, example.batch)))
+    shapes = _spread({mark: inputs for inputs, _ in parts if (mark := _mark(example, inputs)) not in example.marks})
+    for inputs, _ in parts:
         identity = tuple((digest(t), tuple(t.shape)) for t in tensors(inputs))
         if identity not in example.covered:
             first, mark = not example.covered, _mark(example, inputs)
-            new_shape = mark not in example.marks and len(example.marks) <= SHAPES
-            _note(model, example, inputs, keep=first or new_shape)
+            _note(model, example, inputs, keep=first or (mark in shapes and mark not in example.marks))
             example.covered.add(identity)
+
+
+def _spread(inputs: Mapping[Any, Any]) -> set[Any]:
+    """Some of the shapes, from the smallest to the largest."""
+    ordered = sorted(inputs, key=lambda mark: sum(t.numel() for t in tensors(inputs[mark])))
+    picks = {round(place * (len(ordered) - 1) / (SHAPES - 1)) for place in range(SHAPES)} if ordered else set()
+    return {ordered[pick] for pick in picks}
 
 
 def _note(model: nn.Module, example: Example, inputs: Any, *, keep: bool) -> None:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taut.calls import tensors
+from taut.calls import all_tensors
 from taut.errors import CallError
 
 Loss = Callable[[Any, Any], Tensor]
@@ -34,7 +34,7 @@ def output_kind(output: Tensor) -> str:
 
 def float_outputs(output: Any) -> list[Tensor]:
     """The floating-point tensors of an output, nested as it may be."""
-    return [t for t in tensors(output) if t.is_floating_point()]
+    return [t for t in all_tensors(output) if t.is_floating_point()]
 
 
 def choose_kinds(output: Any, wish: str) -> list[str]:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from taut.calls import Example, all_tensors, evaluating
 from taut.errors import ModelError
+from taut.nested import attributes_of
 from taut.structure.coverage import seeded
 from taut.structure.surgery import clone, shallow
 
@@ -67,8 +68,8 @@ def form_of(output: Any, depth: int = DEPTH) -> Form:
         return Form(kind, None, tuple((str(key), form_of(item, depth)) for key, item in output.items()))
     if isinstance(output, list | tuple):
         return Form(kind, None, tuple((str(number), form_of(item, depth)) for number, item in enumerate(output)))
-    if depth and hasattr(output, "__dict__") and not callable(output) and not isinstance(output, nn.Module):
-        held = {key: value for key, value in vars(output).items() if all_tensors(value)}
+    if depth and not callable(output) and not isinstance(output, nn.Module | type):
+        held = {key: value for key, value in attributes_of(output).items() if all_tensors(value)}
         return Form(kind, None, tuple((key, form_of(value, depth - 1)) for key, value in held.items()))
     return Form(kind)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any, cast
 
 import torch
@@ -38,7 +37,7 @@ def unwrapped(model: nn.Module) -> nn.Module:
         return model
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for wrapper in reversed(wrappers):  # the innermost first: those around it copy what is left of it
-        memo[id(wrapper)] = copy.deepcopy(_wrapped(wrapper), memo)
+        memo[id(wrapper)] = deep_copy(cast(nn.Module, _wrapped(wrapper)), memo)
     return deep_copy(model, memo)
 
 

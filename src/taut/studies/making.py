@@ -14,7 +14,7 @@ from typing import Any
 from torch import nn
 
 from taut.applying import apply_plan
-from taut.calls import Example, collect, quiet
+from taut.calls import collect, quiet
 from taut.checkpoint import is_folder, load, save
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
 from taut.files import one_line
@@ -29,6 +29,7 @@ from taut.methods import settings
 from taut.planning import whole
 from taut.randomness import own_states, seed_all
 from taut.recovery.samples import SAMPLES
+from taut.structure.calling import read_example
 from taut.structure.statistics import observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
@@ -130,7 +131,7 @@ class Run:
             if cell["method"] in {ORIGINAL, CONTROL}:
                 raise
             return {"reason": one_line(error)}
-        cost = count(shallow(small), Example(subject.model, subject.example))
+        cost = count(shallow(small), read_example(subject.model, subject.example))
         name = self.name(cell)
         save(small, plan, self.folder / name)
         stored = (self.folder / name / WEIGHTS).read_bytes()
@@ -174,7 +175,9 @@ class Timing:
         if not is_folder(place):
             raise ArtifactError(f"The model '{place}' is gone: delete runs.jsonl beside its folder and start again.")
         small = load(place, base=subject.model)
-        found = latencies(subject.model, small, Example(subject.model, subject.example), quick=True).runtimes["eager"]
+        found = latencies(subject.model, small, read_example(subject.model, subject.example), quick=True).runtimes[
+            "eager"
+        ]
         return {"ms": found.after, "speedup": found.ratio}
 
 
