@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 import taut
-from taut.recovery.samples import joined
+from taut.recovery.samples import affordable, joined
 
 
 class Apply(nn.Module):
@@ -67,3 +67,12 @@ def test_lists_of_images_are_joined_as_lists():
     padded.layer = nn.AdaptiveAvgPool1d(2)
     uneven = [[torch.randn(1, 4), torch.randn(1, 4)], [torch.randn(1, 6)]]
     assert len(groups(padded, uneven[0], uneven)) <= 2
+
+
+def test_larger_images_than_the_example_are_fewer():
+    model = nn.Conv2d(3, 4, 3)
+    net = taut.trace(nn.Sequential(model).eval(), torch.randn(2, 3, 8, 8))
+    batches = [(torch.randn(32, 3, 16, 16), None) for _ in range(4)]
+    assert sum(len(x) for x in affordable(net.example, batches)) == 32
+    same = [(torch.randn(32, 3, 8, 8), None) for _ in range(4)]
+    assert sum(len(x) for x in affordable(net.example, same)) == 128

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import Example, evaluating
+from taut.calls import Example, collect, evaluating, tensors
 from taut.errors import ModelError
 from taut.structure.calling import close
 from taut.structure.surgery import shallow
@@ -20,6 +20,9 @@ SAMPLES = 2048
 
 ACTIVATION_BYTES = 400 << 20
 """Bytes that the inputs and outputs of the largest layer may take together; bounds the samples of a refit."""
+
+FEWEST = 8
+"""Samples of a refit at least."""
 
 FEW_ROWS = 1024
 """Output positions of that layer below which a sample tells little: then twice as many bytes are allowed."""
@@ -42,7 +45,19 @@ def refit_samples(net: Network) -> int:
         size = layer.itemsize * max(sizes) // layer.batch
         if size > largest:
             largest, room = size, ACTIVATION_BYTES * (2 if layer.positions < FEW_ROWS * layer.batch else 1)
-    return max(8, min(wanted, SAMPLES, room // max(largest, 1)))
+    return max(FEWEST, min(wanted, SAMPLES, room // max(largest, 1)))
+
+
+def affordable(example: Example, batches: Sequence[tuple[Any, Any]]) -> list[Any]:
+    """The inputs of as many samples as take no more room than these would if they were of the example's size."""
+    sizes = [_numel(inputs) / example.samples.size(inputs) for inputs, _ in batches]
+    larger = max(1.0, max(sizes) / max(_numel(example.value) / example.batch, 1))
+    total = sum(example.samples.size(inputs) for inputs, _ in batches)
+    return [inputs for inputs, _ in collect(example, list(batches), max(FEWEST, int(total / larger)))]
+
+
+def _numel(inputs: Any) -> int:
+    return sum(t.numel() for t in tensors(inputs))
 
 
 def joined(example: Example, model: nn.Module, batches: Sequence[Any]) -> list[Any]:

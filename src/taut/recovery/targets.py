@@ -15,7 +15,7 @@ from taut.errors import ModelError
 from taut.recovery.following import Following, Follows
 from taut.recovery.norms import Norm, counted, pooled
 from taut.recovery.proving import unseen
-from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, joined, refit_samples
+from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, affordable, joined, refit_samples
 from taut.structure.collecting import FULL_LIMIT
 from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut
@@ -124,8 +124,7 @@ class Targets:
     """What a refit aims at.
 
     Attributes:
-        batches: inputs, as few batches as the model takes.
-        layers: by layer name. norms: what the original's batch norms saw, by name.
+        batches: inputs, as few as the model takes. layers: by name. norms: what the original's batch norms saw, by name.
         orders: batch by batch, layers and norms in the order in which they ran.
     """
 
@@ -147,13 +146,7 @@ class Noted:
     """
 
     def __init__(self, data: Any, net: Network, names: Sequence[str] | None = None) -> None:
-        """Nothing is noted yet.
-
-        Args:
-            data: calibration batches.
-            net: of the model.
-            names: layers that will be asked for; None for all that a refit could solve.
-        """
+        """Nothing is noted yet; `names` are the layers that will be asked for, None for all that a refit could solve."""
         self.data, self.net = data, net
         self.names = solvable(net) if names is None else list(names)
         self._targets: Targets | None = None
@@ -166,7 +159,7 @@ class Noted:
 
     def _note(self, model: nn.Module) -> Targets:
         example = self.net.example
-        apart = [inputs for inputs, _ in collect(example, self.data, refit_samples(self.net))]
+        apart = affordable(example, collect(example, self.data, refit_samples(self.net)))
         batches = joined(example, model, apart)
         try:
             return note_targets(model, self.net, self.names, batches)
@@ -191,8 +184,9 @@ def note_targets(model: nn.Module, net: Network, names: Sequence[str], batches: 
         batches: inputs, each of which is run by itself.
     """
     samples = [net.example.samples.size(inputs) for inputs in batches]
+    proofs: Proofs = {}
     notes = [
-        _note(model, net, names, inputs, number, sum(samples) / size)
+        _note(model, net, names, inputs, number, sum(samples) / size, proofs)
         for number, (inputs, size) in enumerate(zip(batches, samples, strict=True))
     ]
     repeated = {name for note in notes for name in note.repeated}
@@ -229,6 +223,10 @@ def _follow_alike(a: Follows | None, b: Follows | None) -> bool:
     return (a.partner, a.rectified, a.total is None) == (b.partner, b.rectified, b.total is None)
 
 
+Proofs = dict[frozenset[Any], frozenset[str]]
+"""What follows layers -> those of which it is proved that their negative outputs are not used: once for all batches."""
+
+
 @dataclass
 class _Note:
     """What one batch told: as `Targets`, the norms' moments still with their counts, None where they say nothing."""
@@ -239,7 +237,15 @@ class _Note:
     repeated: set[str]
 
 
-def _note(model: nn.Module, net: Network, names: Sequence[str], inputs: Any, number: int, share: float) -> _Note:
+def _note(  # noqa: PLR0913, PLR0917 - one batch of all that `note_targets` is given
+    model: nn.Module,
+    net: Network,
+    names: Sequence[str],
+    inputs: Any,
+    number: int,
+    share: float,
+    proofs: Proofs,
+) -> _Note:
     """One run of the original; `share` is how many times more samples all batches hold."""
     copied = shallow(model)
     seen: dict[str, Seen] = {}
@@ -266,7 +272,10 @@ def _note(model: nn.Module, net: Network, names: Sequence[str], inputs: Any, num
     targets = {name: Target({number: one}, direct.get(name, "")) for name, one in seen.items()}
     follows = {name: _follows(copied, name, watch, t) for name, t in targets.items()}
     rectified = {name: f for name, f in follows.items() if f is not None and f.rectified}
-    for name in rectified.keys() - set(unseen(model, net, inputs, rectified)):
+    key = frozenset((name, f.partner, f.total is None) for name, f in rectified.items())
+    if key not in proofs:
+        proofs[key] = frozenset(unseen(model, net, inputs, rectified))
+    for name in rectified.keys() - proofs[key]:
         follows[name] = rectified[name].seen()
     for name, target in targets.items():
         total = None if (f := follows[name]) is None else f.total
