@@ -124,7 +124,7 @@ class Targets:
     """What a refit aims at.
 
     Attributes:
-        batches: inputs, as few as the model takes. layers: by name. norms: what the original's batch norms saw, by name.
+        batches: inputs, as few as the model takes. layers: by name. norms: what batch norms saw, by name.
         orders: batch by batch, layers and norms in the order in which they ran.
     """
 
@@ -146,7 +146,7 @@ class Noted:
     """
 
     def __init__(self, data: Any, net: Network, names: Sequence[str] | None = None) -> None:
-        """Nothing is noted yet; `names` are the layers that will be asked for, None for all that a refit could solve."""
+        """Nothing is noted yet; `names` are the layers that will be asked for, None for all that can be solved."""
         self.data, self.net = data, net
         self.names = solvable(net) if names is None else list(names)
         self._targets: Targets | None = None
