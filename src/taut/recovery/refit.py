@@ -36,13 +36,12 @@ from taut.recovery.rest import refit_rest
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
 from taut.recovery.targets import Noted, Target, Targets, solvable, together
+from taut.structure.chains import chain_outputs
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut
 from taut.structure.patches import (
-    CONVOLUTIONS,
     fan_in,
-    groups_of,
     input_rows,
     weight_of,
 )
@@ -276,7 +275,7 @@ class _Refit:
         dense = self.fitted(name, module, moments, wanted, centred=centred)
         enough = moments.rows.shape[1] >= ENOUGH * moments.rows.shape[2]
         for _ in range(ROUNDS if follows.rectified and enough else 0):
-            present = outputs_of(original, dense, moments.rows)
+            present = chain_outputs(original, dense, moments.rows)
             if centred:  # the bias or the batch norm will see to the mean
                 present = present - present.mean(1, keepdim=True) + wanted.mean(1, keepdim=True)
             wanted = follows.aim(target.rows, other, present)
@@ -331,28 +330,7 @@ def mean_output(original: nn.Module, dense: nn.Module, row: Tensor) -> Tensor:
         dense: the linear layers or convolutions that replace it.
         row: (g, 1, c s), the mean unfolded input.
     """
-    return outputs_of(original, dense, row)[:, 0]
-
-
-def outputs_of(original: nn.Module, dense: nn.Module, rows: Tensor) -> Tensor:
-    """Outputs (g, n, o) of the chain `dense` for unfolded inputs (g, n, c s)."""
-    groups, count, weight = groups_of(original), rows.shape[1], weight_of(original)
-    given = rows.transpose(0, 1).reshape(count, groups * weight.shape[1], *weight.shape[2:])
-    whole = isinstance(dense, LowRankSparse | Rebuilt)
-    for part in [dense] if whole or not list(dense.children()) else dense.children():
-        plain = part.to_plain() if isinstance(part, LowRankSparse | Rebuilt) else part
-        given = _bare(plain).to(rows.dtype)(given)
-    return given.reshape(count, groups, -1).transpose(0, 1)
-
-
-def _bare(module: nn.Module) -> nn.Module:
-    """A convolution that sees one patch: its taps lie side by side, and nothing is padded."""
-    copied: Any = shallow(module)
-    if not isinstance(module, CONVOLUTIONS):
-        return cast(nn.Module, copied)
-    axes = len(copied.kernel_size)
-    copied.padding, copied.dilation, copied.padding_mode = (0,) * axes, (1,) * axes, "zeros"
-    return cast(nn.Module, copied)
+    return chain_outputs(original, dense, row)[:, 0]
 
 
 def moment_form(module: nn.Module, moments: Moments) -> Weighting:
