@@ -12,9 +12,11 @@ from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import DataError
 from taut.structure.patches import (
+    bias_of,
     choose,
     fan_in,
     gram,
+    grouped_weight,
     groups_of,
     input_rows,
     output_rows,
@@ -101,15 +103,18 @@ class InputMoments:
         self.fitted: Moments | Sketch = Moments()
         if self.form == "sketch":
             self.fitted = Sketch(sketch_size(weight_of(module).shape[0] // groups, columns), generator(seed))
-        most = min(HELD_ROWS, max(1, HELD_BYTES // (4 * self.size * groups)))
-        self.held: Moments | Kept = Moments() if self.size <= most else Kept(most, budget / LAST)
+        most = min(HELD_ROWS, max(1, HELD_BYTES // (4 * columns * groups)))
+        self.held: Moments | Kept = Moments() if self.form == "full" and columns <= most else Kept(most)
+        self.held_share = self.share if self.form == "full" else min(1.0, max(self.share, 16 * most / max(whole, 1)))
 
     def add(self, rows: Tensor, weight: float, *, held: bool) -> None:
         """Add unfolded rows (g, n, k), each of which stands for `weight` positions; they may be changed."""
-        if self.form == "channel":
-            offsets = rows.shape[-1] // self.size
-            rows, weight = _by_offset(self.module, rows), weight / offsets
-        (self.held if held else self.fitted).add(rows, weight)
+        if self.form != "channel":
+            (self.held if held else self.fitted).add(rows, weight)
+            return
+        if held:
+            self.held.add(rows, weight)
+        self.fitted.add(_by_offset(self.module, rows), weight * self.size / rows.shape[-1])
 
     def weighting(self, positions: float) -> Weighting:
         """The moment summed over that many positions; memory is handed over."""
@@ -120,13 +125,23 @@ class InputMoments:
         scale = positions / self.fitted.weight
         if isinstance(self.fitted, Sketch):
             return self._sketched(self.fitted.take().mul_(scale**0.5), positions)
+        if self.form == "channel":  # of every offset a row: there are enough
+            return Weighting(channel=self.fitted.take().mul_(scale).float())
         if self.held.count and self.fitted.count >= ENOUGH * self.size:
             self._give_back()
             scale = positions / self.fitted.weight
         A = self.fitted.take().mul_(scale)
         if self.fitted.count < ENOUGH * self.size:
             A = self._shrunk(A, positions)
-        return Weighting(**{self.form: A.float()})
+        return Weighting(full=A.float())
+
+    def patches(self, energy: float) -> Tensor | None:
+        """Held-out patches of a layer held by its channels, whose mean squared output is `energy`."""
+        if self.form != "channel" or not isinstance(self.held, Kept) or not self.held.count:
+            return None
+        rows = self.held.take()
+        own = float((rows @ grouped_weight(self.module).flatten(2).to(rows).mT).double().square().sum())
+        return rows.mul_((energy / own) ** 0.5) if own > 0 else None
 
     def _give_back(self) -> None:
         """Held-out rows that are not needed count like the others."""
@@ -216,8 +231,8 @@ class LayerMoments:
         self.gradients: OutputSums | None = OutputSums(module, seed)
         self.taylor: Tensor | None = None
         self.outputs: list[Tensor] = []
-        self.called = 0
-        self.positions = 0
+        self.called = self.positions = 0
+        self.energy = 0.0
         self.held: bool | None = False
         """Whether the samples that pass are held out; None: no sample can be, so that some of their rows are."""
 
@@ -229,7 +244,10 @@ class LayerMoments:
         if not total:  # an expert that no token reaches
             return
         self.positions += total
-        index = choose(total, max(1, round(self.inputs.share * total)), self.seed + self.called)
+        if self.inputs.form == "channel":
+            self.energy += energy_of(self.module, output)
+        share = self.inputs.held_share if self.held else self.inputs.share
+        index = choose(total, max(1, round(share * total)), self.seed + self.called)
         self.called += 1
         weight = total / len(index)
         parts = [(index, bool(self.held))]
@@ -259,6 +277,10 @@ class LayerMoments:
         taken, self.outputs = self.outputs, []
         return taken
 
+    def patches(self) -> Tensor | None:
+        """See `LayerStatistics.held`."""
+        return self.inputs.patches(self.energy / self.samples)
+
     def finish(self) -> tuple[Weighting, OutputMoment | None, float, Tensor | None]:
         """Weighting, output second moment, positions per sample and first-order rises, as means over samples."""
         per_sample = self.positions / self.samples or self.traced
@@ -266,6 +288,17 @@ class LayerMoments:
         taylor = None if self.taylor is None else (self.taylor / self.samples).float()
         B = None if self.gradients is None else self.gradients.moment(self.samples)
         return weighting, B, per_sample, taylor
+
+
+def energy_of(module: nn.Module, output: Tensor) -> float:
+    """Sum of squares of the output (n, o, ...) of a convolution without its bias."""
+    flat = output.detach().movedim(-len(weight_of(module).shape[2:]) - 1, 0).flatten(1)
+    squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
+    bias = bias_of(module)
+    if bias is not None:
+        b = bias.detach().double()
+        squares = squares - 2 * b * flat.sum(1, dtype=torch.float64) + flat.shape[1] * b.square()
+    return float(squares.sum())
 
 
 def _first_order(module: nn.Module, products: Tensor) -> Tensor:

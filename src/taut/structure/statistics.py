@@ -19,7 +19,9 @@ from taut.errors import CallError, DataError
 from taut.nested import fresh
 from taut.progress import track
 from taut.structure.collecting import LayerMoments
+from taut.structure.correcting import tried
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
+from taut.structure.patches import grouped_weight
 from taut.structure.surgery import shallow, unwrapped
 from taut.structure.tracing import covered
 from taut.types import Group, Layer, Method, Network
@@ -48,6 +50,7 @@ class LayerStatistics:
         positions: output positions per sample, T.
         taylor: (o,), mean over samples of |mean over positions of y dL/dy| of each output y; None without data.
         scale: loss per unit of relative output error, for a layer that no gradient reaches.
+        held: (g, n, c s), held-out patches with the second moment of all, where `weighting` is of the channels alone.
     """
 
     weighting: Weighting = field(default_factory=Weighting)
@@ -55,6 +58,7 @@ class LayerStatistics:
     positions: float = 1.0
     taylor: Tensor | None = None
     scale: float | None = None
+    held: Tensor | None = None
 
     def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> LayerStatistics:
         """Of the layer with fewer channels, as far as they are known.
@@ -64,14 +68,15 @@ class LayerStatistics:
             inputs: kept ones, of each group.
             sizes: of outputs and inputs before.
         """
-        weighting = self.weighting
+        weighting, held = self.weighting, self.held
         if len(inputs) < sizes[1] or (len(outputs) < sizes[0] and weighting.groups > 1):
             weighting = weighting.narrowed(outputs, inputs, sizes)
+            held = None if held is None else Weighting(sketch=held).narrowed(outputs, inputs, sizes).sketch
         B = self.outputs
         if B is not None and len(outputs) < sizes[0]:
             B = B.narrowed(outputs)
         taylor = None if self.taylor is None else self.taylor[outputs.to(self.taylor.device)]
-        return replace(self, weighting=weighting, outputs=B, taylor=taylor)
+        return replace(self, weighting=weighting, outputs=B, taylor=taylor, held=held)
 
     def damage(self, error: Tensor, energy: float) -> Tensor:
         """Predicted damage of squared errors tr(B dW A dW^T).
@@ -166,8 +171,24 @@ class Statistics:
     def damage(self, group: Group, method: Method) -> float:
         """Damage of a resolved method: measured and interpolated where that was done, else predicted."""
         predicted = method.damage(self.factors(group, method)) or 0.0
-        curve = self.curves.get((group.names, method.family()))
+        curve = self.curves.get((group.names, method.family())) or self._corrected(group, method)
         return predicted if curve is None else curve(predicted)
+
+    def _corrected(self, group: Group, method: Method) -> Curve | None:
+        """What held-out patches say of the candidates of a family; None where the prediction needs no judge."""
+        stats = self.layers.get(group.names[0])
+        if len(group.names) > 1 or stats is None or stats.held is None or method.masks or "inputs" not in method.needs:
+            return None
+        key = (group.names, f"{method.family()} on held-out patches")
+        if key not in self._cache:
+            module = self.modules[group.names[0]]
+            pairs = tried(group, method, self.factors(group, method), module, (stats.held, stats.outputs))
+            energy = Weighting(sketch=stats.held).energy(grouped_weight(module)) if stats.outputs is None else 0.0
+            damages = stats.damage(torch.tensor([error for _, error in pairs], dtype=torch.float64), energy).tolist()
+            points = zip((predicted for predicted, _ in pairs), damages, strict=True)
+            self._cache[key] = Curve(tuple(points)) if pairs else None
+        found: Curve | None = self._cache[key]
+        return found
 
     def __str__(self) -> str:
         """One line: what was seen and how it was read."""
@@ -250,12 +271,17 @@ def _observe(
             output, size = net.example.run(copied, inputs), net.example.samples.size(inputs)
             value = scalar(output, fresh(targets, device_of(copied)), size)
             _backward(value, moments)
-    layers = {name: LayerStatistics(*moments.pop(name).finish()) for name in modules}
+    layers = {name: _finished(moments.pop(name)) for name in modules}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
     if unit == "loss":
         silent = [name for name, s in layers.items() if s.outputs is None]
         layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
     return Statistics(net, modules, layers, tuple(scalar.kinds), unit, samples)
+
+
+def _finished(moments: LayerMoments) -> LayerStatistics:
+    weighting, outputs, positions, taylor = moments.finish()
+    return LayerStatistics(weighting, outputs, positions, taylor, held=moments.patches())
 
 
 def chunk_size(net: Network, outputs: int) -> int:

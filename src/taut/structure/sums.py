@@ -109,27 +109,34 @@ class Sketch:
 
 
 class Kept:
-    """A bounded choice of rows, evenly over all that pass; they are weighed so that their moment is that of all."""
+    """At most `size` of the rows that pass, evenly over them; weighed so that their moment is that of all."""
 
-    def __init__(self, size: int, total: float) -> None:
-        """`size` of about `total` rows that are to come."""
-        self.size, self.share = size, min(1.0, size / max(total, 1.0))
-        self.parts: list[Tensor] = []
-        self.seen = self.count = 0
+    def __init__(self, size: int) -> None:
+        """Nothing seen."""
+        self.size, self.step = max(1, size), 1
+        self.rows: Tensor | None = None
+        self.seen = 0
         self.weight = 0.0
+
+    @property
+    def count(self) -> int:
+        """Rows that are kept."""
+        return 0 if self.rows is None else self.rows.shape[1]
 
     def add(self, rows: Tensor, weight: float) -> None:
         """Keep some of the rows (g, n, k), each of which stands for `weight` positions."""
         n = rows.shape[1]
+        some = rows[:, -self.seen % self.step :: self.step]
+        self.rows = some.clone() if self.rows is None else torch.cat([self.rows, some], 1)
         self.seen += n
         self.weight += n * weight
-        few = min(n, max(1, round(self.share * self.seen) - self.count), self.size - self.count)
-        if few > 0:
-            self.count += few
-            self.parts.append(rows[:, torch.linspace(0, n - 1, few).round().long()].clone())
+        while self.count > self.size:
+            self.rows, self.step = self.rows[:, ::2].clone(), 2 * self.step
 
     def take(self, *, weighed: bool = True) -> Tensor:
         """The rows; the memory is handed over."""
-        rows = torch.cat(self.parts, 1)
-        self.parts = []
-        return rows.mul_((self.weight / self.count) ** 0.5) if weighed else rows
+        if self.rows is None:
+            raise ValueError("no rows were added")
+        rows, share = self.rows, self.weight / self.count
+        self.rows = None
+        return rows.mul_(share**0.5) if weighed else rows
