@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taut import TautError
-from taut.decompose.linalg import cholesky, left_basis, ridge, root, spectrum
+from taut.decompose.linalg import add_gram, cholesky, left_basis, mirrored, ridge, root, spectrum
 
 
 def randn(*shape):
@@ -43,13 +43,11 @@ def test_left_basis_is_that_of_a_full_svd(kind, m, n):
 
 
 @pytest.mark.parametrize(("m", "n"), [(5, 12), (12, 5)])
-def test_left_basis_columns_are_orthonormal_or_zero(m, n):
+def test_left_basis_columns_are_orthonormal_even_where_nothing_is_left(m, n):
     for kind in ("full", "deficient", "zero"):
         U, energy = left_basis(matrix(kind, m, n))
         gram = U.mT @ U
-        assert torch.allclose(gram, torch.diag_embed(gram.diagonal(dim1=-2, dim2=-1)), atol=1e-7)
-        norms = gram.diagonal(dim1=-2, dim2=-1)
-        assert bool(((norms - 1).abs() < 1e-7).logical_or(norms == 0).all())
+        torch.testing.assert_close(gram, torch.eye(min(m, n)).double().expand_as(gram), rtol=0, atol=1e-7)
         assert bool((energy[..., :-1] >= energy[..., 1:]).all())
         assert bool((energy >= 0).all())
 
@@ -165,3 +163,16 @@ def test_root_of_singular_and_zero_is_finite():
         assert bool(half.isfinite().all())
         assert bool(inverse.isfinite().all())
         torch.testing.assert_close(half @ half, A.double(), rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("k", [5, 300])
+def test_running_sums_of_products(k):
+    """Small ones as a whole, large ones by the lower triangle."""
+    S, wanted = torch.zeros(2, k, k), torch.zeros(2, k, k, dtype=torch.float64)
+    for weight in (1.0, 2.5):
+        X = torch.randn(2, 40, k)
+        add_gram(S, X, weight)
+        wanted += weight * (X.double().mT @ X.double())
+    found = mirrored(S)
+    torch.testing.assert_close(found.double(), wanted, rtol=1e-4, atol=1e-3)
+    assert torch.equal(found, found.mT)

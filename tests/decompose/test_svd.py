@@ -7,8 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from taut.decompose.linalg import root
 from taut.decompose.outputs import OutputMoment
-from taut.decompose.svd import directions, output_basis
+from taut.decompose.svd import completed, directions, output_basis
 from taut.decompose.weighting import Weighting
 
 
@@ -121,3 +122,20 @@ def test_degenerate_weights_lose_nothing_beyond_their_rank(change):
     assert bool(lost.isfinite().all())
     assert float(lost[1:].abs().max()) <= 1e-12 * max(1.0, float(lost[0]))
     torch.testing.assert_close(truncated(basis, W, 1), W.flatten(2), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("fisher", [False, True])
+def test_directions_of_the_rest_complete_a_basis(fisher):
+    """Each column more explains more, no one is empty, and all together give the weight."""
+    W, B = torch.randn(2, 9, 7, dtype=torch.float64), definite(2, 9)
+    half = root(B) if fisher else None
+    basis = directions(W @ W.mT, half, 3)
+    missing = []
+    for rank in range(1, 8):
+        up, down = completed(W, basis.up, basis.down, rank)
+        assert up.shape[-1] == down.shape[1] == rank
+        product = up @ (down @ W)
+        assert bool((up.norm(dim=1) * (down @ W).norm(dim=2) > 1e-6).all())
+        missing.append(float((W - product).square().sum()))
+    assert missing[2:] == sorted(missing[2:], reverse=True)
+    assert missing[-1] < 1e-18 * float(W.square().sum())

@@ -55,28 +55,55 @@ def test_known_says_that_a_moment_is_held(form):
     assert Weighting(**{form: torch.ones(1, 2, 2)}).known
 
 
-def test_sketch_is_its_rows_and_a_ridge_in_expectation():
-    """X X^T = W (rows^T rows + lift G G^T) W^T; G G^T has mean I, its probes leave a relative error of sqrt(2 / p)."""
+@pytest.mark.parametrize("beside", [None, 0.7])
+def test_a_sketch_is_its_rows_and_what_lies_beside(beside):
     k = 40
     W = torch.randn(1, 6, k, 1, dtype=torch.float64)
     rows = torch.randn(1, 16, k, dtype=torch.float64)
-    found = Weighting(sketch=rows).gram(W)[0]
-    flat = W[0, :, :, 0]
-    lift = RIDGE * float(rows.square().sum()) / k
-    exact = flat @ rows[0].T @ rows[0] @ flat.T
-    torch.testing.assert_close(found, exact, rtol=0, atol=3 * lift * float(flat.square().sum(1).max()))
-    torch.testing.assert_close((found - exact).trace() / lift, flat.square().sum(), rtol=0.4, atol=0)
+    w = Weighting(sketch=rows, beside=None if beside is None else torch.tensor([beside]))
+    flat, A = W[0, :, :, 0], rows[0].T @ rows[0] + (beside or 0.0) * torch.eye(k)
+    lifted_A = A + RIDGE * A.trace() / k * torch.eye(k)
+    torch.testing.assert_close(w.gram(W)[0], flat @ lifted_A @ flat.T, rtol=1e-5, atol=1e-6)
+    assert w.energy(W) == pytest.approx(float((flat @ lifted_A @ flat.T).trace()), rel=1e-6)
+    torch.testing.assert_close(w.squares()[0].double(), A.diagonal(), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(
+        w.diagonal().gram(torch.eye(k)[None, :, :, None])[0].diagonal(), A.diagonal() * 1.0001, rtol=1e-3, atol=1e-3
+    )
+    torch.testing.assert_close(w.part(0).gram(W), w.gram(W))
 
 
-def test_sketch_ridge_weighs_directions_that_no_row_saw():
-    """Averaged over directions the probes' metric is the ridge's identity."""
-    k = 30
-    rows = torch.zeros(1, 4, k, dtype=torch.float64)
-    rows[0, :, 0] = 5.0
-    W = torch.eye(k, dtype=torch.float64).reshape(1, k, k, 1)
-    unseen = Weighting(sketch=rows).gram(W)[0].diagonal()[1:]
-    assert bool((unseen > 0).all())
-    assert float(unseen.mean()) == pytest.approx(RIDGE * 100 / k, rel=4 * (2 / (min(k, PROBES) * k)) ** 0.5)
+def test_a_whitened_sketch_is_its_gram_in_expectation():
+    """Probes stand for the identity: their relative error is sqrt(2 / p)."""
+    k = 40
+    W, rows = torch.randn(1, 6, k, 1, dtype=torch.float64), torch.randn(1, 16, k, dtype=torch.float64)
+    w = Weighting(sketch=rows, beside=torch.tensor([0.5]))
+    X = w.whitened(W)
+    assert X.shape == (1, 6, 16 + min(k, PROBES))
+    torch.testing.assert_close(
+        (X @ X.mT).diagonal(dim1=1, dim2=2), w.gram(W).diagonal(dim1=1, dim2=2), rtol=0.5, atol=0
+    )
+
+
+@pytest.mark.parametrize("scale", [1.0, 1e-30, 1e30])
+def test_wide_moments_give_the_same_in_float32(scale, monkeypatch):
+    """Products of wide moments are made in float32, whatever the size of the weight."""
+    W, A = scale * weight(), moment(2, 12).float()
+    exact = Weighting(full=A)
+    wanted, energy, X = exact.gram(W), exact.energy(W), exact.whitened(W)
+    monkeypatch.setattr("taut.decompose.weighting.WIDE", 4)
+    w = Weighting(full=A)
+    torch.testing.assert_close(w.gram(W) / scale**2, wanted / scale**2, rtol=1e-5, atol=1e-5)
+    assert w.energy(W) == pytest.approx(energy, rel=1e-5)
+    torch.testing.assert_close(w.whitened(W) / scale, X / scale, rtol=1e-4, atol=1e-5)
+
+
+def test_handy_is_the_channels_of_a_wide_convolution(monkeypatch):
+    A = moment(2, 12)
+    assert Weighting(full=A).handy(4).full is A
+    monkeypatch.setattr("taut.decompose.weighting.WIDE", 4)
+    wanted = torch.einsum("gcsds->gcd", A.reshape(2, 4, 3, 4, 3)) / 3
+    torch.testing.assert_close(Weighting(full=A).handy(4).channel, wanted)
+    assert Weighting(full=A).handy(12).full is A  # a matrix product
 
 
 def test_unseen_directions_keep_some_weight():

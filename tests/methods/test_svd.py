@@ -86,6 +86,22 @@ def test_a_sketch_of_few_rows_still_builds_every_rank():
     torch.testing.assert_close(product(rewrite.modules["fc"])[0], fc.weight.detach().double(), rtol=0, atol=1e-3)
 
 
+def test_candidates_stay_within_what_a_sketch_can_judge():
+    """More outputs than inputs, and fewer rows: a rank beyond them is built, but never offered."""
+    fc = nn.Linear(700, 1000)
+    stats = LayerStatistics(Weighting(sketch=torch.randn(1, 40, 700)))
+    group, _ = group_of(fc, (2, 700))
+    factors = SVD().factor({"fc": fc}, {"fc": stats})
+    judged = factors.basis.energy.shape[-1]
+    assert judged < 400
+    offered = [one.rank for one in SVD().candidates(group, factors)]
+    assert 0 < max(offered) < judged
+    assert all(SVD(rank=r).damage(factors) > 0 for r in offered)
+    built = SVD(rank=400).rewrite({"fc": fc}, factors).modules["fc"]
+    assert bool((built[0].weight.norm(dim=1) > 1e-3).all())
+    assert bool((built[1].weight.norm(dim=0) > 1e-3).all())
+
+
 @pytest.mark.parametrize("layer", [nn.Linear(1, 5), nn.Linear(5, 1), nn.Conv2d(4, 4, 3, groups=4)], ids=repr)
 def test_nothing_to_factorize(layer):
     group, _ = group_of(layer, (2, 4, 5, 5) if isinstance(layer, nn.Conv2d) else (2, layer.in_features))

@@ -11,7 +11,7 @@ from taut.decompose.outputs import OutputMoment
 from taut.errors import CallError, DataError
 from taut.structure.fisher import divergence
 from taut.structure.patches import input_rows, output_rows, positions
-from taut.structure.statistics import LayerStatistics
+from taut.structure.statistics import GRAPH_BYTES, LOSS_COPIES, LayerStatistics, _parts, chunk_size
 
 
 def tiny(inplace=False):
@@ -268,6 +268,64 @@ def test_factors_are_made_once_per_family():
     svd = taut.methods.METHODS["svd"]
     assert stats.factors(group, svd(rank=1)) is stats.factors(group, svd(rank=5))
     assert stats.factors(group, svd()) is not stats.factors(group, svd(metric="frobenius"))
+
+
+# Samples that are held out, and chunks.
+
+
+class FixedBatch(nn.Module):
+    """Takes four samples at a time, no more and no less."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc = nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.fc(x.view(4, 3))
+
+
+@pytest.mark.parametrize(
+    ("sizes", "held"), [([64] * 4, 16), ([1] * 64, 8), ([5, 7, 3, 9], 6), ([512], 32), ([2] * 3, 1)], ids=str
+)
+def test_whole_samples_from_all_over_the_data_are_held_out(sizes, held):
+    model = sequential(fc=nn.Linear(3, 2)).eval()
+    x = torch.arange(sum(sizes)).float()[:, None].expand(-1, 3)
+    net = taut.trace(model, x[:1])
+    parts = _parts(net.example, [(part, None) for part in x.split(sizes)], len(x), 10)
+    assert all(len(inputs) <= 10 for inputs, _, _ in parts)
+    out = [inputs for inputs, _, kept_out in parts if kept_out]
+    assert sum(map(len, out)) == held
+    assert sorted(torch.cat([inputs for inputs, *_ in parts])[:, 0].tolist()) == x[:, 0].tolist()
+    if held > 1:
+        places = torch.cat(out)[:, 0]
+        assert float(places.min()) < len(x) / 2 or len(sizes) == 1
+
+
+def test_batches_that_cannot_be_divided_are_held_out_as_they_are():
+    model = FixedBatch().eval()
+    x = torch.randn(64, 3)
+    net = taut.trace(model, x[:4])
+    parts = _parts(net.example, [(part, None) for part in x.split(4)], 64, 1)
+    assert [len(inputs) for inputs, *_ in parts] == [4] * 16
+    assert sum(held for *_, held in parts) == 2
+    assert taut.observe(net, model, list(x.split(4))).samples == 64
+    alone = _parts(net.example, [(x[:4], None)], 4, 1)
+    assert [held for *_, held in alone] == [None]
+
+
+def test_chunks_count_what_a_head_of_many_words_takes():
+    """Its output passes through the loss, its gradient and the sampled labels."""
+    head = sequential(table=nn.Embedding(5000, 4), fc=nn.Linear(4, 5000)).eval()
+    net = taut.trace(head, torch.zeros(1, 16, dtype=torch.long))
+    output = 16 * 5000 * 4
+    assert chunk_size(net, output) == GRAPH_BYTES // ((3 + LOSS_COPIES) * output)
+
+
+def test_lengths_of_the_data_count_and_not_that_of_the_example():
+    model = sequential(fc=nn.Linear(3, 2)).eval()
+    net = taut.trace(model, torch.randn(1, 50, 3))
+    stats = taut.observe(net, model, [torch.randn(6, 4, 3), torch.randn(6, 8, 3)])
+    assert stats.layers["fc"].positions == 6
 
 
 # The unit: damage is the rise of the loss.
