@@ -73,7 +73,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
     model = unwrapped(model)
     _check_names(model, plan)
-    outputs = Outputs(model, stats.network.example)
+    outputs = stats.outputs(model)
     small, done, reason = _tried(model, plan, stats, data, outputs, QUICK)
     if reason is not None:
         small, done, reason = _tried(model, plan, stats, data, outputs, None)  # which step, on which path
@@ -102,9 +102,10 @@ def _tried(
             recover(model, small, done, stats, data, cuts)
         except ModelError as error:
             failed = f"the model fails: {error}"
-    done = _fold(small, done, stats.network.example)
+    done, folded = _fold(small, done, stats.network.example)
     done += _carry_all(small, plan.steps[late:], stats, kept, check)[0]
-    reason = failed or _departs(outputs, None, small)
+    tried = data is None and not folded and (most is None or len(outputs.inputs) <= most)
+    reason = failed or (None if tried else _departs(outputs, None, small))
     return small, replace(plan, steps=tuple(done), kept=tuple(kept)), reason
 
 
@@ -159,12 +160,12 @@ def _kept(step: Step, reason: str) -> list[Kept]:
     return [Kept(name, reason, costs.get(name, step.before or Group(()).cost)) for name in step.layers]
 
 
-def _fold(small: nn.Module, done: list[Step], example: Example) -> list[Step]:
-    """Let neighbouring layers take over channel orders, and note in the steps which ones are left."""
+def _fold(small: nn.Module, done: list[Step], example: Example) -> tuple[list[Step], bool]:
+    """Let neighbouring layers take over channel orders: the steps, with the orders that are left, and whether any."""
     if not any(step.settings.get("reorders") for step in done):
-        return done
+        return done, False
     fold(small, example)
-    return [with_sides(small, step) for step in done]
+    return [with_sides(small, step) for step in done], True
 
 
 def _check_names(model: nn.Module, plan: Plan) -> None:

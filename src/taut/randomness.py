@@ -25,7 +25,9 @@ def mixed(*parts: int) -> int:
 
 def seed_globals(seed: int) -> None:
     """Seed torch's, numpy's and Python's global generators."""
-    torch.manual_seed(seed)
+    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every device, and keeps the stack for each
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002 - data sets of users draw from the global generator
     random.seed(seed)
 

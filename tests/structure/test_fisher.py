@@ -94,7 +94,7 @@ def test_several_outputs_add_up():
     alone = [sampled_loss(t, ["values"], torch.Generator().manual_seed(0)) for t in outputs[:1]]
     both = sampled_loss(outputs, ["values", "values"], torch.Generator().manual_seed(0))
     signs = torch.Generator().manual_seed(0)
-    torch.randint(0, 2, (4, 3), generator=signs)
+    torch.empty(4, 3).bernoulli_(0.5, generator=signs)
     alone.append(sampled_loss(outputs[1], ["values"], signs))
     torch.testing.assert_close(both, alone[0] + alone[1])
 

@@ -16,7 +16,7 @@ def test_recording_leaves_the_model_alone(name):
     example = Example(model, value)
     with untouched(model):
         calls, _ = record_calls(model, example)
-        read_by_others(model, example, [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n])
+        read_by_others(model, example, [n for n, m in model.named_modules() if isinstance(m, nn.Linear) and n], [value])
     assert calls
 
 
@@ -54,6 +54,11 @@ class Reader(nn.Module):
         return self.other(self.fc(x))
 
 
+def looked(model):
+    x = torch.randn(2, 4)
+    return read_by_others(model, Example(model, x), ["fc", "other"], [x])
+
+
 @pytest.mark.parametrize(
     ("read", "name"),
     [
@@ -65,14 +70,13 @@ class Reader(nn.Module):
 )
 def test_whoever_reads_is_noticed(read, name):
     model = Reader(read)
-    found = read_by_others(model, Example(model, torch.randn(2, 4)), ["fc", "other"])
-    assert found == {"fc": name}
+    assert looked(model) == {"fc": name}
 
 
 @pytest.mark.parametrize("harmless", [lambda fc: fc, lambda fc: fc.training, lambda fc: isinstance(fc, nn.Module)])
 def test_harmless_uses_are_not_reading(harmless):
     model = Reader(harmless)
-    assert read_by_others(model, Example(model, torch.randn(2, 4)), ["fc", "other"]) == {}
+    assert looked(model) == {}
 
 
 def test_code_that_checks_types_reports_nothing():
@@ -81,7 +85,7 @@ def test_code_that_checks_types_reports_nothing():
             raise TypeError("not a Linear")
 
     model = Reader(strict)
-    assert read_by_others(model, Example(model, torch.randn(2, 4)), ["fc", "other"]) == {}
+    assert looked(model) == {}
 
 
 def test_probe_forwards_and_knows_missing_attributes():

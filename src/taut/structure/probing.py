@@ -76,13 +76,13 @@ class Probe(nn.Module):
         return value
 
 
-def read_by_others(model: nn.Module, example: Example, names: list[str]) -> dict[str, str]:
+def read_by_others(model: nn.Module, example: Example, names: list[str], witnesses: Sequence[Any]) -> dict[str, str]:
     """The layers of which other code reads an attribute while the model runs, and one such attribute.
 
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
     """
     read: dict[str, set[str]] = defaultdict(set)
-    for inputs in example.witnesses or (example.value,):
+    for inputs in witnesses:
         copied = shallow(model)
         probes: dict[str, Probe] = {}
         for name in names:
@@ -123,19 +123,20 @@ def stand_in(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(layer, second)
 
 
-def kind_matters(model: nn.Module, example: Example, names: Sequence[str]) -> list[str]:
+def kind_matters(model: nn.Module, example: Example, names: Sequence[str], witnesses: Sequence[Any]) -> list[str]:
     """The layers that cannot be replaced because other code asks what they are: with a stand-in the output changes.
 
     All layers are tried at once; where that changes something, halves of them, down to single layers.
     """
     blamed: list[str] = []
-    for inputs in example.witnesses or (example.value,):
+    for inputs in witnesses:
         wanted = _ran(shallow(model), example, inputs)
-        again = _ran(shallow(model), example, inputs)
-        if wanted is None or not close(wanted, again):
+        if wanted is None:
+            continue
+        trial, left = _Trial(model, example, inputs, wanted), [name for name in names if name not in blamed]
+        if trial.same(left) or not close(wanted, _ran(shallow(model), example, inputs)):
             continue  # it gives something else each time: the form of its outputs is checked after every step
-        trial = _Trial(model, example, inputs, wanted)
-        blamed += trial.blamed([name for name in names if name not in blamed])
+        blamed += trial.blamed(left)
     return blamed
 
 
@@ -147,16 +148,17 @@ class _Trial:
 
     def blamed(self, names: Sequence[str]) -> list[str]:
         """The fewest layers without which nothing changes, found by halves."""
-        if not names or self._same(names):
+        if not names or self.same(names):
             return []
         if len(names) == 1:
             return list(names)
         half = len(names) // 2
         alone = [*self.blamed(names[:half]), *self.blamed(names[half:])]
         rest = [name for name in names if name not in alone]
-        return alone if self._same(rest) else list(names)
+        return alone if self.same(rest) else list(names)
 
-    def _same(self, names: Sequence[str]) -> bool:
+    def same(self, names: Sequence[str]) -> bool:
+        """Whether the output is the same with all of them replaced."""
         if not names:
             return True
         copied = shallow(self.model)

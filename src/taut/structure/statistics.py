@@ -21,6 +21,7 @@ from taut.progress import track
 from taut.structure.collecting import LayerMoments
 from taut.structure.correcting import tried
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
+from taut.structure.outputs import Outputs
 from taut.structure.patches import grouped_weight
 from taut.structure.surgery import shallow, unwrapped
 from taut.structure.tracing import covered
@@ -134,6 +135,7 @@ class Statistics:
     samples: int = 0
     curves: Mapping[tuple[tuple[str, ...], str], Curve] = field(default_factory=dict)
     _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
+    _outputs: dict[tuple[int, int], Outputs] = field(default_factory=dict, repr=False, compare=False)
 
     def narrowed(
         self, model: nn.Module, layers: Iterable[Layer], cuts: Mapping[str, tuple[Tensor, Tensor]]
@@ -158,6 +160,14 @@ class Statistics:
             for name, stats in self.layers.items()
         }
         return replace(self, network=network, modules=modules, layers=known, curves={}, _cache={})
+
+    def outputs(self, model: nn.Module) -> Outputs:
+        """The original's outputs on all inputs that cover its paths so far, run once for all plans."""
+        key = id(model), len(self.network.example.witnesses)
+        if key not in self._outputs:
+            self._outputs.clear()
+            self._outputs[key] = Outputs(model, self.network.example)
+        return self._outputs[key]
 
     def factors(self, group: Group, method: Method) -> Any:
         """The decomposition of `group` that `method` cuts its candidates from, made once per method family."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -66,7 +67,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     reasons = _reasons(model, calls)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
-    reasons |= _used_otherwise(model, call, [name for name in free if name not in keywords])
+    reasons |= _used_otherwise(model, call, [name for name in free if name not in keywords], call.witnesses)
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
@@ -153,13 +154,13 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) 
     return None
 
 
-def _used_otherwise(model: nn.Module, call: Example, free: list[str]) -> dict[str, str]:
-    """Why layers cannot be replaced of which other code reads an attribute or asks the kind."""
+def _used_otherwise(model: nn.Module, call: Example, free: list[str], witnesses: Sequence[Any]) -> dict[str, str]:
+    """Why layers cannot be replaced of which other code reads an attribute or asks the kind, on any of the inputs."""
     reasons = {
         name: f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
-        for name, attribute in read_by_others(model, call, free).items()
+        for name, attribute in read_by_others(model, call, free, witnesses).items()
     }
-    for name in kind_matters(model, call, [name for name in free if name not in reasons]):
+    for name in kind_matters(model, call, [name for name in free if name not in reasons], witnesses):
         reasons[name] = (
             f"other code asks what kind of layer '{name}' is: with a replacement the model computes something else"
         )
@@ -176,7 +177,8 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     covering(model, net.example, batches)
     if len(net.example.witnesses) == before:
         return net
-    return net.skipping(_used_otherwise(model, net.example, [layer.name for layer in net.layers if layer.skip is None]))
+    free = [layer.name for layer in net.layers if layer.skip is None]
+    return net.skipping(_used_otherwise(model, net.example, free, net.example.witnesses[before:]))
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:
