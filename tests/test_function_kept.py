@@ -353,7 +353,8 @@ def test_a_forward_that_writes_to_its_input_harms_nobody(write):
     before = x.clone()
     functional = copy.deepcopy(model)
     functional.write = lambda t: WRITES[write](t.clone())
-    settings = {"budget": Budget(macs=0.5), "methods": ("channels", "svd"), "sensitivity": True}
+    methods = ("channels", "svd") if write == "added" else ("svd",)
+    settings = {"budget": Budget(macs=0.5), "methods": methods, "sensitivity": True}
     result = taut.compress(model, x[:4], data=[x], evaluate=lambda m: float(m(x.clone()).mean()), **settings)
     assert torch.equal(x, before)
     wanted = taut.compress(functional, x[:4], data=[x], **settings)

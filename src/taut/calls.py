@@ -38,6 +38,7 @@ class Example:
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
         witnesses: inputs on which what is made of the model is tried: the example's first samples, and what takes
             another path through its code (`taut.structure.coverage`, which notes `steps`, `marks` and `covered`).
+        paths: those of the witnesses that take steps which none before them took.
 
     Raises:
         DataError: it holds no tensor, or an empty one.
@@ -51,6 +52,7 @@ class Example:
         self.batch = self.samples.size(self.value)
         self.divisible = True
         self.witnesses: tuple[Any, ...] = ()
+        self.paths: tuple[Any, ...] = ()
         self.steps: set[tuple[str, str, str]] = set()
         self.marks: set[Any] = set()
         self.covered: set[Any] = set()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -86,6 +87,9 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         # Old-style weight_norm and prune keep a computed tensor as an attribute, which deepcopy refuses.
         computed = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is not None)
         memo |= {id(value): value.detach().clone() for value in computed}
+        # A module has a dozen dictionaries for hooks, which deepcopy takes apart one by one: most of its time.
+        empty = (value for value in vars(module).values() if type(value) in (dict, OrderedDict) and not value)
+        memo |= {id(value): type(value)() for value in empty}
     keep = dict(memo)  # deepcopy trusts ids: hold what they belong to
     try:
         copied: nn.Module = copy.deepcopy(model, memo)

@@ -122,7 +122,7 @@ def _run(tracing: _Tracing, example: Example) -> None:
         except ModelError:
             if part is example:
                 raise
-    for witness in example.witnesses:
+    for witness in example.paths[1:]:  # the first is the example's
         tracing.run(part, witness)
     random = generator(0)
     noise = map_tensors(

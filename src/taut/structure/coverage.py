@@ -127,7 +127,9 @@ def _note(model: nn.Module, example: Example, inputs: Any, *, keep: bool) -> Non
     steps = _path(model, example, inputs)
     new = steps - example.steps
     if keep or new:
-        example.witnesses = (*example.witnesses, _cut(model, example, inputs, steps if keep else new))
+        witness = _cut(model, example, inputs, steps if keep else new)
+        example.witnesses = (*example.witnesses, witness)
+        example.paths = (*example.paths, witness) if new else example.paths
     example.steps |= steps
     example.marks.add(_mark(example, inputs))
 
