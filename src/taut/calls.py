@@ -38,7 +38,7 @@ class Example:
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
         witnesses: inputs on which what is made of the model is tried: the example's first samples, and what takes
             another path through its code (`taut.structure.coverage`, which notes `steps`, `marks` and `covered`).
-        paths: those of the witnesses that take steps which none before them took.
+        paths: those of the witnesses that are of another shape, or take other steps, than all before them.
 
     Raises:
         DataError: it holds no tensor, or an empty one.

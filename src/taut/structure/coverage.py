@@ -124,14 +124,15 @@ def _spread(inputs: Mapping[Any, Any]) -> set[Any]:
 
 
 def _note(model: nn.Module, example: Example, inputs: Any, *, keep: bool) -> None:
-    steps = _path(model, example, inputs)
+    steps, mark = _path(model, example, inputs), _mark(example, inputs)
     new = steps - example.steps
     if keep or new:
         witness = _cut(model, example, inputs, steps if keep else new)
         example.witnesses = (*example.witnesses, witness)
-        example.paths = (*example.paths, witness) if new else example.paths
+        if new or mark not in example.marks:
+            example.paths = (*example.paths, witness)
     example.steps |= steps
-    example.marks.add(_mark(example, inputs))
+    example.marks.add(mark)
 
 
 def noise_like(example: Example) -> Any:

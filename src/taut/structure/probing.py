@@ -76,13 +76,13 @@ class Probe(nn.Module):
         return value
 
 
-def read_by_others(model: nn.Module, example: Example, names: list[str], witnesses: Sequence[Any]) -> dict[str, str]:
+def read_by_others(model: nn.Module, example: Example, names: list[str], paths: Sequence[Any]) -> dict[str, str]:
     """The layers of which other code reads an attribute while the model runs, and one such attribute.
 
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
     """
     read: dict[str, set[str]] = defaultdict(set)
-    for inputs in witnesses:
+    for inputs in paths:
         copied = shallow(model)
         probes: dict[str, Probe] = {}
         for name in names:
@@ -123,13 +123,13 @@ def stand_in(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(layer, second)
 
 
-def kind_matters(model: nn.Module, example: Example, names: Sequence[str], witnesses: Sequence[Any]) -> list[str]:
+def kind_matters(model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any]) -> list[str]:
     """The layers that cannot be replaced because other code asks what they are: with a stand-in the output changes.
 
     All layers are tried at once; where that changes something, halves of them, down to single layers.
     """
     blamed: list[str] = []
-    for inputs in witnesses:
+    for inputs in paths:
         wanted = _ran(shallow(model), example, inputs)
         if wanted is None:
             continue

@@ -67,7 +67,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     reasons = _reasons(model, calls)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
-    reasons |= _used_otherwise(model, call, [name for name in free if name not in keywords], call.witnesses)
+    reasons |= _used_otherwise(model, call, [name for name in free if name not in keywords], call.paths)
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
@@ -154,13 +154,13 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) 
     return None
 
 
-def _used_otherwise(model: nn.Module, call: Example, free: list[str], witnesses: Sequence[Any]) -> dict[str, str]:
+def _used_otherwise(model: nn.Module, call: Example, free: list[str], paths: Sequence[Any]) -> dict[str, str]:
     """Why layers cannot be replaced of which other code reads an attribute or asks the kind, on any of the inputs."""
     reasons = {
         name: f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
-        for name, attribute in read_by_others(model, call, free, witnesses).items()
+        for name, attribute in read_by_others(model, call, free, paths).items()
     }
-    for name in kind_matters(model, call, [name for name in free if name not in reasons], witnesses):
+    for name in kind_matters(model, call, [name for name in free if name not in reasons], paths):
         reasons[name] = (
             f"other code asks what kind of layer '{name}' is: with a replacement the model computes something else"
         )
@@ -173,12 +173,12 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     Raises:
         ModelError: the model cannot be run on a batch.
     """
-    before = len(net.example.witnesses)
+    before = len(net.example.paths)
     covering(model, net.example, batches)
-    if len(net.example.witnesses) == before:
+    if len(net.example.paths) == before:
         return net
     free = [layer.name for layer in net.layers if layer.skip is None]
-    return net.skipping(_used_otherwise(model, net.example, free, net.example.witnesses[before:]))
+    return net.skipping(_used_otherwise(model, net.example, free, net.example.paths[before:]))
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:
