@@ -21,7 +21,8 @@ class Cost:
     Attributes:
         params: unique parameters, biases included.
         nonzero: parameters that are not zero (`params` where nothing is known about the values).
-        macs: multiply-accumulates per sample on the example, half of torch's FlopCounterMode.
+        macs: multiply-accumulates per sample on the example: half of torch's FlopCounterMode, and of what that lacks
+            or gets wrong (`taut.measure.formulas`); where nothing is known, the network's notes name the operation.
         bytes: tensor bytes as stored.
     """
 

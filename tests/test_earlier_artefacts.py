@@ -1,0 +1,67 @@
+"""What an earlier version saved is read to the same bits, and what it began is ended in the same weights."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+import taut
+from cases import case, run
+from fixtures.begun import training
+from taut.methods import METHODS, settings
+from taut.recipe import Recipe
+from taut.training.loop import Trainer
+
+HERE = Path(__file__).parent / "fixtures"
+
+
+def test_no_method_is_missing():
+    assert {path.name for path in (HERE / "saved").iterdir() if path.is_dir()} == set(METHODS)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_models_compute_the_same(method):
+    with safe_open(HERE / "saved" / f"{method}.safetensors", "pt") as file:
+        one = case(file.metadata()["case"])
+        wanted = [file.get_tensor(key) for key in sorted(file.keys(), key=int)]
+    _, example = one.make()
+    model = taut.load(HERE / "saved" / method, base=one.build)
+    for a, b in zip(run(model.eval(), example), wanted, strict=True):
+        assert torch.equal(a, b)
+
+
+def test_plans_are_carried_out():
+    text = (HERE / "plan.json").read_text()
+    plan = taut.Plan.from_json(text)
+    assert json.loads(plan.to_json()) == json.loads(text)
+    model, example = case("vgg").make()
+    net = taut.trace(model, example)
+    small = taut.apply(model, plan, taut.observe(net, model, case("vgg").data()))
+    assert taut.trace(small, example).cost.params == plan.after.params
+
+
+def test_recipes_say_the_same():
+    recipe = Recipe.read(HERE / "recipe.yaml")
+    methods = [{method.name: settings(method)} for method in recipe.methods]
+    wanted = json.loads((HERE / "recipe.json").read_text())
+    assert json.loads(json.dumps({**asdict(recipe), "methods": methods}, default=str)) == wanted
+
+
+def test_a_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
+    shutil.copytree(HERE / "run", tmp_path / "run")
+    epochs, run_epoch = [], Trainer._epoch
+    monkeypatch.setattr(
+        Trainer, "_epoch", lambda self, *args: (epochs.append(self.position.epoch), run_epoch(self, *args))
+    )
+    ended = training(tmp_path / "run").state_dict()
+    assert epochs == [1, 2, 3]
+    wanted = load_file(HERE / "run.safetensors")
+    assert ended.keys() == wanted.keys()
+    assert all(torch.equal(ended[key], wanted[key]) for key in wanted)
