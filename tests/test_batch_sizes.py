@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 import taut
+from taut import Budget
 from taut.types import Plan, Step
 
 
@@ -362,3 +363,145 @@ def test_a_forward_that_yields_is_run_to_its_end():
 
     images = [torch.randn(3, 8, 8), torch.randn(3, 8, 8)]
     assert taut.trace(Yielding().eval(), images).cost.macs == taut.trace(Detector().eval(), images).cost.macs
+
+
+# Where the samples are, when it is not obvious.
+
+
+class Between(nn.Module):
+    """Does something between its two layers."""
+
+    def __init__(self, between):
+        super().__init__()
+        self.a, self.c, self.between = nn.Linear(16, 24), nn.Linear(24, 5), between
+
+    def forward(self, x):
+        return self.c(self.between(self.a(x)))
+
+
+@pytest.mark.parametrize("size", [2, 3, 4, 6, 8])
+@pytest.mark.parametrize(
+    ("between", "divisible"),
+    [
+        (lambda h: h.relu(), True),
+        (lambda h: h.relu().cumsum(0), False),
+        (lambda h: h - h[:1], False),
+        (lambda h: h - h[-1:], False),
+        (lambda h: h / h.abs().max(), False),
+    ],
+    ids=["apart", "sums", "first", "last", "largest"],
+)
+def test_samples_that_know_of_each_other_are_not_taken_apart(between, divisible, size):
+    assert taut.trace(Between(between).eval(), torch.randn(size, 16)).example.divisible == divisible
+
+
+@pytest.mark.parametrize("size", [6, 12, 24])
+def test_models_that_take_samples_by_threes(size):
+    class Triplets(Between):
+        def forward(self, x):
+            h = self.a(x).relu().view(-1, 3, 24)
+            return self.c(h - h.mean(1, keepdim=True)).view(-1, 5)
+
+    model, data = Triplets(None).eval(), [torch.randn(size, 16) for _ in range(10)]
+    result = taut.compress(model, data[0], budget=Budget(params=0.7), data=data)
+    assert result.model(data[0]).shape == (size, 5)
+
+
+class Masked(nn.Module):
+    """Attention with a mask for all samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.q, self.f, self.g = nn.Linear(16, 16), nn.Linear(16, 64), nn.Linear(64, 16)
+
+    def forward(self, x, mask):
+        y = nn.functional.scaled_dot_product_attention(self.q(x), x, x, attn_mask=mask)
+        return self.g(self.f(y).relu())
+
+
+@pytest.mark.parametrize("sizes", [(9, 9, 9), (32, 32, 9)])
+def test_a_mask_for_all_samples_is_not_cut_where_it_is_as_long_as_they_are_many(sizes):
+    mask = torch.ones(9, 9, dtype=torch.bool).tril()
+    data = [(torch.randn(size, 9, 16), mask) for size in sizes]
+    result = taut.compress(Masked().eval(), (torch.randn(4, 9, 16), mask), budget=Budget(params=0.6), data=data)
+    assert result.model(*data[0]).shape == (sizes[0], 9, 16)
+
+
+class Cells(nn.Module):
+    """A loop over the steps on the first axis."""
+
+    def __init__(self):
+        super().__init__()
+        self.cell, self.out = nn.GRUCell(8, 8), nn.Linear(8, 8)
+
+    def forward(self, x):
+        state, states = x.new_zeros(x.shape[1], 8), []
+        for step in x:
+            state = self.cell(self.out(step), state)
+            states.append(state)
+        return torch.stack(states)
+
+
+class Crossing(nn.Module):
+    """Queries and keys of different lengths, time first."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend, self.out = nn.MultiheadAttention(8, 2), nn.Linear(8, 8)
+
+    def forward(self, q, k):
+        return self.out(self.attend(q, k, k)[0])
+
+
+class Bags(nn.Module):
+    """As many samples as there are offsets."""
+
+    def __init__(self):
+        super().__init__()
+        self.bag, self.out = nn.EmbeddingBag(50, 8), nn.Linear(8, 5)
+
+    def forward(self, words, offsets):
+        return self.out(self.bag(words, offsets))
+
+
+@pytest.mark.parametrize(
+    ("model", "inputs", "samples", "macs"),
+    [
+        (Cells, torch.randn(9, 4, 8), 4, 9 * (8 * 8 + 6 * 8 * 8)),
+        (Crossing, (torch.randn(7, 3, 8), torch.randn(5, 3, 8)), 3, 64 * (7 * 3 + 5 * 2) + 2 * 7 * 5 * 8),
+        (Bags, (torch.randint(0, 50, (40,)), torch.arange(0, 40, 5)), 8, 40),
+    ],
+    ids=["cells", "crossing", "bags"],
+)
+def test_samples_are_counted_where_they_are(model, inputs, samples, macs):
+    net = taut.trace(model().eval(), inputs)
+    assert net.example.batch == samples
+    assert net.cost.macs == macs
+
+
+class Packed(nn.Module):
+    """Takes lengths as plain numbers."""
+
+    def __init__(self):
+        super().__init__()
+        self.gru, self.a, self.c = nn.GRU(8, 8, batch_first=True), nn.Linear(8, 32), nn.Linear(32, 5)
+
+    def forward(self, x, lengths):
+        packed = nn.utils.rnn.pack_padded_sequence(x, lengths, batch_first=True, enforce_sorted=False)
+        return self.c(self.a(self.gru(packed)[1][0]).relu())
+
+
+@pytest.mark.parametrize("short", [[], [(torch.randn(3, 9, 8), [9, 9, 2])]], ids=["full", "short last"])
+def test_plain_numbers_go_with_their_samples(short):
+    model = Packed().eval()
+    example = torch.randn(4, 9, 8), [9, 7, 5, 3]
+    data = [(torch.randn(4, 9, 8), [9, 7, 5, 3]) for _ in range(5)] + short
+    net = taut.trace(model, example)
+    assert net.example.divisible
+    stats = taut.observe(net, model, data)
+    assert stats.samples == 20 + 3 * bool(short)
+    joined = net.example.samples.joined([data[0], data[1]])
+    assert joined[1] == [9, 7, 5, 3] * 2
+    assert net.example.samples.cut(joined, slice(3, 6), 8)[1] == [3, 9, 7]
+    plan = taut.plan(net, stats, budget=Budget(params=0.95))
+    assert taut.apply(model, plan, stats, data=data)(*example).shape == (4, 5)

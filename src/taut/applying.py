@@ -66,7 +66,16 @@ def apply(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> 
     if data is not None and not isinstance(data, Noted):
         data = collect(stats.network.example, data, SAMPLES)
         covering(unwrapped(model), stats.network.example, data)
-    return apply_plan(model, plan, stats, data)[0]
+    small = apply_plan(model, plan, stats, data)[0]
+    warn_of_training(stats.outputs(unwrapped(model)), small)
+    return small
+
+
+def warn_of_training(outputs: Outputs, small: nn.Module) -> None:
+    """Warn where the result no longer trains: code that runs only then may read what is gone."""
+    reason = outputs.differ_in_training(small)
+    if reason is not None:
+        warnings.warn(f"The result works in eval mode alone. In train mode {reason}", stacklevel=3)
 
 
 def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> tuple[nn.Module, Plan]:

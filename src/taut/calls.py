@@ -8,16 +8,17 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import wraps
-from itertools import chain
+from itertools import chain, count
 from types import GeneratorType
 from typing import Any, ParamSpec, TypeVar
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taut.errors import DataError, ModelError
-from taut.nested import PLAIN, attributes_of, digest, fresh, lists_of, map_lists
+from taut.nested import PLAIN, attributes_of, digest, fresh, is_row, lists_of, map_lists, map_numbers
 from taut.randomness import own_states, seed_globals
 
 P = ParamSpec("P")
@@ -117,10 +118,14 @@ class Samples:
     Attributes:
         axis: of the tensors whose size there is the first tensor's: 0, or 1 for a model that takes time first.
         listed: whether the input is, or holds, lists with one item per sample, such as images of several sizes.
+        lead: place of the tensor that counts the samples, among all of an input.
+        whole: places of those that hold no samples, such as a mask for all of them.
     """
 
     axis: int = 0
     listed: bool = False
+    lead: int = 0
+    whole: frozenset[int] = frozenset()
 
     def size(self, inputs: Any) -> int:
         """How many samples inputs hold.
@@ -131,17 +136,25 @@ class Samples:
         if self.listed:
             return len(lists_of(inputs)[0])
         held = tensors(inputs)
-        if not held or held[0].ndim <= self.axis or held[0].numel() == 0:
+        lead = held[self.lead] if len(held) > self.lead else None
+        if lead is None or lead.ndim <= self.axis or lead.numel() == 0:
             raise DataError(
                 f"Inputs must hold at least one tensor with a batch dimension. Got {describe(inputs)} instead."
             )
-        return int(held[0].shape[self.axis])
+        return int(lead.shape[self.axis])
 
     def part(self, value: Any, part: slice, size: int) -> Any:
-        """Some samples of inputs, outputs or targets of `size` samples; tensors without such an axis stay whole."""
+        """Some samples of outputs or targets of `size` samples; tensors without such an axis stay whole."""
         if self.listed and any(len(items) == size for items in lists_of(value)):
             return map_lists(lambda items: items[part] if len(items) == size else items, value)
         return _sliced(value, part, size, 0 if self.listed else self.axis)
+
+    def cut(self, inputs: Any, part: slice, size: int) -> Any:
+        """Some samples of inputs; what holds none in the example, or has no such axis, stays whole."""
+        sliced = self.part(map_numbers(lambda row: row[part] if len(row) == size else row, inputs), part, size)
+        places = count()
+        kept = iter(tensors(inputs))
+        return map_tensors(lambda t: (next(kept), t)[next(places) not in self.whole], sliced) if self.whole else sliced
 
     def axis_of(self, t: Tensor, size: int) -> int | None:
         """The axis of a tensor of inputs on which its `size` samples lie; None where there is none."""
@@ -154,27 +167,41 @@ class Samples:
             return map_lists(lambda _: next(merged_lists), batches[0])
         size = self.size(batches[0])
         columns = zip(*(tensors(batch) for batch in batches), strict=True)
-        merged = iter([self._column(column, size) for column in columns])
-        return map_tensors(lambda _: next(merged), batches[0])
+        merged = iter([self._column(place, column, size) for place, column in enumerate(columns)])
+        rows = [[row for row in _rows(batch) if len(row) == self.size(batch)] for batch in batches]
+        longer = iter([type(column[0])(chain(*column)) for column in zip(*rows, strict=True)])
+        first = map_numbers(lambda row: next(longer) if len(row) == size else row, batches[0])
+        return map_tensors(lambda _: next(merged), first)
 
-    def _column(self, column: Sequence[Tensor], size: int) -> Tensor:
-        axis = _axis_of(column[0], size, self.axis)
+    def _column(self, place: int, column: Sequence[Tensor], size: int) -> Tensor:
+        axis = None if place in self.whole else _axis_of(column[0], size, self.axis)
         return column[0] if axis is None or len(column) == 1 else torch.cat(list(column), axis)
 
     def signature(self, inputs: Any) -> tuple[Any, ...]:
         """What inputs must have in common to be joined: all but the samples themselves."""
         if self.listed:
             return ("listed",)
-        size = self.size(inputs)
-        return tuple(self._mark(leaf, size) for leaf in pytree.tree_leaves(inputs))
+        size, places = self.size(inputs), count()
+        inputs = map_numbers(lambda row: None if len(row) == size else row, inputs)
+        return tuple(
+            self._mark(leaf, size, next(places) if isinstance(leaf, Tensor) else 0)
+            for leaf in pytree.tree_leaves(inputs)
+        )
 
-    def _mark(self, leaf: Any, size: int) -> tuple[Any, ...]:
+    def _mark(self, leaf: Any, size: int, place: int) -> tuple[Any, ...]:
         if not isinstance(leaf, Tensor):
             return (repr(leaf) if isinstance(leaf, PLAIN) else id(leaf),)
-        axis = _axis_of(leaf, size, self.axis)
+        axis = None if place in self.whole else _axis_of(leaf, size, self.axis)
         if axis is None:  # the same for all samples of the batch
             return (leaf.dtype, tuple(leaf.shape), digest(leaf))
         return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
+
+
+def _rows(value: Any) -> list[Any]:
+    """All rows of plain numbers in a nest."""
+    rows: list[Any] = []
+    map_numbers(lambda row: rows.append(row) or row, value)  # type: ignore[func-returns-value]
+    return rows
 
 
 def _item_structure(value: Any) -> Any:
@@ -233,6 +260,23 @@ def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
     return found
 
 
+def all_values(value: Any, depth: int = 4) -> list[Tensor]:
+    """`all_tensors`, and arrays and plain numbers as tensors."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "bifc":
+            found.append(torch.from_numpy(np.ascontiguousarray(leaf)))
+        elif isinstance(leaf, bool | int | float | complex):
+            found.append(torch.tensor(leaf))
+        elif depth and isinstance(leaf, Mapping):
+            found += all_values(list(leaf.values()), depth - 1)
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and not isinstance(leaf, type | nn.Module):
+            found += all_values(attributes_of(leaf), depth - 1)
+    return found
+
+
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     """The same nest with `function` applied to every tensor."""
     return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
@@ -261,6 +305,8 @@ def _structure(value: Any) -> Any:
         return ("tensor", value.ndim, value.is_floating_point())
     if isinstance(value, Mapping):
         return ("mapping", tuple((key, _structure(value[key])) for key in sorted(value, key=str)))
+    if is_row(value):
+        return ("numbers", type(value[0]).__name__)
     if isinstance(value, list | tuple):
         return ("sequence", tuple(_structure(item) for item in value))
     return type(value).__name__
@@ -272,6 +318,8 @@ def describe(value: Any) -> str:
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if is_row(value):
+        return f"{type(value[0]).__name__}[{len(value)}]"
     if isinstance(value, list | tuple):
         inner = ", ".join(describe(item) for item in value)
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
@@ -300,7 +348,10 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
         inputs, targets = (detached(part) for part in example.inputs_of(batch))
         size = example.samples.size(inputs)
         if size > limit - seen and example.divisible:
-            inputs, targets = (example.samples.part(part, slice(limit - seen), size) for part in (inputs, targets))
+            inputs, targets = (
+                example.samples.cut(inputs, slice(limit - seen), size),
+                example.samples.part(targets, slice(limit - seen), size),
+            )
         batches.append((inputs, targets) if in_memory else fresh((inputs, targets)))  # a loader may reuse its memory
         seen += min(size, limit - seen)
         used += 0 if in_memory else sum(t.numel() * t.element_size() for t in tensors(inputs))
@@ -344,7 +395,7 @@ def chunks(example: Example, batches: Iterable[tuple[Any, Any]], size: int) -> I
             continue
         for start in range(0, whole, size):
             part = slice(start, start + size)
-            yield example.samples.part(inputs, part, whole), example.samples.part(targets, part, whole)
+            yield example.samples.cut(inputs, part, whole), example.samples.part(targets, part, whole)
 
 
 @contextmanager

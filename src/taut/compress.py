@@ -10,6 +10,7 @@ from typing import Any
 
 from torch import nn
 
+from taut.applying import warn_of_training
 from taut.calls import Example, quiet
 from taut.checkpoint import save
 from taut.comparison import Comparison, compare
@@ -110,6 +111,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             built, problem = _search_drop(shop, budget, evaluate, dense)
         else:
             built, problem = meet(shop, budget.limits(shop.network.cost))
+        warn_of_training(shop.stats.outputs(shop.base), built[0])
         if finetune is not None:
             tuned = _trained(shop, *built, finetune, seed)
             broken = None if problem else _broken(shop, tuned[0], built[0], budget, evaluate, dense)

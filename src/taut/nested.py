@@ -49,6 +49,22 @@ def lists_of(value: Any) -> list[list[Any]]:
     return held
 
 
+def is_row(value: Any) -> bool:
+    """Whether a list or a tuple holds plain numbers alone, such as the lengths of sequences."""
+    return type(value) in (list, tuple) and bool(value) and all(type(item) in (int, float) for item in value)
+
+
+def map_numbers(function: Callable[[Any], Any], value: Any) -> Any:
+    """The same nest with `function` applied to its rows of plain numbers."""
+    if is_row(value):
+        return function(value)
+    if isinstance(value, Mapping):
+        return {key: map_numbers(function, item) for key, item in value.items()}
+    if type(value) in (list, tuple):
+        return type(value)(map_numbers(function, item) for item in value)
+    return value
+
+
 def map_lists(function: Callable[[list[Any]], Any], value: Any) -> Any:
     """The same nest with `function` applied to its outermost lists."""
     if isinstance(value, list):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, Samples, all_tensors, evaluating, map_tensors, quietly, tensors
+from taut.calls import Example, Samples, all_tensors, all_values, evaluating, map_tensors, quietly, tensors
 from taut.errors import ModelError
 from taut.nested import fresh, lists_of, map_lists
 from taut.structure.coverage import noise_like, seeded
@@ -52,9 +53,10 @@ def read_example(model: nn.Module, value: Any) -> Example:
     return example
 
 
-def _takes_time_first(model: nn.Module) -> bool:
-    """Whether the model has layers that read (time, sample, features)."""
-    return any(getattr(module, "batch_first", None) is False for module in model.modules())
+def _may_take_time_first(model: nn.Module) -> bool:
+    """Whether the model has layers that read (time, sample, features), or cells for one step."""
+    kinds = ((module, getattr(module, "batch_first", None)) for module in model.modules())
+    return any(first is False or isinstance(module, nn.RNNCellBase) for module, first in kinds)
 
 
 def _ran(model: nn.Module, example: Example, inputs: Any, *, strict: bool = False) -> Any:
@@ -86,11 +88,27 @@ class _Trial:
             doubled = self.run(map_lists(lambda items: items + items, self.inputs))
             if doubled is not None and _repeats(self.outputs, doubled, len(lists[0])):
                 return Samples(listed=True)
-        if _takes_time_first(self.model) and tensors(self.inputs)[0].ndim > 1:
-            sides = [self.independent(axis) for axis in (0, 1)]
-            if sides[0] is False and sides[1] is not False:
-                return Samples(axis=1)
-        return self.example.samples
+        held = tensors(self.inputs)
+        wide = [t for t in held if t.ndim > 1]
+        if wide and held[0].ndim > 1 and _may_take_time_first(self.model):
+            apart = len({t.shape[0] for t in wide}) > 1 and len({t.shape[1] for t in wide}) == 1
+            if (apart or self.independent(0) is False) and self.independent(1) is not False:
+                return self._placed(Samples(axis=1))
+        return self._placed(Samples(lead=self._lead()))
+
+    def _lead(self) -> int:
+        """The place of the tensor that is as long as all outputs; the first one's where none or that one is."""
+        sizes = {t.shape[0] for t in all_tensors(self.outputs) if t.ndim}
+        held = tensors(self.inputs)
+        if len(sizes) != 1 or not held[0].ndim or held[0].shape[0] in sizes:
+            return 0
+        return next((place for place, t in enumerate(held) if t.ndim and t.shape[0] in sizes), 0)
+
+    def _placed(self, samples: Samples) -> Samples:
+        """With the tensors that hold no samples."""
+        size = samples.size(self.inputs)
+        whole = (place for place, t in enumerate(tensors(self.inputs)) if samples.axis_of(t, size) is None)
+        return replace(samples, whole=frozenset(whole))
 
     def independent(self, axis: int) -> bool | None:
         """Whether neither end of an axis has a say in the outputs elsewhere on it; None where it has one index alone.
@@ -115,13 +133,13 @@ class _Trial:
         return all(_same_but(a, b, start, size) for a, b in zip(*pairs, strict=True))
 
     def divisible(self) -> bool:
-        """Whether the first samples alone give the first outputs; a single sample, beside a second one, its own."""
+        """Whether either half of the samples, and the first alone, give their outputs; one alone, beside a second."""
         samples, size = self.example.samples, self.example.batch
         try:
             if size > 1:
-                part = slice(size // 2)
-                mine = self.run(samples.part(self.inputs, part, size))
-                return mine is not None and close(samples.part(self.outputs, part, size), mine)
+                half = size // 2
+                parts = dict.fromkeys([(0, half), (half, size), (0, 1)])
+                return all(self._gives_its_own(slice(*part), size) for part in parts)
             second = map_tensors(lambda t: t.flip(-1) * 2 if t.is_floating_point() else t, self.inputs)
             apart, both = self.run(second), self.run(samples.joined([self.inputs, second]))
         except (RuntimeError, NotImplementedError):  # sparse tensors and the like, which cannot be cut
@@ -130,6 +148,10 @@ class _Trial:
             return False
         halves = (samples.part(both, slice(1), 2), samples.part(both, slice(1, 2), 2))
         return all(close(one, half) for one, half in zip((self.outputs, apart), halves, strict=True))
+
+    def _gives_its_own(self, part: slice, size: int) -> bool:
+        mine = self.run(self.example.samples.cut(self.inputs, part, size))
+        return mine is not None and close(self.example.samples.part(self.outputs, part, size), mine)
 
 
 def _repeats(once: Any, twice: Any, count: int) -> bool:
@@ -162,8 +184,11 @@ def _same_but(a: Tensor, b: Tensor, start: int, size: int) -> bool:
 
 
 def close(a: Any, b: Any) -> bool:
-    """Whether two outputs agree in number, shapes and dtypes of their tensors, and up to rounding in values."""
-    pairs = all_tensors(a), all_tensors(b)
+    """Whether two outputs agree in number, shapes and dtypes of their tensors, and up to rounding in values.
+
+    Arrays and plain numbers count as tensors.
+    """
+    pairs = all_values(a), all_values(b)
     if len(pairs[0]) != len(pairs[1]):
         return False
     return all(_close(one, two) for one, two in zip(*pairs, strict=True))

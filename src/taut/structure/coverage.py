@@ -5,7 +5,7 @@ A path is the set of steps from one operation to the next, module by module, so 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from typing import Any
 
@@ -64,8 +64,8 @@ def seeded(seed: int = 0) -> Iterator[None]:
         yield
 
 
-def _path(model: nn.Module, example: Example, inputs: Any) -> set[Step]:
-    """Raises ModelError where the model cannot be run."""
+def _path(model: nn.Module, example: Example, inputs: Any) -> tuple[set[Step], Any]:
+    """The steps, and the outputs; raises ModelError where the model cannot be run."""
     copied, path = shallow(model), _Path()
 
     def enter(name: str) -> Any:
@@ -83,11 +83,16 @@ def _path(model: nn.Module, example: Example, inputs: Any) -> set[Step]:
             module.register_forward_pre_hook(enter(name), prepend=True)
             module.register_forward_hook(leave)
     with evaluating(copied), seeded(), path:
-        example.run(copied, inputs)
-    return path.steps
+        output = example.run(copied, inputs)
+    return path.steps, output
 
 
-def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, Any]] = ()) -> None:
+def covering(
+    model: nn.Module,
+    example: Example,
+    batches: Iterable[tuple[Any, Any]] = (),
+    tell: Callable[[Any, Any], None] | None = None,
+) -> None:
     """Note as `Example.witnesses` inputs that take every path that the example and the data take.
 
     The example, noise like it, the first batch, batches of other shapes (up to SHAPES, from the smallest to the
@@ -98,6 +103,7 @@ def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, An
         model: is run on a copy.
         example: how it is called.
         batches: (inputs, targets).
+        tell: is given the inputs and the outputs of each batch that is run.
 
     Raises:
         ModelError: the model cannot be run on a batch.
@@ -112,7 +118,8 @@ def covering(model: nn.Module, example: Example, batches: Iterable[tuple[Any, An
         identity = tuple((digest(t), tuple(t.shape)) for t in tensors(inputs))
         if identity not in example.covered:
             first, mark = not example.covered, _mark(example, inputs)
-            _note(model, example, inputs, keep=first or (mark in shapes and mark not in example.marks))
+            keep = first or (mark in shapes and mark not in example.marks)
+            _note(model, example, inputs, keep=keep, tell=tell)
             example.covered.add(identity)
 
 
@@ -123,8 +130,12 @@ def _spread(inputs: Mapping[Any, Any]) -> set[Any]:
     return {ordered[pick] for pick in picks}
 
 
-def _note(model: nn.Module, example: Example, inputs: Any, *, keep: bool) -> None:
-    steps, mark = _path(model, example, inputs), _mark(example, inputs)
+def _note(
+    model: nn.Module, example: Example, inputs: Any, *, keep: bool, tell: Callable[[Any, Any], None] | None = None
+) -> None:
+    (steps, output), mark = _path(model, example, inputs), _mark(example, inputs)
+    if tell is not None:
+        tell(inputs, output)
     new = steps - example.steps
     if keep or new:
         witness = _cut(model, example, inputs, steps if keep else new)
@@ -136,14 +147,20 @@ def _note(model: nn.Module, example: Example, inputs: Any, *, keep: bool) -> Non
 
 
 def noise_like(example: Example) -> Any:
-    """Random numbers of the mean and deviation of the example's; whole numbers as they are."""
+    """Random numbers of the mean and deviation of the example's; whole numbers as they are.
+
+    What is not finite, or as good as infinite, is a mark (of a mask, of a missing value) and stays.
+    """
     random = generator(3)
 
     def like(t: Tensor) -> Tensor:
         if not t.is_floating_point() or not t.numel():
             return t
-        spread = float(t.float().std()) if t.numel() > 1 else 0.0
-        return (torch.randn(t.shape, generator=random) * (spread or 1.0)).to(t) + t.float().mean().to(t)
+        marks = ~(t.abs() < torch.finfo(t.dtype).max / 2)
+        values = t[~marks].float()
+        spread = float(values.std()) if values.numel() > 1 else 0.0
+        mean = float(values.mean()) if values.numel() else 0.0
+        return torch.where(marks, t, (torch.randn(t.shape, generator=random) * (spread or 1.0) + mean).to(t))
 
     return map_tensors(like, example.value)
 
@@ -158,8 +175,8 @@ def _cut(model: nn.Module, example: Example, inputs: Any, steps: set[Step]) -> A
     size = example.samples.size(inputs)
     if size <= FEW or not example.divisible:
         return inputs
-    part = example.samples.part(inputs, slice(FEW), size)
+    part = example.samples.cut(inputs, slice(FEW), size)
     try:
-        return part if steps <= _path(model, example, part) else inputs
+        return part if steps <= _path(model, example, part)[0] else inputs
     except ModelError:
         return inputs

@@ -6,10 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, all_tensors, evaluating
+from taut.calls import Example, all_values, evaluating
 from taut.errors import ModelError
 from taut.nested import attributes_of
 from taut.structure.coverage import seeded
@@ -64,12 +65,14 @@ def form_of(output: Any, depth: int = DEPTH) -> Form:
     if isinstance(output, Tensor):
         return Form(str(output.dtype).removeprefix("torch."), tuple(output.shape))
     kind = type(output).__name__
+    if isinstance(output, np.ndarray):
+        return Form(f"array of {output.dtype}", tuple(output.shape))
     if isinstance(output, Mapping):
         return Form(kind, None, tuple((str(key), form_of(item, depth)) for key, item in output.items()))
     if isinstance(output, list | tuple):
         return Form(kind, None, tuple((str(number), form_of(item, depth)) for number, item in enumerate(output)))
     if depth and not callable(output) and not isinstance(output, nn.Module | type):
-        held = {key: value for key, value in attributes_of(output).items() if all_tensors(value)}
+        held = {key: value for key, value in attributes_of(output).items() if all_values(value)}
         return Form(kind, None, tuple((key, form_of(value, depth - 1)) for key, value in held.items()))
     return Form(kind)
 
@@ -86,15 +89,14 @@ class Outputs:
         self.model, self.example = model, example
         self.inputs = example.witnesses or (example.value,)
         outputs = self.run(model)
-        for output in outputs:
-            for number, t in enumerate(all_tensors(output)):
-                if t.is_floating_point() and t.numel() and not bool(torch.isfinite(t).any()):
-                    which = f" (tensor {number} of it)" if number else ""
-                    raise ModelError(
-                        f"The model's output{which} on the example is not finite: check its weights and the example."
-                    )
+        for number, t in enumerate(all_values(outputs[0])):
+            if t.is_floating_point() and t.numel() and not bool(torch.isfinite(t).any()):
+                which = f" (tensor {number} of it)" if number else ""
+                raise ModelError(
+                    f"The model's output{which} on the example is not finite: check its weights and the example."
+                )
         self._forms = [form_of(output) for output in outputs]
-        self._finite = [[torch.isfinite(t) for t in all_tensors(output)] for output in outputs]
+        self._finite = [[torch.isfinite(t) for t in all_values(output)] for output in outputs]
         self._sized_by_values: bool | None = None
 
     def run(self, model: nn.Module, most: int | None = None) -> list[Any]:
@@ -111,13 +113,30 @@ class Outputs:
             form = form_of(output)
             if form != wanted and not (form.loose == wanted.loose and self._changes_size()):
                 return f"the output would be {form} instead of {wanted}{self._which(inputs)}"
-            held = all_tensors(output)
+            held = all_values(output)
             same = [t.shape for t in held] == [mask.shape for mask in masks]
             if same and any(bool((mask & ~torch.isfinite(t)).any()) for mask, t in zip(masks, held, strict=True)):
                 return f"the output would not be finite{self._which(inputs)}"
             if not same and any(bool(torch.isnan(t).any()) for t in held if t.is_floating_point()):
                 return f"the output would not be finite{self._which(inputs)}"
         return None
+
+    def differ_in_training(self, model: nn.Module) -> str | None:
+        """How a model's output on the example departs in form from the original's while both train; None if not."""
+        try:
+            wanted = form_of(self._trained(self.model))
+        except ModelError:
+            return None  # it cannot be trained on the example, either
+        try:
+            form = form_of(self._trained(model))
+        except ModelError as error:
+            return str(error)
+        return None if form.loose == wanted.loose else f"the output would be {form} instead of {wanted}"
+
+    def _trained(self, model: nn.Module) -> Any:
+        copied = shallow(model).train()
+        with seeded(), torch.no_grad():
+            return self.example.run(copied, self.inputs[0])
 
     def _which(self, inputs: Any) -> str:
         return "" if inputs is self.inputs[0] else " on another input than the example"

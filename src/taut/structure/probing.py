@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, suppress
 from typing import Any
 
 import torch
@@ -76,7 +76,18 @@ class Probe(nn.Module):
         return value
 
 
-def read_by_others(model: nn.Module, example: Example, names: list[str], paths: Sequence[Any]) -> dict[str, str]:
+@contextmanager
+def training(model: nn.Module) -> Iterator[nn.Module]:
+    """A copy in train mode."""
+    yield model.train()
+
+
+Mode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
+
+
+def read_by_others(
+    model: nn.Module, example: Example, names: list[str], paths: Sequence[Any], mode: Mode = evaluating
+) -> dict[str, str]:
     """The layers of which other code reads an attribute while the model runs, and one such attribute.
 
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
@@ -89,7 +100,7 @@ def read_by_others(model: nn.Module, example: Example, names: list[str], paths: 
             inner = copied.get_submodule(name)
             probes[name] = Probe(inner)
             swap(copied, inner, probes[name])
-        with suppress(ModelError), evaluating(copied), seeded():  # code that cannot do with a probe: see `kind_matters`
+        with suppress(ModelError), mode(copied), seeded():  # code that cannot do with a probe: see `kind_matters`
             example.run(copied, inputs)
         for name, probe in probes.items():
             read[name] |= probe.read
@@ -123,18 +134,20 @@ def stand_in(layer: nn.Module) -> nn.Sequential:
     return nn.Sequential(layer, second)
 
 
-def kind_matters(model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any]) -> list[str]:
-    """The layers that cannot be replaced because other code asks what they are: with a stand-in the output changes.
+def kind_matters(
+    model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any], mode: Mode = evaluating
+) -> list[str]:
+    """The layers that cannot be replaced because other code asks what they are, or holds them elsewhere.
+
+    With a stand-in in the layer's place the output changes, or the stand-in is not called as often as the layer.
 
     All layers are tried at once; where that changes something, halves of them, down to single layers.
     """
     blamed: list[str] = []
     for inputs in paths:
-        wanted = _ran(shallow(model), example, inputs)
-        if wanted is None:
-            continue
-        trial, left = _Trial(model, example, inputs, wanted), [name for name in names if name not in blamed]
-        if trial.same(left) or not close(wanted, _ran(shallow(model), example, inputs)):
+        left = [name for name in names if name not in blamed]
+        trial = _Trial(model, example, inputs, left, mode)
+        if trial.wanted is None or trial.same(left) or not trial.repeats():
             continue  # it gives something else each time: the form of its outputs is checked after every step
         blamed += trial.blamed(left)
     return blamed
@@ -143,8 +156,17 @@ def kind_matters(model: nn.Module, example: Example, names: Sequence[str], paths
 class _Trial:
     """Layers replaced by stand-ins, on one input."""
 
-    def __init__(self, model: nn.Module, example: Example, inputs: Any, wanted: Any) -> None:
-        self.model, self.example, self.inputs, self.wanted = model, example, inputs, wanted
+    def __init__(self, model: nn.Module, example: Example, inputs: Any, names: Sequence[str], mode: Mode) -> None:
+        self.model, self.example, self.inputs, self.mode = model, example, inputs, mode
+        self.calls: Counter[str] = Counter()
+        copied = shallow(model)
+        for name in names:
+            _count_calls(copied.get_submodule(name), name, self.calls)
+        self.wanted = self._ran(copied)
+
+    def repeats(self) -> bool:
+        """Whether the model gives the same each time."""
+        return close(self.wanted, self._ran(shallow(self.model)))
 
     def blamed(self, names: Sequence[str]) -> list[str]:
         """The fewest layers without which nothing changes, found by halves."""
@@ -161,24 +183,66 @@ class _Trial:
         """Whether the output is the same with all of them replaced."""
         if not names:
             return True
-        copied = shallow(self.model)
-        for name in names:
-            layer = copied.get_submodule(name)
-            replacement = stand_in(layer)
-            carry(layer, replacement)
-            swap(copied, layer, replacement)
-            forget_hooks(layer)
-        output = _ran(copied, self.example, self.inputs)
-        return output is not None and form_of(output) == form_of(self.wanted) and close(self.wanted, output)
+        copied, calls = replaced(self.model, names)
+        output = self._ran(copied)
+        if output is None or any(calls[name] != self.calls[name] for name in names):
+            return False
+        return form_of(output) == form_of(self.wanted) and close(self.wanted, output)
+
+    def _ran(self, copied: nn.Module) -> Any:
+        """A copy's output, None where it cannot be run."""
+        with self.mode(copied), seeded():
+            try:
+                return self.example.run(copied, self.inputs)
+            except ModelError:
+                return None
 
 
-def _ran(copied: nn.Module, example: Example, inputs: Any) -> Any:
-    """A copy's output, None where it cannot be run."""
-    with evaluating(copied), seeded():
-        try:
-            return example.run(copied, inputs)
-        except ModelError:
-            return None
+def replaced(model: nn.Module, names: Sequence[str]) -> tuple[nn.Module, Counter[str]]:
+    """A copy with stand-ins, and how often each was called since."""
+    copied, calls = shallow(model), Counter[str]()
+    for name in names:
+        layer = copied.get_submodule(name)
+        replacement = stand_in(layer)
+        carry(layer, replacement)
+        swap(copied, layer, replacement)
+        forget_hooks(layer)
+        _count_calls(replacement, name, calls)
+    return copied, calls
+
+
+class Comparing:
+    """Told of every input that is run, compares its outputs with those of the model with stand-ins in all layers.
+
+    What other code does may depend on values alone, where no operation tells of it.
+
+    Attributes:
+        differ: inputs of which the outputs do.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, names: Sequence[str]) -> None:
+        """`names` are the layers."""
+        self.example, self.names = example, names
+        self.copied = replaced(model, names)[0]
+        self.differ: list[Any] = []
+
+    def __call__(self, inputs: Any, output: Any) -> None:
+        """Compare."""
+        if not self.names or len(self.differ) >= DIFFER:
+            return
+        copied = shallow(self.copied)  # forward may keep a state
+        with evaluating(copied), seeded(), suppress(ModelError):
+            if close(output, self.example.run(copied, inputs)):
+                return
+        self.differ.append(inputs)
+
+
+DIFFER = 4
+"""Inputs that differ, after which no more are looked for."""
+
+
+def _count_calls(module: nn.Module, name: str, calls: Counter[str]) -> None:
+    module.register_forward_hook(lambda *_: calls.update([name]))
 
 
 def live_ranges(model: nn.Module, example: Example, names: list[str]) -> dict[str, list[Tensor]]:

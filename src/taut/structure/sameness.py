@@ -28,7 +28,7 @@ def few(example: Example) -> Example:
     if example.batch <= SAMPLES or not example.divisible:
         return example
     part = copy.copy(example)
-    part.value = example.samples.part(example.value, slice(SAMPLES), example.batch)
+    part.value = example.samples.cut(example.value, slice(SAMPLES), example.batch)
     part.batch = SAMPLES
     return part
 

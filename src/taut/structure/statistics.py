@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -15,7 +16,8 @@ from torch import Tensor, nn
 from taut.calls import Example, chunks, collect, device_of, evaluating, generator, quietly
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
-from taut.errors import CallError, DataError
+from taut.errors import CallError, DataError, ModelError
+from taut.files import one_line
 from taut.nested import fresh
 from taut.progress import track
 from taut.structure.collecting import LayerMoments
@@ -239,7 +241,18 @@ def observe(
         return Statistics(net, modules, {})
     if loss is not None and any(targets is None for _, targets in batches):
         raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
-    return _observe(net, model, modules, batches, _Scalar(output, loss))
+    try:
+        return _observe(net, model, modules, batches, _Scalar(output, loss))
+    except (RuntimeError, ModelError) as error:
+        if loss is not None:
+            raise
+        why = one_line(error)
+    found = _observe(net, model, modules, batches, None)  # fails likewise where the gradient is not to blame
+    warnings.warn(
+        f"No gradient can be taken through this model, so that damages are errors of the layers' outputs: {why}",
+        stacklevel=2,
+    )
+    return found
 
 
 class _Scalar:
@@ -264,8 +277,13 @@ class _Scalar:
 
 
 def _observe(
-    net: Network, model: nn.Module, modules: dict[str, nn.Module], batches: list[tuple[Any, Any]], scalar: _Scalar
+    net: Network,
+    model: nn.Module,
+    modules: dict[str, nn.Module],
+    batches: list[tuple[Any, Any]],
+    scalar: _Scalar | None,
 ) -> Statistics:
+    """Without a scalar no gradient is taken."""
     samples = sum(net.example.samples.size(inputs) for inputs, _ in batches)
     copied = shallow(model)
     with evaluating(copied), torch.no_grad():
@@ -273,20 +291,20 @@ def _observe(
     moments = {
         name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
     }
-    with _capturing(moments), evaluating(copied), torch.enable_grad():
+    with _capturing(moments), evaluating(copied), torch.set_grad_enabled(scalar is not None):
         parts = _parts(net.example, batches, samples, chunk_size(net, outputs))
         for inputs, targets, held in track(parts, "observing"):
             for m in moments.values():
                 m.held = held
             output, size = net.example.run(copied, inputs), net.example.samples.size(inputs)
-            value = scalar(output, fresh(targets, device_of(copied)), size)
+            value = None if scalar is None else scalar(output, fresh(targets, device_of(copied)), size)
             _backward(value, moments)
     layers = {name: _finished(moments.pop(name)) for name in modules}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
-    if unit == "loss":
+    if unit == "loss" and scalar is not None:
         silent = [name for name, s in layers.items() if s.outputs is None]
         layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
-    return Statistics(net, modules, layers, tuple(scalar.kinds), unit, samples)
+    return Statistics(net, modules, layers, () if scalar is None else tuple(scalar.kinds), unit, samples)
 
 
 def _finished(moments: LayerMoments) -> LayerStatistics:
@@ -327,7 +345,7 @@ def _parts(
         if 0 < out < whole:
             sides = (slice(whole - out), False), (slice(whole - out, whole), True)
             pieces = [
-                ((example.samples.part(inputs, side, whole), example.samples.part(targets, side, whole)), held)
+                ((example.samples.cut(inputs, side, whole), example.samples.part(targets, side, whole)), held)
                 for side, held in sides
             ]
         parts += [(*chunk, held) for piece, held in pieces for chunk in chunks(example, [piece], size)]
@@ -353,8 +371,12 @@ def _capturing(moments: dict[str, LayerMoments]) -> Iterator[None]:
 
     def hook(m: LayerMoments) -> Callable[..., Tensor]:
         def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            m.add_input(args[0], output)
-            kept = output if output.requires_grad else output.detach().requires_grad_()
+            x, y = args[0], output
+            with torch.inference_mode(False):  # a forward may be decorated with it
+                m.add_input(*(t.clone() if t.is_inference() else t for t in (x, y)))
+            if not torch.is_grad_enabled() or y.is_inference():
+                return y
+            kept = y if y.requires_grad else y.detach().requires_grad_()
             m.outputs.append(kept)
             return kept.clone()
 

@@ -48,10 +48,14 @@ def base_kind(module: nn.Module) -> str:
 
 
 def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
-    """Whether neither the forward nor the convolution inside it is overridden."""
-    names = ("forward", "_conv_forward") if issubclass(kind, _ConvNd) else ("forward",)
+    return _overridden(module, kind) is None
+
+
+def _overridden(module: nn.Module, kind: type[nn.Module]) -> str | None:
+    """What a subclass does in its own way: the forward, the call around it, the convolution inside it."""
+    names = ("forward", "__call__", "_call_impl", *(("_conv_forward",) if issubclass(kind, _ConvNd) else ()))
     own = vars(module)
-    return all(getattr(type(module), n) is getattr(kind, n) and n not in own for n in names)
+    return next((n for n in names if getattr(type(module), n) is not getattr(kind, n) or n in own), None)
 
 
 def refusal(module: nn.Module) -> str | None:
@@ -74,8 +78,9 @@ def _refuse_supported(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if not isinstance(weight, nn.Parameter):
         return "its weight is recomputed by a hook (weight_norm, prune): make it permanent first"
-    if not any(isinstance(module, kind) and _computes_as(module, kind) for kind in SUPPORTED):
-        return f"{type(module).__name__} overrides forward: it may compute something else"
+    overridden = [_overridden(module, kind) for kind in SUPPORTED if isinstance(module, kind)]
+    if all(overridden):
+        return f"{type(module).__name__} overrides {overridden[0]}: it may compute something else"
     if weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
         return f"weights of type {str(weight.dtype).removeprefix('torch.')} are not handled"
     if weight.numel() == 0:

@@ -21,7 +21,7 @@ from taut.structure.calling import read_example
 from taut.structure.coverage import covering
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
-from taut.structure.probing import kind_matters, live_ranges, read_by_others, record_calls
+from taut.structure.probing import Comparing, kind_matters, live_ranges, read_by_others, record_calls, training
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow, unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -59,7 +59,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     check_finite(model)
     call = read_example(model, example)
     fresh = not call.witnesses
-    covering(model, call, () if data is None else collect(call, data, SAMPLES))
+    covering(model, call)
     if fresh:
         Outputs(model, call)  # refuses a model that gives nothing finite
     calls, keywords = record_calls(model, call)
@@ -84,7 +84,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
             layers.append(replace(layer, live=_live_taps(layer, extents.get(name))))
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
-    return Network(tuple(layers), cost, counted.notes, call)
+    net = Network(tuple(layers), cost, counted.notes, call)
+    return net if data is None else covered(net, model, collect(call, data, SAMPLES))
 
 
 def check_finite(model: nn.Module) -> None:
@@ -156,13 +157,17 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) 
 
 def _used_otherwise(model: nn.Module, call: Example, free: list[str], paths: Sequence[Any]) -> dict[str, str]:
     """Why layers cannot be replaced of which other code reads an attribute or asks the kind, on any of the inputs."""
+    read = read_by_others(model, call, free, paths)
+    if paths and paths[0] is call.paths[0]:
+        read |= read_by_others(model, call, free, paths[:1], training)
     reasons = {
         name: f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
-        for name, attribute in read_by_others(model, call, free, paths).items()
+        for name, attribute in read.items()
     }
     for name in kind_matters(model, call, [name for name in free if name not in reasons], paths):
         reasons[name] = (
-            f"other code asks what kind of layer '{name}' is: with a replacement the model computes something else"
+            f"other code asks what kind of layer '{name}' is, or calls it from another place than its own: "
+            "with a replacement the model computes something else"
         )
     return reasons
 
@@ -174,11 +179,11 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
         ModelError: the model cannot be run on a batch.
     """
     before = len(net.example.paths)
-    covering(model, net.example, batches)
-    if len(net.example.paths) == before:
-        return net
     free = [layer.name for layer in net.layers if layer.skip is None]
-    return net.skipping(_used_otherwise(model, net.example, free, net.example.paths[before:]))
+    compare = Comparing(model, net.example, free)
+    covering(model, net.example, batches, compare)
+    paths = (*net.example.paths[before:], *compare.differ)
+    return net.skipping(_used_otherwise(model, net.example, free, paths)) if paths else net
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:

@@ -109,9 +109,13 @@ class Batches:
         return output
 
 
-def share(samples: Samples, value: Any, size: int, index: int, count: int) -> Any:
-    """Part `index` of `count` of the samples of a batch; never empty."""
-    return samples.part(plain(value), slice(*bounds(size, index, count)), size) if count > 1 else plain(value)
+def share(samples: Samples, batch: tuple[Any, Any], size: int, index: int, count: int) -> tuple[Any, Any]:
+    """Part `index` of `count` of the samples of a batch, as (inputs, targets); never empty."""
+    inputs, targets = map(plain, batch)
+    if count == 1:
+        return inputs, targets
+    part = slice(*bounds(size, index, count))
+    return samples.cut(inputs, part, size), samples.part(targets, part, size)
 
 
 def bounds(size: int, index: int, count: int) -> tuple[int, int]:

@@ -160,7 +160,7 @@ class Trainer:
         samples = self.example.samples
         size, mine = samples.size(inputs), (self.accelerator.process_index, self.accelerator.num_processes)
         device = device_of(self.model)
-        inputs, targets = (on_device(share(samples, part, size, *mine), device) for part in (inputs, targets))
+        inputs, targets = on_device(share(samples, (inputs, targets), size, *mine), device)
         original = self.batches.original(self.position.batch, inputs) if self.objective.distills else None
         with torch.enable_grad(), self.accelerator.autocast():
             loss = self.objective(self.example.run(self.wrapped, inputs), targets, on_device(original, device))
