@@ -312,13 +312,17 @@ def _structure(value: Any) -> Any:
     return type(value).__name__
 
 
+SHOWN = 3
+"""Numbers of a row that a message tells one by one."""
+
+
 def describe(value: Any) -> str:
     """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`."""
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, Mapping):
         return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
-    if is_row(value):
+    if is_row(value) and len(value) > SHOWN:
         return f"{type(value[0]).__name__}[{len(value)}]"
     if isinstance(value, list | tuple):
         inner = ", ".join(describe(item) for item in value)

@@ -13,7 +13,7 @@ import pytest
 
 from taut.errors import CallError
 from taut.measure import rounds
-from taut.measure.rounds import BUSY, COPIES, LEAST_WIDTH, Effort, Rounds, time_calls
+from taut.measure.rounds import BUSY, COPIES, LEAST_WIDTH, Effort, Rounds, interleave, time_calls
 from taut.progress import reporting
 
 
@@ -247,3 +247,12 @@ def test_garbage_collection_comes_back():
         assert not gc.isenabled()
     finally:
         gc.enable()
+
+
+def test_the_former_name_gives_milliseconds_and_warns():
+    with pytest.warns(DeprecationWarning, match="interval"):
+        found = interleave({"a": lambda: time.sleep(0.001)}, rounds=3, warmup=1)
+    assert found["a"] >= 1
+    for wrong in ({"rounds": 0}, {"warmup": 0}, {"runs": {}}):
+        with pytest.warns(DeprecationWarning), pytest.raises(CallError, match="at least 1"):
+            interleave(**({"runs": {"a": lambda: None}} | wrong))

@@ -35,9 +35,18 @@ def test_layers_of_torch_and_faithful_subclasses_are_taken(layer):
     assert base_kind(layer) in {"Linear", "Conv1d", "Conv2d", "Conv3d"}
 
 
-@pytest.mark.parametrize("layer", [Other(3, 2), OtherInside(3, 2, 1)], ids=repr)
-def test_subclasses_that_compute_something_else_are_not(layer):
-    assert refusal(layer) == f"{type(layer).__name__} overrides forward: it may compute something else"
+class OtherAround(nn.Linear):
+    def __call__(self, x):
+        return 2 * super().__call__(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "what"),
+    [(Other(3, 2), "forward"), (OtherInside(3, 2, 1), "_conv_forward"), (OtherAround(3, 2), "__call__")],
+    ids=repr,
+)
+def test_subclasses_that_compute_something_else_are_not(layer, what):
+    assert refusal(layer) == f"{type(layer).__name__} overrides {what}: it may compute something else"
     assert base_kind(layer) == type(layer).__name__
 
 

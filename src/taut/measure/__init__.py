@@ -3,6 +3,7 @@
 from taut.measure.accuracy import Difference, Metric, Score, difference, measure
 from taut.measure.counting import Count, count, count_macs
 from taut.measure.pace import Pace
+from taut.measure.rounds import interleave
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.measure.timing import Latency, Pair, Searched, Stopwatch, Times, busy_note, latencies, model_times
 
@@ -22,6 +23,7 @@ __all__ = [
     "count_macs",
     "difference",
     "file_bytes",
+    "interleave",
     "latencies",
     "measure",
     "model_times",

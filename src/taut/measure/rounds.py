@@ -12,6 +12,7 @@ import gc
 import math
 import random
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -145,6 +146,24 @@ class Rounds:
         error = math.sqrt(variance * sum(1 / len(each) for each in logs))
         factor = max(math.exp(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error), LEAST_WIDTH)
         return Estimate(value, value / factor, value * factor, max(self._apart(call) for call in calls))
+
+
+def interleave(runs: Mapping[str, Call], rounds: int = 15, warmup: int = WARM_UP_CALLS) -> dict[str, float]:
+    """Milliseconds of each call, all of them called in every round. Deprecated: gives no interval.
+
+    Raises:
+        CallError: nothing to run, or fewer than 1 round or warm-up call.
+    """
+    warnings.warn(
+        "taut.measure.interleave gives no interval: taut.measure.latencies and taut.compare do.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    for key, value in (("warmup", warmup), ("number of runs", len(runs))):
+        if value < 1:
+            raise CallError(f"The {key} must be at least 1. Got {value} instead.")
+    timed = _timed({name: [run] for name, run in runs.items()}, Effort(rounds))
+    return {name: 1e3 * _low(seconds) for name, seconds in timed.seconds.items()}
 
 
 def time_calls(calls: Mapping[str, Sequence[Call]], effort: Effort = Effort()) -> Rounds:
