@@ -254,5 +254,5 @@ def test_the_former_name_gives_milliseconds_and_warns():
         found = interleave({"a": lambda: time.sleep(0.001)}, rounds=3, warmup=1)
     assert found["a"] >= 1
     for wrong in ({"rounds": 0}, {"warmup": 0}, {"runs": {}}):
-        with pytest.warns(DeprecationWarning), pytest.raises(CallError, match="at least 1"):
+        with pytest.warns(DeprecationWarning, match="interval"), pytest.raises(CallError, match="at least 1"):
             interleave(**({"runs": {"a": lambda: None}} | wrong))
