@@ -22,9 +22,9 @@ def test_parts_cover_the_batch_and_weigh_as_much_as_it(size, count):
 
 def test_a_share_cuts_every_tensor_of_the_batch():
     batch = {"x": torch.arange(6)[:, None], "scale": torch.tensor(2.0)}
-    cut = share(Samples(), batch, 6, 1, 3)
-    assert cut["x"].flatten().tolist() == [2, 3]
-    assert float(cut["scale"]) == 2
+    for cut in share(Samples(), (batch, batch), 6, 1, 3):
+        assert cut["x"].flatten().tolist() == [2, 3]
+        assert float(cut["scale"]) == 2
 
 
 class Counting(nn.Module):
