@@ -26,7 +26,7 @@ from tensorly.decomposition import parafac
 from torch import Tensor
 
 from taut.decompose.cp import compose, cp
-from taut.methods.cp import EFFORT
+from taut.methods.low_rank.cp import EFFORT
 from taut.studies import Bound, load_average
 
 SIDES, TAPS = 256, (3, 3)

@@ -18,7 +18,7 @@ from ending import finish
 from torch import Tensor, nn
 
 import taut
-from taut.exporting import LIMIT
+from taut.artifact.exporting import LIMIT
 from taut.methods import METHODS
 from taut.studies import Bound
 

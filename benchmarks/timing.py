@@ -26,7 +26,7 @@ import torch
 from ending import finish
 from torch import nn
 
-from taut.calls import Example
+from taut.core.example import Example
 from taut.measure import latencies
 from taut.studies import Bound, load_average
 

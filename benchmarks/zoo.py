@@ -51,10 +51,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import taut
-from taut.applying import apply_plan
-from taut.calls import map_tensors, quiet
-from taut.exporting import LIMIT
+from taut.artifact.exporting import LIMIT
+from taut.core.example import map_tensors, quiet
 from taut.methods import METHODS
+from taut.planning.application import apply_plan
 from taut.studies import Bound
 
 ROOT = Path(__file__).parent.parent

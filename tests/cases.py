@@ -18,7 +18,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from taut.calls import Example, evaluating, map_tensors, tensors
+from taut.core.example import Example, evaluating, map_tensors, tensors
 
 
 @dataclass(frozen=True)

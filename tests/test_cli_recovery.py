@@ -13,9 +13,9 @@ from torch import nn
 
 import taut
 from faults import stops
-from taut.checkpoint import load_plan
+from taut.artifact.checkpoint import load_plan
 from taut.cli import models, unfinished
-from taut.files import OLD
+from taut.core.files import OLD
 from taut.recipe import Recipe
 from test_cli import Outcome, Place, place
 
@@ -73,8 +73,8 @@ def test_every_command_finds_what_was_set_aside(
     place: Place, saved: dict[str, bytes], name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("taut.studies.studying.find_spec", lambda name: None)  # no picture, and
-    monkeypatch.setattr("taut.exporting.to_onnx", lambda model, example, path: path.write_text("graph"))
-    monkeypatch.setattr("taut.exporting.check", lambda *_: [])  # neither torch's converter: they take seconds
+    monkeypatch.setattr("taut.artifact.exporting.to_onnx", lambda model, example, path: path.write_text("graph"))
+    monkeypatch.setattr("taut.artifact.exporting.check", lambda *_: [])  # neither torch's converter: they take seconds
     SMALL.rename(ASIDE)
     done = place(*(READ | WRITTEN)[name])
     assert done.code == 0, done.err

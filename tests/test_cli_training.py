@@ -120,7 +120,7 @@ def test_export_prints_the_parity(place: Place) -> None:
 
 
 def test_a_failing_export_exits_with_an_error_and_writes_nothing(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taut.exporting.LIMIT", -1.0)
+    monkeypatch.setattr("taut.artifact.exporting.LIMIT", -1.0)
     found = place("export", "NETS:build", "model.onnx")
     assert found.code == 4
     assert found.is_one_line_error("computes something else")

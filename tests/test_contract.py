@@ -14,12 +14,12 @@ from torch import nn
 import taut
 from cases import CASES, LAYERS, case, macs, run, state, surroundings, untouched
 from taut import CallError, Plan, Step
-from taut.applying import apply_plan
-from taut.calls import tensors
+from taut.core.example import tensors
 from taut.methods import METHODS, resolve, settings
-from taut.methods.base import Unplanned
-from taut.methods.channels import READ_ELSEWHERE
+from taut.methods.channels.channels import READ_ELSEWHERE
+from taut.methods.factorization import Unplanned
 from taut.nn import Reorder
+from taut.planning.application import apply_plan
 from taut.structure.support import STILL_NARROWED, UNFACTORIZED
 from taut.structure.surgery import clone, replace
 from taut.types import Looking, Slimming

@@ -10,7 +10,7 @@ import torch
 
 import taut
 from taut import demo
-from taut.checkpoint import load
+from taut.artifact.checkpoint import load
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,9 @@ import taut
 from cases import case, untouched
 from taut import Budget, BudgetError, CallError
 from taut.measure import Pair, Searched
-from taut.measure.pace import Pace, model_ops
+from taut.measure.latency_model import Pace, model_ops
 from taut.measure.runtimes import RUNTIMES
-from taut.pacing import find_pace
+from taut.search.latency import find_pace
 
 BOTH = ("channels", "svd", "spatial", "tucker")
 LOW_RANK = ("svd", "spatial", "tucker")
@@ -44,7 +44,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    monkeypatch.setattr("taut.workshop.Stopwatch", Clock)
+    monkeypatch.setattr("taut.search.session.Stopwatch", Clock)
     return Clock
 
 
@@ -85,7 +85,7 @@ def test_a_clock_that_goes_otherwise_once_the_rates_are_known_is_met(clock, monk
         monkeypatch.setattr(clock, "wrong", staticmethod(lambda share: 0.25 + 0.75 * share))
         return found
 
-    monkeypatch.setattr("taut.workshop.find_pace", paced)
+    monkeypatch.setattr("taut.search.session.find_pace", paced)
     model, example, result = made("vgg", methods, latency=limit)
     assert share(model, example, result.model) <= limit
 

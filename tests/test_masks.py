@@ -266,7 +266,7 @@ def test_what_must_fail_fails_before_anything_is_trained():
 
 def test_a_masked_model_is_saved_baked_and_its_layers_ask_for_that(tmp_path):
     net, plan, stats = ramped(times=1)
-    small, done = taut.applying.apply_plan(net, plan, stats)
+    small, done = taut.planning.application.apply_plan(net, plan, stats)
     x = torch.randn(4, 12)
     held = hold_zeros(copy.deepcopy(small))
     taut.save(held, done, tmp_path / "small")

@@ -15,7 +15,7 @@ from torch import nn
 import taut
 from cases import run, seeded, untouched
 from taut import Budget, BudgetError, Plan
-from taut.comparison import compare
+from taut.artifact.comparison import compare
 
 NETS = int(os.environ.get("TAUT_RANDOM_NETS", "240"))
 """How many nets the four tests draw together; with HYPOTHESIS_PROFILE=search others each time."""
@@ -131,7 +131,7 @@ def check(drawn, budget, methods, samples):
     met = True
     with (
         untouched(model),
-        patch("taut.compress.compare", lambda *args, **_: compare(*args[:3])),
+        patch("taut.search.compression.compare", lambda *args, **_: compare(*args[:3])),
     ):  # the latency is not ours
         try:
             result = taut.compress(model, example, budget=budget, data=data, methods=methods)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import taut
-from taut.methods.svd import SVD
-from taut.methods.tucker import Tucker
+from taut.methods.low_rank.svd import SVD
+from taut.methods.low_rank.tucker import Tucker
 from taut.recipe import MAX_BYTES, Recipe, Training
 
 

@@ -9,9 +9,9 @@ from pathlib import Path
 import pytest
 
 from faults import failures, kills, stops
+from taut.core.atomic_folder import discard, present, reading, recover, rehearse, rehearse_within, replacing
+from taut.core.files import NEW, OLD, write
 from taut.errors import ArtifactError
-from taut.files import NEW, OLD, write
-from taut.folders import discard, present, reading, recover, rehearse, rehearse_within, replacing
 
 OURS = frozenset({"a", "b"})
 

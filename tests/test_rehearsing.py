@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 
 from faults import failures, in_child
+from taut.core.atomic_folder import rehearse, rehearse_within
+from taut.core.files import TRY
 from taut.errors import ArtifactError, CallError
-from taut.files import TRY
-from taut.folders import rehearse, rehearse_within
 from test_recovering import OURS, content, listing, put, target
 
 __all__ = ["target"]

@@ -14,7 +14,7 @@ from running import Shuffled, accuracy
 from study import dense, letters
 from torch import nn
 
-from taut.fingerprint import fingerprint
+from taut.core.fingerprint import fingerprint
 from taut.studies import Cell
 from taut.studies.making import Subject
 from taut.studies.studying import study

@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from taut.manifest import taut_version
+from taut.artifact.manifest import taut_version
 from taut.studies import Cell, run_grid, write_results
 
 HERE = Path(__file__).parent

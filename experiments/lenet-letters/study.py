@@ -18,8 +18,8 @@ from safetensors.torch import save as to_bytes
 from torch import Tensor, nn
 
 import taut
-from taut.files import write_atomic
-from taut.manifest import taut_version
+from taut.artifact.manifest import taut_version
+from taut.core.files import write_atomic
 from taut.studies import Cell
 
 BATCH, EPOCHS, PATIENCE, RATE = 100, 100, 10, 1e-3

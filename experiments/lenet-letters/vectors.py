@@ -16,7 +16,7 @@ from safetensors.torch import save as to_bytes
 from torch import nn
 
 import taut
-from taut.files import write_atomic
+from taut.core.files import write_atomic
 from taut.studies import Cell
 
 WIDTHS = (784, 500, 300, 10)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from taut.manifest import taut_version
+from taut.artifact.manifest import taut_version
 from taut.report import draw_colour_lines, draw_filters
 from taut.studies import Bound, run_grid, write_results
 from taut.studies.grid import cells

@@ -19,7 +19,7 @@ from shapes import net
 from torch import Tensor, nn
 
 import taut
-from taut.calls import Example
+from taut.core.example import Example
 from taut.measure.onnx import to_onnx
 from taut.measure.runtimes import Subject, chosen
 

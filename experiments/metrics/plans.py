@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 import taut
-from taut.planning import describe, survey
+from taut.planning.plan import describe, survey
 
 METHODS = ("svd", "spatial", "tucker")
 WAYS = ("uniform", "spared", "frobenius", "data", "fisher", "default")

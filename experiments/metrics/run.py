@@ -24,7 +24,7 @@ import torch
 from torch import nn
 
 import taut
-from taut.manifest import taut_version
+from taut.artifact.manifest import taut_version
 from taut.studies import Bound, Cell, run_grid, write_results
 from taut.studies.grid import cells
 

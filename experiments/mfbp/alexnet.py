@@ -20,7 +20,7 @@ from torch import nn
 
 import taut
 from taut.decompose.trifactor import shared_size, signed
-from taut.methods.joint import Graph
+from taut.methods.relation_graph import Graph
 from taut.structure.coupling import couple
 from taut.studies import Cell
 
@@ -76,7 +76,7 @@ def run(lab: Lab, cell: Cell) -> dict[str, Any]:
     model = net()
     if cell["part"] == "trained":
         return trained(lab, model, cell)
-    example = taut.calls.Example(model, torch.zeros(1, 3, 224, 224))
+    example = taut.core.example.Example(model, torch.zeros(1, 3, 224, 224))
     names = PARTS[cell["part"]]
     links = couple(model, example, names)
     graph = Graph.of({name: model.get_submodule(name) for name in names}, links)

@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from taut.manifest import taut_version
+from taut.artifact.manifest import taut_version
 from taut.studies import Bound, Cell, run_grid, write_results
 
 HERE = Path(__file__).parent

@@ -14,7 +14,7 @@ from torch import nn
 from tuning import scores, tuned
 
 import taut
-from taut.calls import Example
+from taut.core.example import Example
 from taut.measure import Stopwatch
 from taut.studies import Cell
 

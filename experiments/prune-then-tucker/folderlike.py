@@ -24,8 +24,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import taut
+from taut.artifact.manifest import taut_version
 from taut.errors import ArtifactError, DataError
-from taut.manifest import taut_version
 from taut.studies import Cell
 
 NET = "imagefolder"

@@ -16,7 +16,7 @@ from running import Shuffled, accuracy
 from torch import Tensor, nn
 
 import taut
-from taut.manifest import taut_version
+from taut.artifact.manifest import taut_version
 from taut.studies import Cell
 
 IMAGES = 8_000

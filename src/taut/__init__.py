@@ -12,20 +12,20 @@ Whole networks are pruned by `taut.whole(net, "mfbp", sparsity=0.95)`, in steps 
 `taut.export` writes ONNX and OpenVINO files.
 """
 
-from taut.applying import apply
-from taut.checkpoint import load, save
-from taut.comparison import Comparison, compare
-from taut.compress import Result, compress
+from taut.artifact.checkpoint import load, save
+from taut.artifact.comparison import Comparison, compare
+from taut.artifact.exporting import Export, export
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
-from taut.exploring import explore
-from taut.exporting import Export, export
-from taut.finetuning import Finetune, finetune
-from taut.front import Front
 from taut.measure.accuracy import Metric
-from taut.planning import plan, whole
-from taut.sensitivity import sensitivity
+from taut.planning.application import apply
+from taut.planning.damage_measurement import sensitivity
+from taut.planning.plan import plan, whole
+from taut.search.compression import Result, compress
+from taut.search.exploration import explore
+from taut.search.front import Front
 from taut.structure.statistics import Statistics, observe
 from taut.structure.tracing import trace
+from taut.training.finetuning import Finetune, finetune
 from taut.types import Budget, Network, Plan, Stage, Step, alternate, cascade, ramp
 
 __all__ = [

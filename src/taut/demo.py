@@ -15,10 +15,10 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from taut.checkpoint import check_folder
-from taut.compress import compress
+from taut.artifact.checkpoint import check_folder
+from taut.core.progress import stage
 from taut.errors import CallError
-from taut.progress import stage
+from taut.search.compression import compress
 from taut.structure.tracing import trace
 from taut.types import Budget
 

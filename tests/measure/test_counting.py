@@ -7,7 +7,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from torch.utils.flop_counter import FlopCounterMode, register_flop_formula
 
 from cases import NETS, Case
-from taut.calls import Example
+from taut.core.example import Example
 from taut.errors import ModelError
 from taut.measure import count, count_macs, file_bytes, stored_tensors
 

@@ -11,10 +11,10 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from taut.core.progress import reporting
 from taut.errors import CallError
 from taut.measure import rounds
 from taut.measure.rounds import BUSY, COPIES, LEAST_WIDTH, Effort, Rounds, interleave, time_calls
-from taut.progress import reporting
 
 
 @pytest.fixture(autouse=True)

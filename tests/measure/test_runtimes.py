@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from taut.calls import Example
+from taut.core.example import Example
 from taut.errors import CallError
 from taut.measure import latencies, runtimes
 from taut.measure.onnx import arguments, feeds, synthetic, to_onnx

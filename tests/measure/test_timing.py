@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.nn.utils import prune
 
-from taut.calls import Example
+from taut.core.example import Example
 from taut.errors import ModelError
 from taut.measure import Latency, Pair, Searched, Stopwatch, busy_note, latencies, model_times, timing
 from taut.measure.layout import channels_last

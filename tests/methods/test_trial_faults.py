@@ -12,7 +12,7 @@ from torch.nn import functional
 import taut
 from cases import sequential
 from taut import CallError, Plan
-from taut.applying import apply_plan
+from taut.planning.application import apply_plan
 
 
 @dataclass

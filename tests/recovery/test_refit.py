@@ -7,11 +7,11 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 
 import taut
 from cases import case, sequential, settle
-from taut.calls import collect
+from taut.core.example import collect
 from taut.methods import METHODS
-from taut.planning import solve, survey
-from taut.recovery import following
-from taut.recovery.norms import moments_of, reestimate
+from taut.planning.plan import solve, survey
+from taut.recovery import successors as following
+from taut.recovery.batch_norm import moments_of, reestimate
 from taut.recovery.refit import mean_output, recover
 from taut.recovery.samples import joined, refit_samples
 from taut.recovery.targets import note_targets

@@ -11,9 +11,9 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 
 import taut
 from taut.recovery import targets
-from taut.recovery.following import Follows
-from taut.recovery.norms import moments_of, moved
-from taut.recovery.others import Others
+from taut.recovery.batch_norm import moments_of, moved
+from taut.recovery.skip_inputs import Others
+from taut.recovery.successors import Follows
 from taut.recovery.targets import Noted, note_targets
 from taut.types import Plan, Step
 

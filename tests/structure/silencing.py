@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from taut.methods.slimming import slim
-from taut.structure.cutting import cuts_of
+from taut.methods.narrow_layers import slim
+from taut.structure.channels.cuts import cuts_of
 from taut.structure.surgery import clone, replace
 
 TRANSPOSED = nn.ConvTranspose1d | nn.ConvTranspose2d | nn.ConvTranspose3d

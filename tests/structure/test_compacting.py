@@ -10,7 +10,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 from cases import sequential, settle, untouched
-from taut.calls import Example
+from taut.core.example import Example
 from taut.structure import compacting
 from taut.structure.compacting import compact
 from taut.structure.narrowing import narrowed

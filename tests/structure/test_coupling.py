@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 from cases import case, sequential
-from taut.calls import Example
+from taut.core.example import Example
 from taut.structure.coupling import couple
 
 

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
-from taut.calls import Example
+from taut.core.example import Example
 from taut.structure.coupling import couple
 from taut.structure.flow import flow_of
 

@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 from cases import NETS, case, sequential, untouched
-from taut.calls import Example
+from taut.core.example import Example
 from taut.structure.probing import Probe, live_ranges, read_by_others, record_calls
 
 

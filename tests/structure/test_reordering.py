@@ -6,7 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 from cases import sequential, surroundings
-from taut.calls import Example
+from taut.core.example import Example
 from taut.nn import Reorder
 from taut.structure.reordering import fold, sides
 

@@ -12,11 +12,11 @@ import taut
 from cases import untouched
 from structure.silencing import halves, narrow, silenced
 from taut import Plan
-from taut.applying import apply_plan
-from taut.calls import Example, map_tensors, quiet, tensors
+from taut.core.example import Example, map_tensors, quiet, tensors
 from taut.errors import ModelError
-from taut.methods.trial import failing
-from taut.structure.channels import coupled
+from taut.methods.channels.verification import failing
+from taut.planning.application import apply_plan
+from taut.structure.channels.groups import coupled
 
 NETS = Path(__file__).parents[2] / "experiments" / "nets"
 LARGEST = 150_000

@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 import taut
+from taut.core.atomic_folder import rehearse
 from taut.errors import CallError, DataError
-from taut.folders import rehearse
 from taut.measure import count
 from taut.studies import sheets
 from taut.studies.making import Run, Subject, Timing
@@ -73,10 +73,10 @@ def test_the_rows_are_true_of_the_saved_models(tmp_path):
         ("original", None),
         *((method, size) for method in grid.methods for size in grid.sizes),
     ]
-    original = count(build(), taut.calls.Example(build(), INPUTS[:4]))
+    original = count(build(), taut.core.example.Example(build(), INPUTS[:4]))
     for row in rows:
         small = loaded(tmp_path, row)
-        cost = count(small, taut.calls.Example(small, INPUTS[:4]))
+        cost = count(small, taut.core.example.Example(small, INPUTS[:4]))
         stored = (tmp_path / "models" / row.model / "model.safetensors").read_bytes()
         assert (row.params, row.nonzero, row.macs, row.bytes) == cost.values()
         assert (row.bytes, row.zipped) == (len(stored), len(zlib.compress(stored, 6)))

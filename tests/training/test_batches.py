@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taut.calls import Example, Samples
+from taut.core.example import Example, Samples
 from taut.errors import DataError
 from taut.training.batches import Batches, bounds, share, weight
 

@@ -3,7 +3,7 @@
 import torch
 from torch import nn
 
-from taut.calls import Example
+from taut.core.example import Example
 from taut.training.freezing import below, frozen, run_order, train_mode
 
 

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from faults import stops
+from taut.core.files import OLD
 from taut.errors import ArtifactError, CallError
-from taut.files import OLD
 from taut.training.state import (
     POSITION,
     TENSORS,

@@ -17,7 +17,7 @@ from taut.cli.looking import inspect, methods
 from taut.cli.measuring import benchmark, evaluate
 from taut.cli.reproducing import reproduce
 from taut.cli.studying import study
-from taut.progress import reporting
+from taut.core.progress import reporting
 
 app = typer.Typer(
     help="Make a trained PyTorch network smaller and faster, and prove it.",

@@ -19,7 +19,7 @@ from rich.progress import (
 
 
 class Bar:
-    """A `taut.progress.Reporter` on the terminal: one line for every running stage, gone when it ends."""
+    """A `taut.core.progress.Reporter` on the terminal: one line for every running stage, gone when it ends."""
 
     def __init__(self) -> None:
         """Prepare the lines; nothing is shown before the first stage."""

@@ -11,17 +11,17 @@ import typer
 from torch import nn
 
 import taut
-from taut.checkpoint import check_folder, is_folder
+from taut.artifact.checkpoint import check_folder, is_folder
+from taut.artifact.manifest import OURS
 from taut.cli import models, tasks, unfinished
 from taut.cli.options import Base, BudgetText, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
 from taut.cli.output import say, show
+from taut.core.atomic_folder import rehearse, rehearse_within
+from taut.core.files import NEW
 from taut.errors import BudgetError, CallError, TautError
-from taut.files import NEW
-from taut.folders import rehearse, rehearse_within
-from taut.front import check_plot
-from taut.manifest import OURS
 from taut.methods import choose
 from taut.recipe import Recipe, Training
+from taut.search.front import check_plot
 
 
 def explore(

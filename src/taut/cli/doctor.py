@@ -11,9 +11,9 @@ import typer
 from torch import nn
 
 import taut
-from taut import text
 from taut.cli.failures import BAD_DATA
 from taut.cli.output import show
+from taut.core import text
 from taut.errors import TautError
 
 EXTRAS = {

@@ -8,10 +8,10 @@ from typing import Annotated
 import typer
 
 import taut
+from taut.artifact.exporting import check_target
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
-from taut.exporting import check_target
 
 
 def export(

@@ -6,10 +6,10 @@ import inspect as reflection
 from typing import Any
 
 import taut
-from taut import text
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
+from taut.core import text
 from taut.methods import METHODS
 
 

@@ -9,11 +9,11 @@ import typer
 from torch import nn
 
 import taut
-from taut import text
-from taut.checkpoint import is_folder
+from taut.artifact.checkpoint import is_folder
 from taut.cli import models, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
+from taut.core import text
 from taut.measure import Score, busy_note, measure, model_times
 from taut.structure.calling import read_example
 

@@ -16,9 +16,9 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
-from taut import checkpoint
+from taut.artifact import checkpoint
+from taut.core.atomic_folder import recover
 from taut.errors import ArtifactError, CallError, ModelError, TautError
-from taut.folders import recover
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the state dict inside a checkpoint."""

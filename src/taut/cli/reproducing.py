@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from taut.cli.output import say, show
+from taut.core.files import write_atomic
 from taut.errors import CallError
-from taut.files import write_atomic
 from taut.studies import claims
 from taut.studies.reproducing import find_experiments, studies
 from taut.studies.reproducing import reproduce as run_study

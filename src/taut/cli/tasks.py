@@ -12,9 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from taut.core.atomic_folder import recover
+from taut.core.progress import stage
 from taut.errors import CallError, DataError
-from taut.folders import recover
-from taut.progress import stage
 
 
 @dataclass(frozen=True)

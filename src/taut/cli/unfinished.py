@@ -11,11 +11,11 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from taut.checkpoint import is_folder
+from taut.artifact.checkpoint import is_folder
+from taut.artifact.manifest import OURS
+from taut.core.atomic_folder import discard, recover
+from taut.core.files import NEW, TRY, guarded, read, seal, unseal, write_atomic
 from taut.errors import ArtifactError, CallError
-from taut.files import NEW, TRY, guarded, read, seal, unseal, write_atomic
-from taut.folders import discard, recover
-from taut.manifest import OURS
 from taut.methods import settings
 from taut.recipe import Recipe
 

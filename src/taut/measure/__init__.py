@@ -2,7 +2,7 @@
 
 from taut.measure.accuracy import Difference, Metric, Score, difference, measure
 from taut.measure.counting import Count, count, count_macs
-from taut.measure.pace import Pace
+from taut.measure.latency_model import Pace
 from taut.measure.rounds import interleave
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.measure.timing import Latency, Pair, Searched, Stopwatch, Times, busy_note, latencies, model_times

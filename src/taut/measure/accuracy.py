@@ -14,9 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taut.calls import describe, evaluating
+from taut.core.example import describe, evaluating
+from taut.core.nested import deep_copy
 from taut.errors import DataError
-from taut.nested import deep_copy
 
 Z = 1.96
 """Half-width of a 95 % interval in standard errors."""

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from taut import text
-from taut.calls import Example, evaluating, quietly
+from taut.core import text
+from taut.core.example import Example, evaluating, quietly
 from taut.measure.storage import file_bytes, refuse_lazy, stored_tensors
 from taut.measure.tally import Tally
 from taut.types import Cost

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, tensors
+from taut.core.example import Example, tensors
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, map_tensors, tensors
+from taut.core.example import Example, map_tensors, tensors
 from taut.errors import CallError, ModelError
 
 OPSET = 20

@@ -20,8 +20,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import stats
 
+from taut.core.progress import stage
 from taut.errors import CallError
-from taut.progress import stage
 
 Call = Callable[[], object]
 """It returns when its work is done: a device must be waited for inside."""

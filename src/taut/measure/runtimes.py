@@ -26,12 +26,12 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
-from taut.calls import Example, all_tensors, device_of, map_tensors, on_device, tensors
+from taut.core.example import Example, all_tensors, device_of, map_tensors, on_device, tensors
+from taut.core.nested import fresh
 from taut.errors import CallError
 from taut.measure.layout import channels_last, has_images, has_kernels, images_last
 from taut.measure.onnx import arguments, feeds, missing
 from taut.measure.rounds import COPIES, Call
-from taut.nested import fresh
 
 Run = Callable[[Any], list[Any]]
 """Inputs -> outputs, all tensors or arrays of them in order."""

@@ -13,9 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from taut.calls import Example, evaluating, quietly
+from taut.core.example import Example, evaluating, quietly
+from taut.core.files import one_line
 from taut.errors import CallError, ModelError
-from taut.files import one_line
 from taut.measure.onnx import to_onnx
 from taut.measure.rounds import BUSY, Effort, Estimate, Rounds, time_calls
 from taut.measure.runtimes import RUNTIMES, TORCH, Built, Runtime, Subject, built_copies, chosen, repeatable

@@ -7,25 +7,25 @@ from dataclasses import asdict, fields
 from typing import Any
 
 from taut.errors import CallError
-from taut.methods.bicluster import Bicluster
-from taut.methods.channels import Channels
-from taut.methods.codebook import Codebook
-from taut.methods.cp import CP
-from taut.methods.dead_taps import DeadTaps
-from taut.methods.dead_units import DeadUnits
-from taut.methods.fastfood import Fastfood
-from taut.methods.hashed import Hashed
-from taut.methods.int8 import Int8
-from taut.methods.lowrank_sparse import LowRankSparse
-from taut.methods.magnitude import Magnitude
-from taut.methods.mfbp import MFBP
-from taut.methods.monochromatic import Monochromatic
-from taut.methods.obs import OBS
-from taut.methods.outer import Outer
-from taut.methods.shared import Shared
-from taut.methods.spatial import Spatial
-from taut.methods.svd import SVD
-from taut.methods.tucker import Tucker
+from taut.methods.channels.channels import Channels
+from taut.methods.channels.dead_taps import DeadTaps
+from taut.methods.channels.dead_units import DeadUnits
+from taut.methods.clustered.bicluster import Bicluster
+from taut.methods.clustered.monochromatic import Monochromatic
+from taut.methods.clustered.outer import Outer
+from taut.methods.compact_weights.codebook import Codebook
+from taut.methods.compact_weights.fastfood import Fastfood
+from taut.methods.compact_weights.hashed import Hashed
+from taut.methods.compact_weights.int8 import Int8
+from taut.methods.low_rank.cp import CP
+from taut.methods.low_rank.lowrank_sparse import LowRankSparse
+from taut.methods.low_rank.shared import Shared
+from taut.methods.low_rank.spatial import Spatial
+from taut.methods.low_rank.svd import SVD
+from taut.methods.low_rank.tucker import Tucker
+from taut.methods.masks.magnitude import Magnitude
+from taut.methods.masks.mfbp import MFBP
+from taut.methods.masks.obs import OBS
 from taut.types import Method, Setting, Step
 
 METHODS: Mapping[str, type[Any]] = {

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, evaluating
-from taut.nested import fresh
+from taut.core.example import Example, evaluating
+from taut.core.nested import fresh
 from taut.recovery.samples import joined
 from taut.structure.coverage import seeded
 from taut.structure.fisher import choose_kinds, divergence, float_outputs, kinds_of

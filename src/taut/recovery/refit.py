@@ -7,7 +7,7 @@ re-estimate their statistics in the same pass.
 
 In front of a ReLU y is changed, where it is negative, to whatever the layer gives that stays negative, and the layer is
 solved again, ROUNDS times: what nobody sees costs nothing. In front of a residual sum y makes up for what the other
-branch lost. See `taut.recovery.following`.
+branch lost. See `taut.recovery.successors`.
 """
 
 from __future__ import annotations
@@ -21,20 +21,20 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import TautControl, evaluating, generator
+from taut.core.example import TautControl, evaluating, generator
+from taut.core.progress import Stage, stage
 from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting
 from taut.methods import resolve, settings
-from taut.methods.base import Factorization
+from taut.methods.factorization import Factorization
 from taut.nn import LowRankSparse, Rebuilt, Reorder
-from taut.progress import Stage, stage
-from taut.recovery.following import Follows
-from taut.recovery.norms import Norm, moved, reestimate
-from taut.recovery.others import Others
+from taut.recovery.batch_norm import Norm, moved, reestimate
 from taut.recovery.passes import merged, passes
-from taut.recovery.rest import refit_rest
+from taut.recovery.skip_inputs import Others
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
+from taut.recovery.successors import Follows
+from taut.recovery.tail_refit import refit_rest
 from taut.recovery.targets import Noted, Target, Targets, solvable, together
 from taut.structure.chains import chain_outputs
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import Example, collect, evaluating, tensors
+from taut.core.example import Example, collect, evaluating, tensors
 from taut.errors import ModelError
 from taut.structure.calling import close
 from taut.structure.surgery import shallow

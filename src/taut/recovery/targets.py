@@ -10,12 +10,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import collect, evaluating
+from taut.core.example import collect, evaluating
 from taut.errors import ModelError
-from taut.recovery.following import Following, Follows
-from taut.recovery.norms import Norm, counted, pooled
-from taut.recovery.proving import unseen
+from taut.recovery.batch_norm import Norm, counted, pooled
 from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, affordable, joined, refit_samples
+from taut.recovery.successors import Following, Follows
+from taut.recovery.verification import unseen
 from taut.structure.collecting import FULL_LIMIT
 from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut

@@ -14,8 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from taut.core.files import write_figure
 from taut.errors import CallError
-from taut.files import write_figure
 
 MOST_FILTERS = 96
 POINTS_OF = 12

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, Samples, all_tensors, all_values, evaluating, map_tensors, quietly, tensors
+from taut.core.example import Example, Samples, all_tensors, all_values, evaluating, map_tensors, quietly, tensors
+from taut.core.nested import fresh, lists_of, map_lists
 from taut.errors import ModelError
-from taut.nested import fresh, lists_of, map_lists
 from taut.structure.coverage import noise_like, seeded
 from taut.structure.surgery import shallow, unwrapped
 

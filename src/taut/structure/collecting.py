@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from taut.calls import TautControl, generator
+from taut.core.example import TautControl, generator
 from taut.decompose.linalg import add_gram, mirrored
 from taut.decompose.outputs import LIMIT, OutputMoment, rows_for
 from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows

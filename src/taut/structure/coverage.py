@@ -13,10 +13,10 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taut.calls import Example, chunks, evaluating, generator, map_tensors, tensors
+from taut.core.example import Example, chunks, evaluating, generator, map_tensors, tensors
+from taut.core.nested import digest
+from taut.core.randomness import own_states, seed_globals
 from taut.errors import ModelError
-from taut.nested import digest
-from taut.randomness import own_states, seed_globals
 from taut.structure.surgery import shallow
 
 FEW = 2

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from taut.calls import Example, TautControl, evaluating, tensors
+from taut.core.example import Example, TautControl, evaluating, tensors
 from taut.errors import ModelError
 from taut.nn import Pick
 from taut.structure.patches import groups_of, weight_of

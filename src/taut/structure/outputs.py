@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, all_values, evaluating
+from taut.core.example import Example, all_values, evaluating
+from taut.core.nested import attributes_of
 from taut.errors import ModelError
-from taut.nested import attributes_of
 from taut.structure.coverage import seeded
 from taut.structure.surgery import clone, shallow
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example
+from taut.core.example import Example
 from taut.nn import Reorder
 from taut.structure.flow import MIXING, OUTPUT, Flow, flow_of
 from taut.structure.sameness import alike, outputs_of, probes_of

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, evaluating, generator, map_tensors, tensors
+from taut.core.example import Example, evaluating, generator, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.surgery import clone
 

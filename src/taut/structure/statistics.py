@@ -13,13 +13,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, chunks, collect, device_of, evaluating, generator, quietly
+from taut.core.example import Example, chunks, collect, device_of, evaluating, generator, quietly
+from taut.core.files import one_line
+from taut.core.nested import fresh
+from taut.core.progress import track
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError, DataError, ModelError
-from taut.files import one_line
-from taut.nested import fresh
-from taut.progress import track
 from taut.structure.collecting import LayerMoments
 from taut.structure.correcting import tried
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
+from taut.core.nested import deep_copy
 from taut.errors import CallError
-from taut.nested import deep_copy
 from taut.types import Layer
 
 HOOKS = (

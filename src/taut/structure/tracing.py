@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from taut.calls import Example, collect, quietly
+from taut.core.example import Example, collect, quietly
 from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
@@ -36,7 +36,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
 
     Args:
         model: any module; it is run in eval mode on the example and left as it was.
-        example: fixes how the model is called (`taut.calls.Example`).
+        example: fixes how the model is called (`taut.core.example.Example`).
         data: batches that may take other paths through the model's code than the example does: what happens to layers
             there counts, too. `taut.observe` looks at its data in the same way.
 

@@ -15,9 +15,9 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from taut import text
+from taut.core import text
+from taut.core.files import one_line
 from taut.errors import CallError
-from taut.files import one_line
 from taut.types.budget import FORBID
 
 REPRODUCED, CORRECTED, CONTRADICTED = "reproduced", "corrected", "contradicted"

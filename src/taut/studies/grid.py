@@ -11,10 +11,10 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+from taut.core.atomic_folder import recover
+from taut.core.files import guarded
+from taut.core.progress import stage
 from taut.errors import CallError
-from taut.files import guarded
-from taut.folders import recover
-from taut.progress import stage
 from taut.studies.processes import finished
 
 Cell = dict[str, Any]

@@ -13,30 +13,30 @@ from typing import Any
 
 from torch import nn
 
-from taut.applying import apply_plan
-from taut.calls import collect, quiet
-from taut.checkpoint import is_folder, load, save
+from taut.artifact.checkpoint import is_folder, load, save
+from taut.artifact.manifest import WEIGHTS
+from taut.core.example import collect, quiet
+from taut.core.files import one_line
+from taut.core.fingerprint import fingerprint
+from taut.core.randomness import own_states, seed_all
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
-from taut.files import one_line
-from taut.finetuning import Finetune, carry_out
-from taut.fingerprint import fingerprint
-from taut.manifest import WEIGHTS
 from taut.measure.accuracy import measure
 from taut.measure.counting import count
 from taut.measure.timing import latencies
-from taut.meeting import meet
 from taut.methods import settings
-from taut.planning import whole
-from taut.randomness import own_states, seed_all
+from taut.planning.application import apply_plan
+from taut.planning.plan import whole
 from taut.recovery.samples import SAMPLES
+from taut.search.limits import meet
+from taut.search.session import Workshop
 from taut.structure.calling import read_example
 from taut.structure.statistics import observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
 from taut.studies.grid import Cell
 from taut.studies.wishes import CONTROL, ORIGINAL, planned, read_method
+from taut.training.finetuning import Finetune, carry_out
 from taut.types import Budget, Group, Looking, Method, Network, Plan, Stage, Step
-from taut.workshop import Workshop
 
 Made = tuple[nn.Module, Plan]
 

@@ -17,8 +17,8 @@ from typing import Any, cast
 
 import torch
 
+from taut.core.files import one_line
 from taut.errors import CallError, DataError, TautError
-from taut.files import one_line
 
 Item = dict[str, Any]
 Work = Callable[[Item], Any]

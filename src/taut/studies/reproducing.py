@@ -8,8 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from taut.core.atomic_folder import rehearse_within
 from taut.errors import CallError, DataError, TautError
-from taut.folders import rehearse_within
 
 EXPERIMENTS, RUN = "experiments", "run.py"
 

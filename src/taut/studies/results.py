@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from taut.files import write_atomic
+from taut.core.files import write_atomic
 
 PACKAGES = (
     "taut",

@@ -7,9 +7,9 @@ import io
 from collections.abc import Sequence
 from typing import Any
 
+from taut.core.text import count
 from taut.errors import CallError
 from taut.studies.rows import Mean, Row, means, metric_names
-from taut.text import count
 
 Point = tuple[float, float]
 

@@ -18,12 +18,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import collect
+from taut.artifact.manifest import taut_version
+from taut.core.atomic_folder import rehearse_within
+from taut.core.example import collect
+from taut.core.files import guarded, write_atomic
+from taut.core.fingerprint import fingerprint
 from taut.errors import CallError
-from taut.files import guarded, write_atomic
-from taut.fingerprint import fingerprint
-from taut.folders import rehearse_within
-from taut.manifest import taut_version
 from taut.measure.accuracy import measure
 from taut.recovery.samples import SAMPLES
 from taut.structure.tracing import trace

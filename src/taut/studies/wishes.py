@@ -11,7 +11,7 @@ from typing import Any
 
 from taut.errors import CallError
 from taut.methods import resolve
-from taut.methods.base import Unplanned
+from taut.methods.factorization import Unplanned
 from taut.studies.grid import Cell
 from taut.types import Looking, Method, Step
 

@@ -8,9 +8,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.calls import Example, Samples, detached, evaluating, plain, tensors
+from taut.core.example import Example, Samples, detached, evaluating, plain, tensors
+from taut.core.nested import fresh
 from taut.errors import DataError
-from taut.nested import fresh
 
 CACHE_BYTES = 1 << 28
 """Outputs of the original that are kept, where the same batches come again in every epoch."""

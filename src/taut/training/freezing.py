@@ -9,7 +9,7 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.calls import Example, evaluating
+from taut.core.example import Example, evaluating
 from taut.structure.surgery import shallow
 
 

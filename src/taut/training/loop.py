@@ -20,11 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.calls import Example, device_of, on_device
+from taut.core.example import Example, device_of, on_device
+from taut.core.progress import stage as announce
+from taut.core.randomness import capture, mixed, restore, seed_all
 from taut.errors import CallError, DataError, ModelError
 from taut.nn import fill_plain, plain_state
-from taut.progress import stage as announce
-from taut.randomness import capture, mixed, restore, seed_all
 from taut.training.batches import Batches, share, weight
 from taut.training.freezing import train_mode
 from taut.training.losses import Objective

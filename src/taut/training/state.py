@@ -19,9 +19,9 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from taut.core.atomic_folder import reading, recover, rehearse, replacing
+from taut.core.files import one_line, read, seal, unseal, write
 from taut.errors import ArtifactError, CallError
-from taut.files import one_line, read, seal, unseal, write
-from taut.folders import reading, recover, rehearse, replacing
 from taut.training.losses import Reading
 from taut.types import Kept, Step
 from taut.types.budget import FORBID

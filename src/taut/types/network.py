@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 from pydantic import ConfigDict
 
+from taut.core.text import count, shape, table
 from taut.errors import CallError
-from taut.text import count, shape, table
 from taut.types.budget import FORBID, Cost
 
 

@@ -9,8 +9,8 @@ from typing import ClassVar
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
+from taut.core.text import count, fold, table, unique_keys
 from taut.errors import CallError
-from taut.text import count, fold, table, unique_keys
 from taut.types.budget import FORBID, Cost
 from taut.types.network import Group, Network
 

@@ -1,0 +1,1 @@
+"""What a result is on disk: folders that load again, exports, comparisons."""

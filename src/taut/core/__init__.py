@@ -1,0 +1,1 @@
+"""What everything stands on: inputs and modes, files, randomness, progress, words."""

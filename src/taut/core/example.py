@@ -1,0 +1,452 @@
+"""How a model is called: the example that fixes it, batches that follow it, and the modes under which we run it."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from functools import wraps
+from itertools import chain, count
+from types import GeneratorType
+from typing import Any, ParamSpec, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from taut.core.nested import PLAIN, attributes_of, digest, fresh, is_row, lists_of, map_lists, map_numbers
+from taut.core.randomness import own_states, seed_globals
+from taut.errors import DataError, ModelError
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+class Example:
+    """An input that fixes how a model is called.
+
+    A Mapping whose keys are all parameter names of `forward` goes as keywords, any other Mapping as the one positional
+    argument; a tuple as positional arguments; anything else as one argument.
+
+    Attributes:
+        value: the input, without autograd history.
+        keywords: whether it goes as keywords.
+        samples: how many samples an input holds, and where.
+        batch: samples in the example.
+        divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
+        witnesses: inputs on which what is made of the model is tried: the example's first samples, and what takes
+            another path through its code (`taut.structure.coverage`, which notes `steps`, `marks` and `covered`).
+        paths: those of the witnesses that are of another shape, or take other steps, than all before them.
+
+    Raises:
+        DataError: it holds no tensor, or an empty one.
+    """
+
+    def __init__(self, model: nn.Module, value: Any) -> None:
+        """Note how `value` is passed to `model`."""
+        self.value = detached(plain(value))
+        self.keywords = isinstance(value, Mapping) and set(value) <= _parameter_names(model)
+        self.samples = Samples()
+        self.batch = self.samples.size(self.value)
+        self.divisible = True
+        self.witnesses: tuple[Any, ...] = ()
+        self.paths: tuple[Any, ...] = ()
+        self.steps: set[tuple[str, str, str]] = set()
+        self.marks: set[Any] = set()
+        self.covered: set[Any] = set()
+
+    def run(self, model: nn.Module, inputs: Any = None) -> Any:
+        """The model's output on `inputs` (default: on the example), moved to the model's device.
+
+        The model gets copies: some write to their input.
+
+        Raises:
+            ModelError: the model raised; its own error is the cause.
+        """
+        inputs = fresh(self.value if inputs is None else inputs, device_of(model))
+        try:
+            if self.keywords:
+                output = model(**inputs)
+            else:
+                output = model(*inputs) if isinstance(self.value, tuple) else model(inputs)
+            return list(output) if isinstance(output, GeneratorType) else output
+        except TautControl:
+            raise
+        except Exception as error:
+            raise ModelError(
+                f"The model cannot be run on an input of structure {describe(inputs)}: {type(error).__name__}: {error}"
+            ) from error
+
+    def inputs_of(self, batch: Any) -> tuple[Any, Any]:
+        """A batch as (inputs, targets or None).
+
+        Raises:
+            DataError: the batch has neither the example's structure nor that of (inputs, targets).
+        """
+        batch = plain(batch)
+        if self._fits(batch):
+            return self._as_example(batch), None
+        if isinstance(batch, list | tuple) and len(batch) in {1, 2} and self._fits(batch[0]):
+            return self._as_example(batch[0]), batch[1] if len(batch) == 2 else None
+        raise DataError(
+            f"A batch must look like the example, {describe(self.value)}, or be (inputs, targets) with such inputs. "
+            f"Got {describe(batch)} instead."
+        )
+
+    def _fits(self, inputs: Any) -> bool:
+        """Whether inputs have the structure of the example; lists of samples may be of any length."""
+        if not self.samples.listed:
+            return bool(_structure(inputs) == _structure(self.value))
+        inputs = self._as_example(inputs)
+        return (
+            bool(_item_structure(inputs) == _item_structure(self.value)) and len(set(map(len, lists_of(inputs)))) == 1
+        )
+
+    def _as_example(self, inputs: Any) -> Any:
+        """A tuple of samples as the list that the example is."""
+        as_list = self.samples.listed and isinstance(self.value, list) and isinstance(inputs, tuple)
+        return list(inputs) if as_list else inputs
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Where the samples of an input are.
+
+    Attributes:
+        axis: of the tensors whose size there is the first tensor's: 0, or 1 for a model that takes time first.
+        listed: whether the input is, or holds, lists with one item per sample, such as images of several sizes.
+        lead: place of the tensor that counts the samples, among all of an input.
+        whole: places of those that hold no samples, such as a mask for all of them.
+    """
+
+    axis: int = 0
+    listed: bool = False
+    lead: int = 0
+    whole: frozenset[int] = frozenset()
+
+    def size(self, inputs: Any) -> int:
+        """How many samples inputs hold.
+
+        Raises:
+            DataError: they hold no tensor, or the first one is empty or has no such axis.
+        """
+        if self.listed:
+            return len(lists_of(inputs)[0])
+        held = tensors(inputs)
+        lead = held[self.lead] if len(held) > self.lead else None
+        if lead is None or lead.ndim <= self.axis or lead.numel() == 0:
+            raise DataError(
+                f"Inputs must hold at least one tensor with a batch dimension. Got {describe(inputs)} instead."
+            )
+        return int(lead.shape[self.axis])
+
+    def part(self, value: Any, part: slice, size: int) -> Any:
+        """Some samples of outputs or targets of `size` samples; tensors without such an axis stay whole."""
+        if self.listed and any(len(items) == size for items in lists_of(value)):
+            return map_lists(lambda items: items[part] if len(items) == size else items, value)
+        return _sliced(value, part, size, 0 if self.listed else self.axis)
+
+    def cut(self, inputs: Any, part: slice, size: int) -> Any:
+        """Some samples of inputs; what holds none in the example, or has no such axis, stays whole."""
+        sliced = self.part(map_numbers(lambda row: row[part] if len(row) == size else row, inputs), part, size)
+        places = count()
+        kept = iter(tensors(inputs))
+        return map_tensors(lambda t: (next(kept), t)[next(places) not in self.whole], sliced) if self.whole else sliced
+
+    def axis_of(self, t: Tensor, size: int) -> int | None:
+        """The axis of a tensor of inputs on which its `size` samples lie; None where there is none."""
+        return None if self.listed else _axis_of(t, size, self.axis)
+
+    def joined(self, batches: Sequence[Any]) -> Any:
+        """Inputs with the same `signature` as one."""
+        if self.listed:
+            merged_lists = iter([list(chain(*column)) for column in zip(*map(lists_of, batches), strict=True)])
+            return map_lists(lambda _: next(merged_lists), batches[0])
+        size = self.size(batches[0])
+        columns = zip(*(tensors(batch) for batch in batches), strict=True)
+        merged = iter([self._column(place, column, size) for place, column in enumerate(columns)])
+        rows = [[row for row in _rows(batch) if len(row) == self.size(batch)] for batch in batches]
+        longer = iter([type(column[0])(chain(*column)) for column in zip(*rows, strict=True)])
+        first = map_numbers(lambda row: next(longer) if len(row) == size else row, batches[0])
+        return map_tensors(lambda _: next(merged), first)
+
+    def _column(self, place: int, column: Sequence[Tensor], size: int) -> Tensor:
+        axis = None if place in self.whole else _axis_of(column[0], size, self.axis)
+        return column[0] if axis is None or len(column) == 1 else torch.cat(list(column), axis)
+
+    def signature(self, inputs: Any) -> tuple[Any, ...]:
+        """What inputs must have in common to be joined: all but the samples themselves."""
+        if self.listed:
+            return ("listed",)
+        size, places = self.size(inputs), count()
+        inputs = map_numbers(lambda row: None if len(row) == size else row, inputs)
+        return tuple(
+            self._mark(leaf, size, next(places) if isinstance(leaf, Tensor) else 0)
+            for leaf in pytree.tree_leaves(inputs)
+        )
+
+    def _mark(self, leaf: Any, size: int, place: int) -> tuple[Any, ...]:
+        if not isinstance(leaf, Tensor):
+            return (repr(leaf) if isinstance(leaf, PLAIN) else id(leaf),)
+        axis = None if place in self.whole else _axis_of(leaf, size, self.axis)
+        if axis is None:  # the same for all samples of the batch
+            return (leaf.dtype, tuple(leaf.shape), digest(leaf))
+        return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
+
+
+def _rows(value: Any) -> list[Any]:
+    """All rows of plain numbers in a nest."""
+    rows: list[Any] = []
+    map_numbers(lambda row: rows.append(row) or row, value)  # type: ignore[func-returns-value]
+    return rows
+
+
+def _item_structure(value: Any) -> Any:
+    """The structure of inputs of which the lists may be of any length."""
+    return _structure(map_lists(lambda items: (_structure(items[0]) if items else None,), value))
+
+
+def _axis_of(t: Tensor, size: int, axis: int) -> int | None:
+    """The axis on which a tensor holds `size` samples: the one of the inputs, or the first; None without one."""
+    return next((a for a in dict.fromkeys((axis, 0)) if t.ndim > a and t.shape[a] == size), None)
+
+
+def _sliced(value: Any, part: slice, size: int, axis: int) -> Any:
+    def cut(t: Tensor) -> Tensor:
+        where = _axis_of(t, size, axis)
+        return t if where is None else t[(slice(None),) * where + (part,)]
+
+    return map_tensors(cut, value)
+
+
+class TautControl(BaseException):
+    """Raised by our own hooks to leave a forward pass early; no `except Exception` of a user's model holds it up."""
+
+
+def _parameter_names(model: nn.Module) -> set[str]:
+    try:
+        return set(inspect.signature(model.forward).parameters)
+    except (TypeError, ValueError):
+        return set()
+
+
+def plain(value: Any) -> Any:
+    """The same nest with every Mapping, such as a tokenizer's output, as a dict: what torch's utilities see into."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples, dicts and registered containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
+    """`tensors`, and those in attributes of objects that torch's containers do not know, such as dataclasses."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and isinstance(leaf, Mapping):
+            found += all_tensors(list(leaf.values()), depth - 1)
+        elif depth and not isinstance(leaf, type | nn.Module):
+            found += all_tensors(attributes_of(leaf), depth - 1)
+    return found
+
+
+def all_values(value: Any, depth: int = 4) -> list[Tensor]:
+    """`all_tensors`, and arrays and plain numbers as tensors."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "bifc":
+            found.append(torch.from_numpy(np.ascontiguousarray(leaf)))
+        elif isinstance(leaf, bool | int | float | complex):
+            found.append(torch.tensor(leaf))
+        elif depth and isinstance(leaf, Mapping):
+            found += all_values(list(leaf.values()), depth - 1)
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and not isinstance(leaf, type | nn.Module):
+            found += all_values(attributes_of(leaf), depth - 1)
+    return found
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nest with `function` applied to every tensor."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def detached(value: Any) -> Any:
+    """The same nest without autograd history; inference tensors become normal ones."""
+    return map_tensors(lambda t: t.detach().clone() if t.is_inference() else t.detach(), value)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """The same nest on `device`."""
+    return map_tensors(lambda t: t.to(device), value)
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where the first parameter or buffer lives; the CPU for a model that has none."""
+    for tensor in (*model.parameters(), *model.buffers()):
+        return tensor.device
+    return torch.device("cpu")
+
+
+def _structure(value: Any) -> Any:
+    """What two inputs of one model have in common: containers, and the rank and number class of every tensor."""
+    if isinstance(value, Tensor):
+        return ("tensor", value.ndim, value.is_floating_point())
+    if isinstance(value, Mapping):
+        return ("mapping", tuple((key, _structure(value[key])) for key in sorted(value, key=str)))
+    if is_row(value):
+        return ("numbers", type(value[0]).__name__)
+    if isinstance(value, list | tuple):
+        return ("sequence", tuple(_structure(item) for item in value))
+    return type(value).__name__
+
+
+SHOWN = 3
+"""Numbers of a row that a message tells one by one."""
+
+
+def describe(value: Any) -> str:
+    """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if is_row(value) and len(value) > SHOWN:
+        return f"{type(value[0]).__name__}[{len(value)}]"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(describe(item) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    return type(value).__name__
+
+
+def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -> list[tuple[Any, Any]]:
+    """The first batches of `data` as (inputs, targets), up to `limit` samples, read once and kept.
+
+    Keeping them is what lets several passes see the SAME samples, also from a shuffled loader or a generator.
+
+    Args:
+        example: what a batch must look like.
+        data: an iterable of batches, or one batch itself.
+        limit: samples at most; the last batch is cut to it, where the model takes a part of a batch.
+        max_bytes: stop after the batch with which the kept inputs reach this size; what is in memory already, in a
+            list, counts nothing.
+
+    Raises:
+        DataError: no batch comes out of `data`, or one has the wrong structure.
+    """
+    batches: list[tuple[Any, Any]] = []
+    seen = used = 0
+    in_memory = isinstance(data, list | tuple) or bool(tensors(plain(data)))
+    for batch in _batches(example, data):
+        inputs, targets = (detached(part) for part in example.inputs_of(batch))
+        size = example.samples.size(inputs)
+        if size > limit - seen and example.divisible:
+            inputs, targets = (
+                example.samples.cut(inputs, slice(limit - seen), size),
+                example.samples.part(targets, slice(limit - seen), size),
+            )
+        batches.append((inputs, targets) if in_memory else fresh((inputs, targets)))  # a loader may reuse its memory
+        seen += min(size, limit - seen)
+        used += 0 if in_memory else sum(t.numel() * t.element_size() for t in tensors(inputs))
+        if seen >= limit or used >= max_bytes:
+            break
+    if not batches:
+        raise DataError(
+            f"The calibration data ({type(data).__name__}) gave no batch. A generator can be read only once: "
+            "pass a list or a DataLoader."
+        )
+    return batches
+
+
+def _batches(example: Example, data: Any) -> Iterator[Any]:
+    """The batches in `data`; a list of which every item is a batch is a list of batches, even where it has two."""
+    alone = bool(tensors(plain(data))) and not (
+        isinstance(data, list | tuple) and all(_is_batch(example, item) for item in data)
+    )
+    if alone:
+        example.inputs_of(data)
+        return iter([data])
+    if not isinstance(data, Iterable):
+        raise DataError(f"Calibration data must be an iterable of batches. Got {type(data).__name__} instead.")
+    return iter(data)
+
+
+def _is_batch(example: Example, value: Any) -> bool:
+    try:
+        example.inputs_of(value)
+    except DataError:
+        return False
+    return True
+
+
+def chunks(example: Example, batches: Iterable[tuple[Any, Any]], size: int) -> Iterator[tuple[Any, Any]]:
+    """The same samples in batches of at most `size`; as they come where the model takes no part of a batch."""
+    for inputs, targets in batches:
+        whole = example.samples.size(inputs)
+        if size >= whole or not example.divisible:
+            yield inputs, targets
+            continue
+        for start in range(0, whole, size):
+            part = slice(start, start + size)
+            yield example.samples.cut(inputs, part, whole), example.samples.part(targets, part, whole)
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[nn.Module]:
+    """The model in eval mode; every module's own training flag is put back afterwards."""
+    flags = [(module, module.training) for module in model.modules()]
+    model.eval()
+    try:
+        yield model
+    finally:
+        for module, flag in flags:
+            module.training = flag
+
+
+_QUIET: ContextVar[bool] = ContextVar("taut_quiet", default=False)
+
+
+@contextmanager
+def quiet(seed: int = 0) -> Iterator[None]:
+    """Run without autograd, in normal (not inference) mode, from a fixed random state that is undone afterwards.
+
+    Nested, the outermost seed stays in force.
+    """
+    if _QUIET.get():
+        with torch.inference_mode(False), torch.no_grad():
+            yield
+        return
+    token = _QUIET.set(True)
+    try:
+        with torch.inference_mode(False), torch.no_grad(), own_states():
+            seed_globals(seed)
+            yield
+    finally:
+        _QUIET.reset(token)
+
+
+def generator(offset: int = 0) -> torch.Generator:
+    """A random generator of our own, from the seed in force."""
+    return torch.Generator().manual_seed((torch.initial_seed() + offset) % (1 << 63))
+
+
+def quietly(function: Callable[P, R]) -> Callable[P, R]:
+    """Decorator of the public verbs: `quiet`, so that they work under a caller's no_grad or inference_mode."""
+
+    @wraps(function)
+    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
+        with quiet():
+            return function(*args, **kwargs)
+
+    return wrapper

@@ -1,0 +1,1 @@
+"""Methods that take whole channels, units or taps out of layers."""

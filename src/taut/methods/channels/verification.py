@@ -1,0 +1,135 @@
+"""Whether a network does without some of its channels: tried on a copy, against one in which they are silenced."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from taut.core.example import Example, all_tensors, evaluating, map_tensors
+from taut.core.randomness import own_states, seed_globals
+from taut.errors import ModelError
+from taut.methods.narrow_layers import slim
+from taut.structure.channels.cuts import cuts_of, silence
+from taut.structure.channels.groups import ChannelGroup
+from taut.structure.narrowing import Cut
+from taut.structure.sameness import few, finite, probes_of
+from taut.structure.surgery import carry_settings, clone, replace
+
+CLOSE = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Largest difference of the outputs, as a share of the largest output, that is still rounding."""
+
+DEPENDS = "what is computed from the others depends on how many there are"
+
+
+def failing(
+    model: nn.Module, example: Example, groups: Sequence[ChannelGroup], gone: Sequence[Tensor]
+) -> list[tuple[int, str]]:
+    """The groups without whose channels the network does not run, or computes something else; with the reason.
+
+    Args:
+        model: is not changed.
+        example: how it is called.
+        groups: of its channels.
+        gone: those that go, of every group.
+    """
+    trial = _Trial(model, example, groups)
+    places = [place for place, index in enumerate(gone) if len(index)]
+    if trial.departs({place: gone[place] for place in places}) is None:
+        return []
+    alone = [(place, why) for place in places if (why := trial.departs({place: gone[place]})) is not None]
+    if alone:
+        return alone
+    chosen: dict[int, Tensor] = {}
+    for place in places:  # only together do they fail: the one with which that begins
+        chosen[place] = gone[place]
+        why = trial.departs(chosen)
+        if why is not None:
+            return [(place, why)]
+    return []
+
+
+class _Trial:
+    """Copies of a model that are narrowed and compared."""
+
+    def __init__(self, model: nn.Module, example: Example, groups: Sequence[ChannelGroup]) -> None:
+        self.groups = groups
+        self.random = False
+        for part in dict.fromkeys((few(example), example)):
+            for dtype in (torch.float64, torch.float32):
+                self.example, self.dtype = part, dtype
+                self.base = clone(model).double() if dtype == torch.float64 else clone(model)
+                self.probe = map_tensors(self._typed, probes_of(part)[0])
+                first, again = self._run(self.base, 0), self._run(self.base, 1)
+                if first is not None and again is not None:
+                    self.random = not _close(first, again, CLOSE[dtype])
+                    return
+
+    def _typed(self, t: Tensor) -> Tensor:
+        return t.to(self.dtype) if t.is_floating_point() else t
+
+    def departs(self, chosen: dict[int, Tensor]) -> str | None:
+        """Why the network cannot do without these channels; None where it can."""
+        empty = torch.zeros(0, dtype=torch.int64)
+        gone = [chosen.get(place, empty) for place in range(len(self.groups))]
+        small = clone(self.base)
+        for name, cut in cuts_of(small, self.groups, gone).items():
+            replace(small, name, slim(small.get_submodule(name), cut))
+        found = self._run(small)
+        if found is None:
+            return self.error
+        if self.random:
+            return None  # drawn anew for fewer channels: another value is meant
+        silent = clone(self.base)
+        handles = silence(silent, self.groups, gone)
+        for name, cut in cuts_of(self.base, self.groups, gone).items():
+            norm = silent.get_submodule(name)
+            if _together(norm):
+                replace(silent, name, _OfKept(norm, cut))
+        wanted = self._run(silent)
+        del handles
+        return None if wanted is not None and _close(wanted, found, CLOSE[self.dtype]) else DEPENDS
+
+    def _run(self, model: nn.Module, seed: int = 0) -> list[Tensor] | None:
+        try:
+            with evaluating(model), torch.no_grad(), own_states():
+                seed_globals(seed)
+                made = all_tensors(self.example.run(model, self.probe))
+        except ModelError as error:
+            self.error = f"the narrower network does not run ({str(error.__cause__ or error).strip().splitlines()[0]})"
+            return None
+        self.error = "the narrower network gives no finite output"
+        return made if finite(made) else None
+
+
+def _together(module: nn.Module) -> bool:
+    """Whether a norm computes its statistics over several channels."""
+    groups = isinstance(module, nn.GroupNorm) and module.num_groups < module.num_channels
+    return groups or isinstance(module, nn.LayerNorm | nn.RMSNorm)
+
+
+class _OfKept(nn.Module):
+    """A norm that sees the kept channels alone, and gives zeros for the others."""
+
+    def __init__(self, norm: nn.Module, cut: Cut) -> None:
+        super().__init__()
+        self.inner, self.outputs = slim(norm, cut), cut.outputs
+        carry_settings(norm, self.inner)
+        self.axis = 1 if isinstance(norm, nn.GroupNorm) else -1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """As wide as x."""
+        index = self.outputs.to(x.device)
+        made = self.inner(x.index_select(self.axis, index))
+        return torch.zeros_like(x).index_copy(self.axis, index, made)
+
+
+def _close(wanted: list[Tensor], found: list[Tensor], tolerance: float) -> bool:
+    if [t.shape for t in wanted] != [t.shape for t in found]:
+        return False
+    for a, b in zip(wanted, found, strict=True):
+        scale = float(a.double().abs().max()) if a.numel() else 0.0
+        if a.numel() and not float((a.double() - b.double()).abs().max()) <= tolerance * max(scale, 1e-300):
+            return False
+    return True

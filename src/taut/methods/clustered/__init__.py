@@ -1,0 +1,1 @@
+"""Methods that let groups of filters share what they compute."""

@@ -1,0 +1,1 @@
+"""Methods that write a layer as a product of smaller ones."""

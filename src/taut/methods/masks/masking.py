@@ -1,0 +1,177 @@
+"""What the methods share that set single weights to zero and leave the layers as they are."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, ClassVar, Self, cast
+
+import torch
+from torch import Tensor, nn
+
+from taut.criteria import above, mean_percentile, smallest
+from taut.errors import CallError
+from taut.methods.factorization import Unplanned
+from taut.methods.layer_factory import random_layer, refuse_layer
+from taut.structure.patches import weight_of
+from taut.structure.surgery import HOOKS
+from taut.types import Cost, Group, Method, Rewrite
+
+SELECTIONS = ("global", "layer", "threshold", "percentiles")
+
+
+@dataclass(frozen=True)
+class Masking(Unplanned):
+    """Base of the pruning methods: a score per weight, and the lowest go.
+
+    A step names all layers that are pruned together. Weights that are zero already stay zero. In training, `finetune`
+    holds the zeros; the result has plain layers.
+
+    Attributes:
+        sparsity: share of the weights of these layers (biases not counted) that is zero afterwards, in [0, 1).
+        select: "global": the lowest of all layers together, exactly as many as asked for; "layer": of each layer;
+            "threshold": all scores below `threshold`; "percentiles": all below the mean over layers of the `sparsity`
+            quantile of each. How many the last two prune depends on the weights.
+        threshold: of the selection by threshold.
+        spare: positions in the step's layers of those that are scored but not pruned; -1 is the last one, mostly the
+            output layer.
+        zeros: weights that are zero afterwards; filled in when the step is carried out.
+    """
+
+    sparsity: float = 0.5
+    select: str = "global"
+    threshold: float | None = None
+    spare: list[int] | None = None
+    zeros: int | None = None
+    default: ClassVar[bool] = False
+    plain: ClassVar[bool] = True
+    exact: ClassVar[bool] = False
+    masks: ClassVar[bool] = True
+    name: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        """Refuse settings that mean nothing.
+
+        Raises:
+            CallError: a value of the wrong type or outside its range.
+        """
+        self._must("sparsity", _number(self.sparsity) and 0 <= self.sparsity < 1, "in [0, 1)")
+        self._must("threshold", self.threshold is None or _number(self.threshold), "a number or None")
+        self._must("select", self.select in SELECTIONS, f"one of {', '.join(SELECTIONS)}")
+        whole = isinstance(self.spare, list) and all(type(place) is int for place in self.spare)
+        self._must("spare", self.spare is None or whole, "a list of positions in the step's layers, or None")
+        object.__setattr__(self, "sparsity", float(self.sparsity))
+
+    def _must(self, key: str, good: bool, wanted: str) -> None:
+        if not good:
+            raise CallError(f"The '{key}' of {self.name} must be {wanted}. Got {getattr(self, key)!r} instead.")
+
+    def spared(self, layers: int) -> set[int]:
+        """Positions of the layers that are not pruned, of so many.
+
+        Raises:
+            CallError: there are not that many.
+        """
+        places = {place + layers if place < 0 else place for place in self.spare or ()}
+        self._must("spare", places <= set(range(layers)), f"positions 0 ... {layers - 1} of the step's layers")
+        return places
+
+    def refuses(self, group: Group) -> str | None:
+        """The first layer that has no weight of its own to prune, or None."""
+        return next((reason for layer in group.layers if (reason := refuse_layer(layer))), None)
+
+    def family(self) -> str:
+        """Everything but how much is pruned."""
+        fixed = replace(self, sparsity=0.0, threshold=None, zeros=None)
+        return f"{self.name}/{fixed!r}"
+
+    def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
+        """The score of every weight, layer by layer."""
+        raise CallError(f"{self.name} has no score for {list(modules)} with {len(stats)} statistics.")
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
+        """The scores, which serve every sparsity."""
+        return self.scores(modules, stats)
+
+    def ranking(self, factors: Any) -> Sequence[Tensor]:
+        """The scores in what `factor` gave."""
+        found: Sequence[Tensor] = factors
+        return found
+
+    def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Any) -> Tensor:
+        """The weight of a layer without those that go; shaped and laid out as it was."""
+        del name, factors
+        old = weight_of(module)
+        return old.detach().clone().masked_fill_(~keep.to(old.device), 0)
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+        """Copies of the layers with zeros in their weights."""
+        kept = self._kept(list(modules), self.ranking(factors))
+        built: dict[str, nn.Module] = {}
+        zeros = 0
+        for (name, module), keep in zip(modules.items(), kept, strict=True):
+            weight = self.pruned(name, module, keep, factors)
+            zeros += int((weight == 0).sum())
+            built[name] = _with_weight(module, weight)
+        return Rewrite(built, cast(Method, replace(self, zeros=zeros)))
+
+    def _kept(self, names: Sequence[str], scores: Sequence[Tensor]) -> list[Tensor]:
+        spared = self.spared(len(names))
+        free = [score for place, score in enumerate(scores) if place not in spared]
+        found = iter(self._selected(free))
+        return [
+            torch.ones_like(score, dtype=torch.bool) if place in spared else next(found)
+            for place, score in enumerate(scores)
+        ]
+
+    def _selected(self, scores: Sequence[Tensor]) -> list[Tensor]:
+        if self.select == "threshold":
+            self._must("threshold", self.threshold is not None, "a number where 'select' is threshold")
+            return above(scores, cast(float, self.threshold))
+        if self.select == "percentiles":
+            return above(scores, mean_percentile(scores, self.sparsity))
+        return smallest(scores, self.sparsity, scope=self.select)
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """Nothing: the layers stay what they are."""
+        del group
+        return {}
+
+    def cost(self, group: Group) -> Cost:
+        """Fewer values that are not zero; all else as before."""
+        before = group.cost
+        return replace(before, nonzero=before.nonzero - self._count(group))
+
+    def _count(self, group: Group) -> int:
+        if self.zeros is not None:
+            return self.zeros
+        spared = self.spared(len(group.layers))
+        sizes = [math.prod(layer.weight) for place, layer in enumerate(group.layers) if place not in spared]
+        if self.select == "layer":
+            return sum(round(self.sparsity * size) for size in sizes)
+        if self.select == "threshold":
+            return 1  # nobody knows before: a step that prunes nothing would not have been asked for
+        return round(self.sparsity * sum(sizes))
+
+    def exact_case(self, group: Group) -> tuple[Self, nn.Module] | None:
+        """Nothing pruned."""
+        if len(group.layers) != 1 or self.refuses(group):
+            return None
+        return replace(self, sparsity=0.0, zeros=0), random_layer(group.layer)
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def _with_weight(module: nn.Module, weight: Tensor) -> nn.Module:
+    """A copy of the layer, of its own type and with its own tensors, around another weight."""
+    old = weight_of(module)
+    memo: dict[int, Any] = {id(old): nn.Parameter(weight, requires_grad=old.requires_grad)}
+    # whoever puts the copy in its place hands the hooks over; one bound to the model would copy all of it
+    memo |= {id(getattr(module, hooks)): type(getattr(module, hooks))() for hooks in HOOKS}
+    copied: nn.Module = copy.deepcopy(module, memo)
+    return copied

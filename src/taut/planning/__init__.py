@@ -1,0 +1,1 @@
+"""What each layer could become, the best choice of all within limits, and the model made of it."""

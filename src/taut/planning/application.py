@@ -1,0 +1,318 @@
+"""`apply`: a plan turned into a new model of plain layers; the input model is untouched."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import nn
+
+from taut.artifact.provenance import remember
+from taut.artifact.rebuild import with_sides
+from taut.core.example import Example, all_tensors, collect, quietly
+from taut.core.progress import track
+from taut.errors import CallError, ModelError
+from taut.methods import resolve, settings
+from taut.recovery.refit import recover
+from taut.recovery.samples import SAMPLES
+from taut.recovery.targets import Noted
+from taut.structure.coverage import covering
+from taut.structure.narrowing import Cut, composed
+from taut.structure.outputs import Outputs
+from taut.structure.patches import weight_of
+from taut.structure.reordering import fold
+from taut.structure.statistics import LayerStatistics, Statistics
+from taut.structure.surgery import clone, locate, shallow, unwrapped
+from taut.structure.surgery import replace as put
+from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Slimming, Step
+
+NOTHING = "no channels can"
+"""How the reason of a step starts that did not do what it was asked for."""
+
+NAMED = 4
+"""Layers that a message names at most."""
+
+QUICK = 4
+"""Inputs on which each step is tried; all of them are tried at the end."""
+
+Check = Callable[..., str | None]
+"""How a model, and before an exact step the model before it, departs from the original; None where it does not."""
+
+ROLLED_BACK = "rolled back"
+"""How the reason of a step starts that failed, and of which the user must hear; others had nothing to do."""
+
+
+@quietly
+def apply(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> nn.Module:
+    """A new model with every step of `plan` done.
+
+    Args:
+        model: the ORIGINAL model; it is not changed.
+        plan: steps by original layer names.
+        stats: what `observe` found in this model.
+        data: calibration batches for the closed-form refit and the batch-norm re-estimation; None leaves them out.
+
+    Returns:
+        The new model, with train flags, hooks, dtypes, devices and ties as in the original.
+
+    Raises:
+        CallError: a step names an unknown layer, method or setting, or would grow its layer.
+    """
+    if data is not None and not isinstance(data, Noted):
+        data = collect(stats.network.example, data, SAMPLES)
+        covering(unwrapped(model), stats.network.example, data)
+    small = apply_plan(model, plan, stats, data)[0]
+    warn_of_training(stats.outputs(unwrapped(model)), small)
+    return small
+
+
+def warn_of_training(outputs: Outputs, small: nn.Module) -> None:
+    """Warn where the result no longer trains: code that runs only then may read what is gone."""
+    reason = outputs.differ_in_training(small)
+    if reason is not None:
+        warnings.warn(f"The result works in eval mode alone. In train mode {reason}", stacklevel=3)
+
+
+def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> tuple[nn.Module, Plan]:
+    """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
+    model = unwrapped(model)
+    _check_names(model, plan)
+    outputs = stats.outputs(model)
+    small, done, reason = _tried(model, plan, stats, data, outputs, QUICK)
+    if reason is not None:
+        small, done, reason = _tried(model, plan, stats, data, outputs, None)  # which step, on which path
+    if reason is not None and data is not None:
+        warnings.warn(f"The refit is left out: with it {reason}.", stacklevel=3)
+        small, done, reason = _tried(model, plan, stats, None, outputs, None)
+    remember(small, done)
+    return small, done
+
+
+def _tried(
+    model: nn.Module, plan: Plan, stats: Statistics, data: Any, outputs: Outputs, most: int | None
+) -> tuple[nn.Module, Plan, str | None]:
+    """The new model, the plan, and how its outputs depart from the original's on any path.
+
+    Each step is tried on the first `most` inputs.
+    """
+    late = _late(plan.steps)
+    kept = list(plan.kept)
+    small = clone(model, without=frozenset(name for step in plan.steps[:late] for name in step.layers))
+    check = partial(_departs, outputs, most)
+    done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept, check)
+    failed = None
+    if data is not None and any(not resolve(step).exact for step in done):
+        try:
+            recover(model, small, done, stats, data, cuts)
+        except ModelError as error:
+            failed = f"the model fails: {error}"
+    done, folded = _fold(small, done, stats.network.example)
+    done += _carry_all(small, plan.steps[late:], stats, kept, check)[0]
+    tried = data is None and not folded and (most is None or len(outputs.inputs) <= most)
+    reason = failed or (None if tried else _departs(outputs, None, small))
+    return small, replace(plan, steps=tuple(done), kept=tuple(kept)), reason
+
+
+def _late(steps: tuple[Step, ...]) -> int:
+    """Where the steps at the end begin that see the whole network and keep its function: recovery comes before them."""
+    late = len(steps)
+    while late and isinstance(method := resolve(steps[late - 1]), Looking) and method.exact:
+        late -= 1
+    return late
+
+
+def _carry_all(
+    small: nn.Module, steps: tuple[Step, ...], stats: Statistics, kept: list[Kept], check: Check
+) -> tuple[list[Step], Statistics, dict[str, Cut]]:
+    """The steps that were carried out, resolved; the layers of the others are added to `kept`.
+
+    Returns:
+        Beside the steps the statistics of what they left, and what is left of layers with fewer channels.
+    """
+    done: list[Step] = []
+    cuts: dict[str, Cut] = {}
+    for step in track(steps, "rewriting") if steps else ():
+        reason, resolved, factors = _carry_out(small, step, stats, check)
+        if reason is None:
+            done.append(resolved)
+            method = resolve(resolved)
+            if isinstance(method, Slimming) and resolved.group is not None:
+                lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
+                stats = stats.narrowed(small, method.after(resolved.group), lost)
+                cuts = composed(cuts, factors.cuts)
+                kept += _staying(resolved, factors.stays)
+        else:
+            if reason.startswith((ROLLED_BACK, NOTHING)):
+                warnings.warn(f"Layer {_told(step.layers)} is left as it was: {reason}", stacklevel=3)
+            kept += _kept(step, reason)
+    return done, stats, cuts
+
+
+def _told(names: Sequence[str]) -> str:
+    """Names in a message, few of many."""
+    return f"'{', '.join(names[:NAMED])}'" + (f" (of {len(names)})" if len(names) > NAMED else "")
+
+
+def _staying(step: Step, stays: Mapping[str, str]) -> list[Kept]:
+    """Layers that a step could not make narrower, and why."""
+    layers = () if step.group is None else step.group.layers
+    return [Kept(layer.name, stays[layer.name], layer.cost) for layer in layers if layer.name in stays]
+
+
+def _kept(step: Step, reason: str) -> list[Kept]:
+    costs = {} if step.group is None else {layer.name: layer.cost for layer in step.group.layers}
+    return [Kept(name, reason, costs.get(name, step.before or Group(()).cost)) for name in step.layers]
+
+
+def _fold(small: nn.Module, done: list[Step], example: Example) -> tuple[list[Step], bool]:
+    """Let neighbouring layers take over channel orders: the steps, with the orders that are left, and whether any."""
+    if not any(step.settings.get("reorders") for step in done):
+        return done, False
+    fold(small, example)
+    return [with_sides(small, step) for step in done], True
+
+
+def _check_names(model: nn.Module, plan: Plan) -> None:
+    missing = sorted(
+        {name for step in plan.steps for name in step.layers} - {name for name, _ in model.named_modules()}
+    )
+    if missing:
+        raise CallError(f"The plan names a layer that the model does not have: '{missing[0]}'.")
+
+
+def _found(small: nn.Module, step: Step, stats: Statistics) -> Group:
+    """The layers as the step finds them: as it says, or as an earlier step left them where it says otherwise."""
+    if step.group is None:
+        return stats.network.group(step.layers)
+    known = {layer.name: layer for layer in stats.network.layers}
+    if all(known.get(layer.name, layer).weight == layer.weight for layer in step.group.layers):
+        return step.group
+    try:
+        for layer in step.group.layers:
+            locate(small, layer)
+    except CallError:
+        return stats.network.group(step.layers) if set(step.layers) <= set(known) else step.group
+    return step.group
+
+
+def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) -> tuple[str | None, Step, Any]:
+    """Do one step in place, on failure undo it: the reason, the step as it was resolved, and its factors."""
+    method = resolve(step)
+    group = _found(small, step, stats)
+    refused = method.refuses(group)
+    if refused:
+        raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
+    places = {layer.name: locate(small, layer) for layer in group.layers}
+    modules = {name: small.get_submodule(place) for name, place in places.items()}
+    asked, method = method, method.decided(modules) if isinstance(method, Automatic) else method
+    decided = method != asked
+    method.cost(group)  # refuses settings outside their range
+    looked: tuple[Method, Any] | str | None = None
+    if isinstance(method, Looking):
+        told = {"stats": _known(stats, modules)} if method.needs else {}
+        looked = method.look(small, stats.network.example, places, **told)
+        if isinstance(looked, str):
+            _restore(small, places, modules)
+            return looked, step, None
+        method = looked[0]
+    cost = method.cost(group)
+    if not step.allow_growth and not cost.lowers(group.cost):
+        if decided:
+            _restore(small, places, modules)
+            return (
+                f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}",
+                step,
+                None,
+            )
+        if method.masks:
+            raise CallError(
+                f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "
+                "with it: raise the sparsity, spare less, or set allow_growth on the step."
+            )
+        raise CallError(
+            f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': "
+            f"{method.cost(group).params} parameters and {method.cost(group).macs} MACs instead of "
+            f"{group.cost.params} and {group.cost.macs}. Lower the rank, or set allow_growth on the step."
+        )
+    factors = _factors(stats, group, method, modules) if looked is None else looked[1]
+    rewrite = method.rewrite(modules, factors)
+    before = shallow(small) if method.exact else None
+    for name, place in places.items():
+        put(small, place, rewrite.modules[name])
+    reason = check(small, before)
+    if reason is not None:
+        _restore(small, places, modules)
+        return f"{ROLLED_BACK}: {reason}", step, None
+    resolved = rewrite.resolved
+    after = resolved.cost(group)
+    done = replace(step, settings=settings(resolved), group=group, before=group.cost, after=after)
+    return None, done, factors
+
+
+def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
+    """Put copies of the layers back; until now they shared the original's weights."""
+    for name, place in places.items():
+        put(small, place, copy.deepcopy(modules[name]))
+
+
+def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[str, nn.Module]) -> Any:
+    """The cached decomposition of the original layers; of the present ones where an earlier step changed them."""
+    known = _known(stats, modules)
+    if method.masks and not (method.needs and _untouched(stats, modules)):
+        return method.factor(modules, known)  # what an earlier step pruned must count as pruned
+    if len(known) == len(modules):
+        return stats.factors(group, method)
+    return method.factor(modules, {})
+
+
+def _known(stats: Statistics, modules: Mapping[str, nn.Module]) -> dict[str, LayerStatistics]:
+    """Statistics of the layers that no earlier step changed."""
+    same = [name for name, m in modules.items() if name in stats.modules and _same(stats.modules[name], m)]
+    return {name: stats.layers.get(name, LayerStatistics()) for name in same}
+
+
+def _same(original: nn.Module, present: nn.Module) -> bool:
+    return original.weight is present.weight or original.weight.shape == present.weight.shape
+
+
+def _untouched(stats: Statistics, modules: Mapping[str, nn.Module]) -> bool:
+    """Whether the layers still have the values that were observed."""
+    pairs = [(stats.modules.get(name), module) for name, module in modules.items()]
+    return all(old is not None and torch.equal(weight_of(old), weight_of(new)) for old, new in pairs)
+
+
+def _short(values: Mapping[str, Any]) -> str:
+    return ", ".join(f"{key}={value}" for key, value in values.items() if key != "metric")
+
+
+def _departs(outputs: Outputs, most: int | None, model: nn.Module, exact: nn.Module | None = None) -> str | None:
+    """How a model's outputs are of another form than the original's; for an exact step, how they moved at all.
+
+    Args:
+        outputs: the original's.
+        most: inputs that are tried; None: all.
+        model: what was made of it.
+        exact: the model before the step.
+    """
+    try:
+        present = outputs.run(model, most)
+    except ModelError as error:
+        return str(error)
+    reason = outputs.differ(present)
+    if reason is not None or exact is None:
+        return reason
+    before = outputs.run(exact, most)
+    close = all(_close(a, b) for a, b in zip(all_tensors(before), all_tensors(present), strict=True))
+    return None if close else "the output on the example changed although the method is exact"
+
+
+def _close(a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Equal up to rounding; in half precision that of the largest output, since sums of other length round anew."""
+    halves = a.numel() and a.dtype in {torch.float16, torch.bfloat16}
+    rounding = 4 * torch.finfo(a.dtype).eps * float(a.abs().max()) if halves else 0.0
+    return torch.allclose(a.double(), b.double(), rtol=1e-3, atol=1e-4 + rounding)

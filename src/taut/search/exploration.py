@@ -1,0 +1,152 @@
+"""`explore`: one decomposition, plans from 1x to 16x, each refitted and measured once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from pydantic import TypeAdapter, ValidationError
+from torch import nn
+from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
+
+from taut.core.atomic_folder import rehearse_within
+from taut.core.example import collect, quiet
+from taut.core.files import guarded, write_atomic
+from taut.core.fingerprint import fingerprint
+from taut.core.progress import stage
+from taut.measure import Score, measure, model_times
+from taut.methods import choose
+from taut.recovery.samples import SAMPLES
+from taut.search.compression import Evaluate, compared
+from taut.search.front import Front, Point
+from taut.search.limits import along_path
+from taut.search.session import Workshop, bare
+from taut.structure.calling import read_example
+from taut.structure.surgery import shallow
+from taut.types import Method
+
+RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
+"""How many times smaller the compressible part of the network becomes at each point."""
+
+
+def explore(  # noqa: PLR0913 - the call is documented with these
+    model: nn.Module,
+    example: Any,
+    *,
+    data: Any,
+    evaluate: Evaluate | None,
+    methods: Iterable[str | Method] | None = None,
+    seed: int = 0,
+    folder: str | Path | None = None,
+) -> Front:
+    """Measure what a model can become, without choosing.
+
+    Args:
+        model: a trained model; it is not changed.
+        example: fixes how the model is called.
+        data: calibration batches.
+        evaluate: as in `compress`, on validation data; None measures costs and latency only.
+        methods: names or method objects; None for those marked default.
+        seed: of everything random.
+        folder: where finished points are kept; started again with the same model and settings, only the missing ones
+            are measured.
+
+    Returns:
+        Up to nine points; ratios that no plan reaches are left out.
+    """
+    if folder is not None:
+        rehearse_within(folder)
+    model = bare(model)
+    dense = None if evaluate is None else measure(evaluate, model)
+    with quiet(seed):
+        example = read_example(model, example)
+        data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
+        used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
+        mark = fingerprint(model, (example.value, data), (used, seed, dense))
+        store = None if folder is None else _Store(Path(folder), mark)
+        points: dict[float, Point] = {} if store is None else store.read()
+        missing = [ratio for ratio in RATIOS if ratio not in points]
+        if missing:
+            shop = Workshop.open(model, example, data, methods)
+            milliseconds = _original_time(shop, points)
+            with stage("exploring", total=len(missing)) as bar:
+                for ratio in missing:
+                    point = _measure(shop, ratio, evaluate, dense, milliseconds)
+                    if point is not None:
+                        points[ratio] = point
+                        if store is not None:
+                            store.write(point)
+                    bar()
+    return Front(tuple(points[ratio] for ratio in sorted(points)))
+
+
+def _original_time(shop: Workshop, points: Mapping[float, Point]) -> float:
+    """Milliseconds of the original in its fastest runtime, to which all points refer: as in those that are there."""
+    for point in points.values():
+        return point.ms_before
+    times = model_times(shallow(shop.original), shop.network.example, quick=True).runtimes
+    return min(estimate.value for estimate in times.values())
+
+
+def _measure(
+    shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Score | None, milliseconds: float
+) -> Point | None:
+    """One point; the original is not timed against itself: it is 1x by definition."""
+    built = along_path(shop, ratio)
+    if built is None:
+        return None
+    small, plan = built
+    if plan.steps:
+        comparison = compared(shop, small, evaluate, dense, quick=True)
+        score, best = comparison.score_after, comparison.latency.best if comparison.latency else None
+    else:
+        score, best = None if evaluate is None else measure(evaluate, small), None
+    point = Point(ratio, plan, shop.network.cost, shop.cost(small), milliseconds, milliseconds)
+    if score is not None:
+        point = replace(point, metric=score.name, value=score.value, low=score.low, high=score.high)
+    if best is None:
+        return point
+    return replace(
+        point,
+        ms_after=milliseconds / best.ratio,
+        speedup_low=best.low,
+        speedup_high=best.high,
+        apart=best.apart,
+    )
+
+
+class _Store:
+    """Finished points as files of a folder, each with the digest of the model it belongs to."""
+
+    def __init__(self, folder: Path, fingerprint: str) -> None:
+        self.folder, self.fingerprint = folder, fingerprint
+
+    def read(self) -> dict[float, Point]:
+        """Points of this model and these settings; damaged files count as missing."""
+        points = {}
+        for path in sorted(self.folder.glob("point-*.json")):
+            try:
+                record = TypeAdapter(_Record).validate_json(path.read_bytes())
+            except (ValidationError, OSError):
+                continue
+            if record["fingerprint"] == self.fingerprint:
+                points[record["point"].ratio] = record["point"]
+        return points
+
+    def write(self, point: Point) -> None:
+        """Keep a point.
+
+        Raises:
+            ArtifactError: the folder cannot be written.
+        """
+        record = _Record(fingerprint=self.fingerprint, point=point)
+        with guarded(f"Cannot keep the front in '{self.folder}'"):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        write_atomic(self.folder / f"point-{point.ratio:g}.json", TypeAdapter(_Record).dump_json(record, indent=1))
+
+
+class _Record(TypedDict):
+    fingerprint: str
+    point: Point

@@ -1,0 +1,155 @@
+"""The closest network to a budget that cannot be met: not the smallest there is, but the nearest that still works.
+
+The order of what counts:
+
+1. Limits that can be held are held.
+2. From the least that plans reach of the others, the search goes up the front of damage over cost, in steps of 5 % of
+   the original (twice as far each time while nothing works), until one more step would win back no more than 2 % of the
+   original's answers, and at least half of them are kept. Answers are compared on calibration samples; without any,
+   outputs on the example.
+3. Where nothing on the way does, the network stays as it is (not if that breaks a limit that can be held).
+
+All methods that were asked for take part: the walk starts where the one that reaches furthest ends, so that more of
+them never make it worse.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from taut.core.text import count
+from taut.search.session import Workshop
+from taut.types import Layer, Plan
+
+STEP = 0.05
+"""Share of the original's cost by which the next network may be larger."""
+
+WORTH = 0.02
+"""Share of the answers that it has to win back for that."""
+
+WORKS = 0.5
+"""Share of the answers below which a network is no use, whatever it costs."""
+
+BELOW = (0.5, 0.8)
+"""Parts of the way from the limits to what one method alone reaches, where several together may get."""
+
+BLOCKING = 3
+"""Kinds of layers that a message names at most."""
+
+WORTH_NAMING = 0.01
+"""Share of the cost below which a kind of layer blocks nothing."""
+
+
+@dataclass(frozen=True)
+class Nearest:
+    """The closest network.
+
+    Attributes:
+        model: the network. plan: what was done. agreement: the share of the original's answers that it gives.
+    """
+
+    model: nn.Module
+    plan: Plan
+    agreement: float
+
+
+def find_nearest(shop: Workshop, limits: Mapping[str, float]) -> Nearest:
+    """The closest network to limits that cannot be met."""
+    least, whole = shop.least(limits), {key: shop.whole(key) for key in limits}
+    missed = [key for key in limits if least[key] > limits[key]]
+    best: Nearest | None = None
+    for aims in _below(limits, least, missed) if shop.mixer is not None else ():
+        best = _better(best, _at(shop, aims))
+    larger, step = 0.0, STEP
+    while any(least[key] + larger * whole[key] < whole[key] for key in missed):
+        here = _at(shop, {**limits, **{key: least[key] + larger * whole[key] for key in missed}})
+        if best is not None and here is not None and _settled(best, here):
+            return best
+        best = _better(best, here)
+        step = STEP if best is not None and best.agreement >= WORKS else 2 * step
+        larger += step
+    whole_network = Nearest(*shop.unchanged(met=False), 1.0)
+    held = any(limits[key] < whole[key] for key in limits if key not in missed)
+    if best is not None and (_settled(best, whole_network) or (held and best.agreement >= WORKS)):
+        return best
+    return whole_network
+
+
+def _settled(best: Nearest, larger: Nearest) -> bool:
+    """Whether a network works, and the next larger one is not worth its cost."""
+    return best.agreement >= WORKS and larger.agreement - best.agreement <= WORTH
+
+
+def _better(one: Nearest | None, other: Nearest | None) -> Nearest | None:
+    """The one that gives more of the original's answers; the first of two alike."""
+    if one is None or other is None:
+        return one or other
+    return other if other.agreement > one.agreement else one
+
+
+def _at(shop: Workshop, aims: Mapping[str, float]) -> Nearest | None:
+    """The network within some limits that gives most of the original's answers, of all ways to get there."""
+    best: Nearest | None = None
+    for model, plan in shop.ways(aims):
+        if plan.steps:
+            best = _better(best, Nearest(model, plan, shop.judge.agreement(model)))
+    return best
+
+
+def _below(
+    limits: Mapping[str, float], least: Mapping[str, float], missed: Sequence[str]
+) -> Iterator[dict[str, float]]:
+    """Limits tighter than what one method alone reaches."""
+    for part in BELOW:
+        yield {**limits, **{key: limits[key] ** (1 - part) * least[key] ** part for key in missed}}
+
+
+def explain(shop: Workshop, limits: Mapping[str, float], nearest: Nearest) -> str:
+    """Why the limits cannot be met, what was reached instead and how, and what stands in the way."""
+    amounts = shop.amounts(nearest.model, limits)
+    asked = " and ".join(f"{key} <= {_amount(key, limit)}" for key, limit in limits.items())
+    reached = ", ".join(f"{key} {_amount(key, amounts[key])} of {_amount(key, shop.whole(key))}" for key in limits)
+    ways = sorted({step.method for step in nearest.plan.steps})
+    runtime = "" if shop.watch is None else f", measured in {shop.watch.runtime.name}"
+    if ways:
+        closest = (
+            f"The closest that still works reaches {reached}{runtime}; it gives {nearest.agreement:.1%} of the "
+            f"original's answers, by {' and '.join(ways)}."
+        )
+    else:
+        closest = f"No network near it works, so the closest is the original: {reached}{runtime}."
+    key = max(limits, key=lambda key: amounts[key] / max(limits[key], 1e-9))
+    return f"No plan meets the budget {asked}. {closest} {_blocking(shop, key)}"
+
+
+def _amount(key: str, value: float) -> str:
+    return f"{value:.3g}" if key == "latency" else count(round(value))
+
+
+def _blocking(shop: Workshop, key: str) -> str:
+    """The kinds of layers that are left alone, with their share of the cost."""
+    field, words = ("macs", "MACs") if key in {"macs", "latency"} else ("params", "parameters")
+    whole = max(float(getattr(shop.network.cost, field)), 1.0)
+    groups: dict[tuple[str, str], list[Layer]] = defaultdict(list)
+    for layer in shop.network.layers:
+        if layer.skip is not None and getattr(layer, field):
+            groups[layer.kind, layer.skip.replace(f"'{layer.name}'", "it")].append(layer)
+    shares = {kind: sum(getattr(layer, field) for layer in layers) / whole for kind, layers in groups.items()}
+    largest = sorted(shares, key=shares.__getitem__, reverse=True)[:BLOCKING]
+    parts = [
+        f"{kind} with {shares[kind, reason]:.0%} of the {words} ({_names(groups[kind, reason])}: {reason})"
+        for kind, reason in largest
+        if shares[kind, reason] >= WORTH_NAMING
+    ]
+    if parts:
+        return f"Left alone are {'; '.join(parts)}."
+    return "Ask for less." if shop.mixer is not None else "Ask for less, or add methods such as channels."
+
+
+def _names(layers: Sequence[Layer]) -> str:
+    first = f"'{layers[0].name}'" if layers[0].name else "(model)"
+    return first if len(layers) == 1 else f"{first} and {len(layers) - 1} more"

@@ -1,0 +1,98 @@
+"""Channels and ranks in one plan: budgets hold, the share with the least divergence wins, plans can be replayed."""
+
+import json
+
+import pytest
+import torch
+
+import taut
+from cases import case, run, untouched
+from taut import Budget, BudgetError, CallError, Plan
+from taut.search.joint import NEARLY, Mixer, _next
+from taut.types import Group
+
+METHODS = ("channels", "svd", "spatial", "tucker")
+
+
+def made(name, methods=METHODS, data=True, **budget):
+    model, example = case(name).make()
+    batches = case(name).data(batches=4, size=24) if data else None
+    with untouched(model):
+        return model, example, taut.compress(model, example, budget=Budget(**budget), data=batches, methods=methods)
+
+
+@pytest.mark.parametrize(("name", "key"), [("mlp", "bytes"), ("vgg", "macs"), ("inception", "params")])
+def test_the_budget_holds_on_the_counted_model(name, key):
+    model, example, result = made(name, **{key: 0.5})
+    before, after = taut.trace(model, example).cost, taut.trace(result.model, example).cost
+    assert getattr(after, key) <= 0.5 * getattr(before, key)
+    assert result.plan.after == after
+
+
+@pytest.mark.parametrize("data", [True, False], ids=["data", "weights alone"])
+def test_channels_alone_meet_a_budget_closely(data):
+    model, example, result = made("vgg", ("channels",), data, macs=0.5)
+    before, after = taut.trace(model, example).cost, taut.trace(result.model, example).cost
+    assert 0.4 * before.macs < after.macs <= 0.5 * before.macs
+    assert [step.method for step in result.plan.steps] == ["channels"]
+
+
+def test_the_plan_makes_the_same_model_again_and_is_saved(tmp_path):
+    model, example, result = made("vgg", macs=0.4)
+    plan = Plan.from_json(result.plan.to_json())
+    assert plan == result.plan
+    assert json.loads(result.plan.to_json())
+    net = taut.trace(model, example)
+    batches = case("vgg").data(batches=4, size=24)
+    again = taut.apply(model, plan, taut.observe(net, model, batches), batches)
+    for wanted, found in zip(run(result.model, example), run(again, example), strict=True):
+        assert torch.allclose(found, wanted, rtol=1e-3, atol=1e-4 * float(wanted.abs().max()))
+    result.save(tmp_path / "small")
+    loaded = taut.load(tmp_path / "small", lambda: case("vgg").make()[0])
+    for wanted, found in zip(run(result.model.eval(), example), run(loaded, example), strict=True):
+        assert torch.equal(wanted, found)
+
+
+def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channels_is_taken(monkeypatch):
+    losses = {0.0: 1.0, 0.25: 0.5, 0.5: 0.5 * NEARLY * 0.999, 1.0: 2.0}
+    tried = []
+
+    def loss(_, share, __):
+        tried.append(share)
+        return losses.get(share, 1.5)
+
+    monkeypatch.setattr(Mixer, "_loss", loss)
+    made_of = case("vgg").make()
+    batches = case("vgg").data(batches=4, size=24)
+    net = taut.trace(*made_of)
+    stats = taut.observe(net, made_of[0], batches)
+    methods = [taut.methods.METHODS[name]() for name in ("channels", "svd")]
+    mixer = Mixer(made_of[0], stats, (), [(b, None) for b in batches], methods[:1], methods[1:], 1)
+    assert mixer._searched({"macs": 1.0}) == 0.5
+    assert len(set(tried)) == len(tried) <= 5
+
+
+def test_the_next_share_lies_beside_the_best():
+    assert _next({0.0: 3.0, 0.5: 1.0, 1.0: 2.0}) == 0.75
+    assert _next({0.0: 1.0, 0.5: 2.0, 1.0: 3.0}) == 0.25
+    assert _next({0.0: 3.0, 0.5: 2.0, 0.75: 2.5, 1.0: 1.0}) == 0.875
+
+
+def test_a_budget_that_channels_and_ranks_cannot_meet_carries_the_closest():
+    with pytest.raises(BudgetError, match="No plan meets") as caught:
+        made("vgg", macs=1e-6)
+    assert isinstance(caught.value.best.model, torch.nn.Module)
+
+
+def test_exact_steps_come_first_and_names_stay_the_original_ones():
+    model, _, result = made("vgg", ("dead_taps", "channels", "tucker"), macs=0.5)
+    names = {name for name, _ in model.named_modules()}
+    assert all(set(step.layers) <= names for step in result.plan.steps)
+
+
+def test_a_whole_network_method_is_still_no_candidate():
+    model, example = case("vgg").make()
+    net = taut.trace(model, example)
+    with pytest.raises(CallError, match="no candidate"):
+        taut.plan(net, taut.observe(net, model), Budget(macs=0.5), ["channels"])
+    assert Group(()).names == ()
