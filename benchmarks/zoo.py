@@ -52,7 +52,8 @@ from torch.utils import _pytree as pytree
 
 import taut
 from taut.artifact.exporting import LIMIT
-from taut.core.example import map_tensors, quiet
+from taut.core.modes import quiet
+from taut.core.tensors import map_tensors
 from taut.methods import METHODS
 from taut.planning.application import apply_plan
 from taut.studies import Bound

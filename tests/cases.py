@@ -18,7 +18,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.utils import parametrizations, prune
 from torch.utils.flop_counter import FlopCounterMode
 
-from taut.core.example import Example, evaluating, map_tensors, tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.core.tensors import map_tensors, tensors
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from torch import nn
 import taut
 from cases import CASES, LAYERS, case, macs, run, state, surroundings, untouched
 from taut import CallError, Plan, Step
-from taut.core.example import tensors
+from taut.core.tensors import tensors
 from taut.methods import METHODS, resolve, settings
 from taut.methods.channels.channels import READ_ELSEWHERE
 from taut.methods.factorization import Unplanned

@@ -11,7 +11,7 @@ from torch import nn
 import taut
 from cases import NETS, bits, case, run, surroundings, untouched
 from taut import Budget, BudgetError
-from taut.core.example import tensors
+from taut.core.tensors import tensors
 
 BUDGETS = [Budget(macs=0.8), Budget(params=0.9), Budget(macs=0.85, params=0.95, bytes=0.95)]
 SKIPPED = {

@@ -22,8 +22,9 @@ import taut
 from cases import NETS, case
 from taut.artifact.checkpoint import check_folder, is_folder, load, load_plan, save
 from taut.artifact.manifest import COMPARISON, MANIFEST, WEIGHTS
-from taut.core.example import Example, tensors
+from taut.core.example import Example
 from taut.core.files import NEW, OLD, seal, unseal
+from taut.core.tensors import tensors
 from taut.errors import ArtifactError, CallError, ModelError
 from taut.planning.application import apply
 from taut.structure.statistics import observe

@@ -8,21 +8,10 @@ from torch import nn
 
 from cases import NETS, Keywords, OneDict, TwoInputs, case
 from taut import DataError, ModelError
-from taut.core.example import (
-    Example,
-    TautControl,
-    collect,
-    describe,
-    detached,
-    device_of,
-    evaluating,
-    generator,
-    map_tensors,
-    on_device,
-    quiet,
-    quietly,
-    tensors,
-)
+from taut.core.data import collect
+from taut.core.example import Example, TautControl
+from taut.core.modes import device_of, evaluating, generator, quiet, quietly
+from taut.core.tensors import describe, detached, map_tensors, on_device, tensors
 
 
 @pytest.mark.parametrize("name", [one.name for one in NETS])

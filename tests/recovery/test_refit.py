@@ -7,7 +7,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 
 import taut
 from cases import case, sequential, settle
-from taut.core.example import collect
+from taut.core.data import collect
 from taut.methods import METHODS
 from taut.planning.plan import solve, survey
 from taut.recovery import successors as following

@@ -12,7 +12,9 @@ import taut
 from cases import untouched
 from structure.silencing import halves, narrow, silenced
 from taut import Plan
-from taut.core.example import Example, map_tensors, quiet, tensors
+from taut.core.example import Example
+from taut.core.modes import quiet
+from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
 from taut.methods.channels.verification import failing
 from taut.planning.application import apply_plan

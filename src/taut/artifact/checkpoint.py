@@ -33,8 +33,8 @@ from taut.artifact.provenance import recall
 from taut.artifact.rebuild import replay, split
 from taut.artifact.safetensors_io import fill, layouts, read_tensors, to_bytes
 from taut.core.atomic_folder import present, reading, recover, rehearse, replacing, resolved
-from taut.core.example import quiet
 from taut.core.files import NEW, TRY, guarded, one_line, write
+from taut.core.modes import quiet
 from taut.errors import ArtifactError, CallError
 from taut.measure.storage import stored_tensors
 from taut.nn import bake, masked

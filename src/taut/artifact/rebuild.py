@@ -7,7 +7,7 @@ from dataclasses import replace as replace_fields
 
 from torch import nn
 
-from taut.core.example import device_of
+from taut.core.modes import device_of
 from taut.core.text import shape
 from taut.errors import ArtifactError, CallError
 from taut.methods import resolve, settings

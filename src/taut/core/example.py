@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from contextvars import ContextVar
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import wraps
 from itertools import chain, count
 from types import GeneratorType
-from typing import Any, ParamSpec, TypeVar
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
-from taut.core.nested import PLAIN, attributes_of, digest, fresh, is_row, lists_of, map_lists, map_numbers
-from taut.core.randomness import own_states, seed_globals
+from taut.core.modes import device_of
+from taut.core.nested import PLAIN, digest, fresh, lists_of, map_lists, map_numbers
+from taut.core.tensors import describe, detached, map_tensors, plain, structure_of, tensors
 from taut.errors import DataError, ModelError
-
-P = ParamSpec("P")
-R = TypeVar("R")
 
 
 class Example:
@@ -99,7 +93,7 @@ class Example:
     def _fits(self, inputs: Any) -> bool:
         """Whether inputs have the structure of the example; lists of samples may be of any length."""
         if not self.samples.listed:
-            return bool(_structure(inputs) == _structure(self.value))
+            return bool(structure_of(inputs) == structure_of(self.value))
         inputs = self._as_example(inputs)
         return (
             bool(_item_structure(inputs) == _item_structure(self.value)) and len(set(map(len, lists_of(inputs)))) == 1
@@ -206,7 +200,7 @@ def _rows(value: Any) -> list[Any]:
 
 def _item_structure(value: Any) -> Any:
     """The structure of inputs of which the lists may be of any length."""
-    return _structure(map_lists(lambda items: (_structure(items[0]) if items else None,), value))
+    return structure_of(map_lists(lambda items: (structure_of(items[0]) if items else None,), value))
 
 
 def _axis_of(t: Tensor, size: int, axis: int) -> int | None:
@@ -231,222 +225,3 @@ def _parameter_names(model: nn.Module) -> set[str]:
         return set(inspect.signature(model.forward).parameters)
     except (TypeError, ValueError):
         return set()
-
-
-def plain(value: Any) -> Any:
-    """The same nest with every Mapping, such as a tokenizer's output, as a dict: what torch's utilities see into."""
-    if isinstance(value, Mapping):
-        return {key: plain(item) for key, item in value.items()}
-    if type(value) in {list, tuple}:
-        return type(value)(plain(item) for item in value)
-    return value
-
-
-def tensors(value: Any) -> list[Tensor]:
-    """All tensors in nested lists, tuples, dicts and registered containers, in order."""
-    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
-
-
-def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
-    """`tensors`, and those in attributes of objects that torch's containers do not know, such as dataclasses."""
-    found = []
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif depth and isinstance(leaf, Mapping):
-            found += all_tensors(list(leaf.values()), depth - 1)
-        elif depth and not isinstance(leaf, type | nn.Module):
-            found += all_tensors(attributes_of(leaf), depth - 1)
-    return found
-
-
-def all_values(value: Any, depth: int = 4) -> list[Tensor]:
-    """`all_tensors`, and arrays and plain numbers as tensors."""
-    found = []
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "bifc":
-            found.append(torch.from_numpy(np.ascontiguousarray(leaf)))
-        elif isinstance(leaf, bool | int | float | complex):
-            found.append(torch.tensor(leaf))
-        elif depth and isinstance(leaf, Mapping):
-            found += all_values(list(leaf.values()), depth - 1)
-        elif isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif depth and not isinstance(leaf, type | nn.Module):
-            found += all_values(attributes_of(leaf), depth - 1)
-    return found
-
-
-def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
-    """The same nest with `function` applied to every tensor."""
-    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
-
-
-def detached(value: Any) -> Any:
-    """The same nest without autograd history; inference tensors become normal ones."""
-    return map_tensors(lambda t: t.detach().clone() if t.is_inference() else t.detach(), value)
-
-
-def on_device(value: Any, device: torch.device) -> Any:
-    """The same nest on `device`."""
-    return map_tensors(lambda t: t.to(device), value)
-
-
-def device_of(model: nn.Module) -> torch.device:
-    """Where the first parameter or buffer lives; the CPU for a model that has none."""
-    for tensor in (*model.parameters(), *model.buffers()):
-        return tensor.device
-    return torch.device("cpu")
-
-
-def _structure(value: Any) -> Any:
-    """What two inputs of one model have in common: containers, and the rank and number class of every tensor."""
-    if isinstance(value, Tensor):
-        return ("tensor", value.ndim, value.is_floating_point())
-    if isinstance(value, Mapping):
-        return ("mapping", tuple((key, _structure(value[key])) for key in sorted(value, key=str)))
-    if is_row(value):
-        return ("numbers", type(value[0]).__name__)
-    if isinstance(value, list | tuple):
-        return ("sequence", tuple(_structure(item) for item in value))
-    return type(value).__name__
-
-
-SHOWN = 3
-"""Numbers of a row that a message tells one by one."""
-
-
-def describe(value: Any) -> str:
-    """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`."""
-    if isinstance(value, Tensor):
-        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
-    if isinstance(value, Mapping):
-        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
-    if is_row(value) and len(value) > SHOWN:
-        return f"{type(value[0]).__name__}[{len(value)}]"
-    if isinstance(value, list | tuple):
-        inner = ", ".join(describe(item) for item in value)
-        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
-    return type(value).__name__
-
-
-def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -> list[tuple[Any, Any]]:
-    """The first batches of `data` as (inputs, targets), up to `limit` samples, read once and kept.
-
-    Keeping them is what lets several passes see the SAME samples, also from a shuffled loader or a generator.
-
-    Args:
-        example: what a batch must look like.
-        data: an iterable of batches, or one batch itself.
-        limit: samples at most; the last batch is cut to it, where the model takes a part of a batch.
-        max_bytes: stop after the batch with which the kept inputs reach this size; what is in memory already, in a
-            list, counts nothing.
-
-    Raises:
-        DataError: no batch comes out of `data`, or one has the wrong structure.
-    """
-    batches: list[tuple[Any, Any]] = []
-    seen = used = 0
-    in_memory = isinstance(data, list | tuple) or bool(tensors(plain(data)))
-    for batch in _batches(example, data):
-        inputs, targets = (detached(part) for part in example.inputs_of(batch))
-        size = example.samples.size(inputs)
-        if size > limit - seen and example.divisible:
-            inputs, targets = (
-                example.samples.cut(inputs, slice(limit - seen), size),
-                example.samples.part(targets, slice(limit - seen), size),
-            )
-        batches.append((inputs, targets) if in_memory else fresh((inputs, targets)))  # a loader may reuse its memory
-        seen += min(size, limit - seen)
-        used += 0 if in_memory else sum(t.numel() * t.element_size() for t in tensors(inputs))
-        if seen >= limit or used >= max_bytes:
-            break
-    if not batches:
-        raise DataError(
-            f"The calibration data ({type(data).__name__}) gave no batch. A generator can be read only once: "
-            "pass a list or a DataLoader."
-        )
-    return batches
-
-
-def _batches(example: Example, data: Any) -> Iterator[Any]:
-    """The batches in `data`; a list of which every item is a batch is a list of batches, even where it has two."""
-    alone = bool(tensors(plain(data))) and not (
-        isinstance(data, list | tuple) and all(_is_batch(example, item) for item in data)
-    )
-    if alone:
-        example.inputs_of(data)
-        return iter([data])
-    if not isinstance(data, Iterable):
-        raise DataError(f"Calibration data must be an iterable of batches. Got {type(data).__name__} instead.")
-    return iter(data)
-
-
-def _is_batch(example: Example, value: Any) -> bool:
-    try:
-        example.inputs_of(value)
-    except DataError:
-        return False
-    return True
-
-
-def chunks(example: Example, batches: Iterable[tuple[Any, Any]], size: int) -> Iterator[tuple[Any, Any]]:
-    """The same samples in batches of at most `size`; as they come where the model takes no part of a batch."""
-    for inputs, targets in batches:
-        whole = example.samples.size(inputs)
-        if size >= whole or not example.divisible:
-            yield inputs, targets
-            continue
-        for start in range(0, whole, size):
-            part = slice(start, start + size)
-            yield example.samples.cut(inputs, part, whole), example.samples.part(targets, part, whole)
-
-
-@contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode; every module's own training flag is put back afterwards."""
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        yield model
-    finally:
-        for module, flag in flags:
-            module.training = flag
-
-
-_QUIET: ContextVar[bool] = ContextVar("taut_quiet", default=False)
-
-
-@contextmanager
-def quiet(seed: int = 0) -> Iterator[None]:
-    """Run without autograd, in normal (not inference) mode, from a fixed random state that is undone afterwards.
-
-    Nested, the outermost seed stays in force.
-    """
-    if _QUIET.get():
-        with torch.inference_mode(False), torch.no_grad():
-            yield
-        return
-    token = _QUIET.set(True)
-    try:
-        with torch.inference_mode(False), torch.no_grad(), own_states():
-            seed_globals(seed)
-            yield
-    finally:
-        _QUIET.reset(token)
-
-
-def generator(offset: int = 0) -> torch.Generator:
-    """A random generator of our own, from the seed in force."""
-    return torch.Generator().manual_seed((torch.initial_seed() + offset) % (1 << 63))
-
-
-def quietly(function: Callable[P, R]) -> Callable[P, R]:
-    """Decorator of the public verbs: `quiet`, so that they work under a caller's no_grad or inference_mode."""
-
-    @wraps(function)
-    def wrapper(*args: P.args, **kwargs: P.kwargs) -> R:
-        with quiet():
-            return function(*args, **kwargs)
-
-    return wrapper

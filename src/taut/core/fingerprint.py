@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import tensors
+from taut.core.tensors import tensors
 
 
 def fingerprint(model: nn.Module, inputs: Any, settings: Any) -> str:

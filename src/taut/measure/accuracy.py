@@ -14,8 +14,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from taut.core.example import describe, evaluating
+from taut.core.modes import evaluating
 from taut.core.nested import deep_copy
+from taut.core.tensors import describe
 from taut.errors import DataError
 
 Z = 1.96

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from taut.core import text
-from taut.core.example import Example, evaluating, quietly
+from taut.core.example import Example
+from taut.core.modes import evaluating, quietly
 from taut.measure.storage import file_bytes, refuse_lazy, stored_tensors
 from taut.measure.tally import Tally
 from taut.types import Cost

@@ -13,7 +13,9 @@ import torch
 from scipy.optimize import nnls
 from torch import Tensor, nn
 
-from taut.core.example import Example, evaluating, map_tensors, tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.core.tensors import map_tensors, tensors
 from taut.types import Group, Layer, Method, Network
 
 Ops = np.ndarray

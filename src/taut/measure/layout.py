@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, tensors
+from taut.core.example import Example
+from taut.core.tensors import tensors
 
 
 def channels_last(model: nn.Module) -> nn.Module:

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, map_tensors, tensors
+from taut.core.example import Example
+from taut.core.tensors import map_tensors, tensors
 from taut.errors import CallError, ModelError
 
 OPSET = 20

@@ -26,8 +26,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
-from taut.core.example import Example, all_tensors, device_of, map_tensors, on_device, tensors
+from taut.core.example import Example
+from taut.core.modes import device_of
 from taut.core.nested import fresh
+from taut.core.tensors import all_tensors, map_tensors, on_device, tensors
 from taut.errors import CallError
 from taut.measure.layout import channels_last, has_images, has_kernels, images_last
 from taut.measure.onnx import arguments, feeds, missing

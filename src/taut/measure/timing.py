@@ -13,8 +13,9 @@ from typing import Literal
 import torch
 from torch import nn
 
-from taut.core.example import Example, evaluating, quietly
+from taut.core.example import Example
 from taut.core.files import one_line
+from taut.core.modes import evaluating, quietly
 from taut.errors import CallError, ModelError
 from taut.measure.onnx import to_onnx
 from taut.measure.rounds import BUSY, Effort, Estimate, Rounds, time_calls

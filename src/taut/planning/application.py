@@ -14,8 +14,11 @@ from torch import nn
 
 from taut.artifact.provenance import remember
 from taut.artifact.rebuild import with_sides
-from taut.core.example import Example, all_tensors, collect, quietly
+from taut.core.data import collect
+from taut.core.example import Example
+from taut.core.modes import quietly
 from taut.core.progress import track
+from taut.core.tensors import all_tensors
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.recovery.refit import recover

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
-from taut.core.example import collect, evaluating, quietly
+from taut.core.data import collect
+from taut.core.modes import evaluating, quietly
 from taut.core.progress import track
 from taut.errors import CallError
 from taut.methods import choose

@@ -16,8 +16,8 @@ import torch
 from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import csr_matrix
 
-from taut.core.example import quietly
 from taut.core.files import one_line
+from taut.core.modes import quietly
 from taut.core.progress import track
 from taut.core.text import count
 from taut.errors import BudgetError, CallError, ModelError

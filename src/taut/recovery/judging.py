@@ -11,7 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, evaluating
+from taut.core.example import Example
+from taut.core.modes import evaluating
 from taut.core.nested import fresh
 from taut.recovery.samples import joined
 from taut.structure.coverage import seeded

@@ -21,7 +21,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.core.example import TautControl, evaluating, generator
+from taut.core.example import TautControl
+from taut.core.modes import evaluating, generator
 from taut.core.progress import Stage, stage
 from taut.decompose.linalg import LARGE
 from taut.decompose.weighting import Weighting

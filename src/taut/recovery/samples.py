@@ -9,7 +9,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.core.example import Example, collect, evaluating, tensors
+from taut.core.data import collect
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.core.tensors import tensors
 from taut.errors import ModelError
 from taut.structure.calling import close
 from taut.structure.surgery import shallow

@@ -18,7 +18,7 @@ from torch.nn import functional
 from torch.overrides import TorchFunctionMode
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from taut.core.example import all_tensors, tensors
+from taut.core.tensors import all_tensors, tensors
 
 SUMS = frozenset(
     (

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.core.example import collect, evaluating
+from taut.core.data import collect
+from taut.core.modes import evaluating
 from taut.errors import ModelError
 from taut.recovery.batch_norm import Norm, counted, pooled
 from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, affordable, joined, refit_samples

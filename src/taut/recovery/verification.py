@@ -8,7 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import all_tensors, chunks, evaluating, generator
+from taut.core.data import chunks
+from taut.core.modes import evaluating, generator
+from taut.core.tensors import all_tensors
 from taut.errors import ModelError
 from taut.recovery.successors import Following, Follows
 from taut.structure.patches import CONVOLUTIONS

@@ -14,7 +14,8 @@ from taut.artifact.checkpoint import save
 from taut.artifact.comparison import Comparison, compare
 from taut.artifact.exporting import Export, export
 from taut.core.atomic_folder import rehearse
-from taut.core.example import Example, quiet
+from taut.core.example import Example
+from taut.core.modes import quiet
 from taut.errors import BudgetError, CallError
 from taut.measure.accuracy import Score, measure
 from taut.planning.application import warn_of_training

@@ -12,9 +12,10 @@ from torch import nn
 from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
 from taut.core.atomic_folder import rehearse_within
-from taut.core.example import collect, quiet
+from taut.core.data import collect
 from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
+from taut.core.modes import quiet
 from taut.core.progress import stage
 from taut.measure import Score, measure, model_times
 from taut.methods import choose

@@ -17,7 +17,8 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from taut.core.example import Example, chunks
+from taut.core.data import chunks
+from taut.core.example import Example
 from taut.core.progress import stage
 from taut.errors import CallError
 from taut.measure import Pace

@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from taut.core.example import collect
+from taut.core.data import collect
 from taut.errors import CallError
 from taut.measure import Pace, Stopwatch
 from taut.measure.counting import count as count_cost

@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, Samples, all_tensors, all_values, evaluating, map_tensors, quietly, tensors
+from taut.core.example import Example, Samples
+from taut.core.modes import evaluating, quietly
 from taut.core.nested import fresh, lists_of, map_lists
+from taut.core.tensors import all_tensors, all_values, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.coverage import noise_like, seeded
 from taut.structure.surgery import shallow, unwrapped

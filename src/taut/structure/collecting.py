@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import TautControl, generator
+from taut.core.example import TautControl
+from taut.core.modes import generator
 from taut.decompose.linalg import add_gram, mirrored
 from taut.decompose.outputs import LIMIT, OutputMoment, rows_for
 from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows

@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, evaluating
+from taut.core.example import Example
+from taut.core.modes import evaluating
 from taut.errors import ModelError
 from taut.structure.coupling import couple
 from taut.structure.flow import MIXING, Flow, flow_of

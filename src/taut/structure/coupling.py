@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, evaluating, generator
+from taut.core.example import Example
+from taut.core.modes import evaluating, generator
 from taut.errors import ModelError
 from taut.structure.flow import MIXING, OUTPUT, Flow, flow_of
 from taut.structure.patches import weight_of

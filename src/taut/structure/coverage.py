@@ -13,9 +13,12 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taut.core.example import Example, chunks, evaluating, generator, map_tensors, tensors
+from taut.core.data import chunks
+from taut.core.example import Example
+from taut.core.modes import evaluating, generator
 from taut.core.nested import digest
 from taut.core.randomness import own_states, seed_globals
+from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.surgery import shallow
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taut.core.example import all_tensors
+from taut.core.tensors import all_tensors
 from taut.errors import CallError
 
 Loss = Callable[[Any, Any], Tensor]

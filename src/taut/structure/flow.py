@@ -9,7 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
-from taut.core.example import Example, evaluating, tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.core.tensors import tensors
 from taut.nn import Pick, Reorder
 from taut.structure.patches import CONVOLUTIONS
 from taut.structure.surgery import shallow

@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from taut.core.example import Example, TautControl, evaluating, tensors
+from taut.core.example import Example, TautControl
+from taut.core.modes import evaluating
+from taut.core.tensors import tensors
 from taut.errors import ModelError
 from taut.nn import Pick
 from taut.structure.patches import groups_of, weight_of

@@ -10,8 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, all_values, evaluating
+from taut.core.example import Example
+from taut.core.modes import evaluating
 from taut.core.nested import attributes_of
+from taut.core.tensors import all_values
 from taut.errors import ModelError
 from taut.structure.coverage import seeded
 from taut.structure.surgery import clone, shallow

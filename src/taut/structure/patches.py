@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taut.core.example import generator
+from taut.core.modes import generator
 from taut.decompose import linalg
 from taut.errors import ModelError
 

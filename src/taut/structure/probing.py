@@ -10,7 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, evaluating, map_tensors, tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.calling import close
 from taut.structure.coverage import seeded

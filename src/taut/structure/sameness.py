@@ -9,7 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, evaluating, generator, map_tensors, tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating, generator
+from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.surgery import clone
 

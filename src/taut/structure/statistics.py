@@ -13,8 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, chunks, collect, device_of, evaluating, generator, quietly
+from taut.core.data import chunks, collect
+from taut.core.example import Example
 from taut.core.files import one_line
+from taut.core.modes import device_of, evaluating, generator, quietly
 from taut.core.nested import fresh
 from taut.core.progress import track
 from taut.decompose.outputs import OutputMoment

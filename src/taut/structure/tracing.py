@@ -13,7 +13,9 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.parameter import is_lazy
 
-from taut.core.example import Example, collect, quietly
+from taut.core.data import collect
+from taut.core.example import Example
+from taut.core.modes import quietly
 from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors

@@ -15,9 +15,10 @@ from torch import nn
 
 from taut.artifact.checkpoint import is_folder, load, save
 from taut.artifact.manifest import WEIGHTS
-from taut.core.example import collect, quiet
+from taut.core.data import collect
 from taut.core.files import one_line
 from taut.core.fingerprint import fingerprint
+from taut.core.modes import quiet
 from taut.core.randomness import own_states, seed_all
 from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError
 from taut.measure.accuracy import measure

@@ -20,7 +20,7 @@ from torch import nn
 
 from taut.artifact.manifest import taut_version
 from taut.core.atomic_folder import rehearse_within
-from taut.core.example import collect
+from taut.core.data import collect
 from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.errors import CallError

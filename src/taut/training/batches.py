@@ -8,8 +8,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.core.example import Example, Samples, detached, evaluating, plain, tensors
+from taut.core.example import Example, Samples
+from taut.core.modes import evaluating
 from taut.core.nested import fresh
+from taut.core.tensors import detached, plain, tensors
 from taut.errors import DataError
 
 CACHE_BYTES = 1 << 28

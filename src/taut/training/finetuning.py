@@ -12,9 +12,12 @@ from torch import Tensor, nn
 
 from taut.artifact.provenance import hand_on, remember
 from taut.artifact.rebuild import replay, with_sides
-from taut.core.example import Example, collect, device_of, evaluating, on_device, quiet
+from taut.core.data import collect
+from taut.core.example import Example
 from taut.core.fingerprint import fingerprint
+from taut.core.modes import device_of, evaluating, quiet
 from taut.core.randomness import own_states, seed_all
+from taut.core.tensors import on_device
 from taut.errors import CallError, DataError
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images

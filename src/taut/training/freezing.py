@@ -9,7 +9,8 @@ from typing import Any
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from taut.core.example import Example, evaluating
+from taut.core.example import Example
+from taut.core.modes import evaluating
 from taut.structure.surgery import shallow
 
 

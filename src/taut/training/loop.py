@@ -20,9 +20,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, device_of, on_device
+from taut.core.example import Example
+from taut.core.modes import device_of
 from taut.core.progress import stage as announce
 from taut.core.randomness import capture, mixed, restore, seed_all
+from taut.core.tensors import on_device
 from taut.errors import CallError, DataError, ModelError
 from taut.nn import fill_plain, plain_state
 from taut.training.batches import Batches, share, weight

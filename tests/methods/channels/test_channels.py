@@ -10,7 +10,8 @@ from structure import staying, wired
 from structure.silencing import narrow, silenced
 from structure.wired import Net
 from taut import CallError, Plan, Step
-from taut.core.example import Example, quiet
+from taut.core.example import Example
+from taut.core.modes import quiet
 from taut.measure.latency_model import Pace, model_ops
 from taut.methods.channels.channels import Channels
 from taut.methods.channels.importance import CRITERIA, curves_of

@@ -9,7 +9,8 @@ from torch import nn
 
 import taut
 from cases import sequential
-from taut.core.example import Example, quiet
+from taut.core.example import Example
+from taut.core.modes import quiet
 from taut.decompose.weighting import Weighting
 from taut.methods.channels.importance import curves_of
 from taut.structure.channels.groups import coupled

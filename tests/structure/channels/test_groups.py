@@ -8,7 +8,9 @@ from cases import untouched
 from structure import staying, wired
 from structure.silencing import halves, narrow, silenced
 from structure.wired import Net, draw, settled
-from taut.core.example import Example, map_tensors, quiet
+from taut.core.example import Example
+from taut.core.modes import quiet
+from taut.core.tensors import map_tensors
 from taut.structure.channels.groups import coupled
 from taut.structure.surgery import clone
 

@@ -7,8 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import Example, all_tensors, evaluating, map_tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating
 from taut.core.randomness import own_states, seed_globals
+from taut.core.tensors import all_tensors, map_tensors
 from taut.errors import ModelError
 from taut.methods.narrow_layers import slim
 from taut.structure.channels.cuts import cuts_of, silence

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from taut.core.example import generator
+from taut.core.modes import generator
 from taut.criteria import score
 from taut.errors import CallError
 from taut.methods.factorization import input_rms

@@ -19,7 +19,9 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from taut.core.example import Example, all_tensors, evaluating, generator, map_tensors, tensors
+from taut.core.example import Example
+from taut.core.modes import evaluating, generator
+from taut.core.tensors import all_tensors, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels

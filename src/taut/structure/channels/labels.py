@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
-from taut.core.example import tensors
+from taut.core.tensors import tensors
 from taut.structure.channels.classes import Atoms
 
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taut.core.example import tensors
+from taut.core.tensors import tensors
 from taut.structure.channels.labels import Labels, compact, varying
 
 MIXES = "the operation '{op}' mixes these channels or has a size of its own"

@@ -1,0 +1,103 @@
+"""Tensors in nests of lists, tuples, dicts and objects."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils import _pytree as pytree
+
+from taut.core.nested import attributes_of, is_row
+
+
+def plain(value: Any) -> Any:
+    """The same nest with every Mapping, such as a tokenizer's output, as a dict: what torch's utilities see into."""
+    if isinstance(value, Mapping):
+        return {key: plain(item) for key, item in value.items()}
+    if type(value) in {list, tuple}:
+        return type(value)(plain(item) for item in value)
+    return value
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """All tensors in nested lists, tuples, dicts and registered containers, in order."""
+    return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
+    """`tensors`, and those in attributes of objects that torch's containers do not know, such as dataclasses."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and isinstance(leaf, Mapping):
+            found += all_tensors(list(leaf.values()), depth - 1)
+        elif depth and not isinstance(leaf, type | nn.Module):
+            found += all_tensors(attributes_of(leaf), depth - 1)
+    return found
+
+
+def all_values(value: Any, depth: int = 4) -> list[Tensor]:
+    """`all_tensors`, and arrays and plain numbers as tensors."""
+    found = []
+    for leaf in pytree.tree_leaves(value):
+        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "bifc":
+            found.append(torch.from_numpy(np.ascontiguousarray(leaf)))
+        elif isinstance(leaf, bool | int | float | complex):
+            found.append(torch.tensor(leaf))
+        elif depth and isinstance(leaf, Mapping):
+            found += all_values(list(leaf.values()), depth - 1)
+        elif isinstance(leaf, Tensor):
+            found.append(leaf)
+        elif depth and not isinstance(leaf, type | nn.Module):
+            found += all_values(attributes_of(leaf), depth - 1)
+    return found
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    """The same nest with `function` applied to every tensor."""
+    return pytree.tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, value)
+
+
+def detached(value: Any) -> Any:
+    """The same nest without autograd history; inference tensors become normal ones."""
+    return map_tensors(lambda t: t.detach().clone() if t.is_inference() else t.detach(), value)
+
+
+def on_device(value: Any, device: torch.device) -> Any:
+    """The same nest on `device`."""
+    return map_tensors(lambda t: t.to(device), value)
+
+
+def structure_of(value: Any) -> Any:
+    """What two inputs of one model have in common: containers, and the rank and number class of every tensor."""
+    if isinstance(value, Tensor):
+        return ("tensor", value.ndim, value.is_floating_point())
+    if isinstance(value, Mapping):
+        return ("mapping", tuple((key, structure_of(value[key])) for key in sorted(value, key=str)))
+    if is_row(value):
+        return ("numbers", type(value[0]).__name__)
+    if isinstance(value, list | tuple):
+        return ("sequence", tuple(structure_of(item) for item in value))
+    return type(value).__name__
+
+
+SHOWN = 3
+"""Numbers of a row that a message tells one by one."""
+
+
+def describe(value: Any) -> str:
+    """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`."""
+    if isinstance(value, Tensor):
+        return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
+    if isinstance(value, Mapping):
+        return "{" + ", ".join(f"{key}: {describe(item)}" for key, item in value.items()) + "}"
+    if is_row(value) and len(value) > SHOWN:
+        return f"{type(value[0]).__name__}[{len(value)}]"
+    if isinstance(value, list | tuple):
+        inner = ", ".join(describe(item) for item in value)
+        return f"[{inner}]" if isinstance(value, list) else f"({inner})"
+    return type(value).__name__
