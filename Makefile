@@ -32,6 +32,7 @@ format: $(STAMP)
 
 readme: $(STAMP)
 	$(BIN)/python benchmarks/readme.py
+	$(BIN)/python docs/layers.py
 
 $(STAMP): pyproject.toml constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import json
 import re
 import subprocess
 import sys
@@ -61,3 +62,25 @@ def test_importing_taut_prints_nothing_and_needs_no_extra() -> None:
     code = "import sys, taut; assert not {'matplotlib', 'mlxtend', 'onnx', 'typer'} & set(sys.modules), sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
+EARLIER = [
+    (package, name)
+    for package, names in json.loads((Path(__file__).parent / "fixtures" / "public.json").read_text()).items()
+    for name in [*names, *(["METHODS"] if package == "taut.methods" else [])]
+]
+
+
+@pytest.mark.parametrize(("package", "name"), EARLIER)
+def test_what_was_public_still_works(package: str, name: str) -> None:
+    assert hasattr(importlib.import_module(package), name)
+
+
+def test_no_function_is_hidden_by_a_module_of_its_name() -> None:
+    modules = {path.stem for path in (ROOT / "src" / "taut").iterdir()}
+    assert not modules & {name for name in taut.__all__ if inspect.isfunction(getattr(taut, name))}
+
+
+def test_the_layers_of_the_documentation_are_those_that_are_held() -> None:
+    done = subprocess.run([sys.executable, "docs/layers.py", "--check"], cwd=ROOT, check=False)
+    assert done.returncode == 0, "run `make readme`"

@@ -142,11 +142,12 @@ def test_round_trip_of_every_net(net, tmp_path):
 
 def test_fresh_process_gives_equal_bits(made, folder, tmp_path):
     code = (
-        "import sys, torch; sys.path.insert(0, sys.argv[1]); import test_checkpoint as t; torch.set_num_threads(1)\n"
+        "import sys, torch; sys.path.insert(0, sys.argv[1])\n"
+        "import artifact.test_checkpoint as t; torch.set_num_threads(1)\n"
         "out = t.run(t.load(sys.argv[2], t.Net), t.EXAMPLE)[0]\n"
         "open(sys.argv[3], 'wb').write(out.numpy().tobytes())"
     )
-    command = [sys.executable, "-c", code, str(Path(__file__).parent), str(folder), str(tmp_path / "out")]
+    command = [sys.executable, "-c", code, str(Path(__file__).parents[1]), str(folder), str(tmp_path / "out")]
     subprocess.run(command, check=True, timeout=120)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)

@@ -4,7 +4,7 @@ model.safetensors   every tensor once
 manifest.json       steps to rebuild the structure, ties, SHA-256 and size of the file above; sealed
 comparison.json     what was measured; sealed, and not part of the promise of identical bytes
 
-The folder is replaced as a whole (`taut.core.atomic_folder`), so that at any moment the old one or the new one can be had.
+The folder is replaced as a whole (`taut.core.atomic_folder`), so that at any moment the old or the new one can be had.
 """
 
 from __future__ import annotations

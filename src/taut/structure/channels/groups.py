@@ -1,8 +1,9 @@
 """Which channels of which layers go together: found by running the network with labelled channels.
 
 Every layer that gives channels labels them anew; the labels travel with the tensors through all operations that are
-executed (`oprules`), whatever code calls them; where they arrive at a layer that reads, its columns are noted. Channels
-that meet in a sum are one class, and so are those that grouped layers or reshaping code can only lose together.
+executed (`op_rules`), whatever code calls them; where they arrive at a layer that reads, its columns are noted.
+Channels that meet in a sum are one class, and so are those that grouped layers or reshaping code can only lose
+together.
 Channels that reach the output, or meet what has a width of its own, stay.
 """
 
