@@ -1,0 +1,45 @@
+"""Every test can fail: it asserts, expects an error or a warning, or calls a helper that does."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+HERE = Path(__file__).parent
+EXPECTS = {"raises", "warns", "assert_close", "assert_allclose", "assert_array_equal", "deprecated_call", "fail"}
+
+
+def functions() -> dict[str, list[ast.FunctionDef]]:
+    """Every function and method of the tests, by name; several may have one."""
+    found: dict[str, list[ast.FunctionDef]] = {}
+    for path in HERE.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.FunctionDef):
+                found.setdefault(node.name, []).append(node)
+    return found
+
+
+def called(node: ast.AST) -> set[str]:
+    """Names of the functions that are called, and of the methods; "fail" for a command that must succeed."""
+    calls = [n for n in ast.walk(node) if isinstance(n, ast.Call)]
+    names = {c.func.id for c in calls if isinstance(c.func, ast.Name)}
+    names |= {c.func.attr for c in calls if isinstance(c.func, ast.Attribute)}
+    strict = any(k.arg == "check" and getattr(k.value, "value", False) is True for c in calls for k in c.keywords)
+    return names | ({"fail"} if strict else set())
+
+
+def test_every_test_can_fail() -> None:
+    known = functions()
+    checks = {
+        name
+        for name, nodes in known.items()
+        if any(isinstance(n, ast.Assert) for node in nodes for n in ast.walk(node))
+        or any(called(node) & EXPECTS for node in nodes)
+    }
+    while True:  # helpers of helpers
+        more = {name for name, nodes in known.items() if any(called(node) & checks for node in nodes)} - checks
+        if not more:
+            break
+        checks |= more
+    silent = sorted(name for name in known if name.startswith("test_") and name not in checks)
+    assert not silent, silent
