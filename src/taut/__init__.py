@@ -23,7 +23,8 @@ from taut.planning.plan import plan, whole
 from taut.search.compression import Result, compress
 from taut.search.exploration import explore
 from taut.search.front import Front
-from taut.structure.statistics import Statistics, observe
+from taut.structure.observation import observe
+from taut.structure.statistics import Statistics
 from taut.structure.tracing import trace
 from taut.training.finetuning import Finetune, finetune
 from taut.types import Budget, Network, Plan, Stage, Step, alternate, cascade, ramp

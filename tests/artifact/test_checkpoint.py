@@ -27,7 +27,7 @@ from taut.core.files import NEW, OLD, seal, unseal
 from taut.core.tensors import tensors
 from taut.errors import ArtifactError, CallError, ModelError
 from taut.planning.application import apply
-from taut.structure.statistics import observe
+from taut.structure.observation import observe
 from taut.structure.tracing import trace
 from taut.types import Group, Plan, Step
 

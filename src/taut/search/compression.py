@@ -88,26 +88,11 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         BudgetError: the budget cannot be met; `.best` is the closest Result.
         CallError, DataError, ModelError: see `taut.errors`.
     """
-    if not isinstance(budget, Budget):
-        raise CallError(f"The budget must be a taut.Budget. Got {type(budget).__name__} instead.")
-    if budget.drop is not None and evaluate is None:
-        raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
-    if finetune is not None and finetune.folder is not None:
-        rehearse(finetune.folder, OURS)
-    if sensitivity and data is None:
-        raise CallError("sensitivity=True measures on calibration data: give data=.")
+    _check(budget, evaluate, finetune, measured=sensitivity and data is None)
     model = bare(model)
     dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
     with quiet(seed):
-        shop = Workshop.open(
-            model,
-            example,
-            data,
-            methods,
-            measured=sensitivity,
-            align=align,
-            latency=_timed(budget),
-        )
+        shop = Workshop.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
         if budget.drop is not None and evaluate is not None and dense is not None:
             built, problem = _search_drop(shop, budget, evaluate, dense)
         else:
@@ -124,6 +109,18 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     if problem is not None:
         raise BudgetError(problem, result)
     return result
+
+
+def _check(budget: Budget, evaluate: Evaluate | None, finetune: Finetune | None, *, measured: bool) -> None:
+    """Refuse before any work what cannot be done; `measured`: damages are to be measured, without data."""
+    if not isinstance(budget, Budget):
+        raise CallError(f"The budget must be a taut.Budget. Got {type(budget).__name__} instead.")
+    if budget.drop is not None and evaluate is None:
+        raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
+    if finetune is not None and finetune.folder is not None:
+        rehearse(finetune.folder, OURS)
+    if measured:
+        raise CallError("sensitivity=True measures on calibration data: give data=.")
 
 
 def _timed(budget: Budget) -> float | None:

@@ -29,7 +29,8 @@ from taut.planning.application import apply_plan
 from taut.planning.plan import HEADER_BYTES, Choice, amount, describe, solve, survey
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
-from taut.structure.statistics import Statistics, observe
+from taut.structure.observation import observe
+from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
 from taut.types import Group, Kept, Method, Plan, Step

@@ -23,8 +23,9 @@ from taut.search.joint import JUDGES, Mixer
 from taut.search.latency import find_pace, variants
 from taut.structure.calling import read_example
 from taut.structure.fisher import float_outputs
+from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
-from taut.structure.statistics import Statistics, observe
+from taut.structure.statistics import Statistics
 from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.tracing import trace
 from taut.training.finetuning import Finetune, carry_out

@@ -1,11 +1,9 @@
-"""`observe`: one calibration pass that says what each layer sees and how much its outputs matter."""
+"""What calibration says of a network's layers, and every decomposition that was made with it."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -13,36 +11,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from taut.core.data import chunks, collect
-from taut.core.example import Example
-from taut.core.files import one_line
-from taut.core.modes import device_of, evaluating, generator, quietly
-from taut.core.nested import fresh
-from taut.core.progress import track
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
-from taut.errors import CallError, DataError, ModelError
-from taut.structure.collecting import LayerMoments
 from taut.structure.correcting import tried
-from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
 from taut.structure.outputs import Outputs
 from taut.structure.patches import grouped_weight
-from taut.structure.surgery import shallow, unwrapped
-from taut.structure.tracing import covered
 from taut.types import Group, Layer, Method, Network
-
-SAMPLES = 1024
-"""Calibration samples at most: second moments change little beyond."""
-
-
-GRAPH_BYTES = 1 << 28
-"""Bytes that one backward pass may hold (an estimate: three tensors per layer output, LOSS_COPIES of the model's)."""
-
-LOSS_COPIES = 8
-"""Tensors as large as the model's output that the loss on it, its sampled labels and its gradient take."""
-
-HELD_OUT = 1 / 16, 8, 1 / 4
-"""Share of the samples that judges the moments of the others; that many at least; and at most this share."""
 
 
 @dataclass(frozen=True)
@@ -211,204 +185,3 @@ class Statistics:
         return (
             f"{self.samples} samples; output read as {', '.join(self.kinds) or 'loss'}; damage in units of {self.unit}"
         )
-
-
-@quietly
-def observe(
-    net: Network, model: nn.Module, data: Any = None, *, output: str = "auto", loss: Loss | None = None
-) -> Statistics:
-    """Second moments of every layer's inputs and loss gradients, from one pass over calibration data.
-
-    Args:
-        net: what `trace` found in `model`.
-        model: the traced model; it is not changed.
-        data: an iterable of batches (inputs, or (inputs, targets)), or one batch; 1,024 samples are used at most.
-            None: the weights alone decide.
-        output: how the model's output is read: "auto", "logits", "probabilities", "sigmoid" or "values".
-        loss: `loss(outputs, targets)` in place of the sampled labels.
-
-    Raises:
-        DataError: no batch, a batch of the wrong structure, or values that are not finite.
-        CallError: `output` is unknown, `loss` without targets, or `net` is of another model.
-    """
-    model = unwrapped(model)
-    modules = dict(model.named_modules())
-    missing = [layer.name for layer in net.layers if layer.skip is None and layer.name not in modules]
-    if missing:
-        raise CallError(f"The network was traced from another model: this one has no layer '{missing[0]}'.")
-    batches = None if data is None else collect(net.example, data, SAMPLES)
-    net = net if batches is None else covered(net, model, batches)
-    modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
-    if batches is None:
-        return Statistics(net, modules, {})
-    if loss is not None and any(targets is None for _, targets in batches):
-        raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
-    try:
-        return _observe(net, model, modules, batches, _Scalar(output, loss))
-    except (RuntimeError, ModelError) as error:
-        if loss is not None:
-            raise
-        why = one_line(error)
-    found = _observe(net, model, modules, batches, None)  # fails likewise where the gradient is not to blame
-    warnings.warn(
-        f"No gradient can be taken through this model, so that damages are errors of the layers' outputs: {why}",
-        stacklevel=2,
-    )
-    return found
-
-
-class _Scalar:
-    """The number whose gradient is taken, and how the first output was read."""
-
-    def __init__(self, output: str, loss: Loss | None) -> None:
-        self.wish, self.loss = output, loss
-        self.kinds: list[str] = []
-        self.generator = generator(1)
-
-    def __call__(self, output: Any, targets: Any, samples: int) -> Tensor | None:
-        if not float_outputs(output):
-            return None
-        if not all(bool(torch.isfinite(t).all()) for t in float_outputs(output)):
-            raise DataError("The model's output on the calibration data is not finite: check data and weights.")
-        if not self.kinds:
-            self.kinds = choose_kinds(output, self.wish)
-        if self.loss is None:
-            return sampled_loss(output, self.kinds, self.generator)
-        value = self.loss(output, targets)
-        return value * samples if value.ndim == 0 else value.sum()
-
-
-def _observe(
-    net: Network,
-    model: nn.Module,
-    modules: dict[str, nn.Module],
-    batches: list[tuple[Any, Any]],
-    scalar: _Scalar | None,
-) -> Statistics:
-    """Without a scalar no gradient is taken."""
-    samples = sum(net.example.samples.size(inputs) for inputs, _ in batches)
-    copied = shallow(model)
-    with evaluating(copied), torch.no_grad():
-        outputs = sum(t.numel() * t.element_size() for t in float_outputs(net.example.run(copied)))
-    moments = {
-        name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
-    }
-    with _capturing(moments), evaluating(copied), torch.set_grad_enabled(scalar is not None):
-        parts = _parts(net.example, batches, samples, chunk_size(net, outputs))
-        for inputs, targets, held in track(parts, "observing"):
-            for m in moments.values():
-                m.held = held
-            output, size = net.example.run(copied, inputs), net.example.samples.size(inputs)
-            value = None if scalar is None else scalar(output, fresh(targets, device_of(copied)), size)
-            _backward(value, moments)
-    layers = {name: _finished(moments.pop(name)) for name in modules}
-    unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
-    if unit == "loss" and scalar is not None:
-        silent = [name for name, s in layers.items() if s.outputs is None]
-        layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
-    return Statistics(net, modules, layers, () if scalar is None else tuple(scalar.kinds), unit, samples)
-
-
-def _finished(moments: LayerMoments) -> LayerStatistics:
-    weighting, outputs, positions, taylor = moments.finish()
-    return LayerStatistics(weighting, outputs, positions, taylor, held=moments.patches())
-
-
-def chunk_size(net: Network, outputs: int) -> int:
-    """Samples that may pass at once for what their gradient needs to stay within GRAPH_BYTES.
-
-    Args:
-        net: what `trace` found.
-        outputs: bytes of the model's output on the example.
-    """
-    layers = sum(math.prod(call.output) * layer.itemsize for layer in net.layers for call in layer.calls)
-    samples: int = max(1, GRAPH_BYTES * net.example.batch // max(1, 3 * layers + LOSS_COPIES * outputs))
-    return samples
-
-
-def _parts(
-    example: Example, batches: list[tuple[Any, Any]], samples: int, size: int
-) -> list[tuple[Any, Any, bool | None]]:
-    """The samples in chunks of at most `size`, and whether each is held out; None: too few for any to be.
-
-    Whole samples are: positions of one image know of each other. They come from all over the data, for that may be in
-    some order.
-    """
-    least, number, most = HELD_OUT
-    share = min(most, max(least, number / samples))
-    parts: list[tuple[Any, Any, bool | None]] = []
-    due = 0.0
-    for inputs, targets in batches:
-        whole = example.samples.size(inputs)
-        due += share * whole
-        out = int(due) if example.divisible else whole * (due >= whole)
-        due -= out
-        pieces = [((inputs, targets), out > 0)]
-        if 0 < out < whole:
-            sides = (slice(whole - out), False), (slice(whole - out, whole), True)
-            pieces = [
-                ((example.samples.cut(inputs, side, whole), example.samples.part(targets, side, whole)), held)
-                for side, held in sides
-            ]
-        parts += [(*chunk, held) for piece, held in pieces for chunk in chunks(example, [piece], size)]
-    return parts if any(held for *_, held in parts) else [(*chunk, None) for *chunk, _ in parts]
-
-
-def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:
-    """Gradients of the scalar at every captured output; nothing is accumulated in any parameter."""
-    taken = [(m, t) for m in moments.values() for t in m.take_outputs()]
-    if value is None or not value.requires_grad or not taken:
-        return
-    if not bool(torch.isfinite(value)):
-        raise DataError("The loss on the calibration data is not finite: check the data and the model's output.")
-    grads = torch.autograd.grad(value, [t for _, t in taken], allow_unused=True)
-    for (m, t), grad in zip(taken, grads, strict=True):
-        if grad is not None:
-            m.add_gradient(grad, t)
-
-
-@contextmanager
-def _capturing(moments: dict[str, LayerMoments]) -> Iterator[None]:
-    """Hooks that hand inputs and outputs to the moments; outputs are cloned, for in-place ReLUs that follow."""
-
-    def hook(m: LayerMoments) -> Callable[..., Tensor]:
-        def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
-            x, y = args[0], output
-            with torch.inference_mode(False):  # a forward may be decorated with it
-                m.add_input(*(t.clone() if t.is_inference() else t for t in (x, y)))
-            if not torch.is_grad_enabled() or y.is_inference():
-                return y
-            kept = y if y.requires_grad else y.detach().requires_grad_()
-            m.outputs.append(kept)
-            return kept.clone()
-
-        return record
-
-    handles = [m.module.register_forward_hook(hook(m), prepend=True) for m in moments.values()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _calibrated(
-    layer: Layer, stats: LayerStatistics, copied: nn.Module, inputs: Any, net: Network, scalar: _Scalar
-) -> LayerStatistics:
-    """Measure what a relative output error of 0.1 at a layer without gradient does to the model's output."""
-    noise, share = generator(2), 0.1
-
-    def disturb(_: nn.Module, __: Any, output: Tensor) -> Tensor:
-        rms = output.float().square().mean().sqrt()
-        disturbed: Tensor = output + (torch.randn(output.shape, generator=noise).to(output) * rms * share**0.5).to(
-            output.dtype
-        )
-        return disturbed
-
-    with evaluating(copied), torch.no_grad():
-        before = net.example.run(copied, inputs)
-        handle = copied.get_submodule(layer.name).register_forward_hook(disturb)
-        after = net.example.run(copied, inputs)
-        handle.remove()
-    scale = divergence(scalar.kinds, before, after) / share if scalar.kinds else 1.0
-    return replace(stats, outputs=None, scale=scale)

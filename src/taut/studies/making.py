@@ -31,7 +31,7 @@ from taut.recovery.samples import SAMPLES
 from taut.search.limits import meet
 from taut.search.session import Workshop
 from taut.structure.calling import read_example
-from taut.structure.statistics import observe
+from taut.structure.observation import observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
 from taut.studies.grid import Cell

@@ -27,7 +27,8 @@ from taut.planning.application import apply_plan
 from taut.recovery.balancing import balance
 from taut.recovery.samples import SAMPLES
 from taut.structure.calling import read_example
-from taut.structure.statistics import Statistics, observe
+from taut.structure.observation import observe
+from taut.structure.statistics import Statistics
 from taut.structure.surgery import clone, unwrapped
 from taut.structure.tracing import trace
 from taut.training.batches import Batches
