@@ -505,3 +505,20 @@ def test_plain_numbers_go_with_their_samples(short):
     assert net.example.samples.cut(joined, slice(3, 6), 8)[1] == [3, 9, 7]
     plan = taut.plan(net, stats, budget=Budget(params=0.95))
     assert taut.apply(model, plan, stats, data=data)(*example).shape == (4, 5)
+
+
+@pytest.mark.parametrize("kind", [list, tuple])
+def test_numbers_that_are_no_samples_stay_whole_where_they_are_as_many(kind):
+    """A size of two numbers, and batches of two samples."""
+
+    class Resizing(Between):
+        def forward(self, x, size):
+            return self.c(self.a(nn.functional.interpolate(x[:, None], size=tuple(size))[:, 0]).relu())
+
+    data = [(torch.randn(2, 9, 16), kind([steps, 16])) for steps in (5, 5, 7, 7)]
+    model = Resizing(None).eval()
+    result = taut.compress(model, (torch.randn(4, 9, 16), kind([5, 16])), budget=Budget(params=0.7), data=data)
+    assert result.model(*data[2]).shape == (2, 7, 5)
+    samples = taut.trace(model, (torch.randn(4, 9, 16), kind([5, 16]))).example.samples
+    assert samples.signature(data[0]) != samples.signature(data[2])
+    assert samples.cut(data[0], slice(1), 2)[1] == kind([5, 16])

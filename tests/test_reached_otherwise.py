@@ -4,6 +4,7 @@ import warnings
 from functools import partial
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -244,3 +245,46 @@ def test_missing_values_are_no_reason_to_refuse():
     x[::2, 3] = float("nan")
     x[1] = float("nan")
     assert taut.trace(Filling().eval(), x)["a"].skip is None
+
+
+# Numbers of every kind among outputs and inputs.
+
+
+@pytest.mark.parametrize(
+    "beside",
+    [
+        2**70,
+        np.longdouble(1.5),
+        np.zeros(3, np.longdouble),
+        np.float32(2),
+        np.zeros(3, np.uint16),
+        np.array(["a"]),
+        "a",
+    ],
+    ids=repr,
+)
+def test_whatever_an_output_holds_beside_its_tensors(beside):
+    class Beside(Three):
+        def forward(self, x):
+            return super().forward(x), beside
+
+    model, x = Beside().eval(), torch.randn(32, 64)
+    result = taut.compress(model, x[:8], budget=Budget(params=0.5), data=[x])
+    assert type(result.model(x)[1]) is type(beside)
+    assert result.comparison.after.params <= result.comparison.before.params // 2
+
+
+def test_inputs_of_eight_bits_are_traced():
+    class Widening(Three):
+        def forward(self, x):
+            return super().forward(x.float())
+
+    assert taut.trace(Widening().eval(), torch.randn(8, 64).to(torch.float8_e4m3fn))["a"].skip is None
+
+
+def test_sparse_inputs_are_traced():
+    class Sparse(Three):
+        def forward(self, x):
+            return super().forward(torch.sparse.mm(x, torch.eye(64)))
+
+    assert taut.trace(Sparse().eval(), torch.randn(8, 64).relu().to_sparse())["a"].skip is None

@@ -11,12 +11,12 @@ EXPECTS = {"raises", "warns", "assert_close", "assert_allclose", "assert_array_e
 
 def functions() -> dict[str, list[ast.FunctionDef]]:
     """Every function and method of the tests, by name; several may have one."""
-    found: dict[str, list[ast.FunctionDef]] = {}
+    by_name: dict[str, list[ast.FunctionDef]] = {}
     for path in HERE.rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
-                found.setdefault(node.name, []).append(node)
-    return found
+                by_name.setdefault(node.name, []).append(node)
+    return by_name
 
 
 def called(node: ast.AST) -> set[str]:
@@ -29,17 +29,17 @@ def called(node: ast.AST) -> set[str]:
 
 
 def test_every_test_can_fail() -> None:
-    known = functions()
+    by_name = functions()
     checks = {
         name
-        for name, nodes in known.items()
+        for name, nodes in by_name.items()
         if any(isinstance(n, ast.Assert) for node in nodes for n in ast.walk(node))
         or any(called(node) & EXPECTS for node in nodes)
     }
     while True:  # helpers of helpers
-        more = {name for name, nodes in known.items() if any(called(node) & checks for node in nodes)} - checks
+        more = {name for name, nodes in by_name.items() if any(called(node) & checks for node in nodes)} - checks
         if not more:
             break
         checks |= more
-    silent = sorted(name for name in known if name.startswith("test_") and name not in checks)
+    silent = sorted(name for name in by_name if name.startswith("test_") and name not in checks)
     assert not silent, silent

@@ -1,11 +1,11 @@
-"""How a model is called: the example that fixes it, batches that follow it, and the modes under which we run it."""
+"""How a model is called: the example that fixes it, and where its samples are."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from itertools import chain, count
+from itertools import chain, count, islice
 from types import GeneratorType
 from typing import Any
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taut.core.modes import device_of
-from taut.core.nested import PLAIN, digest, fresh, lists_of, map_lists, map_numbers
+from taut.core.nested import PLAIN, digest, fresh, lists_of, map_lists, map_numbers, rows_of
 from taut.core.tensors import describe, detached, map_tensors, plain, structure_of, tensors
 from taut.errors import DataError, ModelError
 
@@ -110,27 +110,28 @@ class Samples:
     """Where the samples of an input are.
 
     Attributes:
-        axis: of the tensors whose size there is the first tensor's: 0, or 1 for a model that takes time first.
+        axis: of the tensors whose size there is the leading tensor's: 0, or 1 for a model that takes time first.
         listed: whether the input is, or holds, lists with one item per sample, such as images of several sizes.
         lead: place of the tensor that counts the samples, among all of an input.
         whole: places of those that hold no samples, such as a mask for all of them.
+        rows: places of the lists of plain numbers that hold one for each sample, such as lengths, among all such lists.
     """
 
     axis: int = 0
     listed: bool = False
     lead: int = 0
     whole: frozenset[int] = frozenset()
+    rows: frozenset[int] = frozenset()
 
     def size(self, inputs: Any) -> int:
         """How many samples inputs hold.
 
         Raises:
-            DataError: they hold no tensor, or the first one is empty or has no such axis.
+            DataError: they hold no leading tensor, or it is empty or has no such axis.
         """
         if self.listed:
             return len(lists_of(inputs)[0])
-        held = tensors(inputs)
-        lead = held[self.lead] if len(held) > self.lead else None
+        lead = next(islice(tensors(inputs), self.lead, None), None)
         if lead is None or lead.ndim <= self.axis or lead.numel() == 0:
             raise DataError(
                 f"Inputs must hold at least one tensor with a batch dimension. Got {describe(inputs)} instead."
@@ -145,10 +146,10 @@ class Samples:
 
     def cut(self, inputs: Any, part: slice, size: int) -> Any:
         """Some samples of inputs; what holds none in the example, or has no such axis, stays whole."""
-        sliced = self.part(map_numbers(lambda row: row[part] if len(row) == size else row, inputs), part, size)
-        places = count()
-        kept = iter(tensors(inputs))
-        return map_tensors(lambda t: (next(kept), t)[next(places) not in self.whole], sliced) if self.whole else sliced
+        sliced = self.part(self._map_rows(lambda row: row[part], inputs), part, size)
+        pairs = enumerate(zip(tensors(inputs), tensors(sliced), strict=True)) if self.whole else ()
+        pieces = iter([old if place in self.whole else new for place, (old, new) in pairs])
+        return map_tensors(lambda _: next(pieces), sliced) if self.whole else sliced
 
     def axis_of(self, t: Tensor, size: int) -> int | None:
         """The axis of a tensor of inputs on which its `size` samples lie; None where there is none."""
@@ -162,10 +163,16 @@ class Samples:
         size = self.size(batches[0])
         columns = zip(*(tensors(batch) for batch in batches), strict=True)
         merged = iter([self._column(place, column, size) for place, column in enumerate(columns)])
-        rows = [[row for row in _rows(batch) if len(row) == self.size(batch)] for batch in batches]
-        longer = iter([type(column[0])(chain(*column)) for column in zip(*rows, strict=True)])
-        first = map_numbers(lambda row: next(longer) if len(row) == size else row, batches[0])
-        return map_tensors(lambda _: next(merged), first)
+        rows = iter([list(chain(*column)) for column in zip(*map(self._rows, batches), strict=True)])
+        return map_tensors(lambda _: next(merged), self._map_rows(lambda _: next(rows), batches[0]))
+
+    def _map_rows(self, function: Callable[[list[Any]], Any], inputs: Any) -> Any:
+        """Inputs with `function` applied to the lists of numbers that hold one for each sample."""
+        places = count()
+        return map_numbers(lambda row: function(row) if next(places) in self.rows else row, inputs)
+
+    def _rows(self, inputs: Any) -> list[list[Any]]:
+        return [row for place, row in enumerate(rows_of(inputs)) if place in self.rows]
 
     def _column(self, place: int, column: Sequence[Tensor], size: int) -> Tensor:
         axis = None if place in self.whole else _axis_of(column[0], size, self.axis)
@@ -176,7 +183,7 @@ class Samples:
         if self.listed:
             return ("listed",)
         size, places = self.size(inputs), count()
-        inputs = map_numbers(lambda row: None if len(row) == size else row, inputs)
+        inputs = self._map_rows(lambda _: None, inputs)
         return tuple(
             self._mark(leaf, size, next(places) if isinstance(leaf, Tensor) else 0)
             for leaf in pytree.tree_leaves(inputs)
@@ -189,13 +196,6 @@ class Samples:
         if axis is None:  # the same for all samples of the batch
             return (leaf.dtype, tuple(leaf.shape), digest(leaf))
         return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
-
-
-def _rows(value: Any) -> list[Any]:
-    """All rows of plain numbers in a nest."""
-    rows: list[Any] = []
-    map_numbers(lambda row: rows.append(row) or row, value)  # type: ignore[func-returns-value]
-    return rows
 
 
 def _item_structure(value: Any) -> Any:

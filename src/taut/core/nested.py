@@ -50,12 +50,19 @@ def lists_of(value: Any) -> list[list[Any]]:
 
 
 def is_row(value: Any) -> bool:
-    """Whether a list or a tuple holds plain numbers alone, such as the lengths of sequences."""
-    return type(value) in (list, tuple) and bool(value) and all(type(item) in (int, float) for item in value)
+    """Whether a list holds plain numbers alone, such as the lengths of sequences."""
+    return type(value) is list and bool(value) and all(type(item) in (int, float) for item in value)
 
 
-def map_numbers(function: Callable[[Any], Any], value: Any) -> Any:
-    """The same nest with `function` applied to its rows of plain numbers."""
+def rows_of(value: Any) -> list[list[Any]]:
+    """The lists of plain numbers in a nest, in order."""
+    rows: list[list[Any]] = []
+    map_numbers(lambda row: rows.append(row) or row, value)  # type: ignore[func-returns-value]
+    return rows
+
+
+def map_numbers(function: Callable[[list[Any]], Any], value: Any) -> Any:
+    """The same nest with `function` applied to its lists of plain numbers."""
     if is_row(value):
         return function(value)
     if isinstance(value, Mapping):

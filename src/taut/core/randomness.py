@@ -28,6 +28,10 @@ def seed_globals(seed: int) -> None:
     torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every device, and keeps the stack for each
     if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
         torch.cuda.manual_seed_all(seed)
+    if torch.backends.mps.is_available():
+        torch.mps.manual_seed(seed)
+    if torch.xpu.is_initialized():  # type: ignore[no-untyped-call]
+        torch.xpu.manual_seed_all(seed)
     np.random.seed(seed % (1 << 32))  # noqa: NPY002 - data sets of users draw from the global generator
     random.seed(seed)
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -27,34 +27,37 @@ def tensors(value: Any) -> list[Tensor]:
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
 
 
-def all_tensors(value: Any, depth: int = 4) -> list[Tensor]:
+NUMBERS = bool, int, float, complex, np.ndarray, np.generic
+"""What an output holds in the place of tensors."""
+
+
+def all_tensors(value: Any) -> list[Tensor]:
     """`tensors`, and those in attributes of objects that torch's containers do not know, such as dataclasses."""
-    found = []
-    for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, Tensor):
-            found.append(leaf)
-        elif depth and isinstance(leaf, Mapping):
-            found += all_tensors(list(leaf.values()), depth - 1)
-        elif depth and not isinstance(leaf, type | nn.Module):
-            found += all_tensors(attributes_of(leaf), depth - 1)
-    return found
+    return [leaf for leaf in _leaves(value) if isinstance(leaf, Tensor)]
 
 
-def all_values(value: Any, depth: int = 4) -> list[Tensor]:
-    """`all_tensors`, and arrays and plain numbers as tensors."""
-    found = []
+def all_values(value: Any) -> list[Tensor]:
+    """`all_tensors`, and arrays and plain numbers as tensors of the widest type of their kind."""
+    values = (leaf if isinstance(leaf, Tensor) else _as_tensor(leaf) for leaf in _leaves(value))
+    return [value for value in values if value is not None]
+
+
+def _leaves(value: Any, depth: int = 4) -> Iterator[Any]:
+    """Tensors and numbers in a nest, in order, those in attributes of its objects included."""
     for leaf in pytree.tree_leaves(value):
-        if isinstance(leaf, np.ndarray) and leaf.dtype.kind in "bifc":
-            found.append(torch.from_numpy(np.ascontiguousarray(leaf)))
-        elif isinstance(leaf, bool | int | float | complex):
-            found.append(torch.tensor(leaf))
+        if isinstance(leaf, (Tensor, *NUMBERS)):
+            yield leaf
         elif depth and isinstance(leaf, Mapping):
-            found += all_values(list(leaf.values()), depth - 1)
-        elif isinstance(leaf, Tensor):
-            found.append(leaf)
+            yield from _leaves(list(leaf.values()), depth - 1)
         elif depth and not isinstance(leaf, type | nn.Module):
-            found += all_values(attributes_of(leaf), depth - 1)
-    return found
+            yield from _leaves(attributes_of(leaf), depth - 1)
+
+
+def _as_tensor(number: Any) -> Tensor | None:
+    array = np.asarray(number)
+    kinds = {"b": np.bool_, "i": np.int64, "u": np.int64, "f": np.float64, "c": np.complex128}
+    kind = kinds.get(array.dtype.kind)  # texts and integers beyond 64 bits have none
+    return None if kind is None else torch.from_numpy(array.astype(kind))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:

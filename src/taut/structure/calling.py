@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from taut.core.example import Example, Samples
 from taut.core.modes import evaluating, quietly
-from taut.core.nested import fresh, lists_of, map_lists
+from taut.core.nested import fresh, lists_of, map_lists, rows_of
 from taut.core.tensors import all_tensors, all_values, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.coverage import noise_like, seeded
@@ -107,10 +107,11 @@ class _Trial:
         return next((place for place, t in enumerate(held) if t.ndim and t.shape[0] in sizes), 0)
 
     def _placed(self, samples: Samples) -> Samples:
-        """With the tensors that hold no samples."""
+        """With the tensors that hold no samples, and the lists of numbers that do."""
         size = samples.size(self.inputs)
         whole = (place for place, t in enumerate(tensors(self.inputs)) if samples.axis_of(t, size) is None)
-        return replace(samples, whole=frozenset(whole))
+        rows = (place for place, row in enumerate(rows_of(self.inputs)) if len(row) == size)
+        return replace(samples, whole=frozenset(whole), rows=frozenset(rows))
 
     def independent(self, axis: int) -> bool | None:
         """Whether neither end of an axis has a say in the outputs elsewhere on it; None where it has one index alone.

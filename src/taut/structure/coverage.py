@@ -94,7 +94,7 @@ def covering(
     model: nn.Module,
     example: Example,
     batches: Iterable[tuple[Any, Any]] = (),
-    tell: Callable[[Any, Any], None] | None = None,
+    on_batch: Callable[[Any, Any], None] | None = None,
 ) -> None:
     """Note as `Example.witnesses` inputs that take every path that the example and the data take.
 
@@ -106,7 +106,7 @@ def covering(
         model: is run on a copy.
         example: how it is called.
         batches: (inputs, targets).
-        tell: is given the inputs and the outputs of each batch that is run.
+        on_batch: is given the inputs and the outputs of each batch that is run.
 
     Raises:
         ModelError: the model cannot be run on a batch.
@@ -122,7 +122,7 @@ def covering(
         if identity not in example.covered:
             first, mark = not example.covered, _mark(example, inputs)
             keep = first or (mark in shapes and mark not in example.marks)
-            _note(model, example, inputs, keep=keep, tell=tell)
+            _note(model, example, inputs, keep=keep, on_batch=on_batch)
             example.covered.add(identity)
 
 
@@ -134,11 +134,11 @@ def _spread(inputs: Mapping[Any, Any]) -> set[Any]:
 
 
 def _note(
-    model: nn.Module, example: Example, inputs: Any, *, keep: bool, tell: Callable[[Any, Any], None] | None = None
+    model: nn.Module, example: Example, inputs: Any, *, keep: bool, on_batch: Callable[[Any, Any], None] | None = None
 ) -> None:
     (steps, output), mark = _path(model, example, inputs), _mark(example, inputs)
-    if tell is not None:
-        tell(inputs, output)
+    if on_batch is not None:
+        on_batch(inputs, output)
     new = steps - example.steps
     if keep or new:
         witness = _cut(model, example, inputs, steps if keep else new)
@@ -159,11 +159,15 @@ def noise_like(example: Example) -> Any:
     def like(t: Tensor) -> Tensor:
         if not t.is_floating_point() or not t.numel():
             return t
-        marks = ~(t.abs() < torch.finfo(t.dtype).max / 2)
-        values = t[~marks].float()
+        if t.layout != torch.strided:
+            return t
+        wide = t.double()
+        marks = ~(wide.abs() < torch.finfo(t.dtype).max / 2)
+        values = wide[~marks]
         spread = float(values.std()) if values.numel() > 1 else 0.0
         mean = float(values.mean()) if values.numel() else 0.0
-        return torch.where(marks, t, (torch.randn(t.shape, generator=random) * (spread or 1.0) + mean).to(t))
+        noise = torch.randn(t.shape, generator=random) * (spread or 1.0) + mean
+        return torch.where(marks, wide, noise.to(wide)).to(t.dtype)
 
     return map_tensors(like, example.value)
 

@@ -76,12 +76,12 @@ def observe(
         if loss is not None:
             raise
         why = one_line(error)
-    found = _observe(net, model, modules, batches, None)  # fails likewise where the gradient is not to blame
+    statistics = _observe(net, model, modules, batches, None)  # fails likewise where the gradient is not to blame
     warnings.warn(
         f"No gradient can be taken through this model, so that damages are errors of the layers' outputs: {why}",
         stacklevel=2,
     )
-    return found
+    return statistics
 
 
 class _Scalar:

@@ -123,15 +123,23 @@ class _Unchanged(nn.Linear):
         return x
 
 
-def stand_in(layer: nn.Module) -> nn.Sequential:
-    """What a layer's replacement looks like from outside, and computes what the layer computes: it, and an identity."""
+def stand_in(layer: nn.Module, identities: dict[Any, Tensor] | None = None) -> nn.Sequential:
+    """What a layer's replacement looks like from outside, and computes what the layer computes: it, and an identity.
+
+    Args:
+        layer: stays inside.
+        identities: matrices by size, which other stand-ins share.
+    """
     weight = weight_of(layer)
     outputs, axes = weight.shape[0], weight.ndim - 2
     if outputs > WIDEST:
         return nn.Sequential(layer, _Unchanged())
     kinds = {-2: nn.Linear, 0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
     second = kinds[axes](outputs, outputs, *([1] if axes > 0 else []), bias=False)
-    eye = torch.eye(outputs, dtype=weight.dtype, device=weight.device)
+    key, shared = (outputs, weight.dtype, weight.device), {} if identities is None else identities
+    if key not in shared:
+        shared[key] = torch.eye(outputs, dtype=weight.dtype, device=weight.device)
+    eye = shared[key]
     second.weight = nn.Parameter(eye.reshape(outputs, outputs, *[1] * max(axes, 0)), requires_grad=False)
     return nn.Sequential(layer, second)
 
@@ -202,10 +210,10 @@ class _Trial:
 
 def replaced(model: nn.Module, names: Sequence[str]) -> tuple[nn.Module, Counter[str]]:
     """A copy with stand-ins, and how often each was called since."""
-    copied, calls = shallow(model), Counter[str]()
+    copied, calls, identities = shallow(model), Counter[str](), dict[Any, Tensor]()
     for name in names:
         layer = copied.get_submodule(name)
-        replacement = stand_in(layer)
+        replacement = stand_in(layer, identities)
         carry(layer, replacement)
         swap(copied, layer, replacement)
         forget_hooks(layer)
@@ -213,34 +221,34 @@ def replaced(model: nn.Module, names: Sequence[str]) -> tuple[nn.Module, Counter
     return copied, calls
 
 
-class Comparing:
-    """Told of every input that is run, compares its outputs with those of the model with stand-ins in all layers.
+class StandInCheck:
+    """Compares the outputs of every batch with those of the model with stand-ins in all layers.
 
     What other code does may depend on values alone, where no operation tells of it.
 
     Attributes:
-        differ: inputs of which the outputs do.
+        differing: inputs whose outputs differ.
     """
 
     def __init__(self, model: nn.Module, example: Example, names: Sequence[str]) -> None:
         """`names` are the layers."""
         self.example, self.names = example, names
         self.copied = replaced(model, names)[0]
-        self.differ: list[Any] = []
+        self.differing: list[Any] = []
 
     def __call__(self, inputs: Any, output: Any) -> None:
-        """Compare."""
-        if not self.names or len(self.differ) >= DIFFER:
+        """Note inputs for which the stand-ins give something else than `output`."""
+        if not self.names or len(self.differing) >= MOST_DIFFERING:
             return
         copied = shallow(self.copied)  # forward may keep a state
         with evaluating(copied), seeded(), suppress(ModelError):
             if close(output, self.example.run(copied, inputs)):
                 return
-        self.differ.append(inputs)
+        self.differing.append(inputs)
 
 
-DIFFER = 4
-"""Inputs that differ, after which no more are looked for."""
+MOST_DIFFERING = 4
+"""Inputs after which no more are looked for."""
 
 
 def _count_calls(module: nn.Module, name: str, calls: Counter[str]) -> None:
@@ -251,9 +259,9 @@ def live_ranges(model: nn.Module, example: Example, names: list[str]) -> dict[st
     """Per convolution and kernel axis: a mask over the input's extent, True where it can differ from zero.
 
     A run on NaN marks everything that depends on the input; what stays zero there, on the example and on noise, is
-    padding that the model adds itself. Nothing is claimed for inputs that are not floating point.
+    padding that the model adds itself. Nothing is claimed for inputs that are sparse or not floating point.
     """
-    if not all(t.is_floating_point() for t in tensors(example.value)):
+    if not all(t.is_floating_point() and t.layout == torch.strided for t in tensors(example.value)):
         return {}
     noise = torch.Generator().manual_seed(0)
     runs = (

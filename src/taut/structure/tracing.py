@@ -23,7 +23,7 @@ from taut.structure.calling import read_example
 from taut.structure.coverage import covering
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
-from taut.structure.probing import Comparing, kind_matters, live_ranges, read_by_others, record_calls, training
+from taut.structure.probing import StandInCheck, kind_matters, live_ranges, read_by_others, record_calls, training
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow, unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -182,9 +182,9 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     """
     before = len(net.example.paths)
     free = [layer.name for layer in net.layers if layer.skip is None]
-    compare = Comparing(model, net.example, free)
-    covering(model, net.example, batches, compare)
-    paths = (*net.example.paths[before:], *compare.differ)
+    check = StandInCheck(model, net.example, free)
+    covering(model, net.example, batches, check)
+    paths = (*net.example.paths[before:], *check.differing)
     return net.skipping(_used_otherwise(model, net.example, free, paths)) if paths else net
 
 
