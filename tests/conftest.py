@@ -32,6 +32,12 @@ def _deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=False)
 
 
+def pytest_collectstart(collector: pytest.Collector) -> None:
+    """What a module draws when it is imported depends on no other module."""
+    if isinstance(collector, pytest.Module):
+        torch.default_generator.manual_seed(0)
+
+
 def pytest_configure(config: pytest.Config) -> None:
     """Even kernels with padding="same" make torch warn; they are tested on purpose."""
     config.addinivalue_line("filterwarnings", "ignore:Using padding='same' with even kernel lengths:UserWarning")

@@ -11,15 +11,15 @@ from taut.structure.fisher import KINDS, choose_kinds, divergence, float_outputs
 @pytest.mark.parametrize(
     ("output", "kind"),
     [
-        (torch.randn(4, 3), "logits"),
+        (torch.linspace(-2, 3, 12).reshape(4, 3), "logits"),
         (torch.randn(4, 3).softmax(1), "probabilities"),
         (torch.randn(4, 7, 3).softmax(-1), "probabilities"),
         (torch.rand(4, 3) * 0.3, "sigmoid"),
         (torch.rand(4, 1), "sigmoid"),
         (torch.rand(4), "sigmoid"),
-        (torch.randn(4, 1), "values"),
+        (torch.linspace(-2, 3, 4)[:, None], "values"),
         (torch.randn(4, 3, 8, 8), "values"),
-        (torch.randn(4), "values"),
+        (torch.linspace(-2, 3, 4), "values"),
         (torch.tensor(-1.5), "values"),
     ],
 )
