@@ -8,9 +8,9 @@ import taut
 from cases import case, untouched
 from taut import Budget, BudgetError, CallError
 from taut.measure import Pair, Searched
-from taut.measure.latency_model import Pace, model_ops
+from taut.measure.latency_model import LatencyModel, model_ops
 from taut.measure.runtimes import RUNTIMES
-from taut.search.latency import find_pace
+from taut.search.latency import fit_latency_model
 
 BOTH = ("channels", "svd", "spatial", "tucker")
 LOW_RANK = ("svd", "spatial", "tucker")
@@ -19,7 +19,7 @@ LOW_RANK = ("svd", "spatial", "tucker")
 class Clock:
     """Takes the time that planted rates give, `off` times as long for whatever is not the original."""
 
-    pace = Pace((1e-6, 1e-6, 1e-6, 0.0005), 1, 0.005, "eager")
+    pace = LatencyModel((1e-6, 1e-6, 1e-6, 0.0005), 1, 0.005, "eager")
     off = 1.0
     runtime = RUNTIMES["eager"]
 
@@ -30,12 +30,12 @@ class Clock:
         model.eval()
         return self.pace.rest + self.pace.of(model_ops(model, example))
 
-    def share(self, model):
+    def relative_time(self, model):
         share = self.seconds(model, self.example) / self.whole
         return share if abs(share - 1) < 1e-9 else self.wrong(share * self.off)
 
     def searched(self, model, limit):
-        return Searched("eager", Pair(1.0, self.share(model)), limit)
+        return Searched("eager", Pair(1.0, self.relative_time(model)), limit)
 
     @staticmethod
     def wrong(share):
@@ -44,7 +44,7 @@ class Clock:
 
 @pytest.fixture(autouse=True)
 def clock(monkeypatch):
-    monkeypatch.setattr("taut.search.session.Stopwatch", Clock)
+    monkeypatch.setattr("taut.search.session.LatencyMeter", Clock)
     return Clock
 
 
@@ -57,7 +57,7 @@ def made(name, methods, **budget):
 
 def share(model, example, small):
     net = taut.trace(model, example)
-    return Clock(model, net.example).share(small)
+    return Clock(model, net.example).relative_time(small)
 
 
 @pytest.mark.parametrize("methods", [BOTH, LOW_RANK, ("channels",)], ids=["both", "low rank", "channels"])
@@ -81,11 +81,11 @@ def test_a_clock_that_goes_otherwise_once_the_rates_are_known_is_met(clock, monk
     """The aims are bracketed: corrections in proportion alone would stop short of the limit."""
 
     def paced(*args):
-        found = find_pace(*args)
+        found = fit_latency_model(*args)
         monkeypatch.setattr(clock, "wrong", staticmethod(lambda share: 0.25 + 0.75 * share))
         return found
 
-    monkeypatch.setattr("taut.search.session.find_pace", paced)
+    monkeypatch.setattr("taut.search.session.fit_latency_model", paced)
     model, example, result = made("vgg", methods, latency=limit)
     assert share(model, example, result.model) <= limit
 
@@ -140,7 +140,7 @@ def test_layers_of_other_kinds_are_a_constant():
     model, x = Net().eval(), torch.randn(4, 24)
     result = taut.compress(model, x, budget=Budget(latency=0.6), data=[torch.randn(64, 24)], methods=BOTH)
     net = taut.trace(model, x)
-    assert Clock(model, net.example).share(result.model) <= 0.6
+    assert Clock(model, net.example).relative_time(result.model) <= 0.6
 
 
 def test_time_and_counts_hold_together():

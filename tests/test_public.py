@@ -84,3 +84,12 @@ def test_no_function_is_hidden_by_a_module_of_its_name() -> None:
 def test_the_layers_of_the_documentation_are_those_that_are_held() -> None:
     done = subprocess.run([sys.executable, "docs/layers.py", "--check"], cwd=ROOT, check=False)
     assert done.returncode == 0, "run `make readme`"
+
+
+@pytest.mark.parametrize(("old", "new"), [("Pace", "LatencyModel"), ("Stopwatch", "LatencyMeter")])
+def test_old_names_warn_and_lead_to_the_new_ones(old: str, new: str) -> None:
+    with pytest.warns(DeprecationWarning, match=f"{old} is now taut.measure.{new}"):
+        found = getattr(taut.measure, old)
+    assert found is getattr(taut.measure, new)
+    with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
+        _ = taut.measure.Nothing

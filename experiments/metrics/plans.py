@@ -16,7 +16,8 @@ from typing import Any
 from torch import Tensor, nn
 
 import taut
-from taut.planning.plan import describe, survey
+from taut.planning.candidates import survey
+from taut.planning.plan import describe
 
 METHODS = ("svd", "spatial", "tucker")
 WAYS = ("uniform", "spared", "frobenius", "data", "fisher", "default")

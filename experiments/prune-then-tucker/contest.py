@@ -15,7 +15,7 @@ from tuning import scores, tuned
 
 import taut
 from taut.core.example import Example
-from taut.measure import Stopwatch
+from taut.measure import LatencyMeter
 from taut.studies import Cell
 
 FRACTIONS = (0.5, 0.25, 0.125)
@@ -115,8 +115,8 @@ def _allowed(place: Cell, cell: Cell, model: nn.Module, x: torch.Tensor) -> dict
     if not all(path.exists() for path in paths):
         return {"missing": "the peer's nets were not kept"}
     peers = [torch.load(path, weights_only=False) for path in paths]
-    watch = Stopwatch(model, Example(model, x[:32]), peers[0])
-    allowed = min(1.0, FASTER * min(watch.share(peer) for peer in peers))
+    watch = LatencyMeter(model, Example(model, x[:32]), peers[0])
+    allowed = min(1.0, FASTER * min(watch.relative_time(peer) for peer in peers))
     return {"latency": allowed, "runtime": watch.runtime.name}
 
 

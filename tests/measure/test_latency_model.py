@@ -8,7 +8,7 @@ from torch import nn
 import taut
 from cases import case, sequential
 from taut.core.example import Example
-from taut.measure.latency_model import LANES, Pace, built_ops, filled, layer_ops, model_ops, work
+from taut.measure.latency_model import SIMD_LANES, LatencyModel, built_ops, features, filled, layer_ops, model_ops
 from taut.methods import METHODS, choose
 from taut.types import Group
 
@@ -41,8 +41,8 @@ def test_what_a_layer_does_by_hand():
     ops = model_ops(model, Example(model, x))
     first, second = 36 * 5 * 27, 36 * 20 * 5
     assert np.allclose(ops, [[first, 3 * 64 + 5 * 36, 1, 5], [second, 25 * 36, 0, 20]])
-    assert np.allclose(work(ops, 1), [first, second, 3 * 64 + 30 * 36, 2])
-    assert np.allclose(work(ops, 16), [first * 16 / 5, second * 32 / 20, 3 * 64 + 30 * 36, 2])
+    assert np.allclose(features(ops, 1), [first, second, 3 * 64 + 30 * 36, 2])
+    assert np.allclose(features(ops, 16), [first * 16 / 5, second * 32 / 20, 3 * 64 + 30 * 36, 2])
 
 
 def test_grouped_outputs_fill_no_lanes():
@@ -79,8 +79,8 @@ def test_a_candidate_is_described_as_it_runs(name, of):
             step = taut.Step(group.names, name, taut.methods.settings(candidate))
             small = taut.apply(model, taut.Plan.of(net, [step]), stats)
             others = [layer_ops(other) for other in net.layers if other.name != layer.name]
-            wanted = work(np.concatenate([built_ops(group, candidate), *others]), 8)
-            assert np.allclose(work(model_ops(small.eval(), net.example), 8), wanted)
+            wanted = features(np.concatenate([built_ops(group, candidate), *others]), 8)
+            assert np.allclose(features(model_ops(small.eval(), net.example), 8), wanted)
 
 
 def test_what_cannot_be_run_without_values_is_taken_for_one_layer():
@@ -102,15 +102,15 @@ def planted(lanes, seed=0):
         rows = int(dice.integers(3, 9))
         wide, outputs = dice.integers(0, 2, rows), dice.integers(1, 60, rows)
         networks.append(np.stack([dice.uniform(1e5, 1e7, rows), dice.uniform(1e3, 1e5, rows), wide, outputs], 1))
-    pace = Pace((2e-8, 3e-8, 1e-6, 0.01), lanes, 0.05, "eager")
+    pace = LatencyModel((2e-8, 3e-8, 1e-6, 0.01), lanes, 0.05, "eager")
     whole = pace.rest + pace.of(networks[0])
     return pace, networks, [(pace.rest + pace.of(ops)) / whole for ops in networks], whole
 
 
-@pytest.mark.parametrize("lanes", LANES)
+@pytest.mark.parametrize("lanes", SIMD_LANES)
 def test_the_fit_finds_planted_rates(lanes):
     pace, networks, shares, whole = planted(lanes)
-    found = Pace.fit(networks, shares, "eager")
+    found = LatencyModel.fit(networks, shares, "eager")
     assert found.lanes == lanes
     assert found.rates == pytest.approx([rate / whole for rate in pace.rates], rel=1e-6)
     assert found.rest == pytest.approx(pace.rest / whole, rel=1e-6)
@@ -119,12 +119,12 @@ def test_the_fit_finds_planted_rates(lanes):
 def test_noise_makes_no_rate_negative():
     _, networks, shares, _ = planted(8)
     noise = np.random.default_rng(1).normal(1, 0.2, len(shares))
-    found = Pace.fit(networks, list(np.array(shares) * noise), "eager")
+    found = LatencyModel.fit(networks, list(np.array(shares) * noise), "eager")
     assert min(*found.rates, found.rest) >= 0
 
 
 def test_a_network_takes_what_its_layers_take():
     model, example = case("vgg").make()
     net = taut.trace(model, example)
-    pace = Pace((1e-6, 2e-6, 3e-6, 0.01), 8, 0.1, "eager")
+    pace = LatencyModel((1e-6, 2e-6, 3e-6, 0.01), 8, 0.1, "eager")
     assert pace.total(net) == pytest.approx(0.1 + pace.of(model_ops(model, net.example)))

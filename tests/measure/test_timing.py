@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 from taut.core.example import Example
 from taut.errors import ModelError
-from taut.measure import Latency, Pair, Searched, Stopwatch, busy_note, latencies, model_times, timing
+from taut.measure import Latency, LatencyMeter, Pair, Searched, busy_note, latencies, model_times, timing
 from taut.measure.layout import channels_last
 from taut.measure.rounds import COPIES, LEAST_WIDTH
 
@@ -201,13 +201,13 @@ def test_a_stopwatch_takes_a_runtime_where_both_are_fast(monkeypatch, eager, wan
     found = {"eager": Pair(eager, 1.0), "channels_last": Pair(2.0, 1.5)}
     monkeypatch.setattr(timing, "latencies", lambda *_, **__: Latency(found))
     model = convnet()
-    assert Stopwatch(model, Example(model, torch.randn(2, 3, 8, 8)), convnet()).runtime.name == wanted
+    assert LatencyMeter(model, Example(model, torch.randn(2, 3, 8, 8)), convnet()).runtime.name == wanted
 
 
 def test_a_share_is_timed_in_turns_and_in_eval_mode(clock):
     before, after = Slow(clock, 0.5).train(), Slow(clock, 0.125).train()
-    watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
-    assert watch.share(after) == 0.25
+    watch = LatencyMeter(before, Example(before, torch.randn(2, 3)))
+    assert watch.relative_time(after) == 0.25
     assert watch.timed(after) == Pair(500.0, 125.0, 4 / LEAST_WIDTH, 4 * LEAST_WIDTH, 1.0)
     assert set(before.modes + after.modes) == {(False, False)}
     assert before.training
@@ -216,8 +216,8 @@ def test_a_share_is_timed_in_turns_and_in_eval_mode(clock):
 
 def test_what_a_search_came_to_is_what_it_measured(clock):
     before, after = Slow(clock, 0.5), Slow(clock, 0.125)
-    watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
-    watch.share(after)
+    watch = LatencyMeter(before, Example(before, torch.randn(2, 3)))
+    watch.relative_time(after)
     calls, trained = len(after.modes), Slow(clock, 0.4)
     searched = watch.searched(trained, 0.3)
     assert searched == Searched("eager", Pair(500.0, 125.0, 4 / LEAST_WIDTH, 4 * LEAST_WIDTH, 1.0), 0.3)
@@ -231,8 +231,8 @@ def test_what_a_search_came_to_is_what_it_measured(clock):
 
 def test_a_structure_that_was_never_timed_is_timed_in_the_end(clock):
     before = Slow(clock, 0.5)
-    watch = Stopwatch(before, Example(before, torch.randn(2, 3)))
-    watch.share(Slow(clock, 0.125))
+    watch = LatencyMeter(before, Example(before, torch.randn(2, 3)))
+    watch.relative_time(Slow(clock, 0.125))
     other = Slow(clock, 0.4)
     other.layer = nn.Linear(3, 2, bias=False)
     assert watch.searched(other, 0.9).share.value == pytest.approx(0.8)
@@ -241,6 +241,6 @@ def test_a_structure_that_was_never_timed_is_timed_in_the_end(clock):
 def test_a_runtime_that_runs_the_original_alone_is_named(monkeypatch):
     monkeypatch.setenv("TAUT_RUNTIMES", "eager")
     model, broken = nn.Linear(3, 2), nn.Linear(4, 2)
-    watch = Stopwatch(model, Example(model, torch.randn(2, 3)))
+    watch = LatencyMeter(model, Example(model, torch.randn(2, 3)))
     with pytest.raises(ModelError, match="eager runs the original and not what was made of it"):
-        watch.share(broken)
+        watch.relative_time(broken)

@@ -9,7 +9,8 @@ import taut
 from cases import case, sequential, settle
 from taut.core.data import collect
 from taut.methods import METHODS
-from taut.planning.plan import solve, survey
+from taut.planning.candidates import survey
+from taut.planning.knapsack import solve
 from taut.recovery import successors as following
 from taut.recovery.batch_norm import moments_of, reestimate
 from taut.recovery.refit import mean_output, recover

@@ -9,8 +9,8 @@ import taut
 from cases import case, macs, run, sequential, untouched
 from taut import Budget, BudgetError, CallError, DataError
 from taut.measure import file_bytes, stored_tensors
-from taut.search.limits import along_path, path_limits
-from taut.search.session import Workshop
+from taut.search.limits import limits_at_ratio, model_at_ratio
+from taut.search.session import Session
 from taut.types import Cost
 
 
@@ -146,6 +146,17 @@ def test_drop_together_with_a_ceiling():
     assert result.plan.after.params <= 0.6 * result.plan.before.params
 
 
+@pytest.mark.parametrize("methods", [None, ("channels", "svd")], ids=["low rank", "both"])
+def test_of_several_keys_the_least_damage_within_all_and_not_the_whole_drop(methods):
+    model, data, x, y = classifier()
+    both, alone = (
+        taut.compress(model, data[:2], budget=budget, data=data, methods=methods, evaluate=Evaluate(x, y)).plan
+        for budget in (Budget(drop=0.9, params=0.6), Budget(params=0.6))
+    )
+    assert both == alone
+    assert both.after.params > 0.5 * both.before.params
+
+
 def test_a_drop_that_the_ceiling_forbids_is_a_budget_error():
     model, data, x, y = classifier()
     with pytest.raises(BudgetError, match="drop") as caught:
@@ -261,18 +272,16 @@ def test_the_result_prints():
 
 def test_the_path_shrinks_the_compressible_part():
     model, example = case("vgg").make()
-    shop = Workshop.open(model, example, case("vgg").data(), None)
+    session = Session.open(model, example, case("vgg").data(), None)
     sizes = []
     for ratio in (1.0, 1.5, 2.0, 4.0):
-        limits = path_limits(shop, ratio)
-        small, plan = along_path(shop, ratio)
-        cost = shop.cost(small)
+        limits = limits_at_ratio(session, ratio)
+        small, plan = model_at_ratio(session, ratio)
+        cost = session.cost(small)
         assert cost.params <= limits["params"] + 1e-6
         assert cost.macs <= limits["macs"] + 1e-6
         sizes.append(cost.params)
-        assert plan.before == shop.network.cost
+        assert plan.before == session.network.cost
     assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == shop.network.cost.params
-    assert along_path(shop, 1e9) is None
-    capped, _ = along_path(shop, 1.0, {"params": 3000})
-    assert shop.cost(capped).params <= 3000
+    assert sizes[0] == session.network.cost.params
+    assert model_at_ratio(session, 1e9) is None

@@ -8,7 +8,8 @@ import torch
 import taut
 from cases import case, run, untouched
 from taut import Budget, BudgetError, CallError, Plan
-from taut.search.joint import NEARLY, Mixer, _next
+from taut.search.joint import NEARLY, JointPlanner, _next
+from taut.search.ranks import RankPlanner
 from taut.types import Group
 
 METHODS = ("channels", "svd", "spatial", "tucker")
@@ -57,18 +58,18 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
     losses = {0.0: 1.0, 0.25: 0.5, 0.5: 0.5 * NEARLY * 0.999, 1.0: 2.0}
     tried = []
 
-    def loss(_, share, __):
+    def loss(_, share, *__):
         tried.append(share)
         return losses.get(share, 1.5)
 
-    monkeypatch.setattr(Mixer, "_loss", loss)
+    monkeypatch.setattr(JointPlanner, "_loss", loss)
     made_of = case("vgg").make()
     batches = case("vgg").data(batches=4, size=24)
     net = taut.trace(*made_of)
     stats = taut.observe(net, made_of[0], batches)
     methods = [taut.methods.METHODS[name]() for name in ("channels", "svd")]
-    mixer = Mixer(made_of[0], stats, (), [(b, None) for b in batches], methods[:1], methods[1:], 1)
-    assert mixer._searched({"macs": 1.0}) == 0.5
+    ranks = RankPlanner(made_of[0], stats, (), [(b, None) for b in batches])
+    assert JointPlanner(ranks, methods[0], tuple(methods[1:]), 1)._best_share({"macs": 1.0}) == 0.5
     assert len(set(tried)) == len(tried) <= 5
 
 

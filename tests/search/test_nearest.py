@@ -8,7 +8,7 @@ import taut
 from taut import Budget, BudgetError
 from taut.search import nearest
 from taut.search.nearest import STEP, WORKS, WORTH, find_nearest
-from taut.search.session import Workshop
+from taut.search.session import Session
 
 
 class Blocked(nn.Module):
@@ -59,13 +59,13 @@ def smallest(model, x):
 
 def test_one_step_up_the_front_wins_little(blocked):
     model, x = blocked
-    shop = Workshop.open(model, x[:4], [x], ["svd"])
-    limits = {"params": 0.05 * shop.network.cost.params}
-    chosen = find_nearest(shop, limits)
-    cost = shop.cost(chosen.model).params
-    larger = shop.within({"params": cost + STEP * shop.network.cost.params})
+    session = Session.open(model, x[:4], [x], ["svd"])
+    limits = {"params": 0.05 * session.network.cost.params}
+    chosen = find_nearest(session, limits)
+    cost = session.cost(chosen.model).params
+    larger = session.best_within({"params": cost + STEP * session.network.cost.params})
     assert chosen.agreement >= WORKS
-    assert shop.judge.agreement(larger[0]) - chosen.agreement <= WORTH
+    assert session.judge.agreement(larger[0]) - chosen.agreement <= WORTH
 
 
 def test_limits_that_can_be_held_are_held(blocked):
@@ -167,15 +167,15 @@ def test_shares_whose_plan_does_not_hold_the_limits_are_not_chosen():
 
 def test_the_walk_ends_at_the_whole_network(blocked):
     model, x = blocked
-    shop = Workshop.open(model, x[:4], [x], ["svd"])
+    session = Session.open(model, x[:4], [x], ["svd"])
     tried = []
 
     def ways(aims):
         tried.append(aims["params"])
         return iter(())
 
-    object.__setattr__(shop, "ways", ways)
-    chosen = nearest.find_nearest(shop, {"params": 10.0})
+    object.__setattr__(session, "alternatives", ways)
+    chosen = nearest.find_nearest(session, {"params": 10.0})
     assert not chosen.plan.steps
     assert tried == sorted(tried)
-    assert tried[-1] < shop.network.cost.params
+    assert tried[-1] < session.network.cost.params

@@ -18,19 +18,19 @@ from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
 from taut.types import Group, Layer, Method, Network
 
-Ops = np.ndarray
+LayerOps = np.ndarray
 """(n, 4), a row for every call of a layer: multiply-accumulates and values read and written, both per sample; whether
 its kernel has more than one tap; and its output channels, 0 where these are grouped."""
 
 TIMED = frozenset({"Linear", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))})
 """Kinds of layers whose operations are timed; the time of all others, subclasses included, is a constant."""
 
-LANES = (1, 8, 16)
+SIMD_LANES = (1, 8, 16)
 """Numbers of output channels that a CPU may compute at once: a layer with fewer costs as much as a full one."""
 
 
 @dataclass(frozen=True)
-class Pace:
+class LatencyModel:
     """Time of a network = rest + rates . work, in shares of the time of the network it was fitted on.
 
     Multiply-accumulates alone do not tell the time: outputs are computed several at a time, small layers wait for
@@ -40,7 +40,7 @@ class Pace:
     Attributes:
         rates: share of the time per multiply-accumulate of wide kernels and of others (output channels rounded up to
             full lanes), per value read or written, all per sample; and per call.
-        lanes: of LANES, the one that explains the times best.
+        lanes: of SIMD_LANES, the one that explains the times best.
         rest: what no layer accounts for.
         runtime: in which it was measured.
     """
@@ -51,7 +51,7 @@ class Pace:
     runtime: str
 
     @classmethod
-    def fit(cls, networks: Sequence[Ops], shares: Sequence[float], runtime: str) -> Pace:
+    def fit(cls, networks: Sequence[LayerOps], shares: Sequence[float], runtime: str) -> LatencyModel:
         """Least squares of relative errors; rates are not negative.
 
         Args:
@@ -59,28 +59,30 @@ class Pace:
             shares: of the original's time that each of them takes.
             runtime: in which they ran.
         """
-        fits = [cls._fit(networks, np.array(shares, dtype=float), lanes, runtime) for lanes in LANES]
+        fits = [cls._fit(networks, np.array(shares, dtype=float), lanes, runtime) for lanes in SIMD_LANES]
         return min(fits, key=lambda fit: fit[0])[1]
 
     @classmethod
-    def _fit(cls, networks: Sequence[Ops], times: np.ndarray, lanes: int, runtime: str) -> tuple[float, Pace]:
-        table = np.array([work(ops, lanes) for ops in networks])
+    def _fit(
+        cls, networks: Sequence[LayerOps], times: np.ndarray, lanes: int, runtime: str
+    ) -> tuple[float, LatencyModel]:
+        table = np.array([features(ops, lanes) for ops in networks])
         scale = np.maximum(table.max(0), 1.0)
         rows = np.hstack([table / scale, np.ones((len(table), 1))])
         found, error = nnls(rows / times[:, None], np.ones(len(times)))
         a, b, c, d = (float(rate) for rate in found[:-1] / scale)
         return float(error), cls((a, b, c, d), lanes, float(found[-1]), runtime)
 
-    def of(self, ops: Ops) -> float:
+    def of(self, ops: LayerOps) -> float:
         """Share of the time that operations take."""
-        return float(np.dot(self.rates, work(ops, self.lanes)))
+        return float(np.dot(self.rates, features(ops, self.lanes)))
 
     def total(self, net: Network) -> float:
         """Predicted time of a network."""
         return self.rest + sum(self.of(layer_ops(layer)) for layer in net.layers)
 
 
-def work(ops: Ops, lanes: int) -> np.ndarray:
+def features(ops: LayerOps, lanes: int) -> np.ndarray:
     """(4,): multiply-accumulates of wide kernels and of others, outputs in full lanes; values; calls."""
     macs, values, wide, outputs = ops.T
     full = macs * filled(outputs, lanes)
@@ -93,7 +95,7 @@ def filled(outputs: np.ndarray, lanes: int) -> np.ndarray:
     return np.where(outputs > 0, np.ceil(some / lanes - 1e-9) * lanes / some, 1.0)
 
 
-def layer_ops(layer: Layer) -> Ops:
+def layer_ops(layer: Layer) -> LayerOps:
     """What a layer does on the example; nothing for those whose time is a constant."""
     if not layer.macs or layer.kind not in TIMED:
         return np.zeros((0, 4))
@@ -103,14 +105,14 @@ def layer_ops(layer: Layer) -> Ops:
     return np.array([[layer.macs / len(values), moved, wide, outputs] for moved in values], dtype=float)
 
 
-def model_ops(model: nn.Module, example: Example) -> Ops:
+def model_ops(model: nn.Module, example: Example) -> LayerOps:
     """What the layers of a model do in one run of the example."""
     with evaluating(model), _watched(model, example.batch) as rows, torch.no_grad():
         example.run(model, map_tensors(Tensor.clone, example.value))
     return _table(rows)
 
 
-def built_ops(group: Group, method: Method) -> Ops:
+def built_ops(group: Group, method: Method) -> LayerOps:
     """What the modules do that a resolved method builds for one layer, found without any values.
 
     Where they cannot be run so, they are taken for the layer as it is, with the method's multiply-accumulates.
@@ -130,13 +132,13 @@ def built_ops(group: Group, method: Method) -> Ops:
     return ops
 
 
-def _table(rows: list[tuple[float, ...]]) -> Ops:
+def _table(rows: list[tuple[float, ...]]) -> LayerOps:
     return np.array(rows, dtype=float).reshape(-1, 4)
 
 
 @contextmanager
 def _watched(model: nn.Module, batch: int) -> Iterator[list[tuple[float, ...]]]:
-    """Rows of `Ops` that fill while the model runs."""
+    """Rows of `LayerOps` that fill while the model runs."""
     rows: list[tuple[float, ...]] = []
 
     def note(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:

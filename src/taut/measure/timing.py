@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -242,7 +243,7 @@ def _rounds_in(runtime: Runtime, subjects: Mapping[str, Subject], effort: Effort
         return time_calls(repeatable(built), effort)
 
 
-class Stopwatch:
+class LatencyMeter:
     """A model ready to run in a runtime where it is fast; others are timed in turns with it.
 
     Args:
@@ -265,7 +266,7 @@ class Stopwatch:
         self._original = self._built(original)
         self._latest: dict[Structure, Pair] = {}
 
-    def share(self, model: nn.Module) -> float:
+    def relative_time(self, model: nn.Module) -> float:
         """Time of `model` as a share of the original's.
 
         Raises:
@@ -273,6 +274,11 @@ class Stopwatch:
         """
         pair = self.timed(model)
         return pair.after / pair.before
+
+    def share(self, model: nn.Module) -> float:
+        """The same by its old name."""
+        warnings.warn("LatencyMeter.share is now relative_time.", DeprecationWarning, stacklevel=2)
+        return self.relative_time(model)
 
     @quietly
     def timed(self, model: nn.Module) -> Pair:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -17,16 +17,14 @@ from taut.core.atomic_folder import rehearse
 from taut.core.example import Example
 from taut.core.modes import quiet
 from taut.errors import BudgetError, CallError
-from taut.measure.accuracy import Score, measure
+from taut.measure.accuracy import measure
 from taut.planning.application import warn_of_training
-from taut.search.limits import along_path, meet
-from taut.search.session import Workshop, bare
+from taut.search.limits import Evaluate, Evaluation, meet_budget
+from taut.search.session import Session, bare
 from taut.structure.surgery import shallow
 from taut.training.finetuning import Finetune, carry_out
 from taut.training.state import OURS
 from taut.types import Budget, Method, Plan
-
-Evaluate = Callable[[nn.Module], Any]
 
 
 @dataclass(frozen=True)
@@ -90,22 +88,20 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     """
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
     model = bare(model)
-    dense = None if evaluate is None else measure(evaluate, model)  # a faulty `evaluate` should cost no work
+    # First of all: a faulty `evaluate` should cost no work.
+    evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
     with quiet(seed):
-        shop = Workshop.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
-        if budget.drop is not None and evaluate is not None and dense is not None:
-            built, problem = _search_drop(shop, budget, evaluate, dense)
-        else:
-            built, problem = meet(shop, budget.limits(shop.network.cost))
-        warn_of_training(shop.stats.outputs(shop.base), built[0])
+        session = Session.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
+        built, problem = meet_budget(session, budget, evaluation)
+        warn_of_training(session.stats.outputs(session.base), built[0])
         if finetune is not None:
-            tuned = _trained(shop, *built, finetune, seed)
-            broken = None if problem else _broken(shop, tuned[0], built[0], budget, evaluate, dense)
+            tuned = _trained(session, *built, finetune, seed)
+            broken = None if problem else _broken(session, tuned[0], built[0], budget, evaluation)
             if broken is None:
                 built = tuned
             else:
                 warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=2)
-        result = finished(shop, *built, evaluate, dense, budget.latency)
+        result = finished(session, *built, evaluation, budget.latency)
     if problem is not None:
         raise BudgetError(problem, result)
     return result
@@ -129,54 +125,43 @@ def _timed(budget: Budget) -> float | None:
 
 
 def _broken(
-    shop: Workshop,
-    model: nn.Module,
-    untrained: nn.Module,
-    budget: Budget,
-    evaluate: Evaluate | None,
-    dense: Score | None,
+    session: Session, model: nn.Module, untrained: nn.Module, budget: Budget, evaluation: Evaluation | None
 ) -> str | None:
     """The first key of the budget that the final model does not hold."""
-    limits = budget.limits(shop.network.cost)
-    if shop.cost(model) == shop.cost(untrained):
+    limits = budget.limits(session.network.cost)
+    if session.cost(model) == session.cost(untrained):
         limits.pop("latency", None)  # of equal shapes: it was timed
-    found = shop.amounts(model, limits)
+    amounts = session.amounts(model, limits)
     for key, limit in limits.items():
-        if found[key] > limit:
+        if amounts[key] > limit:
             return key
-    if budget.drop is None or evaluate is None or dense is None:
+    if budget.drop is None or evaluation is None:
         return None
-    return "drop" if measure(evaluate, model).value < dense.value - budget.drop else None
+    return "drop" if evaluation.score(model).value < evaluation.original.value - budget.drop else None
 
 
-def _trained(shop: Workshop, small: nn.Module, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
+def _trained(session: Session, small: nn.Module, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
     """The built model trained all at once; or the schedule from the original, where its stages apply the steps."""
     schedule = wish.schedule(plan) if callable(wish.schedule) else wish.schedule
     if schedule is not None and any(stage.steps for stage in schedule):
-        return shop.trained(plan, replace(wish, schedule=schedule), seed)
+        return session.trained(plan, replace(wish, schedule=schedule), seed)
     wish = replace(wish, schedule=schedule)
-    model, _ = carry_out(small, None, shop.stats, wish, teacher=shop.original, seed=seed)
+    model, _ = carry_out(small, None, session.stats, wish, teacher=session.original, seed=seed)
     return model, plan
 
 
 def finished(
-    shop: Workshop,
-    small: nn.Module,
-    plan: Plan,
-    evaluate: Evaluate | None,
-    dense: Score | None,
-    latency: float | None,
+    session: Session, small: nn.Module, plan: Plan, evaluation: Evaluation | None, latency: float | None
 ) -> Result:
     """The result with its comparison and the counted cost; `latency` is the share of the time that was allowed."""
-    comparison = compared(shop, small, evaluate, dense, latency=latency)
-    return Result(small, replace(plan, after=shop.cost(small)), comparison, shop.network.example)
+    comparison = compared(session, small, evaluation, latency=latency)
+    return Result(small, replace(plan, after=session.cost(small)), comparison, session.example)
 
 
 def compared(
-    shop: Workshop,
+    session: Session,
     small: nn.Module,
-    evaluate: Evaluate | None,
-    dense: Score | None,
+    evaluation: Evaluation | None,
     *,
     quick: bool = False,
     latency: float | None = None,
@@ -184,44 +169,13 @@ def compared(
     """The comparison with the original, whose metric is known already.
 
     Args:
-        shop: the original.
+        session: of the original.
         small: what was made of it.
-        evaluate: the user's metric.
-        dense: what it says of the original.
+        evaluation: the user's metric.
         quick: time torch alone.
         latency: share of the time that was allowed; what the search measured is shown.
     """
-    score = None if evaluate is None else measure(evaluate, small)
-    timed = None if latency is None or shop.watch is None else shop.watch.searched(shallow(small), latency)
-    costs = compare(shop.original, small, None, shop.network.example, quick=quick, searched=timed)
-    return replace(costs, score_before=dense, score_after=score)
-
-
-def _search_drop(
-    shop: Workshop, budget: Budget, evaluate: Evaluate, dense: Score, evaluations: int = 6, top: float = 32.0
-) -> tuple[tuple[nn.Module, Plan], str | None]:
-    """The smallest model on the path whose metric falls by at most `budget.drop`: bisection on log ratio."""
-    floor = dense.value - (budget.drop or 0.0)
-    caps = budget.limits(shop.network.cost)
-    best: tuple[nn.Module, Plan] | None = None
-    low, high, ratio = 1.0, top, 4.0
-    for _ in range(evaluations):
-        built = along_path(shop, ratio, caps)
-        score = None if built is None else measure(evaluate, built[0])
-        if built is not None and score is not None and score.value >= floor:
-            best, low = built, ratio
-        else:
-            high = ratio
-        ratio = (low * high) ** 0.5
-    if best is not None:
-        return best, None
-    if not caps:
-        return shop.unchanged(), None
-    built, problem = meet(shop, caps)
-    score = measure(evaluate, built[0])
-    if problem is None and score.value < floor:
-        problem = (
-            f"No plan meets the budget drop <= {budget.drop} together with the other keys: {score.name} falls from "
-            f"{dense.value:.4f} to {score.value:.4f}. Allow a larger drop, or a larger budget."
-        )
-    return built, problem
+    score = None if evaluation is None else evaluation.score(small)
+    timed = None if latency is None or session.meter is None else session.meter.searched(shallow(small), latency)
+    costs = compare(session.original, small, None, session.example, quick=quick, searched=timed)
+    return replace(costs, score_before=None if evaluation is None else evaluation.original, score_after=score)

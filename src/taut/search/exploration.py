@@ -17,13 +17,13 @@ from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
 from taut.core.progress import stage
-from taut.measure import Score, measure, model_times
+from taut.measure import measure, model_times
 from taut.methods import choose
 from taut.recovery.samples import SAMPLES
-from taut.search.compression import Evaluate, compared
+from taut.search.compression import compared
 from taut.search.front import Front, Point
-from taut.search.limits import along_path
-from taut.search.session import Workshop, bare
+from taut.search.limits import Evaluate, Evaluation, model_at_ratio
+from taut.search.session import Session, bare
 from taut.structure.calling import read_example
 from taut.structure.surgery import shallow
 from taut.types import Method
@@ -60,21 +60,23 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     if folder is not None:
         rehearse_within(folder)
     model = bare(model)
-    dense = None if evaluate is None else measure(evaluate, model)
+    evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
     with quiet(seed):
         example = read_example(model, example)
         data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
         used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
-        mark = fingerprint(model, (example.value, data), (used, seed, dense))
+        mark = fingerprint(
+            model, (example.value, data), (used, seed, None if evaluation is None else evaluation.original)
+        )
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         missing = [ratio for ratio in RATIOS if ratio not in points]
         if missing:
-            shop = Workshop.open(model, example, data, methods)
-            milliseconds = _original_time(shop, points)
+            session = Session.open(model, example, data, methods)
+            milliseconds = _original_time(session, points)
             with stage("exploring", total=len(missing)) as bar:
                 for ratio in missing:
-                    point = _measure(shop, ratio, evaluate, dense, milliseconds)
+                    point = _measure(session, ratio, evaluation, milliseconds)
                     if point is not None:
                         points[ratio] = point
                         if store is not None:
@@ -83,28 +85,26 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     return Front(tuple(points[ratio] for ratio in sorted(points)))
 
 
-def _original_time(shop: Workshop, points: Mapping[float, Point]) -> float:
+def _original_time(session: Session, points: Mapping[float, Point]) -> float:
     """Milliseconds of the original in its fastest runtime, to which all points refer: as in those that are there."""
     for point in points.values():
         return point.ms_before
-    times = model_times(shallow(shop.original), shop.network.example, quick=True).runtimes
+    times = model_times(shallow(session.original), session.example, quick=True).runtimes
     return min(estimate.value for estimate in times.values())
 
 
-def _measure(
-    shop: Workshop, ratio: float, evaluate: Evaluate | None, dense: Score | None, milliseconds: float
-) -> Point | None:
+def _measure(session: Session, ratio: float, evaluation: Evaluation | None, milliseconds: float) -> Point | None:
     """One point; the original is not timed against itself: it is 1x by definition."""
-    built = along_path(shop, ratio)
+    built = model_at_ratio(session, ratio)
     if built is None:
         return None
     small, plan = built
     if plan.steps:
-        comparison = compared(shop, small, evaluate, dense, quick=True)
+        comparison = compared(session, small, evaluation, quick=True)
         score, best = comparison.score_after, comparison.latency.best if comparison.latency else None
     else:
-        score, best = None if evaluate is None else measure(evaluate, small), None
-    point = Point(ratio, plan, shop.network.cost, shop.cost(small), milliseconds, milliseconds)
+        score, best = None if evaluation is None else evaluation.score(small), None
+    point = Point(ratio, plan, session.network.cost, session.cost(small), milliseconds, milliseconds)
     if score is not None:
         point = replace(point, metric=score.name, value=score.value, low=score.low, high=score.high)
     if best is None:

@@ -10,9 +10,10 @@ output on samples that no refit saw decides between the shares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 from torch import nn
@@ -21,27 +22,25 @@ from taut.core.data import chunks
 from taut.core.example import Example
 from taut.core.progress import stage
 from taut.errors import CallError
-from taut.measure import Pace
 from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
-from taut.methods import settings
 from taut.planning.application import apply_plan
-from taut.planning.plan import HEADER_BYTES, Choice, amount, describe, solve, survey
+from taut.planning.candidates import survey
+from taut.planning.knapsack import HEADER_BYTES
+from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
+from taut.search.ranks import Batches, Built, Limits, RankPlanner
 from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
-from taut.types import Group, Kept, Method, Plan, Step
+from taut.types import Cost, Group, Kept, Method, Plan, Setting, Step
 
-Built = tuple[nn.Module, Plan]
-Batches = Sequence[tuple[Any, Any]]
-
-FIRST = (0.0, 0.5, 1.0)
+FIRST_SHARES = (0.0, 0.5, 1.0)
 """Shares of the way that channels save, tried first: none, half, all."""
 
-ROUNDS = 5
+SHARES_TRIED = 5
 """Shares tried at most."""
 
 NOT_COMPARABLE = 1e300
@@ -56,9 +55,6 @@ JUDGES = 512
 NEARLY = 1.05
 """Divergences that differ by less than this factor are equal: then more channels go, which keep all of the speed."""
 
-ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
-"""What a method that takes out channels is asked for: here the budget's."""
-
 LET_OUT = 12
 """Budgets between one that cannot be met and the whole network, to find the closest."""
 
@@ -69,219 +65,216 @@ ALIKE = 1.1
 """Budgets that differ by no more than this factor are served by the same share."""
 
 
-@dataclass(frozen=True)
-class _Narrow:
+@dataclass(frozen=True, eq=False)
+class _Narrowed:
     """A network after channels went: the step, and what its ranks are chosen from."""
 
     step: Step
     kept: tuple[Kept, ...]
-    stats: Statistics
-    choices: tuple[Choice, ...]
+    ranks: RankPlanner
 
 
-class Mixer:
-    """Plans of a model with channels and low rank.
+@dataclass(frozen=True, eq=False)
+class JointPlanner:
+    """Plans with fewer channels and low rank.
 
-    Args:
-        base: the model.
-        stats: of it, with its traced network.
-        choices: what can be done to its layers where no channels go.
-        data: calibration batches, or None.
-        slim: the methods that take out channels; the first is used.
-        lossy: the others.
+    Attributes:
+        ranks: plans by low rank alone, with the model, its statistics and its data.
+        method: takes out channels.
+        low_rank: the methods that may follow.
         align: every rank is a multiple of it.
-        timed: whether there are limits of "latency": `pace` has to be set then, and `off` should be, the measured
-            over the predicted time of each of the `drafts`.
+        latency_correction: measured over predicted time of the shapes at some shares.
     """
 
-    def __init__(  # noqa: PLR0913, PLR0917 - a workshop in all its parts
-        self,
-        base: nn.Module,
-        stats: Statistics,
-        choices: Sequence[Choice],
-        data: Batches | None,
-        slim: Sequence[Method],
-        lossy: Sequence[Method],
-        align: int,
-        *,
-        timed: bool = False,
-    ) -> None:
-        """See the class."""
-        self.base, self.stats, self.choices, self.data = base, stats, tuple(choices), data
-        if len(slim) > 1:
-            raise CallError(f"One method can take out channels, not {len(slim)}: give {slim[0].name} once.")
-        self.method, self.lossy, self.align, self.timed = slim[0], tuple(lossy), align, timed
-        self.pace: Pace | None = None
-        self.off: dict[float, float] = {}
-        self.fit, held = _divided(stats.network.example, data)
-        self.judge = None if held is None else Judge(stats.network.example, base, held, stats.kinds)
-        self.found: list[tuple[float, float]] = []
-        self.left: set[str] = set()
-        self.noted: Noted | None = None
-        self.narrow: dict[tuple[float, int, bool], _Narrow | None] = {}
+    ranks: RankPlanner
+    method: Method
+    low_rank: tuple[Method, ...]
+    align: int
+    latency_correction: Mapping[float, float] = field(default_factory=dict)
+    joint: ClassVar[bool] = True
+    _shares: dict[float, float] = field(default_factory=dict, repr=False)
+    """Tightness of limits -> the share that was found for them."""
+    _narrowed: dict[tuple[float, int, bool], _Narrowed | None] = field(default_factory=dict, repr=False)
 
-    def within(self, limits: Mapping[str, float]) -> Built | None:
+    @property
+    def stats(self) -> Statistics:
+        """Of the model that plans are carried out on."""
+        return self.ranks.stats
+
+    @property
+    def movable(self) -> Cost:
+        """Cost of what can become smaller: any layer may be narrower."""
+        return self.stats.network.cost
+
+    @cached_property
+    def _samples(self) -> tuple[Batches | None, list[Any] | None]:
+        """Batches to refit on while plans are compared, and inputs to judge with."""
+        return _divided(self.stats.network.example, self.ranks.data)
+
+    @cached_property
+    def _judge(self) -> Judge | None:
+        held = self._samples[1]
+        return None if held is None else Judge(self.stats.network.example, self.ranks.base, held, self.stats.kinds)
+
+    def best_within(self, limits: Limits) -> Built | None:
         """The model and plan with the least divergence among those within `limits`; None where there is none."""
-        tight = self._tightness(limits)
-        share = next((t for t, known in self.found if max(tight / known, known / tight) <= ALIKE), None)
+        tightness = self._tightness(limits)
+        share = next(
+            (t for known, t in self._shares.items() if max(tightness / known, known / tightness) <= ALIKE), None
+        )
         if share is None:
-            share = self._searched(limits)
+            share = self._best_share(limits)
             if share is None:
                 return None
-            self.found.append((share, tight))
-        return self._built(share, limits, self.data)
+            self._shares[tightness] = share
+        return self._built(share, limits, self.ranks.data)
 
-    def drafts(self, limits: Mapping[str, float]) -> Iterator[tuple[float, nn.Module]]:
-        """The first shares, with models within `limits`: of the shapes they would have, and nothing recovered."""
-        self.narrow.clear()
-        for share in FIRST if self.lossy else FIRST[-1:]:
-            built = self._built(share, limits, self.fit, recovered=False)
-            if built is not None:
-                yield share, built[0]
-        self.narrow.clear()
-
-    def ways(self, limits: Mapping[str, float]) -> Iterator[Built]:
+    def alternatives(self, limits: Limits) -> Iterator[Built]:
         """Models within `limits` where channels save none, half or all of the way."""
-        for share in FIRST if self.lossy else FIRST[-1:]:
-            built = self._built(share, limits, self.data)
+        for share in FIRST_SHARES if self.low_rank else FIRST_SHARES[-1:]:
+            built = self._built(share, limits, self.ranks.data)
             if built is not None and self._holds(built[0], limits):
                 yield built
 
-    def _aims(self, share: float, limits: Mapping[str, float]) -> Mapping[str, float]:
-        """Limits for a share, with regard to how far off the times of its neighbours were predicted."""
-        if "latency" not in limits or not self.off:
-            return limits
-        known = sorted(self.off)
-        off = float(np.interp(share, known, [self.off[t] for t in known]))
-        return {**limits, "latency": limits["latency"] / off}
+    def shape_candidates(self, limits: Limits) -> Iterator[tuple[float, nn.Module]]:
+        """The first shares, with models within `limits`: of the shapes they would have, and nothing recovered."""
+        for share in FIRST_SHARES if self.low_rank else FIRST_SHARES[-1:]:
+            plan = self._plan(share, self._aims(share, limits), self._samples[0])
+            if plan is not None:
+                yield share, apply_plan(self.ranks.base, plan, self.stats)[0]
 
-    def least(self, limits: Mapping[str, float]) -> dict[str, float]:
+    def least(self, limits: Limits) -> dict[str, float]:
+        """What plans cost at least by the keys of `limits`: of ranks or channels alone, what comes closest to them."""
+        ways = (self.ranks.least(limits), self._least_channels(limits))
+        return min(ways, key=lambda way: max(way[key] / max(limit, 1e-9) for key, limit in limits.items()))
+
+    def _least_channels(self, limits: Limits) -> dict[str, float]:
         """What channels alone cost at least on the way to limits that cannot be met: let out until they can."""
         aims = dict(limits)
         for step in range(LET_OUT + 1):
             let = step / LET_OUT
-            aims = {key: limit ** (1 - let) * self._whole(key) ** let for key, limit in limits.items()}
-            if self._narrowed(1.0, aims, None) is not None:
+            aims = {key: limit ** (1 - let) * self.ranks.whole(key) ** let for key, limit in limits.items()}
+            if self._narrow(1.0, aims, None) is not None:
                 break
         return aims
 
-    def leave(self, reasons: Mapping[str, str]) -> None:
-        """Leave layers alone of which a rewrite failed, for these reasons."""
-        self.left |= set(reasons)
-        self.stats = replace(self.stats, network=self.stats.network.skipping(reasons))
-        self.choices = self._possible(self.choices)
-        self.narrow.clear()
+    def without(self, reasons: Mapping[str, str]) -> JointPlanner:
+        """The same with some layers left alone, for these reasons."""
+        return replace(self, ranks=self.ranks.without(reasons), _narrowed={})
 
-    def _possible(self, choices: Iterable[Choice]) -> tuple[Choice, ...]:
-        return tuple(choice for choice in choices if not set(choice.group.names) & self.left)
-
-    def _tightness(self, limits: Mapping[str, float]) -> float:
+    def _tightness(self, limits: Limits) -> float:
         """How many times less the tightest limit allows than the original costs."""
-        return max([1.0, *(self._whole(key) / max(limit, 1e-9) for key, limit in limits.items())])
+        return max([1.0, *(self.ranks.whole(key) / max(limit, 1e-9) for key, limit in limits.items())])
 
-    def _whole(self, key: str) -> float:
-        """What the original costs."""
-        return amount(self.stats.network, key, self.pace)
+    def _aims(self, share: float, limits: Limits) -> Limits:
+        """Limits for a share, with regard to how far off the times of its neighbours were predicted."""
+        if "latency" not in limits or not self.latency_correction:
+            return limits
+        shares = sorted(self.latency_correction)
+        factor = float(np.interp(share, shares, [self.latency_correction[t] for t in shares]))
+        return {**limits, "latency": limits["latency"] / factor}
 
-    def _searched(self, limits: Mapping[str, float]) -> float | None:
+    def _best_share(self, limits: Limits) -> float | None:
         """The share of the way that channels should save."""
-        if not self.lossy:
+        if not self.low_rank:
             return 1.0
-        if self.judge is None:  # nothing to measure with: half each
+        if self._judge is None:  # nothing to measure with: half each
             return next((t for t in (0.5, 1.0, 0.0) if self._built(t, limits, None) is not None), None)
+        fit = self._samples[0]
+        targets = None if fit is None else Noted(fit, self.stats.network)  # as large as some activations
         losses: dict[float, float] = {}
-        self.noted = None if self.fit is None else Noted(self.fit, self.stats.network)
-        with stage("mixing channels and ranks", total=ROUNDS) as bar:
-            for share in FIRST:
-                losses[share] = self._loss(share, limits)
+        with stage("mixing channels and ranks", total=SHARES_TRIED) as bar:
+            while len(losses) < SHARES_TRIED:
+                share = FIRST_SHARES[len(losses)] if len(losses) < len(FIRST_SHARES) else _next(losses)
+                losses[share] = self._loss(share, limits, targets)
                 bar()
-            while len(losses) < ROUNDS:
-                share = _next(losses)
-                losses[share] = self._loss(share, limits)
-                bar()
-        self.noted = None  # as large as some activations
-        least = min(losses.values())
-        if least == NOT_COMPARABLE:  # outputs of lengths that depend on values: half each
-            return next(t for t in (0.5, 1.0, 0.0) if losses[t] == least)
-        return max(t for t, loss in losses.items() if loss <= least * NEARLY) if math.isfinite(least) else None
+        lowest = min(losses.values())
+        if lowest == NOT_COMPARABLE:  # outputs of lengths that depend on values: half each
+            return next(t for t in (0.5, 1.0, 0.0) if losses[t] == lowest)
+        return max(t for t, loss in losses.items() if loss <= lowest * NEARLY) if math.isfinite(lowest) else None
 
-    def _loss(self, share: float, limits: Mapping[str, float]) -> float:
+    def _loss(self, share: float, limits: Limits, targets: Noted | None) -> float:
         """Divergence on held-out samples; infinite where there is no such plan."""
-        built = self._built(share, limits, self.fit)
-        if built is None or self.judge is None or not self._holds(built[0], limits):
+        built = self._built(share, limits, targets)
+        if built is None or self._judge is None or not self._holds(built[0], limits):
             return math.inf
-        return min(self.judge.divergence(built[0]), NOT_COMPARABLE)
+        return min(self._judge.divergence(built[0]), NOT_COMPARABLE)
 
-    def _holds(self, model: nn.Module, limits: Mapping[str, float]) -> bool:
+    def _holds(self, model: nn.Module, limits: Limits) -> bool:
         """Whether a plan is as small as it was to be: what was rolled back makes it larger, and diverges by nothing."""
         counted = [key for key in limits if key != "latency"]
         cost = count(shallow(model), self.stats.network.example)
         slack = 2 * HEADER_BYTES * len(self.stats.network.layers)
         return all(getattr(cost, key) <= limits[key] + (slack if key == "bytes" else 0) for key in counted)
 
-    def _built(
-        self, share: float, limits: Mapping[str, float], data: Batches | None, *, recovered: bool = True
-    ) -> Built | None:
-        net, limits = self.stats.network, self._aims(share, limits)
-        given = self._noted(data) if recovered else None
-        if share == 0 or all(limit >= self._whole(key) for key, limit in limits.items()):
-            picks = solve(net, self.choices, limits, self.pace)
-            if picks is None:
-                return None
-            plan = describe(net, self.stats, self.choices, picks)
-            return apply_plan(self.base, plan, self.stats, given)
-        whole = data is self.data
-        key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE)), whole
-        if key not in self.narrow or share == 1:
-            self.narrow[key] = self._narrowed(share, limits, data)
-        narrow = self.narrow[key]
-        if narrow is None:
+    def _built(self, share: float, limits: Limits, data: Batches | Noted | None) -> Built | None:
+        """The model at a share, refitted on `data`."""
+        plan = self._plan(share, self._aims(share, limits), data)
+        return None if plan is None else apply_plan(self.ranks.base, plan, self.stats, data)
+
+    def _plan(self, share: float, limits: Limits, data: Batches | Noted | None) -> Plan | None:
+        """The plan within `limits` of which channels save a share of the way; `data` refit the narrower network."""
+        if share == 0 or all(limit >= self.ranks.whole(key) for key, limit in limits.items()):
+            return self.ranks.plan_within(limits)
+        narrowed = self._narrowed_at(share, limits, data)
+        if narrowed is None:
             return None
-        inner = narrow.stats.network
-        picks = [0] * len(narrow.choices) if share == 1 else solve(inner, narrow.choices, limits, self.pace)
-        if picks is None:
+        net, inner = self.stats.network, narrowed.ranks.network
+        ranks = narrowed.ranks
+        rest = describe(inner, ranks.stats, (), ()) if share == 1 else ranks.plan_within(limits)
+        if rest is None:
             return None
-        rest = describe(inner, narrow.stats, narrow.choices, picks)
-        told = {kept.layer for kept in narrow.kept}  # carrying the step out tells them again
+        told = {kept.layer for kept in narrowed.kept}  # carrying the step out tells them again
         kept = tuple(k for k in rest.kept if k.layer not in told and inner[k.layer] == net[k.layer])
-        plan = replace(rest, steps=(narrow.step, *rest.steps), kept=kept, before=net.cost)
-        return apply_plan(self.base, plan, self.stats, given)
+        return replace(rest, steps=(narrowed.step, *rest.steps), kept=kept, before=net.cost)
 
-    def _noted(self, data: Batches | None) -> Batches | Noted | None:
-        """Batches, with what the original gives on those that all plans are refitted on while they are compared."""
-        return self.noted if self.noted is not None and data is self.fit else data
+    def _narrowed_at(self, share: float, limits: Limits, data: Batches | Noted | None) -> _Narrowed | None:
+        """The narrower network; limits that are nearly the same share one, but where channels alone decide."""
+        if share == 1:
+            return self._narrow(share, limits, data)
+        key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE)), data is self.ranks.data
+        if key not in self._narrowed:
+            self._narrowed[key] = self._narrow(share, limits, data)
+        return self._narrowed[key]
 
-    def _narrowed(self, share: float, limits: Mapping[str, float], data: Batches | None) -> _Narrow | None:
+    def _narrow(self, share: float, limits: Limits, data: Batches | Noted | None) -> _Narrowed | None:
         """The network from which channels went until it costs f^share; None where these cannot go so far."""
         net = self.stats.network
-        layers = tuple(layer for layer in net.layers if self.method.refuses(Group((layer,))) is None)
-        group = Group(layers)
-        asked = {key: self._kept_share(group, key, limit, share) for key, limit in limits.items()}
-        if any(value <= 0 for value in asked.values()):
+        step = self._channel_step(share, limits)
+        if step is None:
             return None
-        keys: dict[str, Any] = {("params" if key == "bytes" else key): min(1.0, value) for key, value in asked.items()}
-        if "latency" in keys and self.pace is not None:
-            keys["rates"] = [*self.pace.rates, float(self.pace.lanes)]
-        step = Step(group.names, self.method.name, {**settings(self.method), **dict.fromkeys(ASKED), **keys}, group)
         try:
-            given = None if share == 1 else self._noted(data)
-            small, done = apply_plan(self.base, Plan((step,)), self.stats, given)
+            small, done = apply_plan(self.ranks.base, Plan((step,)), self.stats, None if share == 1 else data)
         except CallError:
             return None  # no widths meet it
         if not done.steps:
             return None
-        told = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
-        inner = trace(small, net.example)
-        stats = self.stats if share == 1 else observe(inner, small, data)
-        choices = () if share == 1 else self._possible(survey(inner, stats, self.lossy, self.align, timed=self.timed))
-        return _Narrow(told, done.kept, replace(stats, network=inner), choices)
+        step = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
+        inner = trace(small, net.example).skipping(self.ranks.left_alone)
+        batches = data.data if isinstance(data, Noted) else data
+        stats = replace(self.stats, network=inner) if share == 1 else observe(inner, small, batches)
+        timed = self.ranks.latency_model is not None
+        choices = () if share == 1 else survey(inner, stats, self.low_rank, self.align, timed=timed)
+        ranks = RankPlanner(small, stats, tuple(choices), self.ranks.data, self.ranks.latency_model)
+        return _Narrowed(step, done.kept, ranks)
+
+    def _channel_step(self, share: float, limits: Limits) -> Step | None:
+        """The step with which channels save their share of the way; None where all of them together cannot."""
+        group = narrowing_step(self.stats.network, self.method).group or Group(())
+        asked = {key: self._kept_share(group, key, limit, share) for key, limit in limits.items()}
+        if any(value <= 0 for value in asked.values()):
+            return None
+        keys: dict[str, Setting] = {("params" if key == "bytes" else key): min(1.0, v) for key, v in asked.items()}
+        if "latency" in keys and self.ranks.latency_model is not None:
+            keys["rates"] = [*self.ranks.latency_model.rates, float(self.ranks.latency_model.lanes)]
+        return narrowing_step(self.stats.network, self.method, **keys)
 
     def _kept_share(self, group: Group, key: str, limit: float, share: float) -> float:
         """What is left of the layers' cost when the network's falls to the power `share` of its fraction."""
-        total = self._whole(key)
+        total = self.ranks.whole(key)
         target: float = total * min(1.0, limit / total) ** share
-        if key == "latency" and self.pace is not None:
-            mine = sum(self.pace.of(layer_ops(layer)) for layer in group.layers)
+        if key == "latency" and self.ranks.latency_model is not None:
+            mine = sum(self.ranks.latency_model.of(layer_ops(layer)) for layer in group.layers)
         elif key == "bytes":
             mine = group.cost.params * total / max(self.stats.network.cost.params, 1)
         else:

@@ -13,14 +13,13 @@ from torch import nn
 
 from taut.core.progress import stage
 from taut.errors import CallError, ModelError
-from taut.measure import Pace, Stopwatch
-from taut.measure.latency_model import Ops, model_ops
-from taut.methods import settings
+from taut.measure import LatencyMeter, LatencyModel
+from taut.measure.latency_model import LayerOps, model_ops
 from taut.planning.application import apply_plan
-from taut.planning.plan import Choice, describe
-from taut.search.joint import ASKED
+from taut.planning.candidates import Choice
+from taut.planning.plan import describe, narrowing_step
 from taut.structure.statistics import Statistics
-from taut.types import Group, Method, Plan, Step
+from taut.types import Method, Plan
 
 NARROW = ((0.6, True), (0.5, False), (0.3, True), (0.2, False), (0.12, True), (0.04, True))
 """Shares of the MACs that variants with fewer channels keep, and whether every group loses the same share.
@@ -40,69 +39,70 @@ COUNTS = 3
 """How many times a plan counts that the rates led to: there they have to be right."""
 
 
-def find_pace(
+def fit_latency_model(
     base: nn.Module,
-    stats: Statistics,
-    choices: Sequence[Choice],
-    slim: Sequence[Method],
-    watch: Stopwatch,
-    drafts: Callable[[Pace], Iterable[tuple[float, nn.Module]]],
-) -> tuple[Pace, dict[float, float]]:
+    variants: Iterable[nn.Module],
+    meter: LatencyMeter,
+    candidates: Callable[[LatencyModel], Iterable[tuple[float, nn.Module]]],
+) -> tuple[LatencyModel, dict[float, float]]:
     """Rates fitted to variants of a model, each timed in turns with the original.
 
     A plan that is made for its predicted time seeks out where the prediction is too low. So plans are timed as well.
 
     Args:
         base: the model.
-        stats: of it.
-        choices: what can be done to its layers.
-        slim: methods that take out channels; the first is used.
-        watch: the original in its fastest runtime.
-        drafts: models that the budget leads to at some pace, with a number for each.
+        variants: of it (`shape_variants`).
+        meter: the original in its fastest runtime.
+        candidates: models that the budget leads to under a latency model, with a number for each.
 
     Returns:
-        Beside it the measured over the predicted time of the last drafts, by their numbers.
+        Beside it the measured over the predicted time of the last candidates, by their numbers.
     """
-    example = stats.network.example
-    ops, shares = [model_ops(base, example)], [watch.share(base)]
+    example = meter.example
+    ops, times = [model_ops(base, example)], [meter.relative_time(base)]
     with stage("timing variants") as bar:
-        for model in variants(base, stats, choices, slim):
-            if (share := _share(watch, model)) is not None:
+        for model in variants:
+            if (time := _time(meter, model)) is not None:
                 ops.append(model_ops(model, example))
-                shares.append(share)
+                times.append(time)
             bar()
-        pace = Pace.fit(ops, shares, watch.runtime.name)
+        fitted = LatencyModel.fit(ops, times, meter.runtime.name)
         for _ in range(ROUNDS):
-            found: dict[float, tuple[Ops, float]] = {}
-            for number, model in drafts(pace):
-                if (share := _share(watch, model)) is not None:
-                    found[number] = model_ops(model, example), share
-                    ops += [found[number][0]] * COUNTS
-                    shares += [share] * COUNTS
+            timed: dict[float, tuple[LayerOps, float]] = {}
+            for number, model in candidates(fitted):
+                if (time := _time(meter, model)) is not None:
+                    timed[number] = model_ops(model, example), time
+                    ops += [timed[number][0]] * COUNTS
+                    times += [time] * COUNTS
                 bar()
-            pace = Pace.fit(ops, shares, watch.runtime.name)
-    return pace, {number: share / (pace.rest + pace.of(each)) for number, (each, share) in found.items()}
+            fitted = LatencyModel.fit(ops, times, meter.runtime.name)
+    return fitted, {number: time / (fitted.rest + fitted.of(each)) for number, (each, time) in timed.items()}
 
 
-def _share(watch: Stopwatch, model: nn.Module) -> float | None:
+def _time(meter: LatencyMeter, model: nn.Module) -> float | None:
     """What a variant takes; None where the runtime cannot run this one, which nobody asked for."""
     try:
-        return watch.share(model)
+        return meter.relative_time(model)
     except ModelError:
         return None
 
 
-def variants(
-    base: nn.Module, stats: Statistics, choices: Sequence[Choice], slim: Sequence[Method]
+def shape_variants(
+    base: nn.Module, stats: Statistics, choices: Sequence[Choice], narrowing: Method | None
 ) -> Iterator[nn.Module]:
-    """Models with fewer channels, and with random ranks: as the weights give them, for nobody looks at outputs."""
+    """Models with fewer channels, and with random ranks: as the weights give them, for nobody looks at outputs.
+
+    Args:
+        base: the model.
+        stats: of it.
+        choices: what can be done to its layers.
+        narrowing: the method that takes out channels, if any.
+    """
     net = stats.network
-    for macs, even in NARROW if slim else ():
-        method = slim[0]
-        layers = tuple(layer for layer in net.layers if method.refuses(Group((layer,))) is None)
-        group = Group(layers)
-        asked = {**dict.fromkeys(ASKED), "macs": macs, "even": even}
-        step = Step(group.names, method.name, {**settings(method), **asked}, group)
+    for macs, even in NARROW:
+        if narrowing is None:
+            break
+        step = narrowing_step(net, narrowing, macs=macs, even=even)
         try:
             yield apply_plan(base, Plan((step,)), stats)[0]
         except CallError:  # its channels cannot go so far

@@ -1,26 +1,31 @@
-"""Models within limits: what is counted is corrected, what is measured is searched for."""
+"""A budget met: plans are proposed, built and measured, and what is asked for is corrected by what was found."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol
 
 from torch import nn
 
+from taut.measure.accuracy import Score, measure
 from taut.planning.application import ROLLED_BACK
-from taut.planning.plan import amount
 from taut.search.nearest import explain, find_nearest
-from taut.search.session import Workshop
-from taut.types import Cost, Plan
+from taut.search.ranks import Built
+from taut.search.session import Session
+from taut.types import Budget, Plan
 
-Built = tuple[nn.Module, Plan]
+Evaluate = Callable[[nn.Module], Any]
 
-TRIES = 4
-"""Plans until the budget holds on the counted model; the second is only needed for file headers and roll-backs."""
+COUNTED_TRIES = 4
+"""Plans until a count holds on the built model; the second is only needed for file headers and roll-backs."""
 
 TIMED_TRIES = 7
 """Plans until a budget of time holds on the measured model."""
+
+JUDGED_TRIES = 6
+"""Plans of which the user's metric is asked."""
 
 SPARE = 0.95
 """Below this share of every limit a model may grow again, where the limit is one of time."""
@@ -28,68 +33,266 @@ SPARE = 0.95
 CLOSE = 0.98
 """Share of the allowed time that is aimed at: it is measured with noise."""
 
+LARGEST_RATIO = 32.0
+"""Of the ways on which a metric is followed down, the far end."""
 
-@dataclass
-class _Search:
-    """What was tried for some limits.
+
+@dataclass(frozen=True)
+class Evaluation:
+    """The user's metric, and what it says of the original."""
+
+    evaluate: Evaluate
+    original: Score
+
+    def score(self, model: nn.Module) -> Score:
+        """What it says of a model."""
+        return measure(self.evaluate, model)
+
+
+class Limit(Protocol):
+    """One key of a budget while a plan is searched for.
 
     Attributes:
-        best: the model that meets them and uses most of them.
-        low, high: aims of time between which the right one lies: known to be met, known to be missed.
+        key: of the budget. tries: plans that are worth it. predicted: whether plans are made on a guess of it.
     """
 
-    limits: Mapping[str, float]
-    best: Built | None = None
+    key: str
+    tries: int
+    predicted: bool
+
+    def aims(self, session: Session) -> dict[str, float]:
+        """What the planner is asked for."""
+
+    def holds(self, amount: float) -> bool:
+        """Whether so much is allowed."""
+
+    def use(self, amount: float) -> float:
+        """How much of what is allowed that is: among plans within all limits the one that uses most is best."""
+
+    def correct(self, amount: float | None) -> bool:
+        """Ask for something else, by what was found (None: no plan). Whether there is anything else to ask for."""
+
+
+@dataclass
+class CountedLimit:
+    """A ceiling on parameters, MACs or bytes: known of a plan before it is built, up to headers and roll-backs."""
+
+    key: str
+    limit: float
+    tries: int = COUNTED_TRIES
+    predicted: bool = False
+    aim: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Ask for the limit itself."""
+        self.aim = self.limit
+
+    def aims(self, session: Session) -> dict[str, float]:
+        """The limit, less what plans went over it."""
+        del session
+        return {self.key: self.aim}
+
+    def holds(self, amount: float) -> bool:
+        """Counts are exact."""
+        return amount <= self.limit
+
+    def use(self, amount: float) -> float:
+        """Its share."""
+        return amount / max(self.limit, 1e-9)
+
+    def correct(self, amount: float | None) -> bool:
+        """Ask for as much less as there was too much."""
+        if amount is None or self.holds(amount):
+            return False
+        self.aim = max(1.0, self.aim - 1.02 * (amount - self.limit))
+        return True
+
+
+@dataclass
+class LatencyLimit:
+    """A ceiling on the measured time as a share of the original's: predicted, then bracketed.
+
+    Attributes:
+        low, high: aims between which the right one lies: known to be met, known to be missed.
+    """
+
+    limit: float
+    key: str = "latency"
+    tries: int = TIMED_TRIES
+    predicted: bool = True
+    aim: float = field(init=False)
     low: float = 0.0
     high: float = 1.0
-    _uses: float = 0.0
 
-    def note(self, built: Built, found: Mapping[str, float], aim: float) -> bool:
-        """Keep a model if it is the best so far; whether it meets the limits."""
-        used = max(found[key] / max(limit, 1e-9) for key, limit in self.limits.items())
-        met = all(found[key] <= limit for key, limit in self.limits.items())
-        if met and used > self._uses:
-            self.best, self._uses = built, used
-        if met:
-            self.low = max(self.low, aim)
-        elif found.get("latency", 0.0) > self.limits.get("latency", 1.0):
-            self.high = min(self.high, aim)
-        return met
+    def __post_init__(self) -> None:
+        """Aim below the limit by the noise."""
+        self.aim = self.limit * CLOSE
 
-    def between(self, aim: float) -> float:
-        """The next aim of time: the one proposed, or where that is known to be wrong the middle of what is left."""
-        if self.low < aim < self.high:
-            return aim
-        return math.sqrt(max(self.low, self.high / 4) * self.high)
+    def aims(self, session: Session) -> dict[str, float]:
+        """What the latency model is to predict."""
+        del session
+        return {self.key: self.aim}
+
+    def holds(self, amount: float) -> bool:
+        """As it was measured."""
+        return amount <= self.limit
+
+    def use(self, amount: float) -> float:
+        """Its share."""
+        return amount / max(self.limit, 1e-9)
+
+    def correct(self, amount: float | None) -> bool:
+        """In proportion, or where that is known to be wrong to the middle of what is left."""
+        if amount is None:
+            return False
+        if self.holds(amount):
+            self.low = max(self.low, self.aim)
+        else:
+            self.high = min(self.high, self.aim)
+        aim = min(1.0, self.aim * self.limit / amount * CLOSE)
+        self.aim = aim if self.low < aim < self.high else math.sqrt(max(self.low, self.high / 4) * self.high)
+        return True
 
 
-def meet(shop: Workshop, limits: Mapping[str, float]) -> tuple[Built, str | None]:
-    """A model whose counted and measured cost is within `limits`; with the reason where the closest one is not."""
-    if all(amount(shop.network, key) <= limit for key, limit in limits.items()):
-        return shop.unchanged(), None
-    aims = {key: limit * CLOSE if key == "latency" else limit for key, limit in limits.items()}
-    search = _Search(limits)
-    for _ in range(TIMED_TRIES if "latency" in limits else TRIES):
-        built = shop.within(aims)
-        if built is None:
-            break
-        failed = _rolled_back(built[1])
-        shop = shop.without(failed) if failed else shop
-        found = shop.amounts(built[0], limits)
-        if search.note(built, found, aims.get("latency", 0.0)) and not _spares(found, limits):
-            break
-        if failed:
-            continue  # the same aims, by other layers
-        aims = {key: _aim(key, aims[key], found[key], limit) for key, limit in limits.items()}
-        if "latency" in aims:
-            aims["latency"] = search.between(aims["latency"])
-    if search.best is not None:
-        return search.best, None
-    nearest = find_nearest(shop, limits)
-    found = shop.amounts(nearest.model, limits)
-    if search.note((nearest.model, nearest.plan), found, 0.0) and search.best is not None:
+@dataclass
+class DropLimit:
+    """A floor under the user's metric, alone: the smallest plan above it, by bisection of the logarithm of the ratio.
+
+    Attributes:
+        floor: of the metric.
+        low, high: how many times smaller the compressible part is: known to hold, known to fall below.
+    """
+
+    floor: float
+    key: str = "drop"
+    tries: int = JUDGED_TRIES
+    predicted: bool = True
+    low: float = 1.0
+    high: float = LARGEST_RATIO
+    ratio: float = 4.0
+
+    def aims(self, session: Session) -> dict[str, float]:
+        """Limits of the ratio that is tried."""
+        return limits_at_ratio(session, self.ratio)
+
+    def holds(self, amount: float) -> bool:
+        """`amount` is the metric's value."""
+        return amount >= self.floor
+
+    def use(self, amount: float) -> float:
+        """The smallest is best."""
+        del amount
+        return self.ratio
+
+    def correct(self, amount: float | None) -> bool:
+        """The middle of what is left."""
+        if amount is not None and self.holds(amount):
+            self.low = self.ratio
+        else:
+            self.high = self.ratio
+        self.ratio = math.sqrt(self.low * self.high)
+        return True
+
+
+class BudgetSearch:
+    """The one search for plans: propose for the aims of all limits, build, measure, correct the aims, keep the best.
+
+    Args:
+        session: the model and what plans are made from.
+        limits: the keys of the budget.
+        evaluation: needed for a `DropLimit`.
+    """
+
+    def __init__(self, session: Session, limits: Iterable[Limit], evaluation: Evaluation | None = None) -> None:
+        """Nothing is tried yet."""
+        self.session, self.limits, self.evaluation = session, tuple(limits), evaluation
+        self.best: Built | None = None
+        self._use = 0.0
+
+    def run(self) -> Built | None:
+        """The best model within all limits; None where none was found."""
+        for _ in range(max(limit.tries for limit in self.limits)):
+            aims = {key: aim for limit in self.limits for key, aim in limit.aims(self.session).items()}
+            built = self.session.best_within(aims) if aims else None
+            amounts = {} if built is None else self.amounts(built[0])
+            failed = {} if built is None else _rolled_back(built[1])
+            held = built is not None and self.note(built, amounts)
+            if held and not self._spares(amounts):
+                break
+            if failed:
+                self.session = self.session.without(failed)
+            if failed and not held:
+                continue  # the same aims, by other layers
+            corrected = [limit.correct(amounts.get(limit.key)) for limit in self.limits]
+            if not any(corrected):
+                break
+        return self.best
+
+    def amounts(self, model: nn.Module) -> dict[str, float]:
+        """What a built model comes to by every key: counted, timed, judged."""
+        found = self.session.amounts(model, [limit.key for limit in self.limits if limit.key != "drop"])
+        if self.evaluation is not None:
+            found["drop"] = self.evaluation.score(model).value
+        return found
+
+    def note(self, built: Built, amounts: dict[str, float]) -> bool:
+        """Keep a model if it is the best so far; whether it is within all limits."""
+        if not all(limit.holds(amounts[limit.key]) for limit in self.limits):
+            return False
+        use = max(limit.use(amounts[limit.key]) for limit in self.limits)
+        if use > self._use:
+            self.best, self._use = built, use
+        return True
+
+    def _spares(self, amounts: dict[str, float]) -> bool:
+        """Whether plans are made on a guess, and much is left by every key: it may be spent."""
+        guessed = any(limit.predicted for limit in self.limits)
+        return guessed and all(limit.key == "drop" or limit.use(amounts[limit.key]) <= SPARE for limit in self.limits)
+
+
+def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None = None) -> tuple[Built, str | None]:
+    """The model with the least damage within a budget; of `drop` alone the smallest.
+
+    Args:
+        session: of the model.
+        budget: its keys all have to hold.
+        evaluation: for the key `drop`.
+
+    Returns:
+        Beside it, where it is not within the budget but the closest, why.
+    """
+    costs = budget.limits(session.network.cost)
+    if budget.drop is None or evaluation is None:
+        return _meet_costs(session, costs)
+    floor = evaluation.original.value - budget.drop
+    if not costs:
+        built = BudgetSearch(session, [DropLimit(floor)], evaluation).run()
+        return built or session.uncompressed(), None
+    built, problem = _meet_costs(session, costs)
+    score = evaluation.score(built[0])
+    if problem is None and score.value < floor:
+        problem = (
+            f"No plan meets the budget drop <= {budget.drop} together with the other keys: {score.name} falls from "
+            f"{evaluation.original.value:.4f} to {score.value:.4f}. Allow a larger drop, or a larger budget."
+        )
+    return built, problem
+
+
+def _meet_costs(session: Session, costs: dict[str, float]) -> tuple[Built, str | None]:
+    """The least damage within ceilings that are counted or timed; or the closest model, and why."""
+    if all(session.whole(key) <= limit for key, limit in costs.items()):
+        return session.uncompressed(), None
+    limits: list[Limit] = [
+        LatencyLimit(limit) if key == "latency" else CountedLimit(key, limit) for key, limit in costs.items()
+    ]
+    search = BudgetSearch(session, limits)
+    built = search.run()
+    if built is not None:
+        return built, None
+    nearest = find_nearest(search.session, costs)
+    if search.note((nearest.model, nearest.plan), search.amounts(nearest.model)) and search.best is not None:
         return search.best, None  # what the search for plans passed over
-    return (nearest.model, nearest.plan), explain(shop, limits, nearest)
+    return (nearest.model, nearest.plan), explain(search.session, costs, nearest)
 
 
 def _rolled_back(plan: Plan) -> dict[str, str]:
@@ -97,52 +300,20 @@ def _rolled_back(plan: Plan) -> dict[str, str]:
     return {kept.layer: kept.reason for kept in plan.kept if kept.reason.startswith(ROLLED_BACK)}
 
 
-def _spares(found: Mapping[str, float], limits: Mapping[str, float]) -> bool:
-    """Whether the time is all that binds, and much of it is left: it was predicted, and may be spent."""
-    tight = any(found[key] > SPARE * limit for key, limit in limits.items())
-    return "latency" in limits and not tight
-
-
-def _aim(key: str, aim: float, found: float, limit: float) -> float:
-    """What to ask for next time, so that what is found is within the limit."""
-    if key == "latency":
-        return min(1.0, aim * limit / found * CLOSE)
-    return max(1.0, aim - 1.02 * max(0.0, found - limit))
-
-
-def path_limits(shop: Workshop, ratio: float) -> dict[str, float]:
+def limits_at_ratio(session: Session, ratio: float) -> dict[str, float]:
     """Ceilings on params and MACs that make the compressible part of the network `ratio` times smaller."""
-    cost = shop.stats.network.cost
-    movable = cost if shop.mixer else sum((choice.options[0].cost for choice in shop.choices), Cost())
+    cost, movable = session.stats.network.cost, session.planner.movable
     keys = [key for key in ("params", "macs") if getattr(movable, key)]
     return {key: getattr(cost, key) - getattr(movable, key) * (1 - 1 / ratio) for key in keys}
 
 
-def along_path(shop: Workshop, ratio: float, caps: Mapping[str, float] | None = None) -> tuple[nn.Module, Plan] | None:
-    """The model `ratio` times smaller on the path that `explore` shows and `Budget(drop=...)` searches.
-
-    Args:
-        shop: the model.
-        ratio: of the compressible part.
-        caps: further absolute ceilings.
+def model_at_ratio(session: Session, ratio: float) -> Built | None:
+    """The model whose compressible part is `ratio` times smaller, on the path that `explore` shows.
 
     Returns:
         None where no plan is that small.
     """
-    if ratio <= 1 and not caps:
-        return shop.unchanged()
-    limits = path_limits(shop, ratio)
-    if not limits and not caps:
-        return None
-    for key, cap in (caps or {}).items():
-        limits[key] = min(limits.get(key, cap), cap)
-    for _ in range(TRIES):
-        built = shop.within(limits)
-        if built is None:
-            return None
-        found = shop.amounts(built[0], caps or {})
-        over = {key for key, cap in (caps or {}).items() if found[key] > cap}
-        if not over:
-            return built
-        limits |= {key: _aim(key, limits[key], found[key], (caps or {})[key]) for key in over}
-    return None
+    if ratio <= 1:
+        return session.uncompressed()
+    limits = limits_at_ratio(session, ratio)
+    return session.best_within(limits) if limits else None

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from torch import nn
 
 from taut.core.text import count
-from taut.search.session import Workshop
+from taut.search.session import Session
 from taut.types import Layer, Plan
 
 STEP = 0.05
@@ -57,22 +57,22 @@ class Nearest:
     agreement: float
 
 
-def find_nearest(shop: Workshop, limits: Mapping[str, float]) -> Nearest:
+def find_nearest(session: Session, limits: Mapping[str, float]) -> Nearest:
     """The closest network to limits that cannot be met."""
-    least, whole = shop.least(limits), {key: shop.whole(key) for key in limits}
+    least, whole = session.planner.least(limits), {key: session.whole(key) for key in limits}
     missed = [key for key in limits if least[key] > limits[key]]
     best: Nearest | None = None
-    for aims in _below(limits, least, missed) if shop.mixer is not None else ():
-        best = _better(best, _at(shop, aims))
+    for aims in _below(limits, least, missed) if session.planner.joint else ():
+        best = _better(best, _at(session, aims))
     larger, step = 0.0, STEP
     while any(least[key] + larger * whole[key] < whole[key] for key in missed):
-        here = _at(shop, {**limits, **{key: least[key] + larger * whole[key] for key in missed}})
+        here = _at(session, {**limits, **{key: least[key] + larger * whole[key] for key in missed}})
         if best is not None and here is not None and _settled(best, here):
             return best
         best = _better(best, here)
         step = STEP if best is not None and best.agreement >= WORKS else 2 * step
         larger += step
-    whole_network = Nearest(*shop.unchanged(met=False), 1.0)
+    whole_network = Nearest(*session.uncompressed(met=False), 1.0)
     held = any(limits[key] < whole[key] for key in limits if key not in missed)
     if best is not None and (_settled(best, whole_network) or (held and best.agreement >= WORKS)):
         return best
@@ -91,12 +91,12 @@ def _better(one: Nearest | None, other: Nearest | None) -> Nearest | None:
     return other if other.agreement > one.agreement else one
 
 
-def _at(shop: Workshop, aims: Mapping[str, float]) -> Nearest | None:
+def _at(session: Session, aims: Mapping[str, float]) -> Nearest | None:
     """The network within some limits that gives most of the original's answers, of all ways to get there."""
     best: Nearest | None = None
-    for model, plan in shop.ways(aims):
+    for model, plan in session.alternatives(aims):
         if plan.steps:
-            best = _better(best, Nearest(model, plan, shop.judge.agreement(model)))
+            best = _better(best, Nearest(model, plan, session.judge.agreement(model)))
     return best
 
 
@@ -108,13 +108,13 @@ def _below(
         yield {**limits, **{key: limits[key] ** (1 - part) * least[key] ** part for key in missed}}
 
 
-def explain(shop: Workshop, limits: Mapping[str, float], nearest: Nearest) -> str:
+def explain(session: Session, limits: Mapping[str, float], nearest: Nearest) -> str:
     """Why the limits cannot be met, what was reached instead and how, and what stands in the way."""
-    amounts = shop.amounts(nearest.model, limits)
+    amounts = session.amounts(nearest.model, limits)
     asked = " and ".join(f"{key} <= {_amount(key, limit)}" for key, limit in limits.items())
-    reached = ", ".join(f"{key} {_amount(key, amounts[key])} of {_amount(key, shop.whole(key))}" for key in limits)
+    reached = ", ".join(f"{key} {_amount(key, amounts[key])} of {_amount(key, session.whole(key))}" for key in limits)
     ways = sorted({step.method for step in nearest.plan.steps})
-    runtime = "" if shop.watch is None else f", measured in {shop.watch.runtime.name}"
+    runtime = "" if session.meter is None else f", measured in {session.meter.runtime.name}"
     if ways:
         closest = (
             f"The closest that still works reaches {reached}{runtime}; it gives {nearest.agreement:.1%} of the "
@@ -123,19 +123,19 @@ def explain(shop: Workshop, limits: Mapping[str, float], nearest: Nearest) -> st
     else:
         closest = f"No network near it works, so the closest is the original: {reached}{runtime}."
     key = max(limits, key=lambda key: amounts[key] / max(limits[key], 1e-9))
-    return f"No plan meets the budget {asked}. {closest} {_blocking(shop, key)}"
+    return f"No plan meets the budget {asked}. {closest} {_blocking(session, key)}"
 
 
 def _amount(key: str, value: float) -> str:
     return f"{value:.3g}" if key == "latency" else count(round(value))
 
 
-def _blocking(shop: Workshop, key: str) -> str:
+def _blocking(session: Session, key: str) -> str:
     """The kinds of layers that are left alone, with their share of the cost."""
     field, words = ("macs", "MACs") if key in {"macs", "latency"} else ("params", "parameters")
-    whole = max(float(getattr(shop.network.cost, field)), 1.0)
+    whole = max(float(getattr(session.network.cost, field)), 1.0)
     groups: dict[tuple[str, str], list[Layer]] = defaultdict(list)
-    for layer in shop.network.layers:
+    for layer in session.network.layers:
         if layer.skip is not None and getattr(layer, field):
             groups[layer.kind, layer.skip.replace(f"'{layer.name}'", "it")].append(layer)
     shares = {kind: sum(getattr(layer, field) for layer in layers) / whole for kind, layers in groups.items()}
@@ -147,7 +147,7 @@ def _blocking(shop: Workshop, key: str) -> str:
     ]
     if parts:
         return f"Left alone are {'; '.join(parts)}."
-    return "Ask for less." if shop.mixer is not None else "Ask for less, or add methods such as channels."
+    return "Ask for less." if session.planner.joint else "Ask for less, or add methods such as channels."
 
 
 def _names(layers: Sequence[Layer]) -> str:

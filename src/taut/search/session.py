@@ -1,4 +1,4 @@
-"""A model with all that plans are made from: many can be cut from one workshop."""
+"""A model with all that plans are made from, complete when it is opened: many plans can be cut from one session."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ from typing import Any
 from torch import nn
 
 from taut.core.data import collect
+from taut.core.example import Example
 from taut.errors import CallError
-from taut.measure import Pace, Stopwatch
+from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.planning.application import apply_plan
+from taut.planning.candidates import survey
 from taut.planning.damage_measurement import sensitivity as measure_damage
-from taut.planning.plan import Choice, describe, least, solve, survey
+from taut.planning.plan import describe
 from taut.recovery.judging import Judge
 from taut.recovery.samples import SAMPLES, refit_samples
-from taut.search.joint import JUDGES, Mixer
-from taut.search.latency import find_pace, variants
+from taut.search.joint import JUDGES, JointPlanner
+from taut.search.latency import fit_latency_model, shape_variants
+from taut.search.ranks import Batches, Built, Limits, RankPlanner
 from taut.structure.calling import read_example
 from taut.structure.fisher import float_outputs
 from taut.structure.observation import observe
@@ -32,27 +35,25 @@ from taut.training.finetuning import Finetune, carry_out
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 
 
-@dataclass(frozen=True)
-class Workshop:
-    """A model with everything that plans are made from; many plans can be cut from one.
+@dataclass(frozen=True, eq=False)
+class Session:
+    """A model with everything that plans are made from: traced, observed, decomposed and, for a budget of time, timed.
 
     Attributes:
-        original: the user's model. base: the same after exact steps (or itself).
-        exact: those steps. stats: of `base`, with every decomposition made so far. choices: what can be done.
-        data: calibration batches, read once. mixer: finds widths and ranks together, where channels may go, too.
-        pace: predicts times, for a budget of latency. watch: checks them.
+        original: the user's model. network: as it was traced.
+        base: the same after exact steps (or itself). exact: those steps.
+        planner: makes plans of the base.
+        data: calibration batches, read once.
+        meter: times what is built, for a budget of latency.
     """
 
     original: nn.Module
-    base: nn.Module
     network: Network
+    base: nn.Module
     exact: tuple[Step, ...]
-    stats: Statistics
-    choices: tuple[Choice, ...]
-    data: list[tuple[Any, Any]] | None
-    mixer: Mixer | None = None
-    pace: Pace | None = None
-    watch: Stopwatch | None = None
+    planner: RankPlanner | JointPlanner
+    data: Batches | None
+    meter: LatencyMeter | None = None
 
     @classmethod
     def open(  # noqa: PLR0913 - the settings of `taut.compress`
@@ -65,112 +66,98 @@ class Workshop:
         measured: bool = False,
         align: int = 1,
         latency: float | None = None,
-    ) -> Workshop:
-        """Trace, do what is exact, observe and decompose.
+    ) -> Session:
+        """Trace, do what is exact, observe, decompose, and learn what layers cost in time.
 
         Args:
             model: as in `taut.compress`.
             example: likewise.
             data: likewise.
             methods: likewise.
-            align: likewise.
             measured: whether measured damages take the place of predicted ones.
+            align: as in `taut.compress`.
             latency: share of the original's time that plans are to keep at most; None: nothing is timed.
+
+        Raises:
+            CallError: more than one method takes out channels.
         """
         chosen, model = choose(methods), bare(model)
         call = read_example(model, example)
         batches = None if data is None else collect(call, data, SAMPLES)
-        original = trace(model, call, batches)
-        base, net, exact = _exact(model, original, [m for m in chosen if m.exact])
-        stats = observe(net, base, batches)
-        slim = [m for m in chosen if isinstance(m, Slimming)]
-        lossy = [m for m in chosen if not m.exact and not isinstance(m, Slimming)]
+        network = trace(model, call, batches)
+        base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
+        stats = observe(inner, base, batches)
+        narrowing, low_rank = _divided([m for m in chosen if not m.exact])
         if measured and batches is not None:
-            stats = measure_damage(net, base, stats, batches, lossy)
-        timed = latency is not None
-        choices = tuple(survey(net, stats, lossy, align, timed=timed))
-        mixer = Mixer(base, stats, choices, batches, slim, lossy, align, timed=timed) if slim else None
-        shop = cls(model, base, original, exact, stats, choices, batches, mixer)
-        return shop if latency is None else shop._timed(latency, slim)
+            stats = measure_damage(inner, base, stats, batches, low_rank)
+        choices = tuple(survey(inner, stats, low_rank, align, timed=latency is not None))
 
-    def _timed(self, latency: float, slim: Sequence[Method]) -> Workshop:
-        """The same with the pace of its layers, right for plans that keep so much of the time."""
-        limits, base = {"latency": latency}, shallow(self.base)
-        trial = next(variants(base, self.stats, self.choices, slim), None)
-        watch = Stopwatch(shallow(self.original), self.network.example, trial)
+        def planner(
+            latency_model: LatencyModel | None = None, correction: Mapping[float, float] | None = None
+        ) -> RankPlanner | JointPlanner:
+            ranks = RankPlanner(base, stats, choices, batches, latency_model)
+            return JointPlanner(ranks, narrowing, low_rank, align, correction or {}) if narrowing else ranks
 
-        def drafts(pace: Pace) -> Iterator[tuple[float, nn.Module]]:
-            if self.mixer is not None:
-                self.mixer.pace = pace
-                yield from self.mixer.drafts(limits)
-            elif (picks := solve(self.stats.network, self.choices, limits, pace)) is not None:
-                plan = describe(self.stats.network, self.stats, self.choices, picks)
-                yield 0.0, apply_plan(self.base, plan, self.stats)[0]
+        if latency is None:
+            return cls(model, network, base, exact, planner(), batches)
+        bared = shallow(base)
+        meter = LatencyMeter(shallow(model), call, next(shape_variants(bared, stats, choices, narrowing), None))
+        fitted = fit_latency_model(
+            bared,
+            shape_variants(bared, stats, choices, narrowing),
+            meter,
+            lambda latency_model: planner(latency_model).shape_candidates({"latency": latency}),
+        )
+        return cls(model, network, base, exact, planner(*fitted), batches, meter)
 
-        pace, off = find_pace(base, self.stats, self.choices, slim, watch, drafts)
-        if self.mixer is not None:
-            self.mixer.pace, self.mixer.off = pace, off
-        return replace(self, pace=pace, watch=watch)
+    @property
+    def stats(self) -> Statistics:
+        """Of the base, with every decomposition made so far."""
+        return self.planner.stats
 
-    def within(self, limits: Mapping[str, float]) -> tuple[nn.Module, Plan] | None:
+    @property
+    def example(self) -> Example:
+        """How the model is called."""
+        example: Example = self.network.example
+        return example
+
+    def best_within(self, limits: Limits) -> Built | None:
         """The model with the least damage within `limits`; None where no plan is so small."""
-        if self.mixer is not None:
-            found = self.mixer.within(limits)
-            return None if found is None else self._named(*found)
-        picks = solve(self.stats.network, self.choices, limits, self.pace)
-        return None if picks is None else self.build(picks)
+        built = self.planner.best_within(limits)
+        return None if built is None else self._renamed(*built)
 
-    def ways(self, limits: Mapping[str, float]) -> Iterator[tuple[nn.Module, Plan]]:
+    def alternatives(self, limits: Limits) -> Iterator[Built]:
         """Models within `limits` by channels, by ranks, and by both in equal parts, as far as these were asked for."""
-        if self.mixer is None:
-            built = self.within(limits)
-            yield from () if built is None else (built,)
-        else:
-            yield from (self._named(*built) for built in self.mixer.ways(limits))
-
-    def least(self, limits: Mapping[str, float]) -> dict[str, float]:
-        """What plans cost at least by the keys of `limits`, as one plan: of the way that comes closest to them."""
-        ways = [least(self.stats.network, self.choices, limits, self.pace)]
-        if self.mixer is not None:
-            ways.append(self.mixer.least(limits))
-        return min(ways, key=lambda way: max(way[key] / max(limit, 1e-9) for key, limit in limits.items()))
+        return (self._renamed(*built) for built in self.planner.alternatives(limits))
 
     def whole(self, key: str) -> float:
         """What the original costs by a key of a budget."""
         return 1.0 if key == "latency" else float(getattr(self.network.cost, key))
 
-    def unchanged(self, *, met: bool = True) -> tuple[nn.Module, Plan]:
+    def uncompressed(self, *, met: bool = True) -> Built:
         """A bit-equal copy, or the exact steps alone where some were asked for; `met` says whether that is enough."""
-        plan = describe(self.stats.network, self.stats, self.choices, [0] * len(self.choices), met=met)
+        ranks = self.planner.ranks if isinstance(self.planner, JointPlanner) else self.planner
+        plan = describe(ranks.network, ranks.stats, ranks.choices, [0] * len(ranks.choices), met=met)
         return clone(self.base), replace(plan, steps=self.exact, before=self.network.cost)
 
-    def without(self, reasons: Mapping[str, str]) -> Workshop:
+    def without(self, reasons: Mapping[str, str]) -> Session:
         """The same, with some layers left alone, for these reasons: what was done to them failed."""
-        choices = tuple(choice for choice in self.choices if not set(choice.group.names) & set(reasons))
-        if self.mixer is not None:
-            self.mixer.leave(reasons)
-        stats = replace(self.stats, network=self.stats.network.skipping(reasons))
-        return replace(self, choices=choices, stats=stats, network=self.network.skipping(reasons))
+        return replace(self, planner=self.planner.without(reasons), network=self.network.skipping(reasons))
 
     @cached_property
     def judge(self) -> Judge:
         """Samples on which networks near a budget that cannot be met are compared with the original."""
-        call, kinds = self.network.example, list(self.stats.kinds)
+        call, kinds = self.example, list(self.stats.kinds)
         if self.data is None:
             outputs = float_outputs(Outputs(self.original, call).run(self.original)[0])
             return Judge(call, self.original, [call.value], ["values"] * len(outputs))
         some = collect(call, self.data, min(JUDGES, refit_samples(self.stats.network)))
         return Judge(call, self.original, [inputs for inputs, _ in some], kinds)
 
-    def _named(self, small: nn.Module, plan: Plan) -> tuple[nn.Module, Plan]:
+    def _renamed(self, small: nn.Module, plan: Plan) -> Built:
         """With the exact steps in front, and original names."""
-        renamed = tuple(_renamed(step, self.exact) for step in plan.steps)
+        renamed = tuple(_original_names(step, self.exact) for step in plan.steps)
         return small, replace(plan, steps=(*self.exact, *renamed), before=self.network.cost)
-
-    def build(self, picks: list[int]) -> tuple[nn.Module, Plan]:
-        """The model and the full plan for one option per choice."""
-        plan = describe(self.stats.network, self.stats, self.choices, picks)
-        return self._named(*apply_plan(self.base, plan, self.stats, self.data))
 
     def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
         """The schedule of `wish` carried out from the base, where the exact steps are done already."""
@@ -184,11 +171,13 @@ class Workshop:
         wish = replace(wish, schedule=stages)
         model, found = carry_out(self.base, inner, self.stats, wish, teacher=self.original, seed=seed)
         steps = () if found is None else found.steps
-        return model, replace(found or plan, steps=(*self.exact, *(_renamed(step, self.exact) for step in steps)))
+        return model, replace(
+            found or plan, steps=(*self.exact, *(_original_names(step, self.exact) for step in steps))
+        )
 
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""
-        return count_cost(shallow(model), self.network.example)
+        return count_cost(shallow(model), self.example)
 
     def amounts(self, model: nn.Module, keys: Iterable[str]) -> dict[str, float]:
         """What a built model costs by the keys of a budget: counted, and its time measured beside the original's."""
@@ -196,9 +185,9 @@ class Workshop:
         return {key: self._time(model) if key == "latency" else float(getattr(cost, key)) for key in keys}
 
     def _time(self, model: nn.Module) -> float:
-        if self.watch is None:
-            raise CallError("This workshop was opened without a clock.")
-        return self.watch.share(shallow(model))
+        if self.meter is None:
+            raise CallError("This session was opened without a clock.")
+        return self.meter.relative_time(shallow(model))
 
 
 def bare(model: nn.Module) -> nn.Module:
@@ -210,6 +199,18 @@ def bare(model: nn.Module) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
     return unwrapped(model)
+
+
+def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ...]]:
+    """The method that takes out channels, if any, and the others.
+
+    Raises:
+        CallError: there are several.
+    """
+    narrowing = [method for method in methods if isinstance(method, Slimming)]
+    if len(narrowing) > 1:
+        raise CallError(f"One method can take out channels, not {len(narrowing)}: give {narrowing[0].name} once.")
+    return next(iter(narrowing), None), tuple(method for method in methods if method not in narrowing)
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
@@ -230,7 +231,7 @@ def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Mo
 
 
 def _inside(base: nn.Module, step: Step, exact: tuple[Step, ...]) -> Step:
-    """The step by the names that its layers have in the base: what `_renamed` undid.
+    """The step by the names that its layers have in the base: what `_original_names` undid.
 
     A layer that an exact step of the plan replaced stands inside of what that built; it may be narrower by then.
     """
@@ -251,7 +252,7 @@ def _inside(base: nn.Module, step: Step, exact: tuple[Step, ...]) -> Step:
     return replace(step, layers=tuple(layer.name for layer in layers), group=Group(layers))
 
 
-def _renamed(step: Step, exact: tuple[Step, ...]) -> Step:
+def _original_names(step: Step, exact: tuple[Step, ...]) -> Step:
     """The step by original names: "conv.1", left inside by an exact step, is "conv" to the user."""
     names = {name for done in exact for name in done.layers}
 

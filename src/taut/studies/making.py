@@ -28,8 +28,8 @@ from taut.methods import settings
 from taut.planning.application import apply_plan
 from taut.planning.plan import whole
 from taut.recovery.samples import SAMPLES
-from taut.search.limits import meet
-from taut.search.session import Workshop
+from taut.search.limits import meet_budget
+from taut.search.session import Session
 from taut.structure.calling import read_example
 from taut.structure.observation import observe
 from taut.structure.surgery import clone, shallow
@@ -194,10 +194,10 @@ def make(subject: Subject, cell: Cell) -> Made:
     method = read_method(cell["method"])
     data = None if subject.data is None else subject.data()
     if planned(method):
-        shop = Workshop.open(subject.model, subject.example, data, None if method is None else [method])
-        if not shop.choices:
+        session = Session.open(subject.model, subject.example, data, None if method is None else [method])
+        if not session.planner.movable.params:
             raise CallError(f"{cell['method']} makes no layer of this network smaller.")
-        built, problem = meet(shop, Budget(params=float(cell["size"])).limits(shop.network.cost))
+        built, problem = meet_budget(session, Budget(params=float(cell["size"])))
         if problem is not None:
             raise BudgetError(problem)
         return built

@@ -12,7 +12,7 @@ from structure.wired import Net
 from taut import CallError, Plan, Step
 from taut.core.example import Example
 from taut.core.modes import quiet
-from taut.measure.latency_model import Pace, model_ops
+from taut.measure.latency_model import LatencyModel, model_ops
 from taut.methods.channels.channels import Channels
 from taut.methods.channels.importance import CRITERIA, curves_of
 from taut.methods.channels.widths import width_grid
@@ -188,7 +188,7 @@ RATES = [2e-6, 1e-6, 1e-5, 1e-4, 4.0]
 def test_the_predicted_time_is_met_and_not_undercut_without_need(build, share):
     """As with counted costs: the time of the narrower network, predicted from what its layers really do."""
     model, x = (build(), X) if build is net else build()[:2]
-    pace = Pace(tuple(RATES[:4]), int(RATES[4]), 0.0, "eager")
+    pace = LatencyModel(tuple(RATES[:4]), int(RATES[4]), 0.0, "eager")
 
     def time(model):
         return pace.of(model_ops(model.eval(), Example(model, x)))

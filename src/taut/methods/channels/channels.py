@@ -88,7 +88,7 @@ class Channels:
     Attributes:
         macs, params: share of the step's layers' cost that is kept at most. sparsity: share of the channels that go.
         latency: share of their predicted time that is kept at most. rates: what it is predicted from, four rates
-            and the lanes (`taut.measure.Pace`), as a budget of latency finds them.
+            and the lanes (`taut.measure.LatencyModel`), as a budget of latency finds them.
         criterion: see above.
         even: every group loses the same share.
         align: widths are multiples of it; None: multiples that kernels like.

@@ -46,7 +46,7 @@ class Costs:
 
     Attributes:
         layers: all that a step may narrow. groups: of their channels.
-        rates: of their time, and lanes (`taut.measure.Pace`), for the key "latency".
+        rates: of their time, and lanes (`taut.measure.LatencyModel`), for the key "latency".
     """
 
     layers: Sequence[Layer]

@@ -1,0 +1,110 @@
+"""Candidates: what each layer could become, at which cost and damage, less what another option beats in all."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+
+from taut.core.files import one_line
+from taut.core.progress import track
+from taut.errors import CallError, ModelError
+from taut.measure.latency_model import LayerOps, built_ops, features, layer_ops
+from taut.methods import settings
+from taut.structure.statistics import Statistics
+from taut.types import Cost, Group, Looking, Method, Network
+
+
+@dataclass(frozen=True)
+class Option:
+    """One thing that can be done to a layer: a resolved method, or None to keep it.
+
+    Attributes:
+        ops: what it does when it runs, where times are to be predicted.
+    """
+
+    method: Method | None
+    cost: Cost
+    damage: float
+    ops: LayerOps | None = field(default=None, compare=False)
+
+
+@dataclass(frozen=True)
+class Choice:
+    """A layer with everything that can be done to it; the first option keeps it."""
+
+    group: Group
+    options: tuple[Option, ...]
+
+
+def survey(
+    net: Network, stats: Statistics, methods: Sequence[Method], align: int = 1, *, timed: bool = False
+) -> list[Choice]:
+    """Every layer that a method applies to, with the options that no other option beats in cost, time and damage.
+
+    Raises:
+        CallError: `align` is no positive whole number.
+    """
+    if not isinstance(align, int) or isinstance(align, bool) or align < 1:
+        raise CallError(f"'align' must be a whole number, at least 1. Got {align!r} instead.")
+    for method in methods:
+        if method.masks or isinstance(method, Looking):
+            raise CallError(
+                f"{method.name} works on the whole network and is no candidate for a budget: name it in a step, "
+                f"taut.whole(net, '{method.name}', ...), for taut.apply or taut.finetune."
+            )
+    choices = []
+    free = [layer for layer in net.layers if layer.skip is None]
+    for layer in track(free, "decomposing"):
+        group = Group((layer,))
+        options = [Option(None, layer.cost, 0.0, layer_ops(layer) if timed else None)]
+        for method in methods:
+            if method.refuses(group) is None and (factors := _factors(stats, group, method)) is not None:
+                options += [
+                    Option(
+                        candidate,
+                        candidate.cost(group),
+                        stats.damage(group, candidate),
+                        built_ops(group, candidate) if timed else None,
+                    )
+                    for candidate in method.candidates(group, factors)
+                    if aligned(candidate, align)
+                ]
+        if len(options) > 1:
+            choices.append(Choice(group, tuple(pareto(options))))
+    return choices
+
+
+def _factors(stats: Statistics, group: Group, method: Method) -> Any:
+    """The decomposition; None, and a warning, where the layer's values leave the range of floats."""
+    try:
+        return stats.factors(group, method)
+    except (torch.linalg.LinAlgError, ModelError) as error:  # type: ignore[attr-defined]
+        warnings.warn(f"Layer '{group.layer.name}' is not decomposed by {method.name}: {one_line(error)}", stacklevel=2)
+        return None
+
+
+def aligned(method: Method, align: int) -> bool:
+    """Whether every rank of a resolved method is a multiple of `align`."""
+    ranks = [value for key, value in settings(method).items() if key.startswith("rank") and isinstance(value, int)]
+    return all(rank % align == 0 for rank in ranks)
+
+
+def pareto(options: Sequence[Option]) -> list[Option]:
+    """The options that none beats in params, MACs, what is done when they run, and damage; the first one stays."""
+    table = np.array([[o.damage, o.cost.macs, o.cost.params, *_moved(o)] for o in options], dtype=float)
+    order = np.lexsort(table.T[::-1])
+    kept: list[int] = []
+    for index in order:
+        if not kept or not (table[kept] <= table[index]).all(1).any():
+            kept.append(int(index))
+    return [options[i] for i in sorted({0, *kept})]
+
+
+def _moved(option: Option) -> Sequence[float]:
+    """MACs of wide kernels and of others, values and calls, where they are known: times are sums of them."""
+    return (0.0,) if option.ops is None else tuple(features(option.ops, 1))
