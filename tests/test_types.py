@@ -258,7 +258,7 @@ def test_plan_of_fills_the_groups():
 def test_plan_without_layers():
     plan = PLAN.without(["fc"])
     assert plan.steps == (TUCKER_STEP,)
-    assert plan.kept[-1] == Kept("fc", "taken out of the plan", FC.cost)
+    assert plan.kept[-1] == Kept("fc", "taken out of the plan", FC.cost, "taken out")
     assert PLAN.without([]) == PLAN
     assert PLAN.without(["elsewhere"]) == PLAN
     assert len(PLAN.steps) == 2
@@ -289,3 +289,13 @@ def test_plan_prints_every_row():
 def test_words_are_frozen(value):
     with pytest.raises(FrozenInstanceError):
         setattr(value, next(iter(vars(value))), None)
+
+
+def test_a_table_shows_what_was_asked_for_and_not_what_the_method_does_anyway():
+    usual = Step(("fc",), "svd", {"rank": 0, "metric": "data"}, Group((FC,)))
+    asked = Step(("fc",), "magnitude", {"sparsity": 0.0, "select": "layer"}, Group((FC,)))
+    text = str(Plan((usual, asked)))
+    assert "rank=0" in text
+    assert "metric" not in text
+    assert "sparsity=0" in text
+    assert "select=layer" in text

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import warnings
+from collections.abc import Iterable
 from dataclasses import asdict, fields
 from typing import Any
 
@@ -27,8 +28,9 @@ from taut.methods.masks.magnitude import Magnitude
 from taut.methods.masks.mfbp import MFBP
 from taut.methods.masks.obs import OBS
 from taut.types import Method, Setting, Step
+from taut.types.method import METHODS as METHODS
 
-METHODS: Mapping[str, type[Any]] = {
+METHODS |= {
     "svd": SVD,
     "spatial": Spatial,
     "tucker": Tucker,
@@ -60,12 +62,33 @@ def resolve(step: Step) -> Method:
     kind = METHODS.get(step.method)
     if kind is None:
         raise CallError(f"Unknown method '{step.method}'. Known: {', '.join(METHODS)}.")
+    accept(kind)
     known = {f.name for f in fields(kind)}
     unknown = sorted(set(step.settings) - known)
     if unknown:
         raise CallError(f"Unknown setting '{unknown[0]}' of method '{step.method}'. Known: {', '.join(sorted(known))}.")
     method: Method = kind(**step.settings)
     return method
+
+
+def accept(kind: type[Any]) -> None:
+    """Take a method class that was written against an earlier contract: it gets what that did not ask for.
+
+    Args:
+        kind: has `needs` where today's contract has `uses_statistics`, and no `rank_settings`.
+    """
+    if hasattr(kind, "uses_statistics") and hasattr(kind, "rank_settings"):
+        return
+    if not hasattr(kind, "uses_statistics"):
+        warnings.warn(
+            f"The method {kind.__name__} says with 'needs' which statistics it uses: the contract now asks for "
+            "uses_statistics = True or False.",
+            DeprecationWarning,
+            stacklevel=3,
+        )
+        kind.uses_statistics = property(lambda method: bool(getattr(method, "needs", False)))
+    if not hasattr(kind, "rank_settings"):
+        kind.rank_settings = tuple(f.name for f in fields(kind) if f.name.startswith("rank"))
 
 
 def settings(method: Method) -> dict[str, Setting]:
@@ -80,10 +103,12 @@ def choose(wish: Iterable[str | Method] | None) -> tuple[Method, ...]:
         CallError: a name is unknown, or none is given.
     """
     if wish is None:
-        return tuple(kind() for kind in METHODS.values() if kind.default)
+        wish = [name for name, kind in METHODS.items() if kind.default]
     if isinstance(wish, str):
         wish = (wish,)
     chosen = tuple(resolve(Step((), item)) if isinstance(item, str) else item for item in wish)
+    for method in chosen:
+        accept(type(method))
     if not chosen:
         raise CallError(f"At least one method is needed. Known: {', '.join(METHODS)}.")
     return chosen

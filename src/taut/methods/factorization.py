@@ -54,11 +54,12 @@ class Factorization:
     """Base of the methods that replace one layer by two or three; subclasses are frozen dataclasses."""
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]] = frozenset({"inputs", "outputs"})
+    uses_statistics: ClassVar[bool] = True
     default: ClassVar[bool] = True
     plain: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
+    rank_settings: ClassVar[tuple[str, ...]] = ("rank",)
     metrics: ClassVar[tuple[str, ...]] = METRICS
     metric: str
 
@@ -129,12 +130,12 @@ class Factorization:
 class Unplanned:
     """A method that is asked for by name: no budget chooses it, and what it costs in accuracy has to be measured."""
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Method]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Method]:
         """None."""
         del group, factors
         return []
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: object) -> float | None:
         """Has to be measured."""
         del factors
         return None

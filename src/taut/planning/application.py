@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -32,10 +32,8 @@ from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.surgery import replace as put
-from taut.types import Automatic, Group, Kept, Looking, Method, Plan, Slimming, Step
-
-NOTHING = "no channels can"
-"""How the reason of a step starts that did not do what it was asked for."""
+from taut.types import Automatic, Group, Kept, Looking, Method, NothingToDo, Plan, Slimming, Step
+from taut.types.plan import KeptCode
 
 NAMED = 4
 """Layers that a message names at most."""
@@ -46,8 +44,23 @@ QUICK = 4
 Check = Callable[..., str | None]
 """How a model, and before an exact step the model before it, departs from the original; None where it does not."""
 
-ROLLED_BACK = "rolled back"
-"""How the reason of a step starts that failed, and of which the user must hear; others had nothing to do."""
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a step.
+
+    Attributes:
+        step: as it was resolved; as it was where it was not carried out.
+        factors: of which the new layers were made.
+        reason: why it was not carried out, in words; None where it was. code: the same for programs.
+        warns: whether the user has to hear of it.
+    """
+
+    step: Step
+    factors: Any = None
+    reason: str | None = None
+    code: KeptCode = "nothing to do"
+    warns: bool = False
 
 
 @quietly
@@ -140,19 +153,19 @@ def _carry_all(
     done: list[Step] = []
     cuts: dict[str, Cut] = {}
     for step in track(steps, "rewriting") if steps else ():
-        reason, resolved, factors = _carry_out(small, step, stats, check)
-        if reason is None:
-            done.append(resolved)
-            method = resolve(resolved)
-            if isinstance(method, Slimming) and resolved.group is not None:
-                lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
-                stats = stats.narrowed(small, method.after(resolved.group), lost)
-                cuts = composed(cuts, factors.cuts)
-                kept += _staying(resolved, factors.stays)
-        else:
-            if reason.startswith((ROLLED_BACK, NOTHING)):
-                warnings.warn(f"Layer {_told(step.layers)} is left as it was: {reason}", stacklevel=3)
-            kept += _kept(step, reason)
+        outcome = _carry_out(small, step, stats, check)
+        if outcome.reason is not None:
+            if outcome.warns:
+                warnings.warn(f"Layer {_told(step.layers)} is left as it was: {outcome.reason}", stacklevel=3)
+            kept += _kept(step, outcome.reason, outcome.code)
+            continue
+        done.append(outcome.step)
+        method, group, factors = resolve(outcome.step), outcome.step.group, outcome.factors
+        if isinstance(method, Slimming) and group is not None:
+            lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
+            stats = stats.narrowed(small, method.after(group), lost)
+            cuts = composed(cuts, factors.cuts)
+            kept += _staying(outcome.step, factors.stays)
     return done, stats, cuts
 
 
@@ -167,9 +180,9 @@ def _staying(step: Step, stays: Mapping[str, str]) -> list[Kept]:
     return [Kept(layer.name, stays[layer.name], layer.cost) for layer in layers if layer.name in stays]
 
 
-def _kept(step: Step, reason: str) -> list[Kept]:
+def _kept(step: Step, reason: str, code: KeptCode) -> list[Kept]:
     costs = {} if step.group is None else {layer.name: layer.cost for layer in step.group.layers}
-    return [Kept(name, reason, costs.get(name, step.before or Group(()).cost)) for name in step.layers]
+    return [Kept(name, reason, costs.get(name, step.before or Group(()).cost), code) for name in step.layers]
 
 
 def _fold(small: nn.Module, done: list[Step], example: Example) -> tuple[list[Step], bool]:
@@ -203,8 +216,8 @@ def _found(small: nn.Module, step: Step, stats: Statistics) -> Group:
     return step.group
 
 
-def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) -> tuple[str | None, Step, Any]:
-    """Do one step in place, on failure undo it: the reason, the step as it was resolved, and its factors."""
+def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) -> Outcome:
+    """Do one step in place, on failure undo it."""
     method = resolve(step)
     group = _found(small, step, stats)
     refused = method.refuses(group)
@@ -215,46 +228,64 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
     asked, method = method, method.decided(modules) if isinstance(method, Automatic) else method
     decided = method != asked
     method.cost(group)  # refuses settings outside their range
-    looked: tuple[Method, Any] | str | None = None
+    found: Any = None
     if isinstance(method, Looking):
-        told = {"stats": _known(stats, modules)} if method.needs else {}
-        looked = method.look(small, stats.network.example, places, **told)
-        if isinstance(looked, str):
+        known = {"stats": _known(stats, modules)} if method.uses_statistics else {}
+        looked = _looked(method, small, stats.network.example, places, known)
+        if isinstance(looked, NothingToDo):
             _restore(small, places, modules)
-            return looked, step, None
-        method = looked[0]
-    cost = method.cost(group)
-    if not step.allow_growth and not cost.lowers(group.cost):
-        if decided:
-            _restore(small, places, modules)
-            return (
-                f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}",
-                step,
-                None,
-            )
-        if method.masks:
-            raise CallError(
-                f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "
-                "with it: raise the sparsity, spare less, or set allow_growth on the step."
-            )
-        raise CallError(
-            f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': "
-            f"{method.cost(group).params} parameters and {method.cost(group).macs} MACs instead of "
-            f"{group.cost.params} and {group.cost.macs}. Lower the rank, or set allow_growth on the step."
-        )
-    factors = _factors(stats, group, method, modules) if looked is None else looked[1]
+            return Outcome(step, reason=looked.reason, warns=looked.warns)
+        method, found = looked
+    if not step.allow_growth and not method.cost(group).lowers(group.cost):
+        if not decided:
+            raise _growth(step, method, group)
+        _restore(small, places, modules)
+        reason = f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}"
+        return Outcome(step, reason=reason)
+    factors = found if isinstance(method, Looking) else _factors(stats, group, method, modules)
     rewrite = method.rewrite(modules, factors)
     before = shallow(small) if method.exact else None
     for name, place in places.items():
         put(small, place, rewrite.modules[name])
-    reason = check(small, before)
-    if reason is not None:
+    failed = check(small, before)
+    if failed is not None:
         _restore(small, places, modules)
-        return f"{ROLLED_BACK}: {reason}", step, None
+        return Outcome(step, reason=f"rolled back: {failed}", code="rolled back", warns=True)
     resolved = rewrite.resolved
     after = resolved.cost(group)
     done = replace(step, settings=settings(resolved), group=group, before=group.cost, after=after)
-    return None, done, factors
+    return Outcome(done, factors)
+
+
+def _growth(step: Step, method: Method, group: Group) -> CallError:
+    """The error of a step after which its layers would cost no less."""
+    if method.masks:
+        return CallError(
+            f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "
+            "with it: raise the sparsity, spare less, or set allow_growth on the step."
+        )
+    cost = method.cost(group)
+    return CallError(
+        f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': {cost.params} "
+        f"parameters and {cost.macs} MACs instead of {group.cost.params} and {group.cost.macs}. Lower the rank, or set "
+        "allow_growth on the step."
+    )
+
+
+def _looked(
+    method: Looking, small: nn.Module, example: Example, places: Mapping[str, str], known: Mapping[str, Any]
+) -> tuple[Method, Any] | NothingToDo:
+    """What a method over the whole network finds; one of an earlier contract says in bare words that it is nothing."""
+    looked: Any = method.look(small, example, places, **known)
+    if not isinstance(looked, str):
+        return looked  # type: ignore[no-any-return]
+    warnings.warn(
+        f"{type(method).__name__}.look gives bare words where there is nothing to do: the contract now asks for a "
+        "taut.types.NothingToDo.",
+        DeprecationWarning,
+        stacklevel=2,
+    )
+    return NothingToDo(looked)
 
 
 def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
@@ -266,7 +297,7 @@ def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, 
 def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[str, nn.Module]) -> Any:
     """The cached decomposition of the original layers; of the present ones where an earlier step changed them."""
     known = _known(stats, modules)
-    if method.masks and not (method.needs and _untouched(stats, modules)):
+    if method.masks and not (method.uses_statistics and _untouched(stats, modules)):
         return method.factor(modules, known)  # what an earlier step pruned must count as pruned
     if len(known) == len(modules):
         return stats.factors(group, method)

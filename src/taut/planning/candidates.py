@@ -90,8 +90,8 @@ def _factors(stats: Statistics, group: Group, method: Method) -> Any:
 
 def aligned(method: Method, align: int) -> bool:
     """Whether every rank of a resolved method is a multiple of `align`."""
-    ranks = [value for key, value in settings(method).items() if key.startswith("rank") and isinstance(value, int)]
-    return all(rank % align == 0 for rank in ranks)
+    ranks = [value for key, value in settings(method).items() if key in method.rank_settings]
+    return all(rank % align == 0 for rank in ranks if isinstance(rank, int))
 
 
 def pareto(options: Sequence[Option]) -> list[Option]:

@@ -110,7 +110,7 @@ def describe(
     total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
     steps: list[Step] = []
     kept = [
-        Kept(layer.name, layer.skip or "no candidate makes it smaller", layer.cost)
+        Kept(layer.name, layer.skip or "no candidate makes it smaller", layer.cost, "skipped" if layer.skip else "kept")
         for layer in net.layers
         if layer.name not in {choice.group.layer.name for choice in choices} and (len(layer.weight) > 1 or layer.macs)
     ]

@@ -304,7 +304,7 @@ class _Refit:
     def factorize(self, name: str, dense: nn.Module, method: Method, moments: Moments) -> nn.Module:
         """Cut the factors again, in the metric of the present inputs and of the original output weights."""
         before = self.stats.layers.get(name, LayerStatistics())
-        if method.needs and fan_in(dense) == moments.rows.shape[-1]:
+        if method.uses_statistics and fan_in(dense) == moments.rows.shape[-1]:
             now = replace(before, weighting=moment_form(dense, moments))
             known = before.outputs is not None and before.outputs.shape[-1] <= LARGE
             if known and getattr(method, "metric", None) == "data" and "fisher" in getattr(method, "metrics", ()):

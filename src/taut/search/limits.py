@@ -10,7 +10,6 @@ from typing import Any, Protocol
 from torch import nn
 
 from taut.measure.accuracy import Score, measure
-from taut.planning.application import ROLLED_BACK
 from taut.search.nearest import explain, find_nearest
 from taut.search.ranks import Built
 from taut.search.session import Session
@@ -297,7 +296,7 @@ def _meet_costs(session: Session, costs: dict[str, float]) -> tuple[Built, str |
 
 def _rolled_back(plan: Plan) -> dict[str, str]:
     """Layers of which the rewrite failed, and why."""
-    return {kept.layer: kept.reason for kept in plan.kept if kept.reason.startswith(ROLLED_BACK)}
+    return {kept.layer: kept.reason for kept in plan.kept if kept.code == "rolled back"}
 
 
 def limits_at_ratio(session: Session, ratio: float) -> dict[str, float]:

@@ -152,7 +152,8 @@ class Statistics:
         key = (group.names, method.family())
         if key not in self._cache:
             modules = {name: self.modules[name] for name in group.names}
-            stats = {name: self.layers.get(name, LayerStatistics()) for name in group.names}
+            seen = self.layers if method.uses_statistics else {}
+            stats = {name: seen.get(name, LayerStatistics()) for name in group.names}
             self._cache[key] = method.factor(modules, stats)
         return self._cache[key]
 
@@ -165,7 +166,7 @@ class Statistics:
     def _corrected(self, group: Group, method: Method) -> Curve | None:
         """What held-out patches say of the candidates of a family; None where the prediction needs no judge."""
         stats = self.layers.get(group.names[0])
-        if len(group.names) > 1 or stats is None or stats.held is None or method.masks or "inputs" not in method.needs:
+        if len(group.names) > 1 or stats is None or stats.held is None or method.masks or not method.uses_statistics:
             return None
         key = (group.names, f"{method.family()} on held-out patches")
         if key not in self._cache:

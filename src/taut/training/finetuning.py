@@ -231,7 +231,7 @@ class _Run:
             return model, None
         seed_all(self.seed, position.stage, APPLYING)  # also after a resume: nothing depends on what training drew
         steps = Plan(tuple(self.plan.steps[place] for place in stage.steps))
-        looks = any(resolve(step).needs for step in steps.steps)
+        looks = any(resolve(step).uses_statistics for step in steps.steps)
         data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)] if looks else None
         stats = self.stats if first else None
         if stats is None:

@@ -1,7 +1,7 @@
 """The words of taut: plain frozen data that every other module speaks. No algorithms, no tensors."""
 
 from taut.types.budget import Budget, Cost
-from taut.types.method import Automatic, Factors, Fitting, Looking, Method, Rewrite, Slimming
+from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Rewrite, Slimming
 from taut.types.network import Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
 from taut.types.schedule import Schedule, Stage, alternate, cascade, check_schedule, ramp
@@ -10,7 +10,6 @@ __all__ = [
     "Automatic",
     "Budget",
     "Cost",
-    "Factors",
     "Fitting",
     "Group",
     "Invocation",
@@ -19,6 +18,7 @@ __all__ = [
     "Looking",
     "Method",
     "Network",
+    "NothingToDo",
     "Plan",
     "Rewrite",
     "Schedule",

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Protocol, runtime_checkable
 
+from typing_extensions import TypeVar
+
 from taut.types.budget import Cost
 from taut.types.network import Group, Layer
 
@@ -13,8 +15,11 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-class Factors(Protocol):
-    """The one decomposition of a group, from which a method cuts every candidate; its shape is the method's own."""
+F = TypeVar("F", default=Any)
+"""The one decomposition of a group, from which a method cuts every candidate; its form is the method's own."""
+
+METHODS: dict[str, type[Any]] = {}
+"""Every method by its name: filled by `taut.methods`, under which it is public."""
 
 
 @dataclass(frozen=True)
@@ -25,23 +30,39 @@ class Rewrite:
     resolved: Method
 
 
+@dataclass(frozen=True)
+class NothingToDo:
+    """Why a method that looks at the whole network leaves it as it is.
+
+    Attributes:
+        reason: in words. warns: whether the user has to hear of it, since something was asked for.
+    """
+
+    reason: str
+    warns: bool = False
+
+
 @runtime_checkable
-class Method(Protocol):
+class Method(Protocol[F]):
     """How a group of layers becomes smaller: a frozen dataclass with every setting in it.
 
     Class attributes:
-        name: key in METHODS. family: methods that share one decomposition. needs: names of the statistics it uses.
+        name: key in METHODS.
+        uses_statistics: whether what was observed of the layers changes what it does; if not, it is handed nothing.
         default: whether `compress` tries it unasked. plain: whether its modules are plain torch.nn. exact: whether it
         keeps the function of the network bit by bit or up to rounding (then the planner applies it first). masks:
         whether it sets weights to zero and leaves the layers as they are: training then holds the zeros.
+        rank_settings: the settings that are ranks, which `align` rounds. sparsity_of_rest (False unless it is there):
+        whether `sparsity` is a share of what earlier steps left.
     """
 
     name: ClassVar[str]
-    needs: ClassVar[frozenset[str]]
+    uses_statistics: ClassVar[bool]
     default: ClassVar[bool]
     plain: ClassVar[bool]
     exact: ClassVar[bool]
     masks: ClassVar[bool]
+    rank_settings: ClassVar[tuple[str, ...]]
 
     def refuses(self, group: Group) -> str | None:
         """Why this method cannot rewrite the group, or None."""
@@ -49,16 +70,16 @@ class Method(Protocol):
     def family(self) -> str:
         """The key under which the decomposition is cached: methods of one family share it."""
 
-    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Factors:
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> F:
         """The one decomposition, of which every candidate is a truncation."""
 
-    def candidates(self, group: Group, factors: Factors) -> Sequence[Method]:
+    def candidates(self, group: Group, factors: F) -> Sequence[Method]:
         """Resolved methods that lower params, nonzero or MACs, cheapest grid that serves a planner."""
 
-    def damage(self, factors: Factors) -> float | None:
+    def damage(self, factors: F) -> float | None:
         """Predicted damage of this resolved method; None for what must be measured."""
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Factors) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: F) -> Rewrite:
         """New modules for the group. Never refuses, even where nothing shrinks."""
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
@@ -77,17 +98,17 @@ class Looking(Protocol):
 
     def look(
         self, model: nn.Module, example: Any, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
-    ) -> tuple[Method, Any] | str:
+    ) -> tuple[Method, Any] | NothingToDo:
         """The method with everything resolved that the network tells, and its factors, in the place of `factor`.
 
         Args:
             model: as the step finds it.
             example: how it is called.
             places: the step's layers -> where they stand in `model`.
-            stats: of these layers, for a method that `needs` some.
+            stats: of these layers, for a method that `uses_statistics`.
 
         Returns:
-            Or, in words, why there is nothing to do: the step's layers then stay as they are.
+            Or why there is nothing to do: the step's layers then stay as they are.
         """
 
 

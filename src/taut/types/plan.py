@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass, field, replace
-from typing import ClassVar
+from dataclasses import MISSING, dataclass, field, fields, replace
+from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from taut.core.text import count, fold, table, unique_keys
 from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
+from taut.types.method import METHODS
 from taut.types.network import Group, Network
 
 Setting = bool | int | float | str | list[int] | list[float] | None
 """A value that a method's settings may hold: what JSON can carry."""
 
-SILENT: tuple[Setting, ...] = (None, False, "", "data", "projection")
-"""Values that settings have unless somebody asked for others: a plan's table leaves them out."""
-
+KeptCode = Literal["kept", "skipped", "rolled back", "nothing to do", "taken out"]
+"""Why a layer stays: the plan prefers it so, no method may touch it, a rewrite failed, a step found nothing to do, or
+the user took it out."""
 
 FEW = 3
 """Layers that a table names one by one."""
@@ -54,12 +55,17 @@ class Step:
 
 @dataclass(frozen=True)
 class Kept:
-    """A layer that the plan leaves as it is, and why."""
+    """A layer that the plan leaves as it is.
+
+    Attributes:
+        layer: its name. reason: why, in words. cost: of it. code: why, for programs.
+    """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
     layer: str
     reason: str
     cost: Cost = field(default_factory=Cost)
+    code: KeptCode = "kept"
 
 
 @dataclass(frozen=True)
@@ -114,7 +120,7 @@ class Plan:
         """The same plan, the steps on these layers left out; a step over many layers is left out for all of them."""
         drop = set(layers)
         kept = tuple(
-            Kept(name, "taken out of the plan", step.before or Cost())
+            Kept(name, "taken out of the plan", step.before or Cost(), "taken out")
             for step in self.steps
             if drop & set(step.layers)
             for name in step.layers
@@ -151,7 +157,9 @@ class Plan:
 
 
 def _step_row(step: Step) -> tuple[str, ...]:
-    settings = " ".join(f"{key}={_brief(value)}" for key, value in step.settings.items() if value not in SILENT)
+    usual = _defaults(step.method)
+    asked = {key: value for key, value in step.settings.items() if key not in usual or value != usual[key]}
+    settings = " ".join(f"{key}={_brief(value)}" for key, value in asked.items())
     layers = step.layers
     names = ", ".join(layers) if len(layers) <= FEW else f"{len(layers)} layers, {layers[0]} ... {layers[-1]}"
     before, after = step.before or Cost(), step.after or Cost()
@@ -165,6 +173,12 @@ def _step_row(step: Step) -> tuple[str, ...]:
         damage,
         step.reason,
     )
+
+
+def _defaults(method: str) -> dict[str, Setting]:
+    """Settings that a method has unless somebody asks for others: a plan's table leaves them out."""
+    kind = METHODS.get(method)
+    return {} if kind is None else {f.name: f.default for f in fields(kind) if f.default is not MISSING}
 
 
 def _brief(value: Setting) -> str:

@@ -9,13 +9,11 @@ from pydantic import ConfigDict
 
 from taut.errors import CallError
 from taut.types.budget import FORBID
+from taut.types.method import METHODS
 from taut.types.plan import Plan, Step
 
 Trained = Literal["all", "above", "none"]
 OPTIMIZERS = ("adam", "adamw", "sgd")
-
-OF_THE_REST = frozenset({"channels"})
-"""Methods whose sparsity is a share of what earlier steps left: channels that are gone are no longer counted."""
 
 
 @dataclass(frozen=True)
@@ -113,7 +111,7 @@ def ramp(step: Step, times: int = 10) -> tuple[Step, ...]:
     if not _whole(times, 1):
         raise CallError(f"The 'times' of a ramp must be a whole number, at least 1. Got {times!r} instead.")
     rising = [goal * (1 - (1 - t / times) ** 3) for t in range(1, times)] + [goal]
-    if step.method in OF_THE_REST:
+    if getattr(METHODS.get(step.method), "sparsity_of_rest", False):
         rising = [(now - before) / (1 - before) for before, now in zip([0.0, *rising], rising, strict=False)]
     return tuple(replace(step, settings={**step.settings, "sparsity": sparsity}) for sparsity in rising)
 

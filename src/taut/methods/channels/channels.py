@@ -34,7 +34,7 @@ from taut.structure.channels.groups import ChannelGroup, Coupling, coupled
 from taut.structure.narrowing import Cut
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import STILL_NARROWED
-from taut.types import Cost, Group, Layer, Rewrite
+from taut.types import Cost, Group, Layer, NothingToDo, Rewrite
 
 NOTHING = "no channels can be taken out"
 ENOUGH = "no channels have to go: what is asked holds already"
@@ -108,11 +108,13 @@ class Channels:
     counts: list[int] | None = None
     widths: list[int] | None = None
     name: ClassVar[str] = "channels"
-    needs: ClassVar[frozenset[str]] = frozenset({"inputs", "outputs"})
+    uses_statistics: ClassVar[bool] = True
     default: ClassVar[bool] = False
     plain: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
+    rank_settings: ClassVar[tuple[str, ...]] = ()
+    sparsity_of_rest: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing.
@@ -152,7 +154,7 @@ class Channels:
 
     def look(
         self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
-    ) -> tuple[Channels, Narrowing] | str:
+    ) -> tuple[Channels, Narrowing] | NothingToDo:
         """Itself with the widths that meet what was asked, and what is left of every layer.
 
         Raises:
@@ -171,7 +173,7 @@ class Channels:
                 torch.from_numpy(c.order[: g.size - n].copy()) for g, c, n in zip(groups, curves, counts, strict=True)
             ]
             if not any(len(index) for index in gone):
-                return ENOUGH
+                return NothingToDo(ENOUGH)
             bad = dict(failing(model, example, groups, gone))
             if not bad:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
@@ -180,11 +182,11 @@ class Channels:
                 return resolved, Narrowing(cuts, stays, known)
             if self.counts is not None:
                 place, reason = next(iter(bad.items()))
-                return f"channels of '{groups[place].name}' cannot go: {reason}"
+                return NothingToDo(f"channels of '{groups[place].name}' cannot go: {reason}", warns=True)
             for place, reason in bad.items():
                 stays |= {names[member.layer]: reason for member in groups[place].of("out")}
             usable = [place for place in usable if place not in bad]
-        return _why(stays)
+        return NothingToDo(_why(stays), warns=True)
 
     def _counts(
         self, layers: Sequence[Layer], groups: Sequence[ChannelGroup], curves: Sequence[Curve], usable: Sequence[int]
@@ -242,22 +244,21 @@ class Channels:
         del modules, stats
         return Narrowing({})
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Channels]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Channels]:
         """None: widths are chosen over all groups at once (`taut.compress` does)."""
         del group, factors
         return []
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: object) -> float | None:
         """Has to be measured."""
         del factors
         return None
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Narrowing) -> Rewrite:
         """Narrower layers whose weights make up for what is gone; copies of the layers that lose nothing."""
-        found: Narrowing = factors
         built = {
-            name: refilled(module, found.cuts[name], found.stats.get(name))
-            if name in found.cuts
+            name: refilled(module, factors.cuts[name], factors.stats.get(name))
+            if name in factors.cuts
             else copy.deepcopy(module)
             for name, module in modules.items()
         }

@@ -33,9 +33,10 @@ class DeadTaps(Factorization):
     ranges: list[int] | None = None
     metric: str = "data"
     name: ClassVar[str] = "dead_taps"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    uses_statistics: ClassVar[bool] = False
     default: ClassVar[bool] = False
     exact: ClassVar[bool] = True
+    rank_settings: ClassVar[tuple[str, ...]] = ()
 
     def refuses_layer(self, layer: Layer) -> str | None:
         """Zero-padded convolutions with a dead tap."""
@@ -49,19 +50,19 @@ class DeadTaps(Factorization):
         """Nothing to decompose."""
         del modules, stats
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[DeadTaps]:
+    def candidates(self, group: Group, factors: object) -> Sequence[DeadTaps]:
         """The one cut that the trace found."""
         del factors
         if self.refuses(group):
             return []
         return self.worthwhile(group, [replace(self, ranges=[end for span in group.layer.live for end in span])])
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: object) -> float | None:
         """None is done."""
         del factors
         return 0.0
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """The kernel's live box."""
         del factors
         ((name, module),) = modules.items()

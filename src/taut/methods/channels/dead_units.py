@@ -21,7 +21,7 @@ from taut.structure.compacting import PER_CHANNEL, compact, uncalled
 from taut.structure.narrowing import Cut
 from taut.structure.patches import weight_of
 from taut.structure.support import UNFACTORIZED
-from taut.types import Cost, Group, Layer, Rewrite
+from taut.types import Cost, Group, Layer, NothingToDo, Rewrite
 
 BETWEEN = frozenset(kind.__name__ for kind in PER_CHANNEL)
 """Layers with values per channel, which become narrower with the layers around them."""
@@ -60,11 +60,12 @@ class DeadUnits:
 
     widths: list[int] | None = None
     name: ClassVar[str] = "dead_units"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    uses_statistics: ClassVar[bool] = False
     default: ClassVar[bool] = False
     plain: ClassVar[bool] = False
     exact: ClassVar[bool] = True
     masks: ClassVar[bool] = False
+    rank_settings: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, group: Group) -> str | None:
         """The first layer that is none of those which units are taken out of, or None."""
@@ -76,7 +77,7 @@ class DeadUnits:
 
     def look(
         self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
-    ) -> tuple[DeadUnits, Mapping[str, Cut]] | str:
+    ) -> tuple[DeadUnits, Mapping[str, Cut]] | NothingToDo:
         """Itself with the widths that are left, and what is left of every layer; or that nothing is dead."""
         del stats
         before = {name: _widths(model.get_submodule(place).weight) for name, place in places.items()}
@@ -85,7 +86,7 @@ class DeadUnits:
         found = compact(model, example, list(places.values()))
         spared = _spared(model, example, found)
         if not found:
-            return f"{NOTHING}{spared and '; '}{spared}"
+            return NothingToDo(f"{NOTHING}{spared and '; '}{spared}")
         if spared:
             warnings.warn(f"dead_units made no layer narrower, but for unread inputs: {spared}.", stacklevel=2)
         cuts = {name: found[place] for name, place in places.items() if place in found}

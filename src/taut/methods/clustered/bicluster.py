@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -51,6 +51,7 @@ class Bicluster(Blocks):
     outputs_first: bool = False
     reorders: str = "o"
     name: ClassVar[str] = "bicluster"
+    rank_settings: ClassVar[tuple[str, ...]] = ("rank_in", "rank_out")
 
     def family(self) -> str:
         """Clusters by another distance are others."""
@@ -85,7 +86,7 @@ class Bicluster(Blocks):
             rows[block][:, found.inputs[g * size : (g + 1) * size]] = first[block]
         return rows.flatten(0, 1)
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Bicluster]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Bicluster]:
         """Two or four clusters on both sides, and ranks that are about the same share of their limits."""
         del factors
         return self.worthwhile(group, self._options(group.layer))

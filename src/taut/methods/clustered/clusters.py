@@ -85,19 +85,18 @@ class Blocks(Factorization):
         """The approximation that this resolved method stands for."""
         raise CallError(f"{self.name} fits nothing to {factors.sight.W.shape}.")
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: BlockFactors) -> float | None:
         """Of the kernel that is really built, tr(B dW A dW^T)."""
-        found: BlockFactors = factors
-        sight = found.sight
+        sight = factors.sight
         key = ("damage", replace(cast(Any, self), reorders=""))
 
         def measure() -> float:
             # in the metric of what is known, whatever the fit was made in: one unit for all candidates
-            return sight.damage((sight.W[0].double() - self.fit(found).W)[None])
+            return sight.damage((sight.W[0].double() - self.fit(factors).W)[None])
 
-        return float(found.once(key, measure))
+        return float(factors.once(key, measure))
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: BlockFactors) -> Rewrite:
         """The fitted layers between the orders that they need; the bias goes to the last."""
         ((name, module),) = modules.items()
         fit = self.fit(factors)

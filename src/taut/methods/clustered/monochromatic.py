@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -62,7 +62,7 @@ class Monochromatic(Blocks):
         scale = size.sqrt() if float(size) > 0 else torch.ones_like(size)
         return Fit(found.compose(), (found.colours * scale, found.taps[order] / scale), None, order)
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Monochromatic]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Monochromatic]:
         """Divisors of the outputs that leave groups of a multiple of 16, where there are any."""
         del factors
         outputs = group.layer.weight[0]

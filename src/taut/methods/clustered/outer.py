@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
@@ -79,7 +79,7 @@ class Outer(Blocks):
         weights = first.flatten(0, 2), middle.flatten(0, 2), last.flatten(0, 1).flatten(1)
         return Fit(found.whole(blocks), weights, found.inputs, found.outputs)
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Outer]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Outer]:
         """Clusters of two or four inputs, one or two of outputs."""
         del factors
         return self.worthwhile(group, self._options(group.layer))

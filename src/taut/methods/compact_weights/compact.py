@@ -21,10 +21,11 @@ from taut.types import Cost, Group, Layer, Method, Rewrite
 class Stored(Unplanned, Factorization):
     """Base of the methods that build one `taut.nn.Rebuilt`; subclasses are frozen dataclasses."""
 
-    needs: ClassVar[frozenset[str]] = frozenset({"inputs"})
+    uses_statistics: ClassVar[bool] = True
     default: ClassVar[bool] = False
     plain: ClassVar[bool] = False
     metrics: ClassVar[tuple[str, ...]] = ("data", "frobenius")
+    rank_settings: ClassVar[tuple[str, ...]] = ()
 
     def refuses_layer(self, layer: Layer) -> str | None:
         """Nothing."""
@@ -43,7 +44,7 @@ class Stored(Unplanned, Factorization):
         """The metric alone: an earlier step may have changed the weights."""
         return LayerStatistics(self.sight(modules, stats).weighting)
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: LayerStatistics) -> Rewrite:
         """One module that holds `tensors`, and the bias."""
         ((name, module),) = modules.items()
         built = self.built(describe_layer(name, module, (), 1))

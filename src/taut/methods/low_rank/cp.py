@@ -95,7 +95,7 @@ class CP(Factorization):
         roots = mode_roots(sight.weighting, sight.response, X.shape[2:])
         return CPFactors(sight, on_modes(X, roots), roots)
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[CP]:
+    def candidates(self, group: Group, factors: object) -> Sequence[CP]:
         """A few ranks of the grid that shrink the layer, evenly over it."""
         del factors
         found = self.worthwhile(group, (replace(self, rank=r) for r in rank_grid(max_rank(group.layer))))
@@ -103,15 +103,13 @@ class CP(Factorization):
             return found
         return [found[round(i * (len(found) - 1) / (RANKS - 1))] for i in range(RANKS)]
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: CPFactors) -> float | None:
         """Of the fitted kernel."""
-        found: CPFactors = factors
-        return found.fit(self.rank or 1)[1]
+        return factors.fit(self.rank or 1)[1]
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: CPFactors) -> Rewrite:
         """Inputs, kernel axes, outputs; the columns of a term have the same norm in every mode."""
-        found: CPFactors = factors
-        ends, axes = found.fit(self.rank or 1)[0][:2], found.fit(self.rank or 1)[0][2:]
+        ends, axes = factors.fit(self.rank or 1)[0][:2], factors.fit(self.rank or 1)[0][2:]
         inner = [axis.mT for axis in axes if axis.shape[1] > 1]
         scale = math.prod((axis for axis in axes if axis.shape[1] == 1), start=torch.ones(()).double())
         return self.rewritten(modules, ((ends[1] * scale).mT, *inner, ends[0]))

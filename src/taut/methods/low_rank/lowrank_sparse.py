@@ -71,10 +71,9 @@ class LowRankSparse(Unplanned, Factorization):
         rms = input_rms(module, sight.stats)
         return Parts(sight, torch.ones_like(weight_of(module)) if rms is None else rms)
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Parts) -> Rewrite:
         """Thin layers and sparse part in turns; the weights of R make up for the thin layers exactly."""
         ((name, module),) = modules.items()
-        found: Parts = factors
         layer = describe_layer(name, module, (), 1)
         built = self._built(layer)
         old = weight_of(module)
@@ -82,9 +81,9 @@ class LowRankSparse(Unplanned, Factorization):
         size = len(built.values)
         R = torch.zeros_like(W)
         for _ in range(ROUNDS if size else 1):
-            parts = self._factors(found.sight, W - R, old)
+            parts = self._factors(factors.sight, W - R, old)
             rest = W - parts[1].to(W) @ parts[0].to(W)
-            places = (rest * found.rms.to(W).reshape(W.shape)).abs().flatten().topk(size).indices.sort().values
+            places = (rest * factors.rms.to(W).reshape(W.shape)).abs().flatten().topk(size).indices.sort().values
             R = torch.zeros_like(W).flatten().scatter(0, places, rest.flatten()[places]).reshape(W.shape)
         thin: list[Any] = list(built.low)
         for part, weight in zip(thin, parts, strict=True):

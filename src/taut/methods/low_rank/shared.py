@@ -102,11 +102,12 @@ class Shared(Unplanned):
     ranks: list[int] | None = None
     links: list[int] | None = None
     name: ClassVar[str] = "shared"
-    needs: ClassVar[frozenset[str]] = frozenset({"inputs"})
+    uses_statistics: ClassVar[bool] = True
     default: ClassVar[bool] = False
     plain: ClassVar[bool] = False
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
+    rank_settings: ClassVar[tuple[str, ...]] = ("rank",)
 
     def refuses(self, group: Group) -> str | None:
         """The first layer that shares no channels, or None."""

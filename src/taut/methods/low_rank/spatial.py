@@ -64,21 +64,19 @@ class Spatial(Factorization):
         half = None if sight.response is None else cholesky(sight.response).mT
         return input_basis(sight.W, sight.weighting, features, half, rank)
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Spatial]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Spatial]:
         """Ranks of the grid that shrink the layer."""
         del factors
         return self.worthwhile(group, (replace(self, rank=r) for r in rank_grid(max_rank(group.layer))))
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: SpatialFactors) -> float | None:
         """What the first r features do not explain."""
-        found: SpatialFactors = factors
-        return found.damages[self.rank or 0]
+        return factors.damages[self.rank or 0]
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: SpatialFactors) -> Rewrite:
         """V^T along the height, U along the width, norms equal."""
-        found: SpatialFactors = factors
         r = self.rank or 0
-        first, second = orthogonalize(found.basis.V[..., :r].mT.double(), found.basis.solve(r))
+        first, second = orthogonalize(factors.basis.V[..., :r].mT.double(), factors.basis.solve(r))
         return self.rewritten(modules, (first, second))
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:

@@ -61,7 +61,7 @@ class SVD(Factorization):
         sight = self.sight(modules, stats)
         return _factors(sight, output_basis(sight.W, sight.weighting, sight.response, self.rank), [])
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[SVD]:
+    def candidates(self, group: Group, factors: SVDFactors) -> Sequence[SVD]:
         """Ranks of the grid that shrink the layer and that its inputs can judge, whatever `vbmf` would choose."""
         whole = max_rank(group.layer)
         judged = whole if factors is None else min(whole, factors.basis.energy.shape[-1])
@@ -91,17 +91,15 @@ class SVD(Factorization):
     def _undecided(self) -> bool:
         return undecided(self.name, self.vbmf, {"rank": self.rank})
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: SVDFactors) -> float | None:
         """Tail of the spectrum."""
-        found: SVDFactors = factors
-        return found.damages[min(self.rank or 0, len(found.damages) - 1)]
+        return factors.damages[min(self.rank or 0, len(factors.damages) - 1)]
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: SVDFactors) -> Rewrite:
         """Down W, then up; both with the same norm per component."""
         W = self.sight(modules, {}).W.flatten(2)
-        found: SVDFactors = factors
         r = self.rank or 0
-        up, down = completed(W, found.basis.up, found.basis.down, r)
+        up, down = completed(W, factors.basis.up, factors.basis.down, r)
         first, second = equalize(down @ W, up)
         return self.rewritten(modules, (first, second))
 

@@ -84,6 +84,7 @@ class Tucker(Factorization):
     metric: str = "data"
     vbmf: float | None = None
     name: ClassVar[str] = "tucker"
+    rank_settings: ClassVar[tuple[str, ...]] = ("rank_in", "rank_out")
 
     def refuses_layer(self, layer: Layer) -> str | None:
         """Convolutions with a kernel above 1 and more than one channel on either side of a group."""
@@ -108,7 +109,7 @@ class Tucker(Factorization):
         half = None if sight.response is None else cholesky(sight.response).mT
         return input_basis(sight.W, sight.weighting, sight.W.shape[2], half, rank)
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[Tucker]:
+    def candidates(self, group: Group, factors: object) -> Sequence[Tucker]:
         """Pairs of ranks of the grid that shrink the layer, whatever `vbmf` would choose."""
         del factors
         ins, outs = (rank_grid(limit, most=PAIRS) for limit in max_ranks(group.layer))
@@ -142,16 +143,14 @@ class Tucker(Factorization):
     def _undecided(self) -> bool:
         return undecided(self.name, self.vbmf, {"rank_in": self.rank_in, "rank_out": self.rank_out})
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: TuckerFactors) -> float | None:
         """Error of both bases."""
-        found: TuckerFactors = factors
-        return found.damage(self.rank_in or 0, self.rank_out or 0)
+        return factors.damage(self.rank_in or 0, self.rank_out or 0)
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: TuckerFactors) -> Rewrite:
         """V^T, the core on orthogonal outer factors, and the output directions; norms equal."""
-        found: TuckerFactors = factors
         i, o = self.rank_in or 0, self.rank_out or 0
-        V, core, up = found.cut(i, o)
+        V, core, up = factors.cut(i, o)
         first, core = orthogonalize(V.mT, core)
         last, flipped = orthogonalize(up.mT, core.transpose(1, 2))
         return self.rewritten(modules, level(first, flipped.transpose(1, 2), last.mT))

@@ -47,9 +47,9 @@ class Magnitude(Masking):
         self._must("score", self.score in KINDS, f"one of {', '.join(KINDS)}")
 
     @property
-    def needs(self) -> frozenset[str]:
-        """What calibration tells, for "wanda" and "obd"; else nothing."""
-        return frozenset({"wanda": ("inputs",), "obd": ("inputs", "outputs")}.get(self.score, ()))
+    def uses_statistics(self) -> bool:
+        """For "wanda" and "obd"."""
+        return self.score in {"wanda", "obd"}
 
     def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
         """Of every weight, layer by layer.

@@ -50,6 +50,7 @@ class Masking(Unplanned):
     plain: ClassVar[bool] = True
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = True
+    rank_settings: ClassVar[tuple[str, ...]] = ()
     name: ClassVar[str]
 
     def __post_init__(self) -> None:

@@ -49,7 +49,7 @@ class MFBP(Masking):
     links: list[int] | None = None
     seed: int = 0
     name: ClassVar[str] = "mfbp"
-    needs: ClassVar[frozenset[str]] = frozenset()
+    uses_statistics: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing.

@@ -49,7 +49,7 @@ class OBS(Masking):
 
     ridge: float = 1e-2
     name: ClassVar[str] = "obs"
-    needs: ClassVar[frozenset[str]] = frozenset({"inputs", "outputs"})
+    uses_statistics: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing.
