@@ -9,8 +9,6 @@ import taut
 from cases import case, macs, run, sequential, untouched
 from taut import Budget, BudgetError, CallError, DataError
 from taut.measure import file_bytes, stored_tensors
-from taut.search.limits import limits_at_ratio, model_at_ratio
-from taut.search.session import Session
 from taut.types import Cost
 
 
@@ -265,23 +263,3 @@ def test_the_result_prints():
     result = taut.compress(model, example, budget=Budget(params=0.5), data=case("mlp").data())
     assert "parameters" in str(result.comparison)
     assert "whole model" in str(result.plan)
-
-
-# The path.
-
-
-def test_the_path_shrinks_the_compressible_part():
-    model, example = case("vgg").make()
-    session = Session.open(model, example, case("vgg").data(), None)
-    sizes = []
-    for ratio in (1.0, 1.5, 2.0, 4.0):
-        limits = limits_at_ratio(session, ratio)
-        small, plan = model_at_ratio(session, ratio)
-        cost = session.cost(small)
-        assert cost.params <= limits["params"] + 1e-6
-        assert cost.macs <= limits["macs"] + 1e-6
-        sizes.append(cost.params)
-        assert plan.before == session.network.cost
-    assert sizes == sorted(sizes, reverse=True)
-    assert sizes[0] == session.network.cost.params
-    assert model_at_ratio(session, 1e9) is None
