@@ -40,7 +40,9 @@ def test_models_compute_the_same(method):
 def test_plans_are_carried_out():
     text = (HERE / "plan.json").read_text()
     plan = taut.Plan.from_json(text)
-    assert json.loads(plan.to_json()) == json.loads(text)
+    written = json.loads(plan.to_json())
+    assert {kept.pop("code") for kept in written["kept"]} == {"kept"}  # came later
+    assert written == json.loads(text)
     model, example = case("vgg").make()
     net = taut.trace(model, example)
     small = taut.apply(model, plan, taut.observe(net, model, case("vgg").data()))
