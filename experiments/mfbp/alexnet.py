@@ -21,7 +21,7 @@ from torch import nn
 import taut
 from taut.decompose.trifactor import shared_size, signed
 from taut.methods.relation_graph import Graph
-from taut.structure.coupling import couple
+from taut.structure.channels.links import find_links
 from taut.studies import Cell
 
 CONVS = ("conv1", "conv2", "conv3", "conv4", "conv5")
@@ -78,7 +78,7 @@ def run(lab: Lab, cell: Cell) -> dict[str, Any]:
         return trained(lab, model, cell)
     example = taut.core.example.Example(model, torch.zeros(1, 3, 224, 224))
     names = PARTS[cell["part"]]
-    links = couple(model, example, names)
+    links = find_links(model, example, names)
     graph = Graph.of({name: model.get_submodule(name) for name in names}, links)
     ranks = graph.ranks(None)
     start = time.perf_counter()

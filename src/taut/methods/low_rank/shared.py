@@ -19,7 +19,7 @@ from taut.methods.factorization import Unplanned
 from taut.methods.layer_factory import conv, input_places, linear, output_places, random_layer, refuse_layer
 from taut.methods.relation_graph import LEAST, RANK, SHARE, type_sizes
 from taut.nn import Basis
-from taut.structure.coupling import couple
+from taut.structure.channels.links import find_links
 from taut.structure.patches import bias_of, grouped_weight, weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.tracing import describe_layer
@@ -134,7 +134,7 @@ class Shared(Unplanned):
         modules = {name: model.get_submodule(place) for name, place in places.items()}
         links = self.links
         if links is None:
-            links = _alike(couple(model, example, list(places.values())), list(modules.values()))
+            links = _alike(find_links(model, example, list(places.values())), list(modules.values()))
         found = replace(self, links=links)
         frame = found.frame(_layers(modules))
         terms = found.factor(modules, stats or {})

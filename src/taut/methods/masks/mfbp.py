@@ -14,7 +14,7 @@ from taut.decompose.dfmf import dfmf
 from taut.decompose.trifactor import Trifactors, signed
 from taut.methods.masks.masking import Masking
 from taut.methods.relation_graph import Graph
-from taut.structure.coupling import couple
+from taut.structure.channels.links import find_links
 from taut.structure.patches import grouped_weight, weight_of
 
 KINDS = ("product", "sum", "max", "reconstruction", "residual", "flipped")
@@ -69,7 +69,7 @@ class MFBP(Masking):
     ) -> tuple[MFBP, list[Tensor]]:
         """Itself with the links found in the network, and the scores."""
         del stats
-        links = couple(model, example, list(places.values())) if self.links is None else self.links
+        links = find_links(model, example, list(places.values())) if self.links is None else self.links
         found = replace(self, links=links)
         return found, found.scores({name: model.get_submodule(place) for name, place in places.items()}, {})
 

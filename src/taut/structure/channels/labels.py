@@ -7,6 +7,7 @@ channels that meet; operations that mix channels, or have a size of their own, p
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor
@@ -21,12 +22,16 @@ class Labels:
 
     Attributes:
         atoms: of all channels.
+        tying: whether channels that can only go together become one class; without, a class are channels that are the
+            same, one by one, and what gives and reads them knows them by their places.
     """
 
-    def __init__(self, atoms: Atoms) -> None:
-        """No tensor is labelled yet."""
-        self.atoms = atoms
+    def __init__(self, atoms: Atoms, own: Iterable[Tensor] = (), *, tying: bool = True) -> None:
+        """No tensor is labelled yet; `own` are the parameters and buffers of the network."""
+        self.atoms, self.tying = atoms, tying
+        self._own = {id(t) for t in own}
         self._held: Any = WeakTensorKeyDictionary()
+        self._crossed: Any = WeakTensorKeyDictionary()
 
     def of(self, value: Any) -> Tensor | None:
         """The label of a tensor, with the classes as they are now; None for what has no channels that could go."""
@@ -35,12 +40,36 @@ class Labels:
         held = self._held.get(value)
         return None if held is None else self.atoms.roots(held) if held.numel() < 4096 else _mapped(self.atoms, held)
 
+    def held(self, value: Tensor) -> bool:
+        """Whether a tensor has a label."""
+        return value in self._held
+
     def put(self, value: Tensor, label: Tensor | None) -> None:
         """Label a tensor, or take its label away."""
         if label is not None:
             self._held[value] = label.expand(value.shape)
         elif value in self._held:
             del self._held[value]
+
+    def tie(self, a: Tensor, b: Tensor) -> None:
+        """The channels of a and b, element by element, can only go together."""
+        if self.tying:
+            self.atoms.unite(a, b)
+
+    def origin(self, value: Tensor) -> bool | None:
+        """Whether a tensor was computed from the network's own tensors alone (False), or from others, too (True).
+
+        None: from others alone. An input, a constant of the code and a comparison say nothing of another run; what a
+        layer gives is the network's, whatever it reads.
+        """
+        return False if id(value) in self._own else self._crossed.get(value)
+
+    def come(self, value: Tensor, *, crossed: bool | None) -> None:
+        """Note the origin of a tensor."""
+        if crossed is not None:
+            self._crossed[value] = crossed
+        elif value in self._crossed:
+            del self._crossed[value]
 
     def pin(self, values: Any, reason: str) -> None:
         """All channels that occur in some tensors have to stay."""
@@ -70,11 +99,13 @@ def varying(label: Tensor) -> list[int]:
     ]
 
 
-def along(label: Tensor, axis: int, atoms: Atoms) -> Tensor:
-    """The channel of every index of an axis; where several meet at one index, they become one class."""
+def along(label: Tensor, axis: int, labels: Labels) -> Tensor:
+    """The channel of every index of an axis; where several meet at one index, they go together, or it is a new one."""
     rows = compact(label).movedim(axis, 0)
     rows = rows.expand(label.shape[axis], *rows.shape[1:]).flatten(1)
     first = rows[:, :1]
     if bool((rows != first).any()):
-        atoms.unite(rows, first.expand_as(rows))
-    return atoms.roots(first[:, 0])
+        if not labels.tying:
+            return labels.atoms.fresh(len(rows))
+        labels.atoms.unite(rows, first.expand_as(rows))
+    return labels.atoms.roots(first[:, 0])

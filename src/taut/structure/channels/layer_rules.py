@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from taut.nn import Rebuilt, mask_of
+from taut.nn import Rebuilt, Reorder, mask_of
 from taut.structure.channels.labels import Labels, along, compact, varying
 from taut.structure.patches import CONVOLUTIONS
 from taut.structure.support import refusal
@@ -21,18 +21,16 @@ from taut.structure.support import refusal
 OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.EmbeddingBag, _ConvTransposeNd, Rebuilt)
 """Layers whose own channels stay, and those that they read; of transposed convolutions only what is not narrowable."""
 
+BETWEEN: tuple[type[nn.Module], ...] = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)
+"""Layers that hold values per channel, between those that mix channels."""
+
 NARROW: tuple[type[nn.Module], ...] = (
     nn.Linear,
     *CONVOLUTIONS,
     nn.ConvTranspose1d,
     nn.ConvTranspose2d,
     nn.ConvTranspose3d,
-    _BatchNorm,
-    _InstanceNorm,
-    nn.GroupNorm,
-    nn.LayerNorm,
-    nn.RMSNorm,
-    nn.PReLU,
+    *BETWEEN,
     nn.Embedding,
 )
 """Layers that can be made narrower."""
@@ -82,11 +80,11 @@ class Sides:
             self.fixed()
             return None
         axes = varying(label)
-        if axis % x.ndim not in axes and (axes or label.shape[axis] > 1):
+        if axis % x.ndim not in axes and (axes or (label.shape[axis] > 1 and self.labels.tying)):
             self.labels.atoms.pin(compact(label), APART.format(name=self.name) if axes else TOGETHER)
             self.fixed()
             return None
-        return along(label, axis % x.ndim, self.labels.atoms)
+        return along(label, axis % x.ndim, self.labels)
 
     def fixed(self) -> None:
         """One call reads what has a fixed width: so must all calls."""
@@ -104,11 +102,17 @@ class Sides:
 
 
 def narrowable(module: nn.Module) -> bool:
-    """Whether a layer is one that the rules know, computes as its kind does, and holds its own parameters."""
+    """Whether a layer is one that the rules know, computes as its kind does, and holds its own parameters alone."""
+    # what else hangs on a layer may be as wide as its channels
+    return {*module._parameters, *module._buffers} <= OWN and computes_as_its_kind(module)
+
+
+def computes_as_its_kind(module: nn.Module) -> bool:
+    """Whether a layer is one that the rules know, with parameters of its own."""
+    if isinstance(module, Reorder):
+        return True
     if not isinstance(module, NARROW) or parametrize.is_parametrized(module) or mask_of(module) is not None:
         return False
-    if not {*module._parameters, *module._buffers} <= OWN:
-        return False  # what else hangs on a layer may be as wide as its channels
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
         return refusal(module) is None
     kind = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn"))
@@ -116,6 +120,11 @@ def narrowable(module: nn.Module) -> bool:
         module
     )
     return plain and all(isinstance(p, Tensor) for p in module._parameters.values() if p is not None)
+
+
+def gives_its_own(module: nn.Module) -> bool:
+    """Whether a layer gives channels of its own; norms and slopes pass on those that arrive."""
+    return not isinstance(module, BETWEEN)
 
 
 def passes(module: nn.Module, sides: Sides, x: Tensor, output: Tensor) -> None:
@@ -162,7 +171,7 @@ def _depthwise(module: Any, sides: Sides, columns: Tensor | None, output: Tensor
 def _tied(sides: Sides, atoms: Tensor, groups: int) -> Tensor:
     """The i-th channels of all groups go together: the groups stay equally wide."""
     table = atoms.reshape(groups, -1)
-    sides.labels.atoms.unite(table, table[:1].expand_as(table))
+    sides.labels.tie(table, table[:1].expand_as(table))
     return sides.labels.atoms.roots(atoms)
 
 
@@ -209,6 +218,15 @@ def _embedding(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
     sides.labels.put(output, sides.given(module.embedding_dim).expand(output.shape))
 
 
+def _reorder(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
+    """New channels, which the layers around may take over in their order: see `reordering`."""
+    axis = x.ndim - module.axes - 1
+    columns = sides.arriving(x, axis)
+    if columns is not None:
+        sides.read("in", columns)
+    sides.labels.put(output, _spread(sides.given(len(module.order)), axis, output))
+
+
 def _spread(atoms: Tensor, axis: int, output: Tensor) -> Tensor:
     return atoms.reshape(-1, *[1] * (output.ndim - axis - 1)).expand(output.shape)
 
@@ -221,4 +239,5 @@ RULES: tuple[tuple[Any, Rule], ...] = (
     ((_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.PReLU), _per_channel),
     ((nn.LayerNorm, nn.RMSNorm), _layer_norm),
     (nn.Embedding, _embedding),
+    (Reorder, _reorder),
 )

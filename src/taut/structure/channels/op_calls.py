@@ -9,13 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taut.core.tensors import tensors
 from taut.structure.channels.labels import Labels, compact, varying
 
 MIXES = "the operation '{op}' mixes these channels or has a size of its own"
 FIXED = "they meet a tensor of fixed width in '{op}' (an input, a constant, a parameter of other code)"
 PLACES = "code takes some of them by their place ('{op}')"
 BROADCAST = "a single channel is spread over others in '{op}'"
+
+
+def operands(values: Iterable[Any]) -> list[Tensor]:
+    """The tensors among an operation's arguments or results, which lie no deeper than in a list."""
+    flat: list[Tensor] = []
+    for value in values:
+        if isinstance(value, Tensor):
+            flat.append(value)
+        elif isinstance(value, list | tuple):
+            flat += [item for item in value if isinstance(item, Tensor)]
+    return flat
 
 
 @dataclass(frozen=True)
@@ -27,6 +37,7 @@ class Call:
         func: the operation, of torch's dispatcher.
         args: what it was called with.
         kwargs: and by name.
+        inputs: the tensors among these.
         made: the tensors that it gave.
     """
 
@@ -34,6 +45,7 @@ class Call:
     func: Any
     args: Any
     kwargs: Any
+    inputs: list[Tensor]
     made: list[Tensor]
 
     @property
@@ -55,7 +67,7 @@ class Call:
 
     def again(self, label: Tensor) -> list[Tensor]:
         """What the same call makes of a label in the place of its first tensor."""
-        return tensors(self.func(label, *self.args[1:], **self.kwargs))
+        return operands([self.func(label, *self.args[1:], **self.kwargs)])
 
     def give(self, labels: Iterable[Tensor]) -> None:
         """Label what was made, tensor by tensor."""
@@ -73,8 +85,17 @@ class Call:
 
     def give_up(self, reason: str = MIXES) -> None:
         """What went in stays, and nothing is known of what came out."""
-        self.labels.pin((self.args, self.kwargs), reason.format(op=self.name))
+        self.labels.pin(self.inputs, reason.format(op=self.name))
         self.give_all(None)
+
+    def trace_origin(self) -> None:
+        """Note where what was made comes from: see `Labels.origin`."""
+        known = [crossed for t in self.inputs if (crossed := self.labels.origin(t)) is not None]
+        if torch.Tag.nondeterministic_seeded in self.func.tags or self.name.endswith("_like"):
+            known = []  # as large as what is known, no more
+        crossed = any(known) or len(known) < len(self.inputs) if known else None
+        for t in self.made:
+            self.labels.come(t, crossed=crossed if t.is_floating_point() or t.is_complex() else None)
 
     def lengthened(self, label: Tensor) -> set[int]:
         """The axes on which the first result is longer or shorter than the label."""
@@ -84,11 +105,14 @@ class Call:
         """Unite two labels that broadcast; a single channel that meets many others does not take part, and stays."""
         rank = max(a.ndim, b.ndim)
         a, b = (t.reshape(*[1] * (rank - t.ndim), *t.shape) for t in (a, b))
-        for mine, other in ((a, b), (b, a)):
-            if any(mine.shape[axis] == 1 < other.shape[axis] for axis in varying(other)):
+        axes = varying(a), varying(b)
+        for mine, other, others in ((a, b, axes[1]), (b, a, axes[0])):
+            if any(mine.shape[axis] == 1 < other.shape[axis] for axis in others):
                 self.pin(mine, BROADCAST)
                 return other
-        shape = torch.broadcast_shapes(a.shape, b.shape)  # type: ignore[no-untyped-call]
+        shape = [n if m == 1 else m for m, n in zip(a.shape, b.shape, strict=True)]
+        if not self.labels.tying and axes[0] != axes[1]:  # on other axes lie others: they are not the same ones
+            return (a if len(axes[0]) >= len(axes[1]) else b).expand(shape)
         small = torch.broadcast_tensors(compact(a), compact(b))  # type: ignore[no-untyped-call]
         self.labels.atoms.unite(*small)
         return self.labels.atoms.roots(small[0]).expand(shape)

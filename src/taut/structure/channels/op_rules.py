@@ -9,14 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taut.core.tensors import tensors
 from taut.structure.channels.labels import Labels, along, compact, varying
-from taut.structure.channels.op_calls import FIXED, PLACES, Call
+from taut.structure.channels.op_calls import FIXED, PLACES, Call, operands
 
 Rule = Callable[[Call], None]
 
 
-def note(labels: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None:
+def note(labels: Labels, func: Any, args: Any, kwargs: Any, inputs: list[Tensor], output: Any) -> None:
     """Label what an operation made.
 
     Args:
@@ -24,10 +23,12 @@ def note(labels: Labels, func: Any, args: Any, kwargs: Any, output: Any) -> None
         func: the operation, of torch's dispatcher.
         args: what it was called with.
         kwargs: and by name.
+        inputs: the tensors among these.
         output: what it gave.
     """
-    call = Call(labels, func, args, kwargs, tensors(output))
-    if all(labels.of(t) is None for t in tensors((args, kwargs))):
+    call = Call(labels, func, args, kwargs, inputs, operands([output]))
+    call.trace_origin()
+    if not any(labels.held(t) for t in inputs):
         call.give_all(None)
         return
     plain = call.name.removesuffix("_")
@@ -47,15 +48,14 @@ def _same(call: Call) -> None:
 
 def _pointwise(call: Call) -> None:
     """What meets element by element is one channel."""
-    given = tensors((call.args, call.kwargs))
     label = None
-    for t in given:
+    for t in call.inputs:
         mine = call.labels.of(t)
         if mine is not None:
             label = mine if label is None else call.meet(label, mine)
     if label is None:
         return
-    if any(call.labels.of(t) is None and _fixes(label, t) for t in given):
+    if any(not call.labels.held(t) and _fixes(label, t) for t in call.inputs):
         call.pin(label, FIXED)
     call.give_all(label)
 
@@ -100,7 +100,7 @@ def _viewed(call: Call) -> None:
         for axis in axes:
             if axis != free:
                 rows = compact(label)
-                call.labels.atoms.unite(rows, rows.narrow(axis, 0, 1).expand_as(rows))
+                call.labels.tie(rows, rows.narrow(axis, 0, 1).expand_as(rows))
         label = call.labels.atoms.roots(compact(label)).expand(label.shape)
     call.give([label])
 
@@ -132,7 +132,7 @@ def _split(call: Call) -> None:
     outputs = call.again(before)
     if _touched(call, before) & set(varying(before)):
         for other in outputs[1:]:
-            call.labels.atoms.unite(compact(outputs[0]), compact(other))
+            call.labels.tie(compact(outputs[0]), compact(other))
     return call.give(outputs)
 
 
@@ -204,9 +204,13 @@ def _reduced(call: Call) -> None:
 
 
 def _scanned(call: Call) -> None:
-    """Softmax, cumulative sums: the shape stays, and every element knows its axis."""
+    """Softmax, cumulative sums: the shape stays, and every element knows its axis.
+
+    Channels that are normalized by each other cannot go alone, but are the same ones behind it.
+    """
     before = call.before
-    if before is None or call.argument("dim", 1, -1) % before.ndim in varying(before):
+    across = before is None or call.argument("dim", 1, -1) % before.ndim in varying(before)
+    if across and (call.labels.tying or "softmax" not in call.name):
         return call.give_up()
     return call.give_all(before)
 
@@ -252,7 +256,7 @@ def _multiplied(call: Call) -> None:
     last = call.made[0].ndim - 1
     inner_a, inner_b = a is not None and last in varying(a), b is not None and last - 1 in varying(b)
     if a is not None and b is not None and inner_a and inner_b:
-        call.labels.atoms.unite(along(a, last, call.labels.atoms), along(b, last - 1, call.labels.atoms))
+        call.labels.tie(along(a, last, call.labels), along(b, last - 1, call.labels))
     elif inner_a or inner_b:
         call.labels.pin((first, second), FIXED.format(op=call.name))
     rows = _side(a, last, inner=inner_a)

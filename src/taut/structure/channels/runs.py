@@ -1,0 +1,226 @@
+"""Runs of a network whose channels are labelled: what each of its layers gives and reads.
+
+Every layer that gives channels labels them anew; the labels travel with the tensors through all operations that are
+executed (`op_rules`), whatever code calls them; where they arrive at a layer that reads, its columns are noted.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from contextlib import suppress
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from taut.core.example import Example
+from taut.core.modes import evaluating, generator
+from taut.core.tensors import all_tensors, map_tensors, tensors
+from taut.errors import ModelError
+from taut.structure.channels.classes import Atoms
+from taut.structure.channels.labels import Labels
+from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_kind, gives_its_own, narrowable, passes
+from taut.structure.channels.op_calls import operands
+from taut.structure.channels.op_rules import note
+from taut.structure.sameness import few
+from taut.structure.surgery import shallow
+
+End = Literal["out", "in", "through"]
+"""A layer's rows, its columns, or the values that it holds per channel between others."""
+
+OUTPUT = "they reach the model's output"
+
+
+def run_labelled(model: nn.Module, example: Example, *, tying: bool = True) -> LabelledRuns:
+    """Run a copy of a model with labelled channels.
+
+    The example's first samples are run, or all where the model does not run on few; then what takes other paths, and
+    noise, since other inputs may take other branches. The negative of the noise is tried where some layer was not
+    reached so far.
+
+    Args:
+        model: any module; it is not changed.
+        example: how it is called.
+        tying: whether channels that can only go together are one class, as a `ChannelGroup` needs it; without, a class
+            are channels that are the same, one by one, and noise is run for layers that were not reached alone.
+
+    Raises:
+        ModelError: the model cannot be run.
+    """
+    runs = LabelledRuns(shallow(model), tying=tying)
+    for part in dict.fromkeys((few(example), example)):
+        try:
+            runs.run(part, part.value)
+            break
+        except ModelError:
+            if part is example:
+                raise
+    for witness in example.paths[1:]:  # the first is the example's
+        runs.run(part, witness)
+    random = generator(0)
+    noise = map_tensors(
+        lambda t: torch.randn(t.shape, generator=random).to(t) if t.is_floating_point() else t, part.value
+    )
+    for probe in (noise, map_tensors(lambda t: -t if t.is_floating_point() else t, noise)):
+        if (tying and probe is noise) or runs.unreached():
+            with suppress(ModelError):
+                runs.run(part, probe)
+    return runs
+
+
+class _Noting:
+    """Labels what the operations outside of known layers make.
+
+    Not written into the mode itself, since torch has `torch._dynamo` look after what a mode defines: a second for its
+    import, and some of it at every operation.
+    """
+
+    runs: LabelledRuns
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run it, and note it."""
+        named = kwargs or {}
+        output = func(*args, **named)
+        if not self.runs.depth:
+            inputs = operands((*args, *named.values()))
+            self.runs.used.update(id(t) for t in inputs if id(t) in self.runs.owners)
+            note(self.runs.labels, func, args, named, inputs, output)
+        return output
+
+
+class _Dispatch(_Noting, TorchDispatchMode):
+    """The mode in which a network is run."""
+
+    def __init__(self, runs: LabelledRuns) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.runs = runs
+
+
+class LabelledRuns:
+    """One or several runs of a copy of a model.
+
+    Attributes:
+        labels: of the tensors that are alive, and the classes of all channels.
+        sides: layer and side -> class of every index.
+        layers: by name those whose inside is not looked into, in the order of the model.
+        foreign: layers that read channels behind an operation with a tensor from elsewhere: see `Labels.origin`.
+        blind: whether a run returned no tensor.
+    """
+
+    def __init__(self, copied: nn.Module, *, tying: bool) -> None:
+        """Nothing was run yet."""
+        self.copied = copied
+        self.labels = Labels(Atoms(), (*copied.parameters(), *copied.buffers()), tying=tying)
+        self.known = narrowable if tying else computes_as_its_kind
+        self.depth = 0
+        self.blind = False
+        self.used: set[int] = set()
+        self.called: set[str] = set()
+        self.entered: set[str] = set()
+        self.foreign: set[str] = set()
+        self.owners: dict[int, list[str]] = defaultdict(list)
+        self.layers: dict[str, nn.Module] = {}
+        self.holders: dict[str, nn.Module] = {}
+        self.sides: dict[tuple[str, End], Tensor] = {}
+        inside: list[str] = []
+        for name, module in copied.named_modules():
+            for t in _own(module):
+                self.owners[id(t)].append(name)
+            if any(name.startswith(f"{outer}.") for outer in inside):
+                continue
+            if self.known(module) or isinstance(module, OPAQUE):
+                self.layers[name] = module
+                inside.append(name) if name else None
+            elif not any(True for _ in module.parameters(recurse=False)) and _own(module):
+                self.holders[name] = module
+
+    def run(self, example: Example, value: Any) -> None:
+        """One run; what reaches the output stays."""
+        handles = []
+        for name, module in self.layers.items():
+            handles += [
+                module.register_forward_pre_hook(self._enter, with_kwargs=True),  # behind the user's own
+                module.register_forward_hook(self._leave(name), prepend=True, with_kwargs=True),
+            ]
+        for name, module in self.holders.items():
+            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.entered.add(name)))
+        fast = torch.backends.mha.get_fastpath_enabled()
+        torch.backends.mha.set_fastpath_enabled(False)
+        self.depth = 0
+        try:
+            with evaluating(self.copied), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Dispatch(self):
+                output = example.run(self.copied, value)
+        finally:
+            torch.backends.mha.set_fastpath_enabled(fast)
+            for handle in handles:
+                handle.remove()
+        returned = all_tensors(output)
+        self.labels.pin(returned, OUTPUT)
+        self.blind |= not returned
+
+    def _enter(self, *_: Any) -> None:
+        self.depth += 1
+
+    def _leave(self, name: str) -> Any:
+        def hook(module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+            self.depth -= 1
+            if not self.depth:
+                with torch._C._DisableTorchDispatch():  # labels have none themselves
+                    self._left(name, module, args, kwargs, output)
+
+        return hook
+
+    def _left(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
+        """What a layer read and gave."""
+        self.called.add(name)
+        if not self.known(module) or not args or len(tensors(args)) != 1 or not isinstance(output, Tensor):
+            kind = type(module).__name__
+            self.labels.pin((args, kwargs), f"they are read by '{name}', a {kind}, which is not made narrower")
+            for t in tensors(output):
+                self.labels.put(t, None)
+                self.labels.come(t, crossed=False)
+            return
+        origin = self.labels.origin(args[0])
+        self.foreign |= {name} if origin else set()
+        self.labels.come(output, crossed=origin is not False and not gives_its_own(module))
+        passes(module, Sides(self.labels, self.sides, name), args[0], output)
+
+    def unreached(self) -> tuple[str, ...]:
+        """Modules with tensors that the runs neither called nor used otherwise: they may read any channels."""
+        reached = self.called | self.entered | self.read_elsewhere()
+        inside = [name for name, module in self.layers.items() if not self.known(module) or name in self.called]
+        return tuple(
+            name
+            for name, module in self.copied.named_modules()
+            if name not in reached and _own(module) and not any(name.startswith(f"{outer}.") for outer in inside)
+        )
+
+    def read_elsewhere(self) -> set[str]:
+        """Layers of which other code uses a parameter or a buffer."""
+        return {name for number in self.used for name in self.owners[number]}
+
+    def sharing(self) -> set[str]:
+        """Layers that share the memory of a parameter or of a buffer with another."""
+        holders: dict[int, set[str]] = defaultdict(set)
+        for name, module in self.copied.named_modules():
+            for t in _own(module):
+                holders[_address(t)].add(name)
+        return {name for names in holders.values() if len(names) > 1 for name in names}
+
+    def classes(self) -> dict[tuple[str, End], Tensor]:
+        """Layer and side -> class of every index, now that all runs are done."""
+        return {side: self.labels.atoms.roots(atoms) for side, atoms in self.sides.items()}
+
+
+def _own(module: nn.Module) -> list[Tensor]:
+    return [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.numel()]
+
+
+def _address(t: Tensor) -> int:
+    """Where the values are; something of its own for tensors without plain memory."""
+    try:
+        return t.data_ptr() or id(t)
+    except RuntimeError:
+        return id(t)
