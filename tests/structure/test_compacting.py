@@ -204,6 +204,12 @@ def test_norms_outside_the_step_or_without_values_of_their_own_keep_their_channe
         assert cut(model, rows(4, 3, 7, 7), ["0", "3"]) == {"3": (4, 5, 1)}
 
 
+def test_norms_that_hold_nothing_fit_any_number_of_channels():
+    norm = nn.BatchNorm2d(6, affine=False, track_running_stats=False)
+    model = nn.Sequential(nn.Conv2d(3, 6, 3), norm, nn.ReLU(), zero(nn.Conv2d(6, 4, 3), columns=[1]))
+    assert cut(model, rows(4, 3, 7, 7), ["0", "3"]) == {"0": (5, 3, 0), "3": (4, 5, 0)}
+
+
 def test_behind_a_flatten_a_channel_has_several_columns():
     model = nn.Sequential(
         constant(nn.Conv2d(3, 6, 3), 4, 0.7), nn.ReLU(), nn.MaxPool2d(2), nn.Flatten(), nn.Linear(54, 5)
@@ -253,6 +259,90 @@ def test_a_residual_sum_of_constants_is_one(stem):
     zero(model.stem, rows=[5] if stem else [])
     gone = {"stem": (5, 3, 0), "inner": (5, 5, 0), "norm": (5, 5, 0), "head": (4, 5, 0)}
     assert cut(model, rows(2, 3, 6, 6)) == (gone if stem else {"inner": (6, 5, 1)})
+
+
+class Joined(nn.Module):
+    """Two convolutions whose channels one reader gets side by side; another reads those of the first alone."""
+
+    def __init__(self, reader):
+        super().__init__()
+        self.one, self.two, self.both = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 6, 1), reader
+        self.alone = zero(nn.Conv2d(4, 5, 1), columns=[1, 2])
+
+    def forward(self, x):
+        one, two = F.relu(self.one(x)), F.relu(self.two(x))
+        return self.both(torch.cat([one, two], 1)) + self.alone(one)
+
+
+def test_concatenated_channels_go_each_for_itself():
+    """Of the first, unit 1 is read nowhere, unit 2 by one of two; of the second, 0 is a constant and 5 is not read."""
+    model = Joined(zero(nn.Conv2d(10, 5, 1), columns=[1, 9]))
+    constant(model.two, 0, 0.7)
+    assert cut(model, rows(2, 3, 4, 4)) == {
+        "one": (3, 3, 0),
+        "two": (4, 3, 0),
+        "both": (5, 7, 0),
+        "alone": (5, 2, 1),
+    }
+
+
+def test_concatenated_channels_may_all_be_dead_but_for_one():
+    model = Joined(zero(nn.Conv2d(10, 5, 1), columns=range(4, 10)))
+    assert cut(model, rows(2, 3, 4, 4)) == {"two": (1, 1, 1), "both": (5, 4, 1), "alone": (5, 2, 1)}
+
+
+class Tower(nn.Module):
+    """Layers that are called for two inputs."""
+
+    def __init__(self):
+        super().__init__()
+        self.one, self.two, self.last = nn.Linear(6, 8), zero(nn.Linear(8, 7), columns=[3]), nn.Linear(7, 2)
+
+    def forward(self, x):
+        y, z = (self.two(F.relu(self.one(part))) for part in (x[:, 0], x[:, 1]))
+        return self.last((y - z).abs())
+
+
+def test_layers_that_are_called_twice_lose_what_no_call_needs():
+    model = Tower()
+    constant(model.one, 5, 0.5)
+    constant(model.two, 2, 0.3)  # the same at both calls, and so zero where they meet
+    assert cut(model, rows(3, 2, 6)) == {"one": (6, 6, 0), "two": (6, 6, 0), "last": (2, 6, 0)}
+
+
+@pytest.mark.parametrize(
+    ("times", "gone"),
+    [
+        (lambda net, x, h: h * 2 + 1, True),
+        (lambda net, x, h: h * net.gain * 2, True),
+        (lambda net, x, h: h * h.sigmoid(), True),
+        (lambda net, x, h: h * (x != 0).any(-1, keepdim=True), False),
+        (lambda net, x, h: h.add_((x != 0).any(-1, keepdim=True)).tanh(), False),
+        (lambda net, x, h: h * torch.ones_like(h), False),
+        (lambda net, x, h: net.two(h * (x != 0).any(-1, keepdim=True)) * 0 + h, False),
+        (lambda net, x, h: net.norm(h * (x != 0).any(-1, keepdim=True)), False),
+        (lambda net, x, h: h + net.norm(x.mean(-1, keepdim=True).expand(-1, 8)) * 0, False),
+    ],
+)
+def test_constants_do_not_cross_what_is_another_in_other_runs(times, gone):
+    """A mask is one for all that random inputs are; what comes of layers, and of the model's own tensors, is known."""
+
+    class Crossed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.one, self.two, self.norm = nn.Linear(6, 8), nn.Linear(8, 8), nn.BatchNorm1d(8)
+            self.last = nn.Linear(8, 3)
+            self.register_buffer("gain", torch.tensor(0.5))
+
+        def forward(self, x):
+            return self.last(times(self, x, F.relu(self.one(x)) * 1))
+
+    model = Crossed()
+    for name in ("two", "norm"):
+        if name not in times.__code__.co_names:
+            delattr(model, name)
+    constant(model.one, 4, 0.7)
+    assert ("one" in cut(model, rows(3, 6))) is gone
 
 
 class Net(nn.Module):
@@ -351,7 +441,7 @@ def test_sequences_and_single_vectors_without_a_position():
     zero(model[2], columns=[7])
     assert cut(model, rows(3, 4, 20)) == {"0": (6, 17, 1), "2": (5, 6, 0)}
     gates = sequential(one=nn.Conv1d(3, 6, 1), act=nn.GLU(1), two=zero(nn.Conv1d(3, 4, 1), columns=[0]))
-    assert cut(gates, rows(2, 3, 5)) == {"two": (4, 2, 1)}
+    assert cut(gates, rows(2, 3, 5)) == {"one": (4, 3, 0), "two": (4, 2, 0)}  # a channel, and what gates it
 
 
 # Masks and other inputs.

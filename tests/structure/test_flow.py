@@ -6,35 +6,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 from taut.core.example import Example
-from taut.structure.coupling import couple
 from taut.structure.flow import flow_of
-
-
-class Wrapper(nn.Module):
-    """Holds a layer, and something of its own."""
-
-    def __init__(self, gain):
-        super().__init__()
-        self.fc = nn.Linear(16, 16)
-        if isinstance(gain, nn.Parameter):
-            self.gain = gain
-        else:
-            self.register_buffer("gain", gain)
-
-    def forward(self, x):
-        return self.fc(F.relu(x) * self.gain)
-
-
-@pytest.mark.parametrize(
-    "gain", [torch.rand(16), nn.Parameter(torch.rand(16)), nn.Parameter(torch.rand(1, 16))], ids=["b", "p", "2d"]
-)
-def test_a_wrapper_with_tensors_of_its_own_leaves_its_output_to_the_layer_inside(gain):
-    model = nn.Sequential(nn.Linear(16, 16), Wrapper(gain), nn.ReLU(), nn.Linear(16, 4)).eval()
-    example = Example(model, torch.randn(3, 16))
-    assert couple(model, example, ["0", "1.fc", "3"]) == [0, 1, 1, 2, 2, 3]
-    flow = flow_of(model, example)
-    assert flow.sources["3"] == {"1.fc"}
-    assert flow.sources["1.fc"] == {"0"}
 
 
 class Masked(nn.Module):

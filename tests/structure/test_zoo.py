@@ -19,6 +19,11 @@ from taut.errors import ModelError
 from taut.methods.channels.verification import failing
 from taut.planning.application import apply_plan
 from taut.structure.channels.groups import coupled
+from taut.structure.compacting import PER_CHANNEL, compact
+from taut.structure.narrowing import narrowed
+from taut.structure.patches import groups_of
+from taut.structure.support import SUPPORTED, refusal
+from taut.structure.surgery import clone
 
 NETS = Path(__file__).parents[2] / "experiments" / "nets"
 LARGEST = 150_000
@@ -97,6 +102,9 @@ NOTHING_GOES = {
     "tied_lstm": "'decoder' shares a parameter with another layer",
 }
 """Nets that filter pruning leaves as they are, and why."""
+
+NOTHING_DIES = {"weight_norm", "googlenet", "gan_generator", "gated_convs", "tied_lstm"}
+"""Nets that keep all their dead units: no groups, or transposed convolutions alone."""
 
 WRITTEN_INTO_CODE = {
     "lenet": {"conv2"},
@@ -248,6 +256,40 @@ def same(net, example, groups, gone):
     wanted = tensors(example.run(silenced(net, groups, gone)))
     shapes = [t.shape for t in wanted] == [t.shape for t in found]
     return shapes and (soft or all(torch.allclose(a, b, 1e-9, 1e-9) for a, b in zip(found, wanted, strict=True)))
+
+
+@each
+def test_dead_units_are_taken_out_exactly(wide, name):
+    """A third of every group is not read, and a sixth not fed."""
+    original, example, groups = wide(name)
+    net = planted(clone(original), groups)
+    names = [key for key, layer in net.named_modules() if cuttable(layer)]
+    with quiet():
+        cuts = compact(net, example, names)
+    drawn = map_tensors(lambda t: torch.randn_like(t) if t.is_floating_point() else t, example.value)
+    with torch.no_grad():
+        wanted = tensors(example.run(net, drawn))
+        present = tensors(example.run(narrowed(net, cuts), drawn))
+    assert all(torch.allclose(a, b, 1e-8, 1e-8) for a, b in zip(present, wanted, strict=True))
+    assert bool(cuts) is (name not in NOTHING_DIES)
+
+
+def cuttable(layer):
+    plain = isinstance(layer, SUPPORTED) and refusal(layer) is None
+    return plain or (type(layer) in PER_CHANNEL and layer.weight is not None)
+
+
+def planted(net, groups):
+    random = torch.Generator().manual_seed(0)
+    for group in groups:
+        order = torch.randperm(group.size, generator=random)
+        unread, unfed, _ = order.tensor_split([group.size // 3, group.size // 2])
+        for member in group.of("in", "out"):
+            layer = net.get_submodule(member.layer)
+            if isinstance(layer, SUPPORTED) and groups_of(layer) == 1:
+                weight = layer.weight.data.transpose(0, 1) if member.end == "in" else layer.weight.data
+                weight[member.index[unread if member.end == "in" else unfed].flatten()] = 0
+    return net
 
 
 @each

@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -118,40 +118,72 @@ def trail(model: nn.Module, example: Example, probe: Any, names: Sequence[str]) 
     return found if finite(found[""]) else None
 
 
+class Departure(NamedTuple):
+    """Where a narrowed model begins to compute something else.
+
+    Attributes:
+        layer: "" where nothing says which one.
+        end: "in": what it reads is to blame; "out": the model raises behind it.
+    """
+
+    layer: str
+    end: Literal["in", "out"] = "in"
+
+
 class _Departed(TautControl):
     """A layer gave something else than before."""
 
 
-def departure(model: nn.Module, example: Example, probe: Any, before: Trail, cuts: Mapping[str, Cut]) -> str | None:
+def departure(
+    model: nn.Module, example: Example, probe: Any, before: Trail, cuts: Mapping[str, Cut]
+) -> Departure | None:
     """The first layer of the narrowed model that does not give what is left of what it gave; None where all do.
 
     Compared while it runs, which ends there, so that no second trail is held.
 
-    Returns:
-        Its name; "" where the layers are as before and the output is not, or where the model cannot run.
+    Args:
+        model: narrowed.
+        example: how it is called.
+        probe: what it is called with.
+        before: what the layers of the original gave for the probe.
+        cuts: what is left of every layer that is not as it was.
     """
     calls: Counter[str] = Counter()
+    reached = Departure("")
+
+    def enter(name: str) -> Any:
+        def hook(*_: Any) -> None:
+            nonlocal reached
+            reached = Departure(name)
+
+        return hook
 
     def compare(name: str) -> Any:
         def hook(module: nn.Module, _: Any, output: Any) -> None:
+            nonlocal reached
             new = tensors(output)
             old = before[name][calls[name] : calls[name] + len(new)]
             calls[name] += len(new)
             if not _matches(module, old, new, cuts.get(name)):
-                raise _Departed(name)
+                raise _Departed
+            reached = Departure(name, "out")
 
         return hook
 
     names = [name for name in before if name]
+    entering = [model.get_submodule(name).register_forward_pre_hook(enter(name)) for name in names]
     try:
         with _hooked(model, {name: compare(name) for name in names}), torch.no_grad():
-            made = tensors(example.run(model, probe))
-    except _Departed as found:
-        return str(found)
-    except ModelError:
-        return ""
+            outputs = tensors(example.run(model, probe))
+    except (_Departed, ModelError):
+        return reached
+    finally:
+        for handle in entering:
+            handle.remove()
     missed = next((name for name in names if calls[name] != len(before[name])), None)
-    return missed if missed is not None or alike(before[""], made) else ""
+    if missed is not None:
+        return Departure(missed)
+    return None if alike(before[""], outputs) else Departure("")
 
 
 @contextmanager

@@ -17,7 +17,8 @@ from taut.errors import CallError
 from taut.methods.layer_factory import random_layer, refuse_layer
 from taut.methods.narrow_layers import empty_layer, slim
 from taut.nn import Pick
-from taut.structure.compacting import PER_CHANNEL, compact, uncalled
+from taut.structure.channels.groups import coupled
+from taut.structure.compacting import PER_CHANNEL, compact
 from taut.structure.narrowing import Cut
 from taut.structure.patches import weight_of
 from taut.structure.support import UNFACTORIZED
@@ -83,8 +84,9 @@ class DeadUnits:
         before = {name: _widths(model.get_submodule(place).weight) for name, place in places.items()}
         if self.widths == [size for widths in before.values() for size in widths]:
             return self, {}
-        found = compact(model, example, list(places.values()))
-        spared = _spared(model, example, found)
+        coupling = coupled(model, example)
+        found = compact(model, example, list(places.values()), coupling)
+        spared = _spared(model, coupling.unreached, found)
         if not found:
             return NothingToDo(f"{NOTHING}{spared and '; '}{spared}")
         if spared:
@@ -177,14 +179,13 @@ def _refuse(layer: Layer) -> str | None:
     return None if between else layer.skip or f"dead_units: this {layer.kind} has no value per channel"
 
 
-def _spared(model: nn.Module, example: Example, found: Mapping[str, Cut]) -> str:
+def _spared(model: nn.Module, unreached: Sequence[str], found: Mapping[str, Cut]) -> str:
     """Why no layer lost outputs, in words; empty where one did, or where nothing kept the layers from it."""
     if any(len(cut.outputs) < len(weight_of(model.get_submodule(place))) for place, cut in found.items()):
         return ""
-    names = uncalled(model, example)
-    if not names:
+    if not unreached:
         return ""
-    told = ", ".join(f"'{name}'" for name in names[:NAMED]) + (", ..." if len(names) > NAMED else "")
+    told = ", ".join(f"'{name}'" for name in unreached[:NAMED]) + (", ..." if len(unreached) > NAMED else "")
     return f"all channels stay, since the example does not call {told}, which may read any of them"
 
 

@@ -134,10 +134,11 @@ def passes(module: nn.Module, sides: Sides, x: Tensor, output: Tensor) -> None:
 
 
 def _linear(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
+    del module
     columns = sides.arriving(x, x.ndim - 1)
     if columns is not None:
         sides.read("in", columns)
-    sides.labels.put(output, sides.given(module.out_features).expand(output.shape))
+    sides.labels.put(output, sides.given(output.shape[-1]).expand(output.shape))
 
 
 def _convolution(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
@@ -150,7 +151,7 @@ def _convolution(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
     if transposed and module.groups > 1:
         sides.stay(x, f"'{sides.name}' is a grouped transposed convolution, which is not made narrower")
         return sides.labels.put(output, None)
-    rows = sides.given(module.out_channels)
+    rows = sides.given(output.shape[axis])
     if module.groups > 1:
         rows = _tied(sides, rows, module.groups)
         columns = None if columns is None else _tied(sides, columns, module.groups)
@@ -214,8 +215,8 @@ def _layer_norm(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
 
 
 def _embedding(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
-    del x
-    sides.labels.put(output, sides.given(module.embedding_dim).expand(output.shape))
+    del module, x
+    sides.labels.put(output, sides.given(output.shape[-1]).expand(output.shape))
 
 
 def _reorder(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:

@@ -54,7 +54,7 @@ def find_links(model: nn.Module, example: Example, names: Sequence[str]) -> list
 
 
 def _in_rows(classes: Tensor) -> tuple[tuple[int, ...], int]:
-    """The channels of a side, and how many indices in a row each has; 0 where these differ, or a channel comes twice."""
+    """The channels of a side, and how many indices in a row each has; 0 where they differ, or one comes twice."""
     channels, counts = torch.unique_consecutive(classes, return_counts=True)
     alike = bool((counts == counts[:1]).all()) and len(channels.unique()) == len(channels)
     return tuple(channels.tolist()), int(counts[0]) if alike and len(counts) else 0

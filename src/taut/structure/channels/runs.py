@@ -113,7 +113,7 @@ class LabelledRuns:
         """Nothing was run yet."""
         self.copied = copied
         self.labels = Labels(Atoms(), (*copied.parameters(), *copied.buffers()), tying=tying)
-        self.known = narrowable if tying else computes_as_its_kind
+        follows_rules = narrowable if tying else computes_as_its_kind
         self.depth = 0
         self.blind = False
         self.used: set[int] = set()
@@ -122,6 +122,7 @@ class LabelledRuns:
         self.foreign: set[str] = set()
         self.owners: dict[int, list[str]] = defaultdict(list)
         self.layers: dict[str, nn.Module] = {}
+        self.known: set[str] = set()
         self.holders: dict[str, nn.Module] = {}
         self.sides: dict[tuple[str, End], Tensor] = {}
         inside: list[str] = []
@@ -130,8 +131,10 @@ class LabelledRuns:
                 self.owners[id(t)].append(name)
             if any(name.startswith(f"{outer}.") for outer in inside):
                 continue
-            if self.known(module) or isinstance(module, OPAQUE):
+            known = follows_rules(module)
+            if known or isinstance(module, OPAQUE):
                 self.layers[name] = module
+                self.known |= {name} if known else set()
                 inside.append(name) if name else None
             elif not any(True for _ in module.parameters(recurse=False)) and _own(module):
                 self.holders[name] = module
@@ -175,7 +178,7 @@ class LabelledRuns:
     def _left(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """What a layer read and gave."""
         self.called.add(name)
-        if not self.known(module) or not args or len(tensors(args)) != 1 or not isinstance(output, Tensor):
+        if name not in self.known or not args or len(tensors(args)) != 1 or not isinstance(output, Tensor):
             kind = type(module).__name__
             self.labels.pin((args, kwargs), f"they are read by '{name}', a {kind}, which is not made narrower")
             for t in tensors(output):
@@ -190,7 +193,7 @@ class LabelledRuns:
     def unreached(self) -> tuple[str, ...]:
         """Modules with tensors that the runs neither called nor used otherwise: they may read any channels."""
         reached = self.called | self.entered | self.read_elsewhere()
-        inside = [name for name, module in self.layers.items() if not self.known(module) or name in self.called]
+        inside = [name for name in self.layers if name not in self.known or name in self.called]
         return tuple(
             name
             for name, module in self.copied.named_modules()
