@@ -1,29 +1,33 @@
 """Channel orders folded into the neighbouring layers: the network computes the same, and no channel is moved any more.
 
-Which layers read a `Reorder`, and which one feeds it, is read off the autograd graph of a run of the example; whether
-taking over the order is exact is then tried out, and undone where the output changes.
+Which layers read a `Reorder`, and which one feeds it, is read off labelled channels (`channels.runs`); whether taking
+over the order is exact is then tried out, and undone where the output changes.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example
 from taut.nn import Reorder
-from taut.structure.flow import MIXING, OUTPUT, Flow, flow_of
+from taut.structure.channels.runs import End, run_labelled
 from taut.structure.sameness import alike, outputs_of, probes_of
+from taut.structure.support import SUPPORTED
 from taut.structure.surgery import swap
 
 
 def fold(model: nn.Module, example: Example) -> None:
     """Fold every `Reorder` of `model` into its neighbours in place, where that is exact; the others stay.
 
-    Exact is: between the layers only operations that treat all channels alike (ALIKE), every layer of the model called
-    in the run (one that is not may read the channels, too), no tensor shared with a layer outside, and the outputs of
-    model and readers unchanged in a float64 copy on random inputs.
+    Exact is: the very channels of the order arrive at its readers, every layer of the model is reached (one that is not
+    may read the channels, too), no tensor is shared with a layer outside, and the outputs of model and readers are
+    unchanged in a float64 copy on random inputs.
+
+    Raises:
+        ModelError: the model cannot be run.
     """
     orders = [module for module in model.modules() if isinstance(module, Reorder)]
     probes = probes_of(example)
@@ -34,10 +38,11 @@ def fold(model: nn.Module, example: Example) -> None:
             _drop(model, idle)
             continue
         name = next(name for name, module in model.named_modules() if module is order)
-        flow = flow_of(model, example)
-        watched = sorted(flow.readers.get(name, set()) - {OUTPUT})
-        before = outputs_of(model, example, probes, watched) if flow.whole else None
-        for change in _changes(model, flow, name) if before is not None else ():
+        runs = run_labelled(model, example, tying=False)
+        sides = runs.classes()
+        watched = sorted(_around(sides, sides.get((name, "out")))["in"])
+        before = None if runs.unreached() else outputs_of(model, example, probes, watched)
+        for change in _changes(model, sides, name) if before is not None else ():
             old = [(t, t.clone()) for t, _ in change]
             _write(change)
             swap(model, order, idle)
@@ -71,23 +76,42 @@ Change = list[tuple[Tensor, Tensor]]
 """Tensors and their new values."""
 
 
-def _changes(model: nn.Module, flow: Flow, name: str) -> Iterator[Change]:
+Sides = Mapping[tuple[str, End], Tensor]
+"""Layer and side -> channel of every index."""
+
+
+def _around(sides: Sides, channels: Tensor | None) -> dict[End, set[str]]:
+    """The layers that give, read and pass on some of these channels."""
+    around: dict[End, set[str]] = {"out": set(), "in": set(), "through": set()}
+    for (name, end), classes in sides.items():
+        if channels is not None and bool(torch.isin(classes, channels).any()):
+            around[end].add(name)
+    return around
+
+
+def _changes(model: nn.Module, sides: Sides, name: str) -> Iterator[Change]:
     """What would take over the order: the layers that read it, or the one that feeds it."""
     order = model.get_submodule(name)
     if not isinstance(order, Reorder):
         return
     index = order.order.long()
-    readers = flow.readers.get(name, set())
-    if readers and not readers & (flow.mixed | {OUTPUT}) and all(flow.sources[reader] == {name} for reader in readers):
-        parts = [_of_norms(model, flow.through[name], index.argsort())]
-        parts += [_of_inputs(model.get_submodule(reader), index) for reader in readers]
-        yield from _alone(model, _joined(parts), {*readers, *flow.through[name]})
-    feeding = flow.sources.get(name, set())
-    if len(feeding) == 1 and name not in flow.mixed:
-        (source,) = feeding
-        if source != OUTPUT and flow.readers[source] == {name}:
-            parts = [_of_norms(model, flow.through[source], index), _ofoutputs_of(model.get_submodule(source), index)]
-            yield from _alone(model, _joined(parts), {source, *flow.through[source]})
+    given, fed = sides.get((name, "out")), sides.get((name, "in"))
+    after, before = _around(sides, given), _around(sides, fed)
+    reads = given is not None and all(_in_order(sides[reader, "in"], given) for reader in after["in"])
+    if reads and after["in"] and after["out"] == {name}:
+        parts = [_of_norms(model, after["through"], index.argsort())]
+        parts += [_of_inputs(model.get_submodule(reader), index) for reader in after["in"]]
+        yield from _alone(model, _joined(parts), after["in"] | after["through"])
+    source = next(iter(before["out"]), "")
+    feeds = fed is not None and bool(source) and torch.equal(sides[source, "out"], fed)
+    if feeds and before["in"] == {name} and before["out"] == {source}:
+        parts = [_of_norms(model, before["through"], index), _of_outputs(model.get_submodule(source), index)]
+        yield from _alone(model, _joined(parts), {source, *before["through"]})
+
+
+def _in_order(columns: Tensor, channels: Tensor) -> bool:
+    """Whether a layer reads these channels as they are; behind a flatten several inputs in a row of each."""
+    return torch.equal(columns, channels.repeat_interleave(max(1, len(columns) // len(channels))))
 
 
 def _alone(model: nn.Module, change: Change | None, names: set[str]) -> Iterator[Change]:
@@ -106,10 +130,10 @@ def _joined(parts: list[Change | None]) -> Change | None:
     return [one for part in known for one in part] if len(known) == len(parts) else None
 
 
-def _ofoutputs_of(module: nn.Module, index: Tensor) -> Change | None:
+def _of_outputs(module: nn.Module, index: Tensor) -> Change | None:
     """The output side of a layer: what a `Reorder` behind it did, it does itself."""
     held = list(module.parameters(recurse=False))
-    plain = isinstance(module, MIXING) and getattr(module, "groups", 1) == 1
+    plain = isinstance(module, SUPPORTED) and getattr(module, "groups", 1) == 1
     if not plain or any(len(p) != len(index) for p in held):
         return None
     return [(p.data, p.data.index_select(0, index)) for p in held]
@@ -120,7 +144,7 @@ def _of_inputs(module: nn.Module, index: Tensor) -> Change | None:
     if isinstance(module, Reorder):
         same = len(module.order) == len(index)
         return [(module.order, index[module.order.long()].to(module.order.dtype))] if same else None
-    if not isinstance(module, MIXING) or getattr(module, "groups", 1) != 1 or not isinstance(module.weight, Tensor):
+    if not isinstance(module, SUPPORTED) or getattr(module, "groups", 1) != 1 or not isinstance(module.weight, Tensor):
         return None
     weight = module.weight.data
     if weight.shape[1] % len(index):

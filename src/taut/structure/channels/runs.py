@@ -193,7 +193,7 @@ class LabelledRuns:
     def unreached(self) -> tuple[str, ...]:
         """Modules with tensors that the runs neither called nor used otherwise: they may read any channels."""
         reached = self.called | self.entered | self.read_elsewhere()
-        inside = [name for name in self.layers if name not in self.known or name in self.called]
+        inside = [name for name in self.layers if name not in self.known]
         return tuple(
             name
             for name, module in self.copied.named_modules()
