@@ -5,19 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example, Samples
 from taut.core.modes import evaluating, quietly
 from taut.core.nested import fresh, lists_of, map_lists, rows_of
-from taut.core.tensors import all_tensors, all_values, map_tensors, tensors
+from taut.core.tensors import all_tensors, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.coverage import noise_like, seeded
+from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match
 from taut.structure.surgery import shallow, unwrapped
-
-ROUNDING = 1e-3
-"""Difference, as a share of the largest output, that another batch size may make by other kernels and precisions."""
 
 
 @quietly
@@ -46,7 +43,7 @@ def read_example(model: nn.Module, value: Any) -> Example:
         plain = _ran(copied, example, example.value, strict=True)
         inputs = noise_like(example)
         outputs = _ran(copied, example, inputs)
-        if outputs is None or not close(outputs, outputs):
+        if outputs is None or not outputs_match(outputs, outputs, IN_OTHER_BATCHES):
             inputs, outputs = example.value, plain
         trial = _Trial(copied, example, inputs, outputs)
         example.samples = trial.samples()
@@ -150,11 +147,15 @@ class _Trial:
         if apart is None or both is None:
             return False
         halves = (samples.part(both, slice(1), 2), samples.part(both, slice(1, 2), 2))
-        return all(close(one, half) for one, half in zip((self.outputs, apart), halves, strict=True))
+        return all(
+            outputs_match(one, half, IN_OTHER_BATCHES) for one, half in zip((self.outputs, apart), halves, strict=True)
+        )
 
     def _gives_its_own(self, part: slice, size: int) -> bool:
         mine = self.run(self.example.samples.cut(self.inputs, part, size))
-        return mine is not None and close(self.example.samples.part(self.outputs, part, size), mine)
+        return mine is not None and outputs_match(
+            self.example.samples.part(self.outputs, part, size), mine, IN_OTHER_BATCHES
+        )
 
 
 def _repeats(once: Any, twice: Any, count: int) -> bool:
@@ -163,12 +164,15 @@ def _repeats(once: Any, twice: Any, count: int) -> bool:
     if len(items[0]) == len(items[1]):
         pairs = [(a, b) for a, b in zip(*items, strict=True) if tensors(a) and len(a) == count and len(b) == 2 * count]
         if pairs:
-            return all(close(a, b[:count]) and close(a, b[count:]) for a, b in pairs)
+            return all(
+                outputs_match(a, b[:count], IN_OTHER_BATCHES) and outputs_match(a, b[count:], IN_OTHER_BATCHES)
+                for a, b in pairs
+            )
     parts = all_tensors(once), all_tensors(twice)
     if len(parts[0]) != len(parts[1]):
         return False
     rows = [(a, b) for a, b in zip(*parts, strict=True) if a.ndim and (len(a), len(b)) == (count, 2 * count)]
-    return bool(rows) and all(close([a, a], [b[:count], b[count:]]) for a, b in rows)
+    return bool(rows) and all(outputs_match([a, a], [b[:count], b[count:]], IN_OTHER_BATCHES) for a, b in rows)
 
 
 def _as_lists(output: Any) -> Any:
@@ -183,28 +187,4 @@ def _same_but(a: Tensor, b: Tensor, start: int, size: int) -> bool:
         return False
     axes = [axis for axis, length in enumerate(a.shape) if length == size]
     kept = [tuple(t.narrow(axis, start, size - 1) for t in (a, b)) for axis in axes] or [(a, b)]
-    return any(close([one], [two]) for one, two in kept)
-
-
-def close(a: Any, b: Any) -> bool:
-    """Whether two outputs agree in number, shapes and dtypes of their tensors, and up to rounding in values.
-
-    Arrays and plain numbers count as tensors.
-    """
-    pairs = all_values(a), all_values(b)
-    if len(pairs[0]) != len(pairs[1]):
-        return False
-    return all(_close(one, two) for one, two in zip(*pairs, strict=True))
-
-
-def _close(a: Tensor, b: Tensor) -> bool:
-    if a.shape != b.shape or a.dtype != b.dtype:
-        return False
-    if not a.is_floating_point() and not a.is_complex():
-        return bool(torch.equal(a, b))
-    finite = torch.isfinite(a)
-    if not torch.equal(finite, torch.isfinite(b)):
-        return False
-    gap = torch.where(finite, a - b, 0).abs().double()
-    scale = torch.where(finite, a, 0).abs().double()
-    return not a.numel() or float(gap.max()) <= ROUNDING * float(scale.max()) + 1e-7
+    return any(outputs_match([one], [two], IN_OTHER_BATCHES) for one, two in kept)

@@ -18,7 +18,7 @@ from taut.core.tensors import tensors
 from taut.errors import ModelError
 from taut.nn import Pick
 from taut.structure.patches import groups_of, weight_of
-from taut.structure.sameness import alike, finite
+from taut.structure.sameness import finite, outputs_match
 
 Trail = dict[str, list[Tensor]]
 """What every layer gave for a probe, call by call; the model's own output is under ""."""
@@ -164,7 +164,11 @@ def departure(
             new = tensors(output)
             old = before[name][calls[name] : calls[name] + len(new)]
             calls[name] += len(new)
-            if not _matches(module, old, new, cuts.get(name)):
+            cut = cuts.get(name)
+            if cut is not None and cut.live is not None:  # the outputs that somebody reads
+                live = cut.live.nonzero().flatten()
+                old, new = _of(module, old, cut.outputs[live]), _of(module, new, live)
+            if not outputs_match(old, new):
                 raise _Departed
             reached = Departure(name, "out")
 
@@ -183,7 +187,7 @@ def departure(
     missed = next((name for name in names if calls[name] != len(before[name])), None)
     if missed is not None:
         return Departure(missed)
-    return None if alike(before[""], outputs) else Departure("")
+    return None if outputs_match(before[""], outputs) else Departure("")
 
 
 @contextmanager
@@ -196,14 +200,6 @@ def _hooked(model: nn.Module, hooks: Mapping[str, Any]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
-
-
-def _matches(layer: nn.Module, old: list[Tensor], new: list[Tensor], cut: Cut | None) -> bool:
-    """Whether the outputs that somebody reads are what they were."""
-    if cut is None or cut.live is None:
-        return alike(old, new)
-    live = cut.live.nonzero().flatten()
-    return alike(_of(layer, old, cut.outputs[live]), _of(layer, new, live))
 
 
 def _of(layer: nn.Module, outputs: list[Tensor], index: Tensor) -> list[Tensor]:

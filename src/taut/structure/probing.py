@@ -14,10 +14,10 @@ from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
-from taut.structure.calling import close
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import weight_of
+from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match
 from taut.structure.surgery import carry, forget_hooks, shallow, swap
 from taut.types import Invocation
 
@@ -176,7 +176,7 @@ class _Trial:
 
     def repeats(self) -> bool:
         """Whether the model gives the same each time."""
-        return close(self.wanted, self._ran(shallow(self.model)))
+        return outputs_match(self.wanted, self._ran(shallow(self.model)), IN_OTHER_BATCHES)
 
     def blamed(self, names: Sequence[str]) -> list[str]:
         """The fewest layers without which nothing changes, found by halves."""
@@ -197,7 +197,7 @@ class _Trial:
         output = self._ran(copied)
         if output is None or any(calls[name] != self.calls[name] for name in names):
             return False
-        return form_of(output) == form_of(self.wanted) and close(self.wanted, output)
+        return form_of(output) == form_of(self.wanted) and outputs_match(self.wanted, output, IN_OTHER_BATCHES)
 
     def _ran(self, copied: nn.Module) -> Any:
         """A copy's output, None where it cannot be run."""
@@ -242,7 +242,7 @@ class StandInCheck:
             return
         copied = shallow(self.copied)  # forward may keep a state
         with evaluating(copied), seeded(), suppress(ModelError):
-            if close(output, self.example.run(copied, inputs)):
+            if outputs_match(output, self.example.run(copied, inputs), IN_OTHER_BATCHES):
                 return
         self.differing.append(inputs)
 

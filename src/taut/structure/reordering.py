@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from taut.core.example import Example
 from taut.nn import Reorder
 from taut.structure.channels.runs import End, run_labelled
-from taut.structure.sameness import alike, outputs_of, probes_of
+from taut.structure.sameness import outputs_match, outputs_of, probes_of
 from taut.structure.support import SUPPORTED
 from taut.structure.surgery import swap
 
@@ -46,7 +46,7 @@ def fold(model: nn.Module, example: Example) -> None:
             old = [(t, t.clone()) for t, _ in change]
             _write(change)
             swap(model, order, idle)
-            if alike(before, outputs_of(model, example, probes, watched)):
+            if outputs_match(before, outputs_of(model, example, probes, watched)):
                 _drop(model, idle)
                 break
             swap(model, idle, order)

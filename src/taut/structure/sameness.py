@@ -1,9 +1,10 @@
-"""Whether an edited network still computes the same: a float64 copy on random inputs like the example."""
+"""Whether a network still computes the same: float64 copies on random inputs like the example, outputs compared."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -11,12 +12,9 @@ from torch import Tensor, nn
 
 from taut.core.example import Example
 from taut.core.modes import evaluating, generator
-from taut.core.tensors import map_tensors, tensors
+from taut.core.tensors import all_values, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.surgery import clone
-
-TOLERANCE = 1e-9
-"""Largest change of the output in float64, as a share of its largest value, that is still rounding."""
 
 PROBES = 2
 """Batches of random inputs; where there are integers or masks, one more, in which these are random, too."""
@@ -104,12 +102,63 @@ def outputs_of(
     return found or None
 
 
-def alike(before: list[Tensor] | None, after: list[Tensor] | None) -> bool:
-    """Whether two such lists differ by no more than rounding; False where one of them is missing."""
-    if before is None or after is None or [t.shape for t in before] != [t.shape for t in after]:
+@dataclass(frozen=True)
+class Tolerance:
+    """How far apart two outputs may lie that are the same: no value by more than the sum of what is given here.
+
+    Attributes:
+        share: of the largest value of the tensor, since the rounding of a sum grows with its largest terms.
+        epsilons: of the tensor's dtype, times its largest value.
+        each: share of the value itself.
+        least: absolute.
+    """
+
+    share: float = 0.0
+    epsilons: float = 0.0
+    each: float = 0.0
+    least: float = 0.0
+
+
+IN_FLOAT64 = Tolerance(share=1e-9)
+"""The same sums in another order, in float64: far below any real change."""
+
+IN_OTHER_BATCHES = Tolerance(share=1e-3, least=1e-7)
+"""The same samples in a batch of another size, in the model's own dtype, by other kernels and precisions."""
+
+IN_OTHER_LAYERS = Tolerance(epsilons=4, each=1e-3, least=1e-4)
+"""Layers that compute the same by other sums, in the model's own dtype; in half precision its epsilon decides."""
+
+
+def outputs_match(before: Any, after: Any, tolerance: Tolerance = IN_FLOAT64) -> bool:
+    """Whether two outputs agree in number, shapes and dtypes of their tensors, and in values but for rounding.
+
+    Integers and truth values must be equal, and so must what is not finite. Arrays and plain numbers count as tensors,
+    None as an output without any.
+
+    Args:
+        before: an output, or several in a nest.
+        after: another one.
+        tolerance: what is still rounding.
+    """
+    pairs = all_values(before), all_values(after)
+    return len(pairs[0]) == len(pairs[1]) and all(_match(a, b, tolerance) for a, b in zip(*pairs, strict=True))
+
+
+def _match(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
+    if a.shape != b.shape or a.dtype != b.dtype:
         return False
-    for a, b in zip(before, after, strict=True):
-        scale = float(a.double().abs().max()) if a.numel() else 0.0
-        if a.numel() and not float((a.double() - b.double()).abs().max()) <= TOLERANCE * max(scale, 1e-300):
+    if not (a.is_floating_point() or a.is_complex()):
+        return torch.equal(a, b)
+    epsilon = torch.finfo(a.dtype).eps
+    a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
+    finite = torch.isfinite(a)
+    if not bool(finite.all()):
+        if not torch.allclose(a[~finite], b[~finite], equal_nan=True):
             return False
-    return True
+        a, b = a[finite], b[finite]
+    if not a.numel():
+        return True
+    sizes = a.abs()
+    share = tolerance.share + tolerance.epsilons * epsilon
+    limit = share * float(sizes.max()) + tolerance.least
+    return bool(((a - b).abs() <= (sizes * tolerance.each + limit if tolerance.each else limit)).all())

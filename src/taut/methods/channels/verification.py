@@ -16,11 +16,11 @@ from taut.methods.narrow_layers import slim
 from taut.structure.channels.cuts import cuts_of, silence
 from taut.structure.channels.groups import ChannelGroup
 from taut.structure.narrowing import Cut
-from taut.structure.sameness import few, finite, probes_of
+from taut.structure.sameness import Tolerance, few, finite, outputs_match, probes_of
 from taut.structure.surgery import carry_settings, clone, replace
 
-CLOSE = {torch.float64: 1e-8, torch.float32: 1e-3}
-"""Largest difference of the outputs, as a share of the largest output, that is still rounding."""
+CLOSE = {torch.float64: Tolerance(share=1e-8), torch.float32: Tolerance(share=1e-3)}
+"""Rounding of other sums: a norm over the channels that are left, or many layers in float32."""
 
 DEPENDS = "what is computed from the others depends on how many there are"
 
@@ -65,7 +65,7 @@ class _Trial:
                 self.probe = map_tensors(self._typed, probes_of(part)[0])
                 first, again = self._run(self.base, 0), self._run(self.base, 1)
                 if first is not None and again is not None:
-                    self.random = not _close(first, again, CLOSE[dtype])
+                    self.random = not outputs_match(first, again, CLOSE[dtype])
                     return
 
     def _typed(self, t: Tensor) -> Tensor:
@@ -91,7 +91,7 @@ class _Trial:
                 replace(silent, name, _OfKept(norm, cut))
         wanted = self._run(silent)
         del handles
-        return None if wanted is not None and _close(wanted, found, CLOSE[self.dtype]) else DEPENDS
+        return None if wanted is not None and outputs_match(wanted, found, CLOSE[self.dtype]) else DEPENDS
 
     def _run(self, model: nn.Module, seed: int = 0) -> list[Tensor] | None:
         try:
@@ -125,13 +125,3 @@ class _OfKept(nn.Module):
         index = self.outputs.to(x.device)
         made = self.inner(x.index_select(self.axis, index))
         return torch.zeros_like(x).index_copy(self.axis, index, made)
-
-
-def _close(wanted: list[Tensor], found: list[Tensor], tolerance: float) -> bool:
-    if [t.shape for t in wanted] != [t.shape for t in found]:
-        return False
-    for a, b in zip(wanted, found, strict=True):
-        scale = float(a.double().abs().max()) if a.numel() else 0.0
-        if a.numel() and not float((a.double() - b.double()).abs().max()) <= tolerance * max(scale, 1e-300):
-            return False
-    return True
