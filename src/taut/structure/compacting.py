@@ -17,7 +17,8 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from taut.core.example import Example
 from taut.core.modes import evaluating
-from taut.structure.channels.groups import ChannelGroup, Coupling, End, Member, coupled
+from taut.structure.channels.groups import ChannelGroup, Coupling, Member, coupled
+from taut.structure.channels.runs import End
 from taut.structure.narrowing import Cut, Departure, Trail, channel_axis, departure, narrowed, trail
 from taut.structure.patches import bias_of, groups_of, weight_of
 from taut.structure.sameness import PROBES, few, probes_of

@@ -39,10 +39,10 @@ def fold(model: nn.Module, example: Example) -> None:
             continue
         name = next(name for name, module in model.named_modules() if module is order)
         runs = run_labelled(model, example, tying=False)
-        sides = runs.classes()
-        watched = sorted(_around(sides, sides.get((name, "out")))["in"])
+        classes = runs.classes()
+        watched = sorted(_around(classes, classes.get((name, "out")))["in"])
         before = None if runs.unreached() else outputs_of(model, example, probes, watched)
-        for change in _changes(model, sides, name) if before is not None else ():
+        for change in _changes(model, classes, name) if before is not None else ():
             old = [(t, t.clone()) for t, _ in change]
             _write(change)
             swap(model, order, idle)
@@ -76,34 +76,34 @@ Change = list[tuple[Tensor, Tensor]]
 """Tensors and their new values."""
 
 
-Sides = Mapping[tuple[str, End], Tensor]
+Classes = Mapping[tuple[str, End], Tensor]
 """Layer and side -> channel of every index."""
 
 
-def _around(sides: Sides, channels: Tensor | None) -> dict[End, set[str]]:
+def _around(classes: Classes, channels: Tensor | None) -> dict[End, set[str]]:
     """The layers that give, read and pass on some of these channels."""
     around: dict[End, set[str]] = {"out": set(), "in": set(), "through": set()}
-    for (name, end), classes in sides.items():
-        if channels is not None and bool(torch.isin(classes, channels).any()):
+    for (name, end), held in classes.items():
+        if channels is not None and bool(torch.isin(held, channels).any()):
             around[end].add(name)
     return around
 
 
-def _changes(model: nn.Module, sides: Sides, name: str) -> Iterator[Change]:
+def _changes(model: nn.Module, classes: Classes, name: str) -> Iterator[Change]:
     """What would take over the order: the layers that read it, or the one that feeds it."""
     order = model.get_submodule(name)
     if not isinstance(order, Reorder):
         return
     index = order.order.long()
-    given, fed = sides.get((name, "out")), sides.get((name, "in"))
-    after, before = _around(sides, given), _around(sides, fed)
-    reads = given is not None and all(_in_order(sides[reader, "in"], given) for reader in after["in"])
+    given, fed = classes.get((name, "out")), classes.get((name, "in"))
+    after, before = _around(classes, given), _around(classes, fed)
+    reads = given is not None and all(_in_order(classes[reader, "in"], given) for reader in after["in"])
     if reads and after["in"] and after["out"] == {name}:
         parts = [_of_norms(model, after["through"], index.argsort())]
         parts += [_of_inputs(model.get_submodule(reader), index) for reader in after["in"]]
         yield from _alone(model, _joined(parts), after["in"] | after["through"])
     source = next(iter(before["out"]), "")
-    feeds = fed is not None and bool(source) and torch.equal(sides[source, "out"], fed)
+    feeds = fed is not None and bool(source) and torch.equal(classes[source, "out"], fed)
     if feeds and before["in"] == {name} and before["out"] == {source}:
         parts = [_of_norms(model, before["through"], index), _of_outputs(model.get_submodule(source), index)]
         yield from _alone(model, _joined(parts), {source, *before["through"]})

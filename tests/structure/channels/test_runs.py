@@ -62,18 +62,10 @@ def test_layers_that_are_not_reached_are_named():
     assert coupled(model, Example(model, draw(3, 6))).unreached == ("0.aux",)
 
 
-def test_what_holds_a_buffer_is_reached_where_it_is_called():
-    class Scale(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.register_buffer("gain", torch.rand(8))
-
-        def forward(self, x):
-            return x
-
-    net, _ = chain(Scale(), 8)
-    net.spare, net.norm = Scale(), nn.BatchNorm2d(8, affine=False)
-    assert runs_of(net, draw(2, 3, 4, 4)).unreached() == ("spare", "norm")
+def test_norms_that_hold_statistics_alone_may_read_channels_and_weights_of_classes_do_not():
+    net, _ = chain(nn.ReLU(), 8)
+    net.norm, net.loss = nn.BatchNorm2d(8, affine=False), nn.CrossEntropyLoss(weight=torch.ones(8))
+    assert runs_of(net, draw(2, 3, 4, 4)).unreached() == ("norm",)
 
 
 def test_without_ties_channels_are_the_same_one_by_one():

@@ -18,8 +18,6 @@ from torch import Tensor, nn
 from taut.core.example import Example
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
 
-__all__ = ["ChannelGroup", "Coupling", "End", "Member", "coupled"]
-
 UNREAD = "no layer reads them"
 ALONE = "no others go the same way, and one of them has to stay"
 

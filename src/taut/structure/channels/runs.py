@@ -118,12 +118,10 @@ class LabelledRuns:
         self.blind = False
         self.used: set[int] = set()
         self.called: set[str] = set()
-        self.entered: set[str] = set()
         self.foreign: set[str] = set()
         self.owners: dict[int, list[str]] = defaultdict(list)
         self.layers: dict[str, nn.Module] = {}
         self.known: set[str] = set()
-        self.holders: dict[str, nn.Module] = {}
         self.sides: dict[tuple[str, End], Tensor] = {}
         inside: list[str] = []
         for name, module in copied.named_modules():
@@ -136,8 +134,6 @@ class LabelledRuns:
                 self.layers[name] = module
                 self.known |= {name} if known else set()
                 inside.append(name) if name else None
-            elif not any(True for _ in module.parameters(recurse=False)) and _own(module):
-                self.holders[name] = module
 
     def run(self, example: Example, value: Any) -> None:
         """One run; what reaches the output stays."""
@@ -147,8 +143,6 @@ class LabelledRuns:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True),  # behind the user's own
                 module.register_forward_hook(self._leave(name), prepend=True, with_kwargs=True),
             ]
-        for name, module in self.holders.items():
-            handles.append(module.register_forward_pre_hook(lambda *_, name=name: self.entered.add(name)))
         fast = torch.backends.mha.get_fastpath_enabled()
         torch.backends.mha.set_fastpath_enabled(False)
         self.depth = 0
@@ -191,13 +185,19 @@ class LabelledRuns:
         passes(module, Sides(self.labels, self.sides, name), args[0], output)
 
     def unreached(self) -> tuple[str, ...]:
-        """Modules with tensors that the runs neither called nor used otherwise: they may read any channels."""
-        reached = self.called | self.entered | self.read_elsewhere()
-        inside = [name for name in self.layers if name not in self.known]
+        """Layers that the runs neither called nor used otherwise: they may read any channels.
+
+        Those are all modules with parameters, and norms that hold statistics alone.
+        """
+        reached = self.called | self.read_elsewhere()
+        inside = [f"{name}." for name in self.layers if name not in self.known]
         return tuple(
             name
             for name, module in self.copied.named_modules()
-            if name not in reached and _own(module) and not any(name.startswith(f"{outer}.") for outer in inside)
+            if name not in reached
+            and (module._parameters or name in self.layers)
+            and _own(module)
+            and not any(name.startswith(outer) for outer in inside)
         )
 
     def read_elsewhere(self) -> set[str]:
