@@ -49,7 +49,7 @@ class DeadUnits:
     A step names all layers, `taut.whole(net, "dead_units")`, and belongs behind the steps that prune. Which units go
     together is read off labelled channels, as for `channels`: a unit is several rows or columns of a layer where these
     can only go together. Channels stay where something else reads them: the output of the model, a grouped convolution,
-    a layer that shares a weight, a norm over channels; and all stay where a layer is not reached, since it may read any.
+    a layer that shares a weight, a norm over channels; all stay where a layer is not reached, since it may read any.
     What is left computes the same up to rounding, at any input of the example's kind; a copy in float64 is asked. For
     constants other than zero that convolutions take over, that holds at the example's input SIZE: a network that pads
     in `forward`, by as much as an input lacks, has zeros in their place at other sizes.
