@@ -1,7 +1,9 @@
 """One thread, fixed seeds and deterministic kernels: the same numbers on every machine and under xdist."""
 
+import functools
 import os
 from collections.abc import Iterator
+from typing import Any
 
 import hypothesis
 import pytest
@@ -14,7 +16,7 @@ os.environ.setdefault("TAUT_RUNTIMES", "eager,channels_last")  # the others are 
 rounds.MOST_ROUNDS, rounds.EXTRA_TRIES = 2, 0  # how long is measured is tested with a clock of its own
 torch.set_num_threads(1)  # nets this small only lose by more, above all beside another xdist worker
 
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=60)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 
@@ -30,6 +32,23 @@ def _deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(mode=True, warn_only=True)
     yield
     torch.use_deterministic_algorithms(mode=False)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _one_table_of_onnx_operators() -> Iterator[None]:
+    """Torch reads the table from source for every file that it exports: half the time of a small net's."""
+    export = torch.onnx.export
+
+    def exported(*arguments: Any, **settings: Any) -> Any:
+        from torch.onnx._internal.exporter._registration import ONNXRegistry  # noqa: PLC0415 - it takes half a second
+
+        if not hasattr(ONNXRegistry.from_torchlib, "cache_info"):
+            ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))
+        return export(*arguments, **settings)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.onnx, "export", exported)
+        yield
 
 
 def pytest_collectstart(collector: pytest.Collector) -> None:

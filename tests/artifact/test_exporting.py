@@ -300,8 +300,8 @@ def test_old_weight_norm_is_exported(tmp_path):
 @pytest.mark.parametrize("suffix", [".onnx", ".xml"])
 def test_layers_that_hold_their_weight_in_another_form_are_exported(method, suffix, tmp_path):
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 16), nn.ReLU(), nn.Linear(16, 4))
-    x = torch.randn(4, 3, 8, 8)
+    net = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(), nn.Flatten(), nn.Linear(16, 12), nn.ReLU(), nn.Linear(12, 4))
+    x = torch.randn(4, 3, 4, 4)
     network = taut.trace(net, x)
     names = ("3", "5") if method == "fastfood" else ("0", "3", "5")
     settings = {"codes": 4} if method == "codebook" else {}

@@ -1,5 +1,7 @@
 """Leading eigenvectors by block Lanczos against a dense eigensolver in float64."""
 
+from functools import cache
+
 import pytest
 import torch
 
@@ -9,6 +11,7 @@ from taut.decompose.svd import output_basis
 from taut.decompose.weighting import Weighting
 
 
+@cache
 def decaying(m, n, alpha, seed=0):
     """Singular values i^-alpha, random bases, Frobenius norm 1."""
     random = torch.Generator().manual_seed(seed)
@@ -22,8 +25,13 @@ def left_out(W, U):
     return float((W - U @ (U.mT @ W)).norm())
 
 
+@cache
+def singular(W):
+    return torch.linalg.svdvals(W.double())
+
+
 def best(W, rank):
-    return float(torch.linalg.svdvals(W.double())[rank:].norm())
+    return float(singular(W)[rank:].norm())
 
 
 N = 528
@@ -81,7 +89,7 @@ def test_it_leaves_out_no_more_than_the_truncated_svd(alpha, rank):
     W = decaying(512, 700, alpha)
     U, values = left_basis(W[None], rank)
     assert left_out(W, U[0]) <= best(W, rank) * (1 + 5e-6)
-    squares = torch.linalg.svdvals(W).square()
+    squares = singular(W).square()
     assert abs(float(values.sum() - squares[:rank].sum())) <= 1e-5 * float(squares[rank:].sum())
 
 
@@ -122,15 +130,19 @@ def test_exact_low_rank_and_zero_matrices_end_at_once():
     assert float(values.sum()) == 0
 
 
+@cache
+def every_direction(m, n):
+    """Two matrices, and all their directions by the dense solvers."""
+    X = torch.stack([decaying(m, n, 0.5, seed) for seed in (0, 1)])
+    return X, left_basis(X), spectrum(X @ X.mT)
+
+
 @pytest.mark.parametrize("rank", [5, 80, 300])
 @pytest.mark.parametrize(("m", "n"), [(540, 620), (620, 540)])
 def test_a_rank_gives_the_first_directions_of_all(m, n, rank):
     """Few by Lanczos, many by the dense solver: the same subspaces, for every group."""
-    X = torch.stack([decaying(m, n, 0.5, seed) for seed in (0, 1)])
-    for (U, values), (every, exact) in (
-        (left_basis(X, rank), left_basis(X)),
-        (spectrum(X @ X.mT, rank), spectrum(X @ X.mT)),
-    ):
+    X, bases, spectra = every_direction(m, n)
+    for (U, values), (every, exact) in ((left_basis(X, rank), bases), (spectrum(X @ X.mT, rank), spectra)):
         assert (U.shape, values.shape) == ((2, m, rank), (2, rank))
         torch.testing.assert_close(values.sum(-1), exact[:, :rank].sum(-1), rtol=1e-5, atol=0)
         for x, mine, theirs in zip(X, U, every[..., :rank], strict=True):

@@ -1,6 +1,7 @@
 """The methods that cluster channels in whole nets: refit, folded orders, saving, and `compress`; all three alike."""
 
 import copy
+from functools import cache
 
 import pytest
 import torch
@@ -83,23 +84,33 @@ class Setup:
         self.stats = taut.observe(self.net, self.model, self.data)
         self.plan = Plan.of(self.net, [Step((self.layer,), self.method, settings)])
 
+    @cache  # noqa: B019 - as many as there are cases
+    def applied(self, data):
+        """The net with the plan carried out, without or with a refit, and the plan as it was."""
+        return apply_plan(self.model, self.plan, self.stats, self.data if data else None)
+
     def wrong(self, small):
         with torch.no_grad():
             return sum(float((small(x) - self.model(x)).square().sum()) for x in self.data)
 
 
+@cache
+def setup(case):
+    """Made once; every test leaves it as it is."""
+    return Setup(case)
+
+
 @EVERY
 def test_refit_lowers_the_error_on_the_calibration_data(case):
-    s = Setup(case)
-    bare, fitted = taut.apply(s.model, s.plan, s.stats), taut.apply(s.model, s.plan, s.stats, data=s.data)
-    assert s.wrong(fitted) < s.wrong(bare)
+    s = setup(case)
+    assert s.wrong(s.applied(data=True)[0]) < s.wrong(s.applied(data=False)[0])
 
 
 @EVERY
 @pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
 def test_orders_are_folded_where_that_is_exact(case, data):
-    s = Setup(case)
-    small, plan = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
+    s = setup(case)
+    small, plan = s.applied(data=data)
     (step,) = plan.steps
     assert sum(isinstance(module, Reorder) for module in small.modules()) == len(s.left)
     assert step.settings["reorders"] == s.left
@@ -116,8 +127,8 @@ def test_orders_are_folded_where_that_is_exact(case, data):
 @pytest.mark.parametrize("data", [False, True], ids=["bare", "refit"])
 @pytest.mark.parametrize("mine", [False, True], ids=["plan as done", "plan as written"])
 def test_save_and_load(case, mine, data, tmp_path):
-    s = Setup(case)
-    small, done = apply_plan(s.model, s.plan, s.stats, s.data if data else None)
+    s = setup(case)
+    small, done = s.applied(data=data)
     taut.save(small, s.plan if mine else done, tmp_path / "small")
     again = taut.load(tmp_path / "small", base=s.build)
     with torch.no_grad():
@@ -127,7 +138,7 @@ def test_save_and_load(case, mine, data, tmp_path):
 
 @pytest.mark.parametrize("method", PARTS)
 def test_compress_uses_it_when_named_and_saves(method, tmp_path):
-    s = Setup((method, "plain"))
+    s = setup((method, "plain"))
     result = taut.compress(s.model, s.example, budget=taut.Budget(params=0.95), data=s.data, methods=[method, "svd"])
     assert result.plan.after.params <= 0.95 * result.plan.before.params
     result.save(tmp_path / "small")
