@@ -68,8 +68,13 @@ def restore(state: State) -> None:
 @contextmanager
 def own_states() -> Iterator[None]:
     """Leave all states as they were found."""
-    found = capture()
+    cuda = torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    cpu, numpy, python = torch.get_rng_state(), np.random.get_state(), random.getstate()  # noqa: NPY002 - as above
     try:
         yield
     finally:
-        restore(found)
+        torch.set_rng_state(cpu)
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
+        random.setstate(python)
+        for index, state in enumerate(cuda):
+            torch.cuda.set_rng_state(state, index)

@@ -1,0 +1,125 @@
+"""Copies of models: all that deepcopy makes, with what is named beforehand, and without tying copy and original."""
+
+import copy
+from collections import OrderedDict
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrizations
+
+from cases import NETS, state
+from taut.core.nested import deep_copy
+from taut.errors import ModelError
+
+
+@pytest.mark.parametrize("case", NETS, ids=str)
+def test_a_copy_has_equal_parts_and_shares_none(case):
+    model, _ = case.make()
+    before = state(model)
+    copied = deep_copy(model)
+    assert state(model) == before
+    assert [(name, type(m)) for name, m in copied.named_modules()] == [(n, type(m)) for n, m in model.named_modules()]
+    assert set(copied.modules()).isdisjoint(model.modules())
+    for module, mine in zip(model.modules(), copied.modules(), strict=True):
+        assert vars(mine).keys() == vars(module).keys()
+        assert mine.training == module.training
+        for key, value in vars(module).items():
+            assert type(vars(mine)[key]) is type(value)
+            assert not isinstance(value, dict | list | set) or vars(mine)[key] is not value
+    pairs = list(zip(model.state_dict().items(), copied.state_dict().items(), strict=True))
+    assert all(a == b and torch.equal(x, y) and x.data_ptr() != y.data_ptr() for (a, x), (b, y) in pairs)
+    assert [p.requires_grad for p in copied.parameters()] == [p.requires_grad for p in model.parameters()]
+
+
+class Tied(nn.Module):
+    """A module, a parameter and a list in two places, and one that knows its parent."""
+
+    def __init__(self):
+        super().__init__()
+        self.a = nn.Linear(3, 3)
+        self.b = self.a
+        self.c = nn.Linear(3, 3)
+        self.c.weight = self.a.weight
+        self.sizes = [1, [2, 3]]
+        self.same = self.sizes
+        self.unnamed = (self.a, {"deep": self.c})
+        object.__setattr__(self.c, "parent", self)
+
+
+def test_what_stands_twice_does_so_in_the_copy():
+    model = Tied()
+    copied = deep_copy(model)
+    assert copied.a is copied.b
+    assert copied.c.weight is copied.a.weight
+    assert copied.sizes is copied.same
+    assert copied.sizes[1] is not model.sizes[1]
+    assert copied.unnamed == (copied.a, {"deep": copied.c})
+    assert copied.c.parent is copied
+
+
+def test_what_is_named_beforehand_stays_or_becomes_what_stands_there():
+    model = nn.Sequential(nn.Linear(3, 3), nn.ReLU(), nn.BatchNorm1d(3))
+    other = nn.Tanh()
+    memo = {id(model[0].weight): model[0].weight, id(model[1]): other}
+    copied = deep_copy(model, memo)
+    assert copied[0].weight is model[0].weight
+    assert copied[0].bias is not model[0].bias
+    assert copied[1] is other
+    assert memo[id(model[2])] is copied[2]
+
+
+def test_hooks_stay_and_are_not_shared():
+    model, calls = nn.Sequential(nn.Linear(3, 3)), []
+    model[0].register_forward_hook(lambda *_: calls.append(1))
+    copied = deep_copy(model)
+    copied[0].register_forward_hook(lambda *_: calls.append(2))
+    copied(torch.zeros(1, 3))
+    assert calls == [1, 2]
+    model(torch.zeros(1, 3))
+    assert calls == [1, 2, 1]
+    assert type(copied[0]._forward_hooks) is OrderedDict
+
+
+class Counted(nn.Linear):
+    """A module that says how it is copied."""
+
+    def __getstate__(self):
+        return super().__getstate__() | {"copies": getattr(self, "copies", 0) + 1}
+
+
+class Careful(nn.Linear):
+    def __deepcopy__(self, memo):
+        made = type(self)(self.in_features, self.out_features)
+        memo[id(self)] = made
+        made.careful = True
+        return made
+
+
+class Sealed(nn.Linear):
+    def __reduce__(self):
+        raise TypeError("sealed")
+
+
+def test_a_module_that_copies_itself_does():
+    copied = deep_copy(nn.Sequential(Counted(2, 2), nn.Sequential(Careful(2, 2))))
+    assert copied[0].copies == 1
+    assert copied[1][0].careful
+    normed = nn.Sequential(parametrizations.weight_norm(nn.Linear(2, 2)))
+    assert torch.equal(deep_copy(normed)[0].weight, normed[0].weight)
+
+
+def test_what_cannot_be_copied_is_a_model_error_with_its_own_words():
+    with pytest.raises(ModelError, match="The model cannot be copied: TypeError: sealed"):
+        deep_copy(nn.Sequential(Sealed(2, 2)))
+    with pytest.raises(TypeError, match="sealed"):
+        copy.deepcopy(Sealed(2, 2))
+
+
+def test_a_computed_tensor_is_copied_without_its_history():
+    model = nn.Linear(2, 2)
+    model.twice = model.weight * 2
+    copied = deep_copy(model)
+    assert copied.twice.grad_fn is None
+    assert torch.equal(copied.twice, model.twice)
+    assert copied.twice.data_ptr() != model.twice.data_ptr()
