@@ -8,6 +8,8 @@ from torch import nn
 import taut
 from cases import case, sequential
 from taut.core.example import Example
+from taut.errors import CallError
+from taut.measure import latency_model
 from taut.measure.latency_model import SIMD_LANES, LatencyModel, built_ops, features, filled, layer_ops, model_ops
 from taut.methods import METHODS, choose
 from taut.types import Group
@@ -81,6 +83,30 @@ def test_a_candidate_is_described_as_it_runs(name, of):
             others = [layer_ops(other) for other in net.layers if other.name != layer.name]
             wanted = features(np.concatenate([built_ops(group, candidate), *others]), 8)
             assert np.allclose(features(model_ops(small.eval(), net.example), 8), wanted)
+
+
+def test_a_candidate_is_built_once_to_be_described(monkeypatch):
+    model, example = case("mlp").make()
+    net = taut.trace(model, example)
+    group, other = (Group((layer,)) for layer in net.layers[:2])
+    latency_model._kept_built_ops.cache_clear()
+    svd, built = METHODS["svd"], []
+    skeleton = svd.skeleton
+    monkeypatch.setattr(svd, "skeleton", lambda self, group: (built.append(1), skeleton(self, group))[1])
+    first, again = built_ops(group, svd(rank=3)), built_ops(group, svd(rank=3))
+    assert len(built) == 1
+    assert np.array_equal(first, again)
+    assert not np.array_equal(first, built_ops(group, svd(rank=4)))
+    assert not np.array_equal(first, built_ops(other, svd(rank=3)))
+
+
+def test_settings_with_lists_are_described_too():
+    model, example = case("conv2d_padding").make()
+    net = taut.trace(model, example)
+    group = Group((net.layers[0],))
+    listed = METHODS["svd"](rank=[3])
+    with pytest.raises(CallError, match="rank"):
+        built_ops(group, listed)
 
 
 def test_what_cannot_be_run_without_values_is_taken_for_one_layer():

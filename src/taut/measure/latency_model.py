@@ -6,7 +6,8 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -115,8 +116,17 @@ def model_ops(model: nn.Module, example: Example) -> LayerOps:
 def built_ops(group: Group, method: Method) -> LayerOps:
     """What the modules do that a resolved method builds for one layer, found without any values.
 
-    Where they cannot be run so, they are taken for the layer as it is, with the method's multiply-accumulates.
+    Where they cannot be run so, they are taken for the layer as it is, with the method's multiply-accumulates. The same
+    candidates come again with every plan that is drafted: what was found is kept, and must not be written to.
     """
+    try:
+        hash(method)
+    except TypeError:  # settings with lists
+        return _find_built_ops(group, method)
+    return _kept_built_ops(group, cast(Any, method))
+
+
+def _find_built_ops(group: Group, method: Method) -> LayerOps:
     layer = group.layer
     try:
         built = method.skeleton(group)[layer.name].to("meta").eval()
@@ -130,6 +140,9 @@ def built_ops(group: Group, method: Method) -> LayerOps:
     ops = layer_ops(layer)
     ops[:, 0] *= method.cost(group).macs / max(layer.macs, 1)
     return ops
+
+
+_kept_built_ops = lru_cache(maxsize=1 << 12)(_find_built_ops)
 
 
 def _table(rows: list[tuple[float, ...]]) -> LayerOps:
