@@ -549,9 +549,10 @@ def bits(tensor: Tensor) -> bytes:
 
 def surroundings() -> dict[str, Any]:
     """The global state of torch, numpy and Python that a library must leave alone."""
+    kind, keys, *rest = np.random.get_state()  # noqa: NPY002 - the legacy global state is what must not move
     return {
         "torch": torch.get_rng_state().numpy().tobytes(),
-        "numpy": repr(np.random.get_state()),  # noqa: NPY002 - the legacy global state is what must not move
+        "numpy": (kind, keys.tobytes(), *rest),
         "python": random.getstate(),
         "grad": torch.is_grad_enabled(),
         "inference": torch.is_inference_mode_enabled(),
