@@ -71,6 +71,9 @@ class Position:
         self.stage, self.epoch, self.batch, self.applied, self.best, self.waited = self.stage + 1, 0, 0, False, None, 0
 
 
+_ADAPTER = TypeAdapter(Position)  # made once: it takes longer than what it writes
+
+
 class Store:
     """The folder of a run; None keeps nothing."""
 
@@ -101,7 +104,7 @@ class Store:
             return
         data = save({name: t.detach().cpu().contiguous().clone() for name, t in tensors.items()})
         stamp = {"sha256": sha256(data).hexdigest(), "bytes": len(data)}
-        content = {"file": stamp, "position": TypeAdapter(Position).dump_python(position, mode="json")}
+        content = {"file": stamp, "position": _ADAPTER.dump_python(position, mode="json")}
         with replacing(self.folder, OURS) as new:
             write(new / TENSORS, data)
             write(new / POSITION, seal(content))
@@ -125,7 +128,7 @@ class Store:
         if not isinstance(stamp, dict) or stamp.get("sha256") != sha256(data).hexdigest():
             raise ArtifactError(f"'{self.folder / TENSORS}' is damaged: its SHA-256 is not the one in {POSITION}.")
         try:
-            position = TypeAdapter(Position).validate_python(content.get("position"))
+            position = _ADAPTER.validate_python(content.get("position"))
         except ValidationError as error:
             raise ArtifactError(f"{POSITION}: {one_line(error.errors()[0]['msg'])}.") from None
         if position.mark != mark:
