@@ -7,18 +7,18 @@ from torch import nn
 
 import taut
 from taut.errors import ModelError
-from taut.measure.latency_model import Pace, model_ops
+from taut.measure.latency_model import LatencyModel, model_ops
 from taut.measure.runtimes import RUNTIMES
 from taut.methods import choose
-from taut.planning.plan import survey
+from taut.planning.candidates import survey
 from taut.search import latency
-from taut.search.latency import FACTORIZED, NARROW, ROUNDS, find_pace, variants
+from taut.search.latency import FACTORIZED, NARROW, ROUNDS, fit_latency_model, shape_variants
 
-RATES = Pace((2e-4, 1e-4, 5e-4, 0.01), 1, 0.1, "eager")
+RATES = LatencyModel((2e-4, 1e-4, 5e-4, 0.01), 1, 0.1, "eager")
 
 
-class Watch:
-    """A stopwatch whose times are those of planted rates, `wrong` times as long for the models that `odd` picks."""
+class Meter:
+    """A meter whose times are those of planted rates, `wrong` times as long for the models that `odd` picks."""
 
     runtime = RUNTIMES["eager"]
 
@@ -29,7 +29,7 @@ class Watch:
     def _seconds(self, model):
         return RATES.rest + RATES.of(model_ops(model, self.example))
 
-    def share(self, model):
+    def relative_time(self, model):
         self.timed.append(model)
         return self._seconds(model) / self.whole * (self.wrong if self.odd(model) else 1.0)
 
@@ -45,7 +45,7 @@ def subject():
     return model, stats, survey(net, stats, choose(["svd"]), timed=True)
 
 
-SLIM = choose(["channels"])
+(SLIM,) = choose(["channels"])
 
 
 def params(model):
@@ -55,7 +55,7 @@ def params(model):
 def test_variants_are_narrow_ones_then_factorized_ones_and_all_run(subject):
     model, stats, choices = subject
     before = params(model)
-    made = list(variants(model, stats, choices, SLIM))
+    made = list(shape_variants(model, stats, choices, SLIM))
     assert len(made) == len(NARROW) + len(FACTORIZED)
     narrow, thin = made[: len(NARROW)], made[len(NARROW) :]
     assert all(params(one) < before for one in narrow)
@@ -68,83 +68,87 @@ def test_variants_are_narrow_ones_then_factorized_ones_and_all_run(subject):
 
 def test_they_are_the_same_every_time(subject):
     model, stats, choices = subject
-    first, again = (list(variants(model, stats, choices, ())) for _ in range(2))
+    first, again = (list(shape_variants(model, stats, choices, None)) for _ in range(2))
     assert [repr(one) for one in first] == [repr(one) for one in again]
     assert len({repr(one) for one in first}) > 1
 
 
 def test_each_kind_is_left_out_where_nothing_of_it_is_asked_for(subject):
     model, stats, choices = subject
-    assert len(list(variants(model, stats, choices, ()))) == len(FACTORIZED)
-    assert len(list(variants(model, stats, (), SLIM))) == len(NARROW)
-    assert not list(variants(model, stats, (), ()))
+    assert len(list(shape_variants(model, stats, choices, None))) == len(FACTORIZED)
+    assert len(list(shape_variants(model, stats, (), SLIM))) == len(NARROW)
+    assert not list(shape_variants(model, stats, (), None))
 
 
 def test_channels_that_cannot_go_so_far_are_passed_over():
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(4, 2), nn.ReLU(), nn.Linear(2, 64)).eval()
     net = taut.trace(model, torch.randn(2, 4))
-    made = list(variants(model, taut.observe(net, model), (), SLIM))
+    made = list(shape_variants(model, taut.observe(net, model), (), SLIM))
     assert len(made) < len(NARROW)
 
 
 def test_planted_rates_are_found_and_the_plans_they_lead_to_are_timed_too(subject):
     model, stats, choices = subject
-    watch, asked = Watch(model, stats.network.example), []
-    narrow = next(variants(model, stats, choices, SLIM))
+    meter, asked = Meter(model, stats.network.example), []
+    narrow = next(shape_variants(model, stats, choices, SLIM))
 
-    def drafts(pace):
-        asked.append(pace)
+    def candidates(fitted_model):
+        asked.append(fitted_model)
         yield 0.5, narrow
 
-    pace, off = find_pace(model, stats, choices, SLIM, watch, drafts)
+    fitted_model, corrections = fit_latency_model(model, shape_variants(model, stats, choices, SLIM), meter, candidates)
     assert len(asked) == ROUNDS
-    assert len(watch.timed) == 1 + len(NARROW) + len(FACTORIZED) + ROUNDS
-    assert off == {0.5: pytest.approx(1.0, abs=1e-3)}
-    for one in variants(model, stats, choices, SLIM):
-        predicted = pace.rest + pace.of(model_ops(one, stats.network.example))
-        assert predicted == pytest.approx(Watch(model, stats.network.example).share(one), rel=0.01)
-    assert pace.runtime == "eager"
+    assert len(meter.timed) == 1 + len(NARROW) + len(FACTORIZED) + ROUNDS
+    assert corrections == {0.5: pytest.approx(1.0, abs=1e-3)}
+    for one in shape_variants(model, stats, choices, SLIM):
+        predicted = fitted_model.rest + fitted_model.of(model_ops(one, stats.network.example))
+        assert predicted == pytest.approx(Meter(model, stats.network.example).relative_time(one), rel=0.01)
+    assert fitted_model.runtime == "eager"
 
 
 def test_plans_that_take_longer_than_predicted_pull_the_rates_up_and_what_is_left_is_told(subject):
     model, stats, choices = subject
-    narrow = next(variants(model, stats, choices, SLIM))
-    plain = Watch(model, stats.network.example)
-    slow = Watch(model, stats.network.example, odd=lambda one: one is narrow, wrong=1.5)
+    narrow = next(shape_variants(model, stats, choices, SLIM))
+    plain = Meter(model, stats.network.example)
+    slow = Meter(model, stats.network.example, odd=lambda one: one is narrow, wrong=1.5)
     found = {}
-    for watch in (plain, slow):
-        pace, off = find_pace(model, stats, choices, SLIM, watch, lambda _: [(0.5, narrow)])
-        found[watch] = pace.rest + pace.of(model_ops(narrow, stats.network.example)), off[0.5]
+    for meter in (plain, slow):
+        fitted_model, corrections = fit_latency_model(
+            model, shape_variants(model, stats, choices, SLIM), meter, lambda _: [(0.5, narrow)]
+        )
+        found[meter] = fitted_model.rest + fitted_model.of(model_ops(narrow, stats.network.example)), corrections[0.5]
     assert found[slow][0] > 1.05 * found[plain][0]
     assert found[slow][1] > 1.05
-    assert found[slow][0] * found[slow][1] == pytest.approx(slow.share(narrow))
+    assert found[slow][0] * found[slow][1] == pytest.approx(slow.relative_time(narrow))
 
 
 def test_what_is_left_is_told_of_the_last_plans_alone(subject):
     model, stats, _ = subject
-    drafts = iter([[(0.1, model)], [(0.2, model), (0.3, model)]])
-    _, off = find_pace(model, stats, (), (), Watch(model, stats.network.example), lambda _: next(drafts))
-    assert list(off) == [0.2, 0.3]
+    candidates = iter([[(0.1, model)], [(0.2, model), (0.3, model)]])
+    _, corrections = fit_latency_model(model, (), Meter(model, stats.network.example), lambda _: next(candidates))
+    assert list(corrections) == [0.2, 0.3]
 
 
 def test_what_the_runtime_cannot_run_is_left_out(subject, monkeypatch):
     model, stats, choices = subject
     seen = []
 
-    class Broken(Watch):
-        def share(self, one):
+    class Broken(Meter):
+        def relative_time(self, one):
             if one is not model:
                 seen.append(one)
                 if len(seen) % 2:
                     raise ModelError("no such kernel")
-            return super().share(one)
+            return super().relative_time(one)
 
-    watch = Broken(model, stats.network.example)
+    meter = Broken(model, stats.network.example)
     fitted = []
-    fit = Pace.fit
-    monkeypatch.setattr(latency.Pace, "fit", lambda ops, *rest: (fitted.append(len(ops)), fit(ops, *rest))[1])
-    _, off = find_pace(model, stats, choices, (), watch, lambda _: [(0.5, nn.Sequential(model))])
+    fit = LatencyModel.fit
+    monkeypatch.setattr(latency.LatencyModel, "fit", lambda ops, *rest: (fitted.append(len(ops)), fit(ops, *rest))[1])
+    _, corrections = fit_latency_model(
+        model, shape_variants(model, stats, choices, None), meter, lambda _: [(0.5, nn.Sequential(model))]
+    )
     assert fitted[0] == 1 + len(FACTORIZED) // 2
-    assert len(off) <= 1
-    assert np.isfinite(list(off.values())).all()
+    assert len(corrections) <= 1
+    assert np.isfinite(list(corrections.values())).all()
