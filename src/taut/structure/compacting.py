@@ -130,20 +130,17 @@ class _Search:
 
     def departs(self, chosen: Sequence[ChannelGroup]) -> Departure | None:
         """Where the model computes something else when these are taken out; None where it does not."""
-        cuts = self._left(chosen)
+        work = _Work(clone(self.wide), self.example, [probe for probe, _ in self.before], chosen, self.foreign)
+        work.settle()
+        cuts = work.cuts(self.mixing)
         if cuts:
-            small = narrowed(clone(self.wide), cuts)
+            small = narrowed(work.undone(self.wide), cuts)
             for probe, before in self.before:
                 first = departure(small, self.example, probe, before, cuts)
                 if first is not None:
                     return first
         self.cuts = cuts
         return None
-
-    def _left(self, chosen: Sequence[ChannelGroup]) -> dict[str, Cut]:
-        work = _Work(clone(self.wide), self.example, [probe for probe, _ in self.before], chosen, self.foreign)
-        work.settle()
-        return work.cuts(self.mixing)
 
 
 class _Work:
@@ -299,9 +296,19 @@ class _Work:
             outputs.nonzero().flatten(),
             wanted.nonzero().flatten(),
             None if torch.equal(wanted, arriving) else wanted[arriving].nonzero().flatten(),
-            layer.bias.data if name in self.folded else None,
+            layer.bias.data.clone() if name in self.folded else None,
             live.get(name, outputs)[outputs],
         )
+
+    def undone(self, wide: nn.Module) -> nn.Module:
+        """The copy with the weights of the model again: it is what is to be narrowed."""
+        for group in self.groups:
+            for layer, member in (*self._members(group, "out"), *self._members(group, "in")):
+                original: Any = wide.get_submodule(member.layer)
+                layer.weight.data.copy_(original.weight.data)
+                if bias_of(layer) is not None:
+                    layer.bias.data.copy_(original.bias.data)
+        return self.wide
 
     def _narrower(self, name: str, cut: Cut) -> bool:
         weight = self._layer(name).weight
