@@ -26,8 +26,8 @@ def chain(*widths, seed=0):
 def looked(model, example, **settings):
     network = taut.trace(model, example)
     places = {layer.name: layer.name for layer in network.layers if layer.skip is None}
-    method, scores = MFBP(**settings).look(model, Example(model, example), places)
-    return method, scores, {name: model.get_submodule(name) for name in places}
+    method, factors = MFBP(**settings).look(model, Example(model, example), places)
+    return method, factors.scores, {name: model.get_submodule(name) for name in places}
 
 
 def test_the_chain_is_factorized_at_once():

@@ -48,7 +48,7 @@ def test_the_damage_predicts_the_rise_of_the_squared_error():
     stats = taut.observe(network, net, [x], output="values")
     method = OBS(ridge=1e-6)
     modules = {"fc": net.fc}
-    (scores,) = method.ranking(method.factor(modules, stats.layers))
+    (scores,) = method.factor(modules, stats.layers).scores
     A, B = x.double().T @ x.double() / len(x), stats.layers["fc"].outputs.full[0].diagonal().double()
     small = pruned(net, x, "obs", sparsity=0.5, ridge=1e-6)
     kept = small.fc.weight != 0

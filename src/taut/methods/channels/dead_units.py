@@ -101,21 +101,20 @@ class DeadUnits:
         del modules, stats
         return {}
 
-    def candidates(self, group: Group, factors: Any) -> Sequence[DeadUnits]:
+    def candidates(self, group: Group, factors: object) -> Sequence[DeadUnits]:
         """None: one layer does not say what is dead."""
         del group, factors
         return []
 
-    def damage(self, factors: Any) -> float | None:
+    def damage(self, factors: object) -> float | None:
         """None is done."""
         del factors
         return 0.0
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Mapping[str, Cut]) -> Rewrite:
         """Narrower layers with slices of the weights; copies of the layers of which nothing goes."""
-        cuts: Mapping[str, Cut] = factors
         built = {
-            name: _filled(module, cuts[name]) if name in cuts else copy.deepcopy(module)
+            name: _filled(module, factors[name]) if name in factors else copy.deepcopy(module)
             for name, module in modules.items()
         }
         return Rewrite(built, self)

@@ -188,7 +188,7 @@ class Shared(Unplanned):
             ranks = thrifty(sizes, usual, links)
         return [ranks[str(number)] for number in range(len(sizes))]
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: list[Term]) -> Rewrite:
         """Every layer as gathering basis, core and spreading basis; one Parameter per type."""
         frame = self.frame(_layers(modules))
         ranks = self.chosen(frame, factors)

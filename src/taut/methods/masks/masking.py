@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Real
 from typing import Any, ClassVar, Self, cast
 
@@ -21,6 +21,18 @@ from taut.structure.surgery import HOOKS
 from taut.types import Cost, Group, Method, Rewrite
 
 SELECTIONS = ("global", "layer", "threshold", "percentiles")
+
+
+@dataclass(frozen=True)
+class Ranked:
+    """What serves every sparsity.
+
+    Attributes:
+        scores: of every weight, layer by layer. moments: what a method needs besides, to move weights that stay.
+    """
+
+    scores: Sequence[Tensor]
+    moments: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -93,24 +105,19 @@ class Masking(Unplanned):
         """The score of every weight, layer by layer."""
         raise CallError(f"{self.name} has no score for {list(modules)} with {len(stats)} statistics.")
 
-    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Ranked:
         """The scores, which serve every sparsity."""
-        return self.scores(modules, stats)
+        return Ranked(self.scores(modules, stats))
 
-    def ranking(self, factors: Any) -> Sequence[Tensor]:
-        """The scores in what `factor` gave."""
-        found: Sequence[Tensor] = factors
-        return found
-
-    def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Any) -> Tensor:
+    def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Ranked) -> Tensor:
         """The weight of a layer without those that go; shaped and laid out as it was."""
         del name, factors
         old = weight_of(module)
         return old.detach().clone().masked_fill_(~keep.to(old.device), 0)
 
-    def rewrite(self, modules: Mapping[str, nn.Module], factors: Any) -> Rewrite:
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: Ranked) -> Rewrite:
         """Copies of the layers with zeros in their weights."""
-        kept = self._kept(list(modules), self.ranking(factors))
+        kept = self._kept(list(modules), factors.scores)
         built: dict[str, nn.Module] = {}
         zeros = 0
         for (name, module), keep in zip(modules.items(), kept, strict=True):

@@ -12,7 +12,7 @@ from taut.core.example import Example
 from taut.criteria import score
 from taut.decompose.dfmf import dfmf
 from taut.decompose.trifactor import Trifactors, signed
-from taut.methods.masks.masking import Masking
+from taut.methods.masks.masking import Masking, Ranked
 from taut.methods.relation_graph import Graph
 from taut.structure.channels.links import find_links
 from taut.structure.patches import grouped_weight, weight_of
@@ -66,12 +66,12 @@ class MFBP(Masking):
 
     def look(
         self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
-    ) -> tuple[MFBP, list[Tensor]]:
+    ) -> tuple[MFBP, Ranked]:
         """Itself with the links found in the network, and the scores."""
         del stats
         links = find_links(model, example, list(places.values())) if self.links is None else self.links
         found = replace(self, links=links)
-        return found, found.scores({name: model.get_submodule(place) for name, place in places.items()}, {})
+        return found, found.factor({name: model.get_submodule(place) for name, place in places.items()}, {})
 
     def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
         """Of every weight, layer by layer.

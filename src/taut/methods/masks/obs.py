@@ -13,7 +13,7 @@ from taut.criteria.curvature import compensated, surgeon
 from taut.decompose.linalg import ridge
 from taut.decompose.weighting import WIDE
 from taut.errors import CallError
-from taut.methods.masks.masking import Masking
+from taut.methods.masks.masking import Masking, Ranked
 from taut.structure.patches import grouped_weight, groups_of, weight_of
 from taut.structure.statistics import LayerStatistics
 
@@ -22,14 +22,6 @@ BLOCKS = 128, 1152
 
 WORK = 2e11
 """Operations of ordering a layer, o k b^2, up to which blocks of b grow: some seconds on two cores."""
-
-
-@dataclass(frozen=True)
-class Ranked:
-    """What serves every sparsity: scores by layer, and the second moments that the compensation needs."""
-
-    scores: list[Tensor]
-    moments: dict[str, Moment | None]
 
 
 @dataclass(frozen=True)
@@ -61,15 +53,10 @@ class OBS(Masking):
         good = isinstance(self.ridge, int | float) and not isinstance(self.ridge, bool) and 0 < self.ridge <= 1
         self._must("ridge", good, "above 0 and at most 1")
 
-    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Any:
-        """The order of removal of every output, which serves every sparsity."""
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> Ranked:
+        """The order of removal of every output, which serves every sparsity, and the moments to move the others by."""
         moments = {name: self._moment(module, stats.get(name)) for name, module in modules.items()}
         return Ranked([self._score(m, moments[n], stats.get(n)) for n, m in modules.items()], moments)
-
-    def ranking(self, factors: Any) -> list[Tensor]:
-        """The damage of every weight's removal."""
-        found: Ranked = factors
-        return found.scores
 
     def _moment(self, module: nn.Module, stats: LayerStatistics | None) -> Moment | None:
         weighting = (stats or LayerStatistics()).weighting
@@ -94,7 +81,7 @@ class OBS(Masking):
             found = found * ((known.scale or 1.0) / max(energy, 1e-300))
         return torch.where(W == 0, -torch.inf, found).float()
 
-    def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Any) -> Tensor:
+    def pruned(self, name: str, module: nn.Module, keep: Tensor, factors: Ranked) -> Tensor:
         """The weight with zeros, and the others moved."""
         W, moment = weight_of(module).detach(), factors.moments[name]
         if moment is None or bool(keep.all()):
