@@ -388,6 +388,34 @@ def test_a_layer_that_the_run_does_not_call_may_read_the_channels():
     assert cut(model, rows(2, 3, 4, 4), ["first", "last"]) == {"last": (5, 3, 1)}
 
 
+def test_channels_that_a_layer_reads_which_no_probe_calls_stay():
+    """Noise takes the other branch, so that it is known what is read there; it is not computed in any trial."""
+
+    class Branches(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.up, self.down = nn.Linear(6, 8), nn.Linear(8, 7), nn.Linear(8, 7)
+            self.last, self.end = zero(nn.Linear(7, 9), columns=[2]), zero(nn.Linear(9, 3), columns=[4])
+
+        def forward(self, x):
+            y = F.relu(self.first(x))
+            return self.end(F.relu(self.last(self.up(y) if x.mean() > 1 else self.down(y))))
+
+    model = Branches()
+    for layer in (model.up, model.down):
+        zero(layer, columns=[3])
+    with torch.no_grad():
+        cuts = compact(
+            model.double().eval(), Example(model, rows(4, 6).double() + 5), [n for n, _ in model.named_children()]
+        )
+    assert {name: cut.widths for name, cut in cuts.items()} == {
+        "up": (7, 7, 1),
+        "down": (7, 7, 1),
+        "last": (8, 6, 1),
+        "end": (3, 8, 0),
+    }
+
+
 def test_grouped_layers_are_left_alone():
     model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.ReLU(), zero(nn.Conv2d(4, 4, 1, groups=2), columns=[0]))
     assert cut(model, rows(2, 4, 5, 5)) == {}
