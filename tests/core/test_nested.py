@@ -109,6 +109,12 @@ def test_a_module_that_copies_itself_does():
     assert torch.equal(deep_copy(normed)[0].weight, normed[0].weight)
 
 
+def test_one_that_was_taught_to_copy_itself_does_as_well():
+    model = nn.Sequential(nn.Linear(2, 2), nn.ReLU())
+    model[0].__deepcopy__ = lambda _: model[0]
+    assert deep_copy(model)[0] is model[0]
+
+
 def test_what_cannot_be_copied_is_a_model_error_with_its_own_words():
     with pytest.raises(ModelError, match="The model cannot be copied: TypeError: sealed"):
         deep_copy(nn.Sequential(Sealed(2, 2)))

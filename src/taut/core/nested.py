@@ -134,7 +134,7 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
     if id(module) in memo:
         return memo[id(module)]
     kind: Any = type(module)
-    state = cast(Any, module).__getstate__() if _copied_by_state(kind) else None
+    state = cast(Any, module).__getstate__() if _copied_by_state(module) else None
     if type(state) is not dict:
         memo |= {id(value): type(value)() for value in vars(module).values() if _is_empty(value)}
         return copy.deepcopy(module, memo)
@@ -143,10 +143,11 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
     return copied
 
 
-def _copied_by_state(kind: Any) -> bool:
-    """Whether deepcopy copies a module of this class by `__getstate__` and `__setstate__`, and by nothing else."""
+def _copied_by_state(module: nn.Module) -> bool:
+    """Whether deepcopy copies it by `__getstate__` and `__setstate__`, and by nothing else."""
+    kind: Any = type(module)
     return (
-        not hasattr(kind, "__deepcopy__")
+        not hasattr(module, "__deepcopy__")  # of its class, or its own
         and kind.__new__ is object.__new__
         and kind.__reduce__ is object.__reduce__
         and kind.__reduce_ex__ is object.__reduce_ex__
