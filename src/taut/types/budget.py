@@ -52,7 +52,7 @@ class Cost:
 
 @dataclass(frozen=True)
 class Budget:
-    """What the result may cost. Several keys: all must hold, checked on the final model.
+    """What the result may cost. Several keys: the least damage within all of them, checked on the final model.
 
     A float in (0, 1] is the fraction KEPT of the original, an int is absolute.
 
@@ -62,7 +62,8 @@ class Budget:
         bytes: size of model.safetensors.
         latency: time of one run of the example, in the runtime that suits the model best here, as a share of the
             original's; measured side by side.
-        drop: how far `evaluate` may fall below the original's value, on the data that `evaluate` uses.
+        drop: how far `evaluate` may fall below the original's value, on the data that `evaluate` uses; alone: the
+            smallest model within it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
