@@ -148,6 +148,7 @@ def _copied_by_state(module: nn.Module) -> bool:
     kind: Any = type(module)
     return (
         not hasattr(module, "__deepcopy__")  # of its class, or its own
+        and "__reduce_ex__" not in vars(module)
         and kind.__new__ is object.__new__
         and kind.__reduce__ is object.__reduce__
         and kind.__reduce_ex__ is object.__reduce_ex__

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
+from functools import cache
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
@@ -98,7 +99,7 @@ class Plan:
 
     def to_json(self) -> str:
         """The plan as JSON, to read, edit and replay."""
-        return json.dumps(TypeAdapter(Plan).dump_python(self, mode="json"), indent=1) + "\n"
+        return json.dumps(_schema().dump_python(self, mode="json"), indent=1) + "\n"
 
     @classmethod
     def from_json(cls, text: str | bytes) -> Plan:
@@ -108,7 +109,7 @@ class Plan:
             CallError: not JSON, an unknown or repeated key, or a value of the wrong type.
         """
         try:
-            return TypeAdapter(cls).validate_python(json.loads(text, object_pairs_hook=unique_keys))
+            return _schema().validate_python(json.loads(text, object_pairs_hook=unique_keys))
         except ValidationError as error:
             first = error.errors()[0]
             where = ".".join(str(part) for part in first["loc"])
@@ -154,6 +155,12 @@ class Plan:
             )
         )
         return table(("layer", "method", "settings", "params", "MACs", "damage", "why"), rows, right=(3, 4, 5))
+
+
+@cache
+def _schema() -> TypeAdapter[Plan]:
+    """Made once: it takes longer than most plans."""
+    return TypeAdapter(Plan)
 
 
 def _step_row(step: Step) -> tuple[str, ...]:
