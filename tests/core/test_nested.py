@@ -115,6 +115,41 @@ def test_one_that_was_taught_to_copy_itself_does_as_well():
     assert deep_copy(model)[0] is model[0]
 
 
+class Holds(nn.Module):
+    def __init__(self, shared):
+        super().__init__()
+        self.shared, self.layer, self.table = shared, nn.Linear(2, 2), self._modules
+
+
+@pytest.mark.parametrize("kind", [dict, OrderedDict])
+def test_a_dictionary_that_several_hold_is_one_in_the_copy(kind):
+    shared = kind()
+    model = nn.Sequential(Holds(shared), Holds(shared))
+    model.helper = [shared]
+    copied = deep_copy(model)
+    assert copied[0].shared is copied[1].shared is copied.helper[0]
+    assert copied[0].shared is not shared
+    assert copied[0].table is copied[0]._modules
+    copied[0].layer = nn.Identity()
+    assert isinstance(copied[0].table["layer"], nn.Identity)
+
+
+class Fresh(nn.Module):
+    """A module whose state is made anew whenever it is asked for."""
+
+    def __init__(self, number):
+        super().__init__()
+        self.number = number
+
+    def __getstate__(self):
+        return super().__getstate__() | {"made": {"number": [self.number]}}
+
+
+def test_states_made_for_the_copy_are_not_mixed_up():
+    copied = deep_copy(nn.Sequential(*(Fresh(number) for number in range(200))))
+    assert [one.made["number"] for one in copied] == [[number] for number in range(200)]
+
+
 def test_what_cannot_be_copied_is_a_model_error_with_its_own_words():
     with pytest.raises(ModelError, match="The model cannot be copied: TypeError: sealed"):
         deep_copy(nn.Sequential(Sealed(2, 2)))

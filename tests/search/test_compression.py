@@ -162,6 +162,43 @@ def test_a_drop_that_the_ceiling_forbids_is_a_budget_error():
     assert caught.value.best.plan.after.params < 0.2 * caught.value.best.plan.before.params
 
 
+def test_another_plan_is_found_where_the_one_of_least_damage_falls_too_far():
+    """A metric need not fall with the size: what holds a tighter budget holds the looser one."""
+    model, x = sequential(a=nn.Linear(32, 64), b=nn.ReLU(), c=nn.Linear(64, 32)).eval(), torch.randn(64, 32)
+    whole = sum(p.numel() for p in model.parameters())
+
+    def evaluate(small):
+        size = sum(p.numel() for p in small.parameters())
+        return 1.0 if size == whole or size < 0.5 * whole else 0.9
+
+    for share in (0.9, 0.45):
+        budget = Budget(params=share, drop=0.05)
+        result = taut.compress(model, x[:2], budget=budget, data=[x], evaluate=evaluate)
+        assert result.plan.after.params <= share * whole
+        assert evaluate(result.model) == 1.0
+
+
+def test_training_may_win_back_a_drop_and_only_that():
+    torch.manual_seed(0)
+    model, x = sequential(a=nn.Linear(16, 32), b=nn.ReLU(), c=nn.Linear(32, 4)).eval(), torch.randn(128, 16)
+    y = torch.randn(128, 4)
+
+    def evaluate(candidate):
+        return -float(nn.functional.mse_loss(candidate.eval()(x), y).detach())
+
+    def compress(**budget):
+        tune = taut.Finetune(
+            [(x, y)], evaluate, nn.functional.mse_loss, schedule=(taut.Stage((), epochs=40, rate=1e-2),)
+        )
+        arguments = {"budget": Budget(**budget), "data": [x], "evaluate": evaluate, "finetune": tune}
+        return taut.compress(model, x[:2], **arguments)
+
+    result = compress(params=0.5, drop=-0.0)
+    assert evaluate(result.model) > evaluate(model)
+    with pytest.raises(BudgetError, match="params"):
+        compress(params=1e-3, drop=0.0)
+
+
 def test_nothing_on_the_path_is_good_enough():
     """Any change at all is punished: the original comes back."""
     model, data, _, _ = classifier()

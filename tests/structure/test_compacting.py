@@ -9,7 +9,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
+import taut
 from cases import sequential, settle, untouched
+from taut import Plan
 from taut.core.example import Example
 from taut.structure import compacting
 from taut.structure.compacting import compact
@@ -631,3 +633,62 @@ def test_channels_that_fail_outside_of_the_layers_are_found_by_halves(monkeypatc
     assert "ins.9" not in found
     assert sum(name.startswith("ins") for name in found) == 31
     assert len(runs) <= 12
+
+
+POOLED = {
+    "sum": lambda h: h.sum(1),
+    "norm": lambda h: h.norm(dim=1),
+    "logsumexp": lambda h: h.logsumexp(1),
+    "cumsum": lambda h: h.cumsum(1)[:, -1],
+    "product with ones": lambda h: (torch.ones_like(h[..., :1]).mT @ h)[:, 0],
+}
+
+
+class Pooled(nn.Module):
+    """Channels pooled over positions, of which there may be more next time."""
+
+    def __init__(self, pool):
+        super().__init__()
+        self.a, self.b, self.pool = zero(nn.Linear(6, 8), rows=[1, 4]), nn.Linear(8, 5), pool
+
+    def forward(self, x):
+        return self.b(self.pool(self.a(x)))
+
+
+@pytest.mark.parametrize("pool", POOLED)
+def test_constants_that_are_summed_over_positions_are_not_held_by_a_bias(pool):
+    torch.manual_seed(0)
+    model, x = Pooled(POOLED[pool]).eval(), torch.randn(3, 7, 6)
+    with torch.no_grad():
+        model.a.bias[[1, 4]] = 1.5
+    net = taut.trace(model, x)
+    small = taut.apply(model, Plan.of(net, [taut.whole(net, "dead_units")]), taut.observe(net, model))
+    for length in (7, 11):
+        y = torch.randn(2, length, 6)
+        assert torch.allclose(small(y), model(y), atol=1e-5)
+
+
+def test_constants_under_a_mean_are():
+    torch.manual_seed(0)
+    model, x = Pooled(lambda h: h.mean(1)).eval(), torch.randn(3, 7, 6)
+    with torch.no_grad():
+        model.a.bias[[1, 4]] = 1.5
+    assert compact(model, Example(model, x), ["a", "b"])["b"].widths == (5, 6, 0)
+
+
+def test_numbers_among_the_inputs_are_others_next_time():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = zero(nn.Linear(6, 8), rows=[1, 4]), nn.Linear(8, 5)
+
+        def forward(self, x, k):
+            return self.b(self.a(x) * k)
+
+    torch.manual_seed(0)
+    model, x = Scaled().eval(), torch.randn(3, 6)
+    with torch.no_grad():
+        model.a.bias[[1, 4]] = 1.5
+    net = taut.trace(model, (x, 2.0))
+    small = taut.apply(model, Plan.of(net, [taut.whole(net, "dead_units")]), taut.observe(net, model))
+    assert torch.allclose(small(x, 3.0), model(x, 3.0), atol=1e-5)

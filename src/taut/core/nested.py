@@ -123,7 +123,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
 UNCHANGING = frozenset((bool, int, float, str, type(None)))
 DICTIONARIES = frozenset((dict, OrderedDict))
 OWN = frozenset(("_parameters", "_buffers", "_modules"))
-"""Dictionaries that nothing else holds."""
+"""Dictionaries of tensors and modules."""
 
 
 def _copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
@@ -135,6 +135,7 @@ def _copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
         return memo[id(module)]
     kind: Any = type(module)
     state = cast(Any, module).__getstate__() if _copied_by_state(module) else None
+    memo.setdefault(id(memo), []).append(state)  # as long as there are numbers of what it holds in the memo
     if type(state) is not dict:
         memo |= {id(value): type(value)() for value in vars(module).values() if _is_empty(value)}
         return copy.deepcopy(module, memo)
@@ -164,10 +165,13 @@ def _copy_attribute(key: str, value: Any, memo: dict[int, Any]) -> Any:
     kind = type(value)
     if kind in UNCHANGING:
         return value
-    if kind in DICTIONARIES and not value:
-        return kind()
-    if kind in DICTIONARIES and key in OWN:
-        return kind([(name, _copy_part(part, memo)) for name, part in value.items()])
+    if id(value) in memo:
+        return memo[id(value)]
+    if kind in DICTIONARIES and (key in OWN or not value):
+        copied: dict[str, Any] = kind()
+        memo[id(value)] = copied  # whoever holds the same one holds the same copy
+        copied.update((name, _copy_part(part, memo)) for name, part in value.items())
+        return copied
     return copy.deepcopy(value, memo)
 
 

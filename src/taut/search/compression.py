@@ -92,18 +92,20 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
     with quiet(seed):
         session = Session.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
-        built, problem = meet_budget(session, budget, evaluation)
+        built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])
         if finetune is not None:
             tuned = _trained(session, *built, finetune, seed)
-            broken = None if problem else _broken(session, tuned[0], built[0], budget, evaluation)
-            if broken is None:
+            broken = _broken(session, tuned[0], built[0], budget, evaluation)
+            if missed is not None and missed.only_drop and broken is None:
+                missed = None  # training won it back
+            if missed is not None or broken is None:
                 built = tuned
             else:
                 warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=2)
         result = finished(session, *built, evaluation, budget.latency)
-    if problem is not None:
-        raise BudgetError(problem, result)
+    if missed is not None:
+        raise BudgetError(missed.reason, result)
     return result
 
 

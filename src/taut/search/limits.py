@@ -66,7 +66,7 @@ class Limit(Protocol):
         """Whether so much is allowed."""
 
     def use(self, amount: float) -> float:
-        """How much of what is allowed that is: among plans within all limits the one that uses most is best."""
+        """How much of what is allowed that is."""
 
     def correct(self, amount: float | None) -> bool:
         """Ask for something else, by what was found (None: no plan). Whether there is anything else to ask for."""
@@ -155,7 +155,7 @@ class LatencyLimit:
 
 @dataclass
 class DropLimit:
-    """A floor under the user's metric, alone: the smallest plan above it, by bisection of the logarithm of the ratio.
+    """A floor under the user's metric, looked for by bisection of the logarithm of the ratio.
 
     Attributes:
         floor: of the metric.
@@ -179,7 +179,7 @@ class DropLimit:
         return amount >= self.floor
 
     def use(self, amount: float) -> float:
-        """The smallest is best."""
+        """How small it is: alone, the smallest is best."""
         del amount
         return self.ratio
 
@@ -206,13 +206,12 @@ class BudgetSearch:
         """Nothing is tried yet."""
         self.session, self.limits, self.evaluation = session, tuple(limits), evaluation
         self.best: Built | None = None
-        self._use = 0.0
+        self._merit = -math.inf
 
     def run(self) -> Built | None:
         """The best model within all limits; None where none was found."""
         for _ in range(max(limit.tries for limit in self.limits)):
-            aims = {key: aim for limit in self.limits for key, aim in limit.aims(self.session).items()}
-            built = self.session.best_within(aims) if aims else None
+            built = self.session.best_within(aims) if (aims := self._aims()) else None
             amounts = {} if built is None else self.amounts(built[0])
             failed = {} if built is None else _rolled_back(built[1])
             held = built is not None and self.note(built, amounts)
@@ -238,10 +237,24 @@ class BudgetSearch:
         """Keep a model if it is the best so far; whether it is within all limits."""
         if not all(limit.holds(amounts[limit.key]) for limit in self.limits):
             return False
-        use = max(limit.use(amounts[limit.key]) for limit in self.limits)
-        if use > self._use:
-            self.best, self._use = built, use
+        merit = self._merit_of(amounts)
+        if merit > self._merit:
+            self.best, self._merit = built, merit
         return True
+
+    def _aims(self) -> dict[str, float]:
+        """The lowest aim of each key."""
+        aims: dict[str, float] = {}
+        for limit in self.limits:
+            for key, aim in limit.aims(self.session).items():
+                aims[key] = min(aim, aims.get(key, aim))
+        return aims
+
+    def _merit_of(self, amounts: dict[str, float]) -> float:
+        """Which of the models within all limits is best: of several keys the one of least damage."""
+        if len(self.limits) > 1 and "drop" in amounts:
+            return amounts["drop"]
+        return max(limit.use(amounts[limit.key]) for limit in self.limits)
 
     def _spares(self, amounts: dict[str, float]) -> bool:
         """Whether plans are made on a guess, and much is left by every key: it may be spent."""
@@ -249,7 +262,19 @@ class BudgetSearch:
         return guessed and all(limit.key == "drop" or limit.use(amounts[limit.key]) <= SPARE for limit in self.limits)
 
 
-def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None = None) -> tuple[Built, str | None]:
+@dataclass(frozen=True)
+class Missed:
+    """Why a model is the closest to a budget and not within it.
+
+    Attributes:
+        reason: in words. only_drop: whether all costs hold, so that training may still win back the rest.
+    """
+
+    reason: str
+    only_drop: bool = False
+
+
+def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None = None) -> tuple[Built, Missed | None]:
     """The model with the least damage within a budget; of `drop` alone the smallest.
 
     Args:
@@ -267,31 +292,38 @@ def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None 
     if not costs:
         built = BudgetSearch(session, [DropLimit(floor)], evaluation).run()
         return built or session.uncompressed(), None
-    built, problem = _meet_costs(session, costs)
+    built, missed = _meet_costs(session, costs)
     score = evaluation.score(built[0])
-    if problem is None and score.value < floor:
-        problem = (
-            f"No plan meets the budget drop <= {budget.drop} together with the other keys: {score.name} falls from "
-            f"{evaluation.original.value:.4f} to {score.value:.4f}. Allow a larger drop, or a larger budget."
-        )
-    return built, problem
+    if missed is not None or score.value >= floor:
+        return built, missed
+    # What is predicted to do least damage falls too far: others may not, the metric decides.
+    other = BudgetSearch(session, [*_cost_limits(costs), DropLimit(floor)], evaluation).run()
+    if other is not None:
+        return other, None
+    reason = (
+        f"No plan meets the budget drop <= {budget.drop} together with the other keys: {score.name} falls by "
+        f"{evaluation.original.value - score.value:.3g}, from {evaluation.original.value:.4f} to {score.value:.4f}. "
+        "Allow a larger drop, or a larger budget."
+    )
+    return built, Missed(reason, only_drop=True)
 
 
-def _meet_costs(session: Session, costs: dict[str, float]) -> tuple[Built, str | None]:
+def _cost_limits(costs: dict[str, float]) -> list[Limit]:
+    return [LatencyLimit(limit) if key == "latency" else CountedLimit(key, limit) for key, limit in costs.items()]
+
+
+def _meet_costs(session: Session, costs: dict[str, float]) -> tuple[Built, Missed | None]:
     """The least damage within ceilings that are counted or timed; or the closest model, and why."""
     if all(session.whole(key) <= limit for key, limit in costs.items()):
         return session.uncompressed(), None
-    limits: list[Limit] = [
-        LatencyLimit(limit) if key == "latency" else CountedLimit(key, limit) for key, limit in costs.items()
-    ]
-    search = BudgetSearch(session, limits)
+    search = BudgetSearch(session, _cost_limits(costs))
     built = search.run()
     if built is not None:
         return built, None
     nearest = find_nearest(search.session, costs)
     if search.note((nearest.model, nearest.plan), search.amounts(nearest.model)) and search.best is not None:
         return search.best, None  # what the search for plans passed over
-    return (nearest.model, nearest.plan), explain(search.session, costs, nearest)
+    return (nearest.model, nearest.plan), Missed(explain(search.session, costs, nearest))
 
 
 def _rolled_back(plan: Plan) -> dict[str, str]:

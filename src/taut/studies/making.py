@@ -197,9 +197,9 @@ def make(subject: Subject, cell: Cell) -> Made:
         session = Session.open(subject.model, subject.example, data, None if method is None else [method])
         if not session.planner.movable.params:
             raise CallError(f"{cell['method']} makes no layer of this network smaller.")
-        built, problem = meet_budget(session, Budget(params=float(cell["size"])))
-        if problem is not None:
-            raise BudgetError(problem)
+        built, missed = meet_budget(session, Budget(params=float(cell["size"])))
+        if missed is not None:
+            raise BudgetError(missed.reason)
         return built
     if method is None:
         raise CallError("Without a method there is nothing to do.")

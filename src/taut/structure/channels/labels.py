@@ -24,11 +24,12 @@ class Labels:
         atoms: of all channels.
         tying: whether channels that can only go together become one class; without, a class are channels that are the
             same, one by one, and what gives and reads them knows them by their places.
+        numbers: whether the network is handed plain numbers, so that those of an operation may be others next time.
     """
 
     def __init__(self, atoms: Atoms, own: Iterable[Tensor] = (), *, tying: bool = True) -> None:
         """No tensor is labelled yet; `own` are the parameters and buffers of the network."""
-        self.atoms, self.tying = atoms, tying
+        self.atoms, self.tying, self.numbers = atoms, tying, False
         self._own = {id(t) for t in own}
         self._held: Any = WeakTensorKeyDictionary()
         self._crossed: Any = WeakTensorKeyDictionary()
@@ -58,6 +59,8 @@ class Labels:
 
     def origin(self, value: Tensor) -> bool | None:
         """Whether a tensor was computed from the network's own tensors alone (False), or from others, too (True).
+
+        The number of positions that were summed up is such another, too.
 
         None: from others alone. An input, a constant of the code and a comparison say nothing of another run; what a
         layer gives is the network's, whatever it reads.

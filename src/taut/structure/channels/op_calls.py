@@ -17,6 +17,12 @@ PLACES = "code takes some of them by their place ('{op}')"
 BROADCAST = "a single channel is spread over others in '{op}'"
 
 
+COUNTING = frozenset(
+    "sum nansum prod norm linalg_vector_norm logsumexp cumsum cumprod mm bmm addmm baddbmm mv addmv dot".split()  # noqa: SIM905
+)
+"""Operations whose result depends on how many positions there are, even where all hold the same: a mean does not."""
+
+
 def operands(values: Iterable[Any]) -> list[Tensor]:
     """The tensors among an operation's arguments or results, which lie no deeper than in a list."""
     flat: list[Tensor] = []
@@ -93,9 +99,15 @@ class Call:
         known = [crossed for t in self.inputs if (crossed := self.labels.origin(t)) is not None]
         if torch.Tag.nondeterministic_seeded in self.func.tags or self.name.endswith("_like"):
             known = []  # as large as what is known, no more
-        crossed = any(known) or len(known) < len(self.inputs) if known else None
+        crossed = any(known) or len(known) < len(self.inputs) or self._varies() if known else None
         for t in self.made:
             self.labels.come(t, crossed=crossed if t.is_floating_point() or t.is_complex() else None)
+
+    def _varies(self) -> bool:
+        """Whether the same channels give something else at another size, or with another number from outside."""
+        numbers = self.labels.numbers and torch.Tag.pointwise in self.func.tags
+        summed = self.name in COUNTING and any(self.labels.held(t) for t in self.inputs)  # of the network itself: fixed
+        return summed or (numbers and any(isinstance(a, int | float) for a in self.args))
 
     def lengthened(self, label: Tensor) -> set[int]:
         """The axes on which the first result is longer or shorter than the label."""

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taut.core.example import Example
 from taut.core.modes import evaluating, generator
-from taut.core.tensors import all_tensors, map_tensors, tensors
+from taut.core.tensors import all_tensors, all_values, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels
@@ -50,6 +50,7 @@ def run_labelled(model: nn.Module, example: Example, *, tying: bool = True) -> L
         ModelError: the model cannot be run.
     """
     runs = LabelledRuns(shallow(model), tying=tying)
+    runs.labels.numbers = len(all_values(example.value)) > len(all_tensors(example.value))
     for part in dict.fromkeys((few(example), example)):
         try:
             runs.run(part, part.value)
