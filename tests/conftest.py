@@ -17,7 +17,7 @@ os.environ.setdefault("TAUT_RUNTIMES", "eager,channels_last")  # the others are 
 rounds.MOST_ROUNDS, rounds.EXTRA_TRIES, rounds.SHORTEST, rounds.WARM_UP_CALLS = 2, 0, 1e-4, 1
 torch.set_num_threads(1)  # nets this small only lose by more, above all beside another xdist worker
 
-hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=60)
+hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=100)
 hypothesis.settings.register_profile("search", deadline=None)
 hypothesis.settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
 

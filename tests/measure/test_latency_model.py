@@ -98,6 +98,8 @@ def test_a_candidate_is_built_once_to_be_described(monkeypatch):
     assert np.array_equal(first, again)
     assert not np.array_equal(first, built_ops(group, svd(rank=4)))
     assert not np.array_equal(first, built_ops(other, svd(rank=3)))
+    with pytest.raises(ValueError, match="read-only"):
+        first[:] = 0
 
 
 def test_settings_with_lists_are_described_too():

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, ClassVar
 
 import pytest
@@ -14,7 +18,7 @@ from torch import nn
 import taut
 from taut import Budget, Plan, Step
 from taut.methods import METHODS, accept, choose
-from taut.types import Cost, Group, Rewrite
+from taut.types import Cost, Group, Method, Rewrite
 
 
 @dataclass(frozen=True)
@@ -128,6 +132,62 @@ def test_bare_words_for_nothing_to_do_are_understood(earlier):
     with pytest.warns(DeprecationWarning, match=r"Idle\.look gives bare words"):
         small = taut.apply(model, Plan.of(traced, [step]), taut.observe(traced, model))
     assert torch.equal(small(x), model(x))
+
+
+def test_needs_of_our_own_methods_is_answered_and_warns():
+    with pytest.warns(DeprecationWarning, match="now uses_statistics"):
+        assert METHODS["svd"].needs == {"inputs", "outputs"}
+    with pytest.warns(DeprecationWarning, match="now uses_statistics"):
+        assert METHODS["mfbp"]().needs == frozenset()
+
+
+def test_what_a_class_made_of_ours_says_itself_counts():
+    @dataclass(frozen=True)
+    class Blind(METHODS["svd"]):
+        rank_b: int = 3
+        needs: ClassVar[frozenset[str]] = frozenset()
+
+    with pytest.warns(DeprecationWarning, match="Blind says with 'needs'"):
+        accept(Blind)
+    assert not Blind().uses_statistics
+    assert METHODS["svd"].uses_statistics is True
+    assert Blind.rank_settings == ("rank", "rank_b")
+
+
+def test_ranks_of_a_class_are_its_own_whoever_came_first(earlier):
+    @dataclass(frozen=True)
+    class Two(earlier["mine"]):
+        rank_b: int = 3
+
+    with pytest.warns(DeprecationWarning, match="Mine says"):
+        accept(earlier["mine"])
+    accept(Two)
+    assert (earlier["mine"].rank_settings, Two.rank_settings) == (("rank",), ("rank", "rank_b"))
+
+
+def test_the_type_of_factors_is_still_there():
+    with pytest.warns(DeprecationWarning, match=r"Factors is now the type parameter of taut\.types\.Method"):
+        assert taut.types.Factors is Any
+
+
+def test_the_author_sees_the_warning_under_pythons_own_filters():
+    program = (
+        "from methods.test_earlier_contract import *\n"
+        "class Own(Mine):\n"
+        "    needs = frozenset({'inputs'})\n"
+        "choose([Own()])\n"
+    )
+    root = Path(__file__).parents[1]
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=root, env={**os.environ}
+    )
+    assert "DeprecationWarning: The method Own says with 'needs'" in done.stderr
+
+
+def test_the_documentation_names_what_the_contract_asks_for():
+    page = (Path(__file__).parents[2] / "docs" / "architecture.md").read_text()
+    for name in Method.__annotations__:
+        assert f"`{name}`" in page
 
 
 def test_a_class_of_today_is_left_as_it_is():

@@ -118,6 +118,19 @@ def test_a_drop_alone_is_bisected_to_the_smallest_above_the_floor(floor_at):
     assert math.log(floor_at / model.amounts["ratio"]) <= widest + 1e-9
 
 
+def test_limits_of_one_key_are_both_held_whatever_their_order():
+    for order in (1, -1):
+        session = Fake(lambda aims: {**aims, "drop": 1.0})
+        evaluation = Evaluation(lambda model: 1 - 0.01 * 1000 / model.amounts["params"], Score("metric", 1.0))
+        limits = [DropLimit(0.9), CountedLimit("params", 300)][::order]
+        model, _ = BudgetSearch(session, limits, evaluation).run()
+        assert model.amounts["params"] <= 300
+        assert all(aims["params"] <= 300 for aims in session.asked)
+        assert evaluation.score(model).value == max(
+            1 - 0.01 * 1000 / aims["params"] for aims in session.asked if aims["params"] <= 300
+        )
+
+
 def test_a_drop_that_nothing_holds_gives_nothing():
     session = Fake(lambda aims: {"ratio": 1000 / aims["macs"]})
     evaluation = Evaluation(lambda _: 0.0, Score("metric", 1.0))

@@ -39,7 +39,6 @@ def test_a_share_of_the_largest_value_is_rounding(after, same):
         (Tolerance(each=0.01), (0.01, 1.0)),
         (Tolerance(least=0.5), (0.5, 0.5)),
         (Tolerance(each=0.01, least=0.5), (0.51, 1.5)),
-        (Tolerance(epsilons=4), (400 * 2.0**-52,) * 2),
     ],
 )
 def test_each_part_of_a_tolerance(tolerance, most):
@@ -106,3 +105,21 @@ def test_nests_objects_arrays_and_numbers_count():
     assert not outputs_match(before, {"a": [values(1.0), np.ones(2)], "b": Answer(values(2.0), 0.6)})
     assert not outputs_match(before, {"a": [values(1.0)], "b": Answer(values(2.0), 0.5)})
     assert not outputs_match([values(1.0)], None)
+
+
+def test_nothing_matches_no_output():
+    assert not outputs_match(None, None)
+    assert not outputs_match(None, [values(1.0)])
+
+
+@pytest.mark.parametrize(("dtype", "unit"), [(torch.float16, 2.0**-10), (torch.bfloat16, 2.0**-7)])
+def test_in_half_precision_a_few_roundings_of_the_largest_value(dtype, unit):
+    before = values(0.0, 64.0, dtype=dtype)
+    for roundings, same in ((3, True), (5, False)):
+        after = values(roundings * unit * 64, 64.0, dtype=dtype)
+        assert outputs_match(before, after, Tolerance(epsilons=4)) is same
+
+
+def test_only_half_precision_has_room_for_the_rounding_of_its_largest_value():
+    before, after = values(1e5, 0.0, dtype=torch.float32), values(1e5, 0.03, dtype=torch.float32)
+    assert not outputs_match(before, after, IN_OTHER_LAYERS)

@@ -31,4 +31,10 @@ __all__ = [
     "stored_tensors",
 ]
 
-__getattr__ = forward_names(__name__, {"Pace": LatencyModel, "Stopwatch": LatencyMeter})
+__getattr__ = forward_names(
+    __name__,
+    {
+        "Pace": (LatencyModel, "taut.measure.LatencyModel"),
+        "Stopwatch": (LatencyMeter, "taut.measure.LatencyMeter"),
+    },
+)

@@ -117,7 +117,7 @@ def built_ops(group: Group, method: Method) -> LayerOps:
     """What the modules do that a resolved method builds for one layer, found without any values.
 
     Where they cannot be run so, they are taken for the layer as it is, with the method's multiply-accumulates. The same
-    candidates come again with every plan that is drafted: what was found is kept, and must not be written to.
+    candidates come again with every plan that is drafted: what was found is kept, and cannot be written to.
     """
     try:
         hash(method)
@@ -142,7 +142,11 @@ def _find_built_ops(group: Group, method: Method) -> LayerOps:
     return ops
 
 
-_kept_built_ops = lru_cache(maxsize=1 << 12)(_find_built_ops)
+@lru_cache(maxsize=1 << 12)
+def _kept_built_ops(group: Group, method: Method) -> LayerOps:
+    ops = _find_built_ops(group, method)
+    ops.setflags(write=False)
+    return ops
 
 
 def _table(rows: list[tuple[float, ...]]) -> LayerOps:

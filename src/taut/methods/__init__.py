@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable
 from dataclasses import asdict, fields
-from typing import Any
 
 from taut.errors import CallError
 from taut.methods.channels.channels import Channels
@@ -18,6 +16,7 @@ from taut.methods.compact_weights.codebook import Codebook
 from taut.methods.compact_weights.fastfood import Fastfood
 from taut.methods.compact_weights.hashed import Hashed
 from taut.methods.compact_weights.int8 import Int8
+from taut.methods.earlier_contract import accept
 from taut.methods.low_rank.cp import CP
 from taut.methods.low_rank.lowrank_sparse import LowRankSparse
 from taut.methods.low_rank.shared import Shared
@@ -69,26 +68,6 @@ def resolve(step: Step) -> Method:
         raise CallError(f"Unknown setting '{unknown[0]}' of method '{step.method}'. Known: {', '.join(sorted(known))}.")
     method: Method = kind(**step.settings)
     return method
-
-
-def accept(kind: type[Any]) -> None:
-    """Take a method class that was written against an earlier contract: it gets what that did not ask for.
-
-    Args:
-        kind: has `needs` where today's contract has `uses_statistics`, and no `rank_settings`.
-    """
-    if hasattr(kind, "uses_statistics") and hasattr(kind, "rank_settings"):
-        return
-    if not hasattr(kind, "uses_statistics"):
-        warnings.warn(
-            f"The method {kind.__name__} says with 'needs' which statistics it uses: the contract now asks for "
-            "uses_statistics = True or False.",
-            DeprecationWarning,
-            stacklevel=3,
-        )
-        kind.uses_statistics = property(lambda method: bool(getattr(method, "needs", False)))
-    if not hasattr(kind, "rank_settings"):
-        kind.rank_settings = tuple(f.name for f in fields(kind) if f.name.startswith("rank"))
 
 
 def settings(method: Method) -> dict[str, Setting]:

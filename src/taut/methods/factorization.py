@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from taut.decompose.outputs import OutputMoment, squared_error
 from taut.decompose.weighting import Weighting
 from taut.errors import CallError
+from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import refuse_layer
 from taut.structure.patches import grouped_weight, groups_of, weight_of
 from taut.structure.statistics import LayerStatistics
@@ -60,6 +61,7 @@ class Factorization:
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     rank_settings: ClassVar[tuple[str, ...]] = ("rank",)
+    needs = Needs()
     metrics: ClassVar[tuple[str, ...]] = METRICS
     metric: str
 

@@ -15,6 +15,7 @@ from torch import nn
 from taut.artifact.provenance import remember
 from taut.artifact.rebuild import with_sides
 from taut.core.data import collect
+from taut.core.deprecation import warn_author
 from taut.core.example import Example
 from taut.core.modes import quietly
 from taut.core.progress import track
@@ -280,11 +281,10 @@ def _looked(
     looked: Any = method.look(small, example, places, **known)
     if not isinstance(looked, str):
         return looked  # type: ignore[no-any-return]
-    warnings.warn(
+    warn_author(
+        type(method),
         f"{type(method).__name__}.look gives bare words where there is nothing to do: the contract now asks for a "
         "taut.types.NothingToDo.",
-        DeprecationWarning,
-        stacklevel=2,
     )
     return NothingToDo(looked)
 
@@ -299,7 +299,7 @@ def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[s
     """The cached decomposition of the original layers; of the present ones where an earlier step changed them."""
     known = _known(stats, modules)
     if method.masks and not (method.uses_statistics and _untouched(stats, modules)):
-        return method.factor(modules, known)  # what an earlier step pruned must count as pruned
+        return method.factor(modules, known if method.uses_statistics else {})  # what was pruned must count as pruned
     if len(known) == len(modules):
         return stats.factors(group, method)
     return method.factor(modules, {})

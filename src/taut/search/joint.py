@@ -160,7 +160,7 @@ class JointPlanner:
 
     def without(self, reasons: Mapping[str, str]) -> JointPlanner:
         """The same with some layers left alone, for these reasons."""
-        return replace(self, ranks=self.ranks.without(reasons), _narrowed={})
+        return replace(self, ranks=self.ranks.without(reasons), _shares=dict(self._shares), _narrowed={})
 
     def _tightness(self, limits: Limits) -> float:
         """How many times less the tightest limit allows than the original costs."""

@@ -229,7 +229,7 @@ class BudgetSearch:
     def amounts(self, model: nn.Module) -> dict[str, float]:
         """What a built model comes to by every key: counted, timed, judged."""
         found = self.session.amounts(model, [limit.key for limit in self.limits if limit.key != "drop"])
-        if self.evaluation is not None:
+        if self.evaluation is not None and any(limit.key == "drop" for limit in self.limits):
             found["drop"] = self.evaluation.score(model).value
         return found
 

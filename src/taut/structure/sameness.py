@@ -108,7 +108,7 @@ class Tolerance:
 
     Attributes:
         share: of the largest value of the tensor, since the rounding of a sum grows with its largest terms.
-        epsilons: of the tensor's dtype, times its largest value.
+        epsilons: of the tensor's dtype, times its largest value, in half precision alone.
         each: share of the value itself.
         least: absolute.
     """
@@ -133,13 +133,15 @@ def outputs_match(before: Any, after: Any, tolerance: Tolerance = IN_FLOAT64) ->
     """Whether two outputs agree in number, shapes and dtypes of their tensors, and in values but for rounding.
 
     Integers and truth values must be equal, and so must what is not finite. Arrays and plain numbers count as tensors,
-    None as an output without any.
+    None as an output that says nothing: nothing matches it. What is not a number in the same places is no change.
 
     Args:
         before: an output, or several in a nest.
         after: another one.
         tolerance: what is still rounding.
     """
+    if before is None or after is None:
+        return False
     pairs = all_values(before), all_values(after)
     return len(pairs[0]) == len(pairs[1]) and all(_match(a, b, tolerance) for a, b in zip(*pairs, strict=True))
 
@@ -149,7 +151,7 @@ def _match(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
         return False
     if not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
-    epsilon = torch.finfo(a.dtype).eps
+    epsilon, half = torch.finfo(a.dtype).eps, a.dtype in {torch.float16, torch.bfloat16}
     a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
     finite = torch.isfinite(a)
     if not bool(finite.all()):
@@ -159,6 +161,6 @@ def _match(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
     if not a.numel():
         return True
     sizes = a.abs()
-    share = tolerance.share + tolerance.epsilons * epsilon
+    share = tolerance.share + (tolerance.epsilons * epsilon if half else 0.0)
     limit = share * float(sizes.max()) + tolerance.least
     return bool(((a - b).abs() <= (sizes * tolerance.each + limit if tolerance.each else limit)).all())

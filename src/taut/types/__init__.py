@@ -1,5 +1,8 @@
 """The words of taut: plain frozen data that every other module speaks. No algorithms, no tensors."""
 
+from typing import Any
+
+from taut.core.deprecation import forward_names
 from taut.types.budget import Budget, Cost
 from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Rewrite, Slimming
 from taut.types.network import Group, Invocation, Layer, Network
@@ -31,3 +34,5 @@ __all__ = [
     "check_schedule",
     "ramp",
 ]
+
+__getattr__ = forward_names(__name__, {"Factors": (Any, "the type parameter of taut.types.Method")})

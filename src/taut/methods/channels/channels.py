@@ -18,6 +18,7 @@ from taut.methods.channels.compensation import refilled
 from taut.methods.channels.importance import CRITERIA, curves_of
 from taut.methods.channels.verification import failing
 from taut.methods.channels.widths import Costs, Curve, choose_widths, even_widths
+from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import random_layer, refuse_layer
 from taut.methods.narrow_layers import (
     PER_CHANNEL,
@@ -114,6 +115,7 @@ class Channels:
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     rank_settings: ClassVar[tuple[str, ...]] = ()
+    needs = Needs()
     sparsity_of_rest: ClassVar[bool] = True
 
     def __post_init__(self) -> None:

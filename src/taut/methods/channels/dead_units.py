@@ -14,6 +14,7 @@ from torch import nn
 
 from taut.core.example import Example
 from taut.errors import CallError
+from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import random_layer, refuse_layer
 from taut.methods.narrow_layers import empty_layer, slim
 from taut.nn import Pick
@@ -68,6 +69,7 @@ class DeadUnits:
     exact: ClassVar[bool] = True
     masks: ClassVar[bool] = False
     rank_settings: ClassVar[tuple[str, ...]] = ()
+    needs = Needs()
 
     def refuses(self, group: Group) -> str | None:
         """The first layer that is none of those which units are taken out of, or None."""

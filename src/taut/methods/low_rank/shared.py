@@ -15,6 +15,7 @@ from taut.decompose.sharing import Term, leading, share_bases, tried
 from taut.decompose.sizing import ranks_for_share, thrifty
 from taut.decompose.trifactor import Relation
 from taut.errors import CallError
+from taut.methods.earlier_contract import Needs
 from taut.methods.factorization import Unplanned
 from taut.methods.layer_factory import conv, input_places, linear, output_places, random_layer, refuse_layer
 from taut.methods.relation_graph import LEAST, RANK, SHARE, type_sizes
@@ -108,6 +109,7 @@ class Shared(Unplanned):
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = False
     rank_settings: ClassVar[tuple[str, ...]] = ("rank",)
+    needs = Needs()
 
     def refuses(self, group: Group) -> str | None:
         """The first layer that shares no channels, or None."""

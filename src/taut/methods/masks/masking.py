@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from taut.criteria import above, mean_percentile, smallest
 from taut.errors import CallError
+from taut.methods.earlier_contract import Needs
 from taut.methods.factorization import Unplanned
 from taut.methods.layer_factory import random_layer, refuse_layer
 from taut.structure.patches import weight_of
@@ -63,6 +64,7 @@ class Masking(Unplanned):
     exact: ClassVar[bool] = False
     masks: ClassVar[bool] = True
     rank_settings: ClassVar[tuple[str, ...]] = ()
+    needs = Needs()
     name: ClassVar[str]
 
     def __post_init__(self) -> None:
