@@ -12,6 +12,7 @@ from taut.structure.fisher import KINDS, choose_kinds, divergence, float_outputs
     ("output", "kind"),
     [
         (torch.linspace(-2, 3, 12).reshape(4, 3), "logits"),
+        (torch.linspace(-2, 3, 8).reshape(4, 2), "logits"),  # two classes are enough
         (torch.randn(4, 3).softmax(1), "probabilities"),
         (torch.randn(4, 7, 3).softmax(-1), "probabilities"),
         (torch.rand(4, 3) * 0.3, "sigmoid"),
