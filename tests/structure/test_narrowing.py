@@ -6,7 +6,7 @@ from torch import nn
 
 from cases import sequential
 from taut.core.example import Example
-from taut.structure.narrowing import Cut, channel_axis, composed, departure, left_of, narrowed, trail
+from taut.structure.narrowing import Cut, Departure, channel_axis, composed, departure, left_of, narrowed, trail
 
 
 def index(*values):
@@ -139,7 +139,7 @@ def test_the_first_layer_that_gives_something_else_is_named():
     model = net()
     with torch.no_grad():
         model.b.bias[0] += 1e-3
-    assert departure(model, EXAMPLE, X, seen, {}) == "b"
+    assert departure(model, EXAMPLE, X, seen, {}) == Departure("b")
     assert departure(net(), EXAMPLE, X, seen, {}) is None
     assert not any(module._forward_hooks for module in model.modules())
 
@@ -148,14 +148,16 @@ def test_a_layer_with_fewer_channels_is_held_against_what_is_left_and_read():
     seen = before("a")
     live = {"a": cut([0, 1], [0, 1], live=torch.tensor([True, False])), "b": CUTS["b"], "c": CUTS["c"]}
     assert departure(narrowed(net(), live), EXAMPLE, X, seen, live) is None
-    assert departure(narrowed(net(), CUTS), EXAMPLE, X, seen, CUTS) == "a"  # of which nobody said what is read
+    assert departure(narrowed(net(), CUTS), EXAMPLE, X, seen, CUTS) == Departure(
+        "a"
+    )  # of which nobody said what is read
     moved = narrowed(net(), live)
     with torch.no_grad():
         moved.a.bias[1] += 1  # what nobody reads of it
     assert departure(moved, EXAMPLE, X, {"a": seen["a"], "": [moved(X)]}, live) is None
     with torch.no_grad():
         moved.a.bias[0] += 1
-    assert departure(moved, EXAMPLE, X, seen, live) == "a"
+    assert departure(moved, EXAMPLE, X, seen, live) == Departure("a")
 
 
 def test_an_output_that_changed_behind_the_layers_has_no_name():
@@ -163,9 +165,9 @@ def test_an_output_that_changed_behind_the_layers_has_no_name():
     model = net()
     with torch.no_grad():
         model.c.bias += 1
-    assert departure(model, EXAMPLE, X, seen, {}) == ""
+    assert departure(model, EXAMPLE, X, seen, {}) == Departure("")
     model.c = nn.Conv2d(9, 2, 1).double()  # it cannot run
-    assert departure(model, EXAMPLE, X, seen, {}) == ""
+    assert departure(model, EXAMPLE, X, seen, {}) == Departure("a", "out")  # the last that was reached
 
 
 def test_a_layer_that_is_no_longer_called_is_named():
@@ -174,7 +176,7 @@ def test_a_layer_that_is_no_longer_called_is_named():
     b = model.b
     model.forward = lambda x: model.c(model.act2(nn.functional.conv2d(model.act(model.a(x)), b.weight, b.bias)))
     assert torch.equal(model(X), net()(X))
-    assert departure(model, EXAMPLE, X, seen, {}) == "b"
+    assert departure(model, EXAMPLE, X, seen, {}) == Departure("b")
 
 
 def test_train_flags_are_what_they_were():
