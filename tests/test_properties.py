@@ -17,7 +17,7 @@ from cases import run, seeded, untouched
 from taut import Budget, BudgetError, Plan
 from taut.artifact.comparison import compare
 
-NETS = int(os.environ.get("TAUT_RANDOM_NETS", "240"))
+NETS = int(os.environ.get("TAUT_RANDOM_NETS", "160"))
 """How many nets the four tests draw together; with HYPOTHESIS_PROFILE=search others each time."""
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
