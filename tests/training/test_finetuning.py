@@ -326,7 +326,7 @@ def test_killed_at_random_points_it_ends_in_the_same_weights(tmp_path, monkeypat
         assert all(torch.equal(t, found[name]) for name, t in expected.state_dict().items())
         assert not [path for path in tmp_path.iterdir() if path.name.startswith(".taut")]
         finished += 1
-    assert kills >= 20
+    assert kills >= KILLS
 
 
 def test_interrupted_between_two_stages_it_ends_in_the_same_weights(tmp_path, monkeypatch):
