@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taut.core.text import count, fold, shape, table, unique_keys
+from taut.core.text import count, fold, shape, some, table, unique_keys
 
 
 @pytest.mark.parametrize(
@@ -39,6 +39,13 @@ def test_count_is_short_and_close(n):
 @pytest.mark.parametrize("n", [999_600, 999_999, 999_999_999])
 def test_count_rounds_up_into_the_next_unit(n):
     assert "e" not in count(n)
+
+
+def test_some_of_many_names():
+    assert some([]) == ""
+    assert some(["a", "b", "c"]) == "'a', 'b', 'c'"
+    assert some(["a", "b", "c", "d"]) == "'a', 'b', 'c', ..."
+    assert some(["a", "b"], most=1) == "'a', ..."
 
 
 def test_fold_and_shape():

@@ -93,14 +93,14 @@ def test_after_a_roll_back_the_same_is_asked_of_the_other_layers():
 @pytest.mark.parametrize("wrong", [lambda t: 1.4 * t, lambda t: 0.2 + 0.8 * t, lambda t: t**2, math.sqrt])
 def test_a_time_that_is_predicted_wrongly_is_met_and_mostly_used(wrong):
     session = Fake(lambda aims: {"latency": wrong(aims["latency"])})
-    model, _ = BudgetSearch(session, [LatencyLimit(0.5)]).run()
+    model, _ = BudgetSearch(session, [LatencyLimit("latency", 0.5)]).run()
     assert 0.8 * 0.5 < model.amounts["latency"] <= 0.5
     assert session.asked[0] == {"latency": 0.5 * CLOSE}
 
 
 def test_of_plans_within_all_limits_the_one_that_uses_most():
     session = Fake(lambda aims: {"latency": 0.5 * aims["latency"], "macs": 100})
-    model, _ = BudgetSearch(session, [LatencyLimit(0.5), CountedLimit("macs", 1000)]).run()
+    model, _ = BudgetSearch(session, [LatencyLimit("latency", 0.5), CountedLimit("macs", 1000)]).run()
     tried = [0.5 * aims["latency"] for aims in session.asked]
     assert model.amounts["latency"] == max(time for time in tried if time <= 0.5)
 

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import copyreg
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -111,71 +110,13 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
         # Old-style weight_norm and prune keep a computed tensor as an attribute, which deepcopy refuses.
         computed = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is not None)
         memo |= {id(value): value.detach().clone() for value in computed}
+        # A module has a dozen dictionaries for hooks, which deepcopy takes apart one by one: most of its time.
+        empty = (value for value in vars(module).values() if type(value) in (dict, OrderedDict) and not value)
+        memo |= {id(value): type(value)() for value in empty}
     keep = dict(memo)  # deepcopy trusts ids: hold what they belong to
     try:
-        copied: nn.Module = _copy_module(model, memo)
+        copied: nn.Module = copy.deepcopy(model, memo)
     except Exception as error:
         raise ModelError(f"The model cannot be copied: {type(error).__name__}: {error}") from error
     del keep
     return copied
-
-
-UNCHANGING = frozenset((bool, int, float, str, type(None)))
-DICTIONARIES = frozenset((dict, OrderedDict))
-OWN = frozenset(("_parameters", "_buffers", "_modules"))
-"""Dictionaries of tensors and modules."""
-
-
-def _copy_module(module: nn.Module, memo: dict[int, Any]) -> Any:
-    """What deepcopy makes of it, in two thirds of the time.
-
-    A module has a dozen dictionaries for hooks, most of them empty, which deepcopy takes apart one by one.
-    """
-    if id(module) in memo:
-        return memo[id(module)]
-    kind: Any = type(module)
-    state = cast(Any, module).__getstate__() if _copied_by_state(module) else None
-    memo.setdefault(id(memo), []).append(state)  # as long as there are numbers of what it holds in the memo
-    if type(state) is not dict:
-        memo |= {id(value): type(value)() for value in vars(module).values() if _is_empty(value)}
-        return copy.deepcopy(module, memo)
-    memo[id(module)] = copied = kind.__new__(kind)
-    copied.__setstate__({key: _copy_attribute(key, value, memo) for key, value in state.items()})
-    return copied
-
-
-def _copied_by_state(module: nn.Module) -> bool:
-    """Whether deepcopy copies it by `__getstate__` and `__setstate__`, and by nothing else."""
-    kind: Any = type(module)
-    return (
-        not hasattr(module, "__deepcopy__")  # of its class, or its own
-        and "__reduce_ex__" not in vars(module)
-        and kind.__new__ is object.__new__
-        and kind.__reduce__ is object.__reduce__
-        and kind.__reduce_ex__ is object.__reduce_ex__
-        and kind not in copyreg.dispatch_table
-    )
-
-
-def _is_empty(value: Any) -> bool:
-    return type(value) in DICTIONARIES and not value
-
-
-def _copy_attribute(key: str, value: Any, memo: dict[int, Any]) -> Any:
-    kind = type(value)
-    if kind in UNCHANGING:
-        return value
-    if id(value) in memo:
-        return memo[id(value)]
-    if kind in DICTIONARIES and (key in OWN or not value):
-        copied: dict[str, Any] = kind()
-        memo[id(value)] = copied  # whoever holds the same one holds the same copy
-        copied.update((name, _copy_part(part, memo)) for name, part in value.items())
-        return copied
-    return copy.deepcopy(value, memo)
-
-
-def _copy_part(part: Tensor | nn.Module | None, memo: dict[int, Any]) -> Any:
-    if id(part) in memo:
-        return memo[id(part)]
-    return _copy_module(part, memo) if isinstance(part, nn.Module) else copy.deepcopy(part, memo)

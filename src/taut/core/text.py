@@ -43,6 +43,11 @@ def shape(sizes: Sequence[int]) -> str:
     return "x".join(str(size) for size in sizes)
 
 
+def some(names: Sequence[str], most: int = 3) -> str:
+    """The first of many names, each in quotes."""
+    return ", ".join(f"'{name}'" for name in names[:most]) + (", ..." if len(names) > most else "")
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A hook for `json.loads` that refuses an object with the same key twice.
 

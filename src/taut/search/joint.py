@@ -25,7 +25,7 @@ from taut.errors import CallError
 from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
 from taut.planning.application import apply_plan
-from taut.planning.candidates import survey
+from taut.planning.candidates import Choice, survey
 from taut.planning.knapsack import HEADER_BYTES
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
@@ -100,6 +100,11 @@ class JointPlanner:
     def stats(self) -> Statistics:
         """Of the model that plans are carried out on."""
         return self.ranks.stats
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What can be done to its layers where no channels go."""
+        return self.ranks.choices
 
     @property
     def movable(self) -> Cost:

@@ -98,16 +98,18 @@ def shape_variants(
         choices: what can be done to its layers.
         narrowing: the method that takes out channels, if any.
     """
-    net = stats.network
+    if narrowing is not None:
+        yield from _narrower(base, stats, narrowing)
+    dice = random.Random(0)  # noqa: S311 - ranks, no secrets
+    for share in FACTORIZED if choices else ():
+        picks = [dice.randrange(1, len(c.options)) if dice.random() < share else 0 for c in choices]
+        yield apply_plan(base, describe(stats.network, stats, choices, picks), stats)[0]
+
+
+def _narrower(base: nn.Module, stats: Statistics, narrowing: Method) -> Iterator[nn.Module]:
     for macs, even in NARROW:
-        if narrowing is None:
-            break
-        step = narrowing_step(net, narrowing, macs=macs, even=even)
+        step = narrowing_step(stats.network, narrowing, macs=macs, even=even)
         try:
             yield apply_plan(base, Plan((step,)), stats)[0]
         except CallError:  # its channels cannot go so far
             continue
-    dice = random.Random(0)  # noqa: S311 - ranks, no secrets
-    for share in FACTORIZED if choices else ():
-        picks = [dice.randrange(1, len(c.options)) if dice.random() < share else 0 for c in choices]
-        yield apply_plan(base, describe(net, stats, choices, picks), stats)[0]

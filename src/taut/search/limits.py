@@ -73,13 +73,15 @@ class Limit(Protocol):
 
 
 @dataclass
-class CountedLimit:
-    """A ceiling on parameters, MACs or bytes: known of a plan before it is built, up to headers and roll-backs."""
+class CostLimit:
+    """A ceiling on what a model costs.
+
+    Attributes:
+        key: of the budget. limit: what is allowed. aim: what the planner is asked for.
+    """
 
     key: str
     limit: float
-    tries: int = COUNTED_TRIES
-    predicted: bool = False
     aim: float = field(init=False)
 
     def __post_init__(self) -> None:
@@ -87,17 +89,25 @@ class CountedLimit:
         self.aim = self.limit
 
     def aims(self, session: Session) -> dict[str, float]:
-        """The limit, less what plans went over it."""
+        """One key, whatever the model is."""
         del session
         return {self.key: self.aim}
 
     def holds(self, amount: float) -> bool:
-        """Counts are exact."""
+        """As it was counted or measured."""
         return amount <= self.limit
 
     def use(self, amount: float) -> float:
         """Its share."""
         return amount / max(self.limit, 1e-9)
+
+
+@dataclass
+class CountedLimit(CostLimit):
+    """A ceiling on parameters, MACs or bytes: known of a plan before it is built, up to headers and roll-backs."""
+
+    tries: int = COUNTED_TRIES
+    predicted: bool = False
 
     def correct(self, amount: float | None) -> bool:
         """Ask for as much less as there was too much."""
@@ -108,37 +118,23 @@ class CountedLimit:
 
 
 @dataclass
-class LatencyLimit:
+class LatencyLimit(CostLimit):
     """A ceiling on the measured time as a share of the original's: predicted, then bracketed.
 
     Attributes:
         low, high: aims between which the right one lies: known to be met, known to be missed.
     """
 
-    limit: float
     key: str = "latency"
+    limit: float = 1.0
     tries: int = TIMED_TRIES
     predicted: bool = True
-    aim: float = field(init=False)
     low: float = 0.0
     high: float = 1.0
 
     def __post_init__(self) -> None:
         """Aim below the limit by the noise."""
         self.aim = self.limit * CLOSE
-
-    def aims(self, session: Session) -> dict[str, float]:
-        """What the latency model is to predict."""
-        del session
-        return {self.key: self.aim}
-
-    def holds(self, amount: float) -> bool:
-        """As it was measured."""
-        return amount <= self.limit
-
-    def use(self, amount: float) -> float:
-        """Its share."""
-        return amount / max(self.limit, 1e-9)
 
     def correct(self, amount: float | None) -> bool:
         """In proportion, or where that is known to be wrong to the middle of what is left."""
@@ -309,7 +305,7 @@ def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None 
 
 
 def _cost_limits(costs: dict[str, float]) -> list[Limit]:
-    return [LatencyLimit(limit) if key == "latency" else CountedLimit(key, limit) for key, limit in costs.items()]
+    return [(LatencyLimit if key == "latency" else CountedLimit)(key, limit) for key, limit in costs.items()]
 
 
 def _meet_costs(session: Session, costs: dict[str, float]) -> tuple[Built, Missed | None]:

@@ -136,8 +136,8 @@ class Session:
 
     def uncompressed(self, *, met: bool = True) -> Built:
         """A bit-equal copy, or the exact steps alone where some were asked for; `met` says whether that is enough."""
-        ranks = self.planner.ranks if isinstance(self.planner, JointPlanner) else self.planner
-        plan = describe(ranks.network, ranks.stats, ranks.choices, [0] * len(ranks.choices), met=met)
+        choices = self.planner.choices
+        plan = describe(self.stats.network, self.stats, choices, [0] * len(choices), met=met)
         return clone(self.base), replace(plan, steps=self.exact, before=self.network.cost)
 
     def without(self, reasons: Mapping[str, str]) -> Session:

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from taut.core.example import Example
+from taut.core.text import some
 from taut.errors import CallError
 from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import random_layer, refuse_layer
@@ -30,9 +31,6 @@ BETWEEN = frozenset(kind.__name__ for kind in PER_CHANNEL)
 
 NOTHING = "nothing is dead, or nothing that can be taken out exactly"
 
-NAMED = 3
-"""Layers that a message names at most."""
-
 Widths = tuple[int, int, int]
 """Outputs, inputs, and 1 where a `Pick` stands before the layer."""
 
@@ -43,7 +41,8 @@ class DeadUnits:
 
     A unit is dead where all its readers have zeros for it, or where all its own weights are zero, so that it is a
     constant, which the biases of its readers take over (not those of convolutions that pad zeros, and not across a
-    product or a sum with a mask or another input, unless the constant is zero). That goes on until nothing is dead.
+    product or a sum with a mask, another input or a number from outside, or a sum over positions, unless the constant
+    is zero). That goes on until nothing is dead.
     Then inputs that a layer does not read, but that stay because others do, are left out by a `taut.nn.Pick` before it
     where they are a tenth or more.
 
@@ -53,7 +52,8 @@ class DeadUnits:
     a layer that shares a weight, a norm over channels; all stay where a layer is not reached, since it may read any.
     What is left computes the same up to rounding, at any input of the example's kind; a copy in float64 is asked. For
     constants other than zero that convolutions take over, that holds at the example's input SIZE: a network that pads
-    in `forward`, by as much as an input lacks, has zeros in their place at other sizes.
+    in `forward`, by as much as an input lacks, has zeros in their place at other sizes, and code that multiplies by a
+    size of its tensors has other constants.
 
     Attributes:
         widths: outputs, inputs and 0 or 1 (a `Pick`), layer after layer; filled in when the step is carried out. The
@@ -187,8 +187,7 @@ def _spared(model: nn.Module, unreached: Sequence[str], found: Mapping[str, Cut]
         return ""
     if not unreached:
         return ""
-    told = ", ".join(f"'{name}'" for name in unreached[:NAMED]) + (", ..." if len(unreached) > NAMED else "")
-    return f"all channels stay, since the example does not call {told}, which may read any of them"
+    return f"all channels stay, since the example does not call {some(unreached)}, which may read any of them"
 
 
 def _widths(like: Any) -> Widths:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example
+from taut.core.text import some
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
 
 UNREAD = "no layer reads them"
@@ -93,9 +94,8 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
     if runs.blind:
         _pin_all(runs, "the model returns no tensor that could be compared")
     if unreached:
-        told = ", ".join(f"'{name}'" for name in unreached[:3]) + (", ..." if len(unreached) > 3 else "")
-        why = f"the example does not reach {told}, which may read any channels: remove them, or give an input that does"
-        _pin_all(runs, why)
+        remedy = "remove them, or give an input that does"
+        _pin_all(runs, f"the example does not reach {some(unreached)}, which may read any channels: {remedy}")
     sharing, read = runs.sharing(), runs.read_elsewhere()
     for (name, _), side in runs.sides.items():
         if name in sharing:

@@ -27,9 +27,9 @@ class Labels:
         numbers: whether the network is handed plain numbers, so that those of an operation may be others next time.
     """
 
-    def __init__(self, atoms: Atoms, own: Iterable[Tensor] = (), *, tying: bool = True) -> None:
+    def __init__(self, atoms: Atoms, own: Iterable[Tensor] = (), *, tying: bool = True, numbers: bool = False) -> None:
         """No tensor is labelled yet; `own` are the parameters and buffers of the network."""
-        self.atoms, self.tying, self.numbers = atoms, tying, False
+        self.atoms, self.tying, self.numbers = atoms, tying, numbers
         self._own = {id(t) for t in own}
         self._held: Any = WeakTensorKeyDictionary()
         self._crossed: Any = WeakTensorKeyDictionary()

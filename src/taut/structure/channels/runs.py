@@ -49,8 +49,8 @@ def run_labelled(model: nn.Module, example: Example, *, tying: bool = True) -> L
     Raises:
         ModelError: the model cannot be run.
     """
-    runs = LabelledRuns(shallow(model), tying=tying)
-    runs.labels.numbers = len(all_values(example.value)) > len(all_tensors(example.value))
+    numbers = len(all_values(example.value)) > len(all_tensors(example.value))
+    runs = LabelledRuns(shallow(model), tying=tying, numbers=numbers)
     for part in dict.fromkeys((few(example), example)):
         try:
             runs.run(part, part.value)
@@ -110,10 +110,10 @@ class LabelledRuns:
         blind: whether a run returned no tensor.
     """
 
-    def __init__(self, copied: nn.Module, *, tying: bool) -> None:
+    def __init__(self, copied: nn.Module, *, tying: bool, numbers: bool = False) -> None:
         """Nothing was run yet."""
         self.copied = copied
-        self.labels = Labels(Atoms(), (*copied.parameters(), *copied.buffers()), tying=tying)
+        self.labels = Labels(Atoms(), (*copied.parameters(), *copied.buffers()), tying=tying, numbers=numbers)
         follows_rules = narrowable if tying else computes_as_its_kind
         self.depth = 0
         self.blind = False
