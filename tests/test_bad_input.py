@@ -115,7 +115,7 @@ def test_unknown_budget_key(key):
 
 
 @pytest.mark.parametrize("key", ["params", "macs", "bytes", "latency"])
-@pytest.mark.parametrize("value", [0, -1, 0.0, 1.5, -0.1, math.nan, math.inf, True, "0.5"])
+@pytest.mark.parametrize("value", [0, -1, 0.0, 1.5, -0.1, math.nan, math.inf, True, "half"])
 def test_budget_value_out_of_range(key, value):
     with pytest.raises(CallError, match=f"The budget '{key}'"):
         Budget(**{key: value})
@@ -127,7 +127,7 @@ def test_drop_out_of_range(value):
         Budget(drop=value)
 
 
-@pytest.mark.parametrize("budget", [{"macs": 0.5}, 0.5, None, "macs=0.5"])
+@pytest.mark.parametrize("budget", [0.5, None, "0.5", ["macs=0.5"]])
 def test_budget_of_the_wrong_type(vgg, budget):
     with untouched(vgg[0]), pytest.raises(CallError, match=r"taut\.Budget"):
         taut.compress(*vgg, budget=budget)
@@ -170,7 +170,7 @@ def test_statistics_of_another_model(vgg):
 
 
 @pytest.mark.parametrize("data", [True, False], ids=["data", "weights"])
-@pytest.mark.parametrize("budget", [Budget(macs=1), Budget(params=0.001), Budget(bytes=100, macs=0.5)])
+@pytest.mark.parametrize("budget", [Budget(macs=2), Budget(params=0.001), Budget(bytes=100, macs=0.5)])
 def test_budget_that_cannot_be_met(vgg, batches, budget, data, tmp_path):
     model, example = vgg
     with untouched(model), pytest.raises(BudgetError, match="No plan meets the budget") as caught:

@@ -28,6 +28,7 @@ def test_a_full_recipe(tmp_path: Path) -> None:
 
 def test_the_short_form_of_a_budget(tmp_path: Path) -> None:
     assert read(tmp_path, "budget: macs=0.25,drop=0.01").budget == taut.Budget(macs=0.25, drop=0.01)
+    assert read(tmp_path, "budget: {macs: 50%, bytes: 500kB}").budget == taut.Budget(macs=0.5, bytes=500_000)
 
 
 def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
@@ -46,8 +47,8 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
         ("seed: 1\nseed: 2", "the key 'seed' is repeated"),
         ("budget: {macs: 1.5}", "fraction kept"),
         ("budget: {macs: true}", "must be a number"),
-        ("budget: {macs: '0.5'}", "must be a number"),
-        ("budget: [1]", "must be a mapping"),
+        ("budget: {macs: half}", "must be a number"),
+        ("budget: [1]", "must be a taut.Budget"),
         ("methods: [magic]", "Unknown method 'magic'"),
         ("methods: [svd: {rang: 3}]", "Unknown setting 'rang'"),
         ("methods: [svd: 3]", "must be a mapping"),

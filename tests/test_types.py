@@ -1,8 +1,10 @@
 """Costs, budgets, networks and plans as data."""
 
+import inspect
 import json
 from dataclasses import FrozenInstanceError, replace
 
+import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -39,7 +41,18 @@ def test_lowers_is_a_strict_order_that_ignores_bytes(a, b):
     [
         ("macs=0.25", Budget(macs=0.25)),
         ("params=100000", Budget(params=100_000)),
-        ("params=1", Budget(params=1)),
+        ("params=2", Budget(params=2)),
+        ("macs=50%", Budget(macs=0.5)),
+        ("macs = 12.5 % , latency=50%", Budget(macs=0.125, latency=0.5)),
+        ("macs=1e6", Budget(macs=1_000_000)),
+        ("macs=1_000_000", Budget(macs=1_000_000)),
+        ("params=1M", Budget(params=1_000_000)),
+        ("params=1.5k,macs=.2g", Budget(params=1500, macs=200_000_000)),
+        ("params=7B", Budget(params=7_000_000_000)),
+        ("bytes=500kB", Budget(bytes=500_000)),
+        ("bytes=1.5 MB", Budget(bytes=1_500_000)),
+        ("bytes=2MiB", Budget(bytes=2 << 20)),
+        ("bytes=900b", Budget(bytes=900)),
         ("params=1.0", Budget(params=1.0)),
         ("macs=0.5,bytes=0.5,drop=0", Budget(macs=0.5, bytes=0.5, drop=0.0)),
         (" macs = 0.5 , params = 7 ", Budget(macs=0.5, params=7)),
@@ -70,6 +83,17 @@ def test_parse(text, budget):
         ("macs=inf", "fraction kept and must be in"),
         ("macs=-1", "fraction kept and must be in"),
         ("macs=0", "absolute and must be at least 1"),
+        ("macs=1", r"1 is one multiply-accumulate\. Say macs=1\.0 to keep all, macs=0\.5 for a half, or a larger int"),
+        ("params=1", "1 is one parameter"),
+        ("bytes=1", "1 is one byte"),
+        ("macs=2x", "Got '2x' instead. It is what is kept: macs=0.5"),
+        ("params=500kB", "must be a number. Got '500kB'"),
+        ("macs=150%", r"must be in \(0, 1\]\. Got 1\.5"),
+        ("latency=5ms", "milliseconds are another number on every machine: latency=0.5"),
+        ("latency=2x", "latency=0.5 or '50%' keeps half of it, which is 2x as fast"),
+        ("drop=1%", "It is in the units of `evaluate`: drop=0.01"),
+        ("flops=0.5", "Unknown budget key 'flops'.*Say macs=0.5 keeps half of the multiply-accumulates"),
+        ("speedup=2", "Say latency=0.5 keeps half of the time"),
         ("macs=1.5", r"fraction kept and must be in \(0, 1\]\. Got 1\.5"),
         ("drop=nan", "must be at least 0"),
         ("drop=-0.1", "must be at least 0"),
@@ -86,9 +110,14 @@ def test_a_repeated_key_is_refused():
         Budget.parse("macs=0.5,macs=0.25")
 
 
-@pytest.mark.parametrize("value", [True, False, "0.5", [0.5], float("nan"), 0, 0.0, -1, -0.5, 1.01, float("inf")])
+@pytest.mark.parametrize(
+    "value", [True, False, "half", [0.5], 2.0, 50.0, 1, float("nan"), 0, 0.0, -1, -0.5, 1.01, float("inf")]
+)
 @pytest.mark.parametrize("key", ["params", "macs", "bytes", "latency"])
 def test_values_outside_their_range(key, value):
+    if key == "latency" and value == 1:
+        assert Budget(latency=1) == Budget(latency=1.0)  # all of the time: nothing else can be meant
+        return
     with pytest.raises(CallError, match=f"The budget '{key}'"):
         Budget(**{key: value})
 
@@ -96,8 +125,36 @@ def test_values_outside_their_range(key, value):
 def test_an_empty_budget_and_an_unknown_key():
     with pytest.raises(CallError, match=r"needs at least one of params, macs, bytes, latency, drop\. Got none"):
         Budget()
-    with pytest.raises(TypeError):
+    with pytest.raises(CallError, match=r"Unknown budget key 'speed'.*Say latency=0\.5"):
         Budget(speed=0.5)
+    with pytest.raises(TypeError):
+        Budget(1, 2, 3, 4, 5, 6)
+
+
+@pytest.mark.parametrize(
+    ("value", "budget"),
+    [
+        (Budget(macs=0.5), Budget(macs=0.5)),
+        ({"macs": 0.5}, Budget(macs=0.5)),
+        ({"macs": "50%", "params": 1e6}, Budget(macs=0.5, params=1_000_000)),
+        ("macs=0.5", Budget(macs=0.5)),
+        ({"bytes": np.int64(4096), "macs": np.float64(0.5)}, Budget(bytes=4096, macs=0.5)),
+    ],
+)
+def test_budgets_as_they_are_written(value, budget):
+    found = Budget.of(value)
+    assert found == budget
+    assert [type(v) for v in vars(found).values()] == [type(v) for v in vars(budget).values()]
+
+
+@pytest.mark.parametrize("value", [0.5, None, "0.5", "50%", [0.5], 1, {"flops": 0.5}, {}, "half"])
+def test_a_budget_of_nothing_in_particular_is_answered_with_the_call(value):
+    with pytest.raises(CallError, match=r"macs=0\.5|at least one of params"):
+        Budget.of(value)
+
+
+def test_the_signature_of_a_budget_names_its_keys():
+    assert list(inspect.signature(Budget).parameters) == ["params", "macs", "bytes", "latency", "drop"]
 
 
 @given(st.floats(1e-6, 1.0), st.integers(1, 10**12), st.integers(1, 10**12))
@@ -114,7 +171,7 @@ def test_limits_never_exceed_the_fraction(fraction, params, macs):
 
 def test_a_fraction_and_one_are_not_the_absolute_one():
     original = Cost(1000, 1000, 5000, 4000)
-    assert Budget(params=1).limits(original) == {"params": 1}
+    assert Budget(params=2).limits(original) == {"params": 2}
     assert Budget(params=1.0).limits(original) == {"params": 1000}
 
 

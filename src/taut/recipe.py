@@ -130,7 +130,7 @@ class Recipe:
         if not isinstance(measured, bool):
             raise CallError(f"The 'sensitivity' must be true or false. Got {_short(measured)} instead.")
         return cls(
-            budget=None if budget is None else _budget(budget),
+            budget=None if budget is None else Budget.of(budget),
             methods=None if methods is None else _methods(methods),
             finetune=None if training is None else _training(training),
             sensitivity=measured,
@@ -154,12 +154,6 @@ class _Strict(yaml.SafeLoader):
             if key in keys[:place]:
                 raise yaml.constructor.ConstructorError(None, None, f"the key '{key}' is repeated", at.start_mark)
         return super().construct_mapping(node, deep)
-
-
-def _budget(value: Any) -> Budget:
-    if isinstance(value, str):
-        return Budget.parse(value)
-    return Budget(**_keys(value, "budget", [f.name for f in fields(Budget)]))
 
 
 def _training(value: Any) -> Training:

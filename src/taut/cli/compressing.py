@@ -194,7 +194,7 @@ def _wish(recipe: Path | None, budget: str | None, methods: str | None, seed: in
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     return replace(
         written,
-        budget=written.budget if budget is None else taut.Budget.parse(budget),
+        budget=written.budget if budget is None else taut.Budget.of(budget),
         methods=written.methods if names is None else choose(names),
         seed=written.seed if seed is None else seed,
     )

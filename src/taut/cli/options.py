@@ -35,8 +35,8 @@ BudgetText = Annotated[
     typer.Option(
         "--budget",
         metavar="KEY=VALUE,...",
-        help="params, macs, bytes (0.25 keeps a quarter, 100000 is absolute), latency (0.5: half the time, measured), "
-        "drop (0.01: evaluate may fall by 0.01).",
+        help="params, macs, bytes (0.25 or 25% keeps a quarter; 100000, 1M, 500kB are absolute), latency (0.5: half "
+        "the time, measured), drop (0.01: evaluate may fall by 0.01).",
     ),
 ]
 MethodNames = Annotated[

@@ -48,6 +48,12 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(f"'{name}'" for name in names[:most]) + (", ..." if len(names) > most else "")
 
 
+def brief(value: object, most: int = 60) -> str:
+    """A value as messages show it, cut to `most` letters."""
+    text = " ".join(repr(value).split())
+    return text if len(text) <= most else text[: most - 3] + "..."
+
+
 def unique_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     """A hook for `json.loads` that refuses an object with the same key twice.
 

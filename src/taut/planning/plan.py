@@ -11,7 +11,8 @@ from taut.methods import choose, resolve, settings
 from taut.planning.candidates import Choice, Option, survey
 from taut.planning.knapsack import Limits, option_cost, solve
 from taut.structure.statistics import Statistics
-from taut.types import Budget, Group, Kept, Method, Network, Plan, Setting, Step
+from taut.types import Budget, BudgetLike, Group, Kept, Method, Network, Plan, Setting, Step
+from taut.types.amounts import percent_note
 
 ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
 """Settings with which a method that takes out channels is told how many."""
@@ -21,7 +22,7 @@ ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
 def plan(
     net: Network,
     stats: Statistics,
-    budget: Budget,
+    budget: BudgetLike,
     methods: Iterable[str | Method] | None = None,
     *,
     align: int = 1,
@@ -31,7 +32,8 @@ def plan(
     Args:
         net: what `trace` found.
         stats: what `observe` found; they hold the decompositions, so that a second plan is cheap.
-        budget: ceilings on params, macs and bytes; `drop` needs an `evaluate` and is `compress`'s.
+        budget: ceilings on params, macs and bytes (`taut.Budget`, or as it is written: {"macs": 0.5}, "macs=50%");
+            `drop` needs an `evaluate` and is `compress`'s.
         methods: names or method objects; None for those marked default.
         align: every rank is a multiple of it; 16 is what convolutions of CPUs like (latency over rank is a staircase).
 
@@ -39,7 +41,7 @@ def plan(
         BudgetError: no combination of candidates is small enough; the message says how far they go.
         CallError: an unknown method, or a budget of `drop` alone.
     """
-    limits = budget.limits(net.cost)
+    limits = Budget.of(budget).limits(net.cost)
     if not limits or "latency" in limits:
         raise CallError("A plan needs a budget of params, macs or bytes; 'latency' and 'drop' are for taut.compress.")
     chosen = choose(methods)
@@ -99,7 +101,8 @@ def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
     skipped = sum(layer.skip is not None and layer.params > 0 for layer in net.layers)
     return (
         f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods; "
-        f"{skipped} layers are skipped, taut inspect says why."
+        f"{skipped} {'layer is' if skipped == 1 else 'layers are'} skipped, taut inspect says why."
+        f"{percent_note(limits, {key: getattr(net.cost, key) for key in limits})}"
     )
 
 

@@ -24,7 +24,7 @@ from taut.search.session import Session, bare
 from taut.structure.surgery import shallow
 from taut.training.finetuning import Finetune, carry_out
 from taut.training.state import OURS
-from taut.types import Budget, Method, Plan
+from taut.types import Budget, BudgetLike, Method, Plan
 
 
 @dataclass(frozen=True)
@@ -54,7 +54,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     example: Any,
     *,
-    budget: Budget,
+    budget: BudgetLike,
     data: Any = None,
     evaluate: Evaluate | None = None,
     finetune: Finetune | None = None,
@@ -68,7 +68,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     Args:
         model: a trained model; it is not changed.
         example: an input that fixes how the model is called and its size.
-        budget: what the result may cost (`taut.Budget`).
+        budget: what the result may cost: `taut.Budget`, or as it is written: {"macs": 0.5}, "macs=50%,bytes=500kB".
         data: calibration batches, with or without targets; without them the weights alone decide.
         evaluate: `evaluate(model)` -> a float (higher is better), a dict whose first key decides, `taut.Metric` or
             per-sample scores. Needed for `Budget(drop=...)`; use VALIDATION data, never the test split.
@@ -86,6 +86,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         BudgetError: the budget cannot be met; `.best` is the closest Result.
         CallError, DataError, ModelError: see `taut.errors`.
     """
+    budget = Budget.of(budget)
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
     model = bare(model)
     # First of all: a faulty `evaluate` should cost no work.
@@ -111,8 +112,6 @@ def compress(  # noqa: PLR0913 - the call is documented with these
 
 def _check(budget: Budget, evaluate: Evaluate | None, finetune: Finetune | None, *, measured: bool) -> None:
     """Refuse before any work what cannot be done; `measured`: damages are to be measured, without data."""
-    if not isinstance(budget, Budget):
-        raise CallError(f"The budget must be a taut.Budget. Got {type(budget).__name__} instead.")
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
     if finetune is not None and finetune.folder is not None:

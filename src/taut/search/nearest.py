@@ -24,6 +24,7 @@ from torch import nn
 from taut.core.text import count
 from taut.search.session import Session
 from taut.types import Layer, Plan
+from taut.types.amounts import percent_note
 
 STEP = 0.05
 """Share of the original's cost by which the next network may be larger."""
@@ -123,7 +124,8 @@ def explain(session: Session, limits: Mapping[str, float], nearest: Nearest) -> 
     else:
         closest = f"No network near it works, so the closest is the original: {reached}{runtime}."
     key = max(limits, key=lambda key: amounts[key] / max(limits[key], 1e-9))
-    return f"No plan meets the budget {asked}. {closest} {_blocking(session, key)}"
+    note = percent_note(limits, {key: session.whole(key) for key in limits})
+    return f"No plan meets the budget {asked}. {closest} {_blocking(session, key)}{note}"
 
 
 def _amount(key: str, value: float) -> str:

@@ -127,12 +127,16 @@ def _value(text: str) -> Any:
 
 
 def read_sizes(text: str) -> tuple[float, ...]:
-    """The fractions in "0.5,0.25".
+    """The fractions in "0.5,25%".
 
     Raises:
         CallError: a part is no number.
     """
     try:
-        return tuple(float(part) for part in text.split(","))
+        return tuple(_fraction(part.strip()) for part in text.split(","))
     except ValueError:
-        raise CallError(f"The sizes of a study are fractions such as 0.5,0.25. Got '{text}' instead.") from None
+        raise CallError(f"The sizes of a study are fractions such as 0.5,25%. Got '{text}' instead.") from None
+
+
+def _fraction(text: str) -> float:
+    return float(text.removesuffix("%")) / 100 if text.endswith("%") else float(text)

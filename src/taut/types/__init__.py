@@ -3,7 +3,7 @@
 from typing import Any
 
 from taut.core.deprecation import forward_names
-from taut.types.budget import Budget, Cost
+from taut.types.budget import Budget, BudgetLike, Cost
 from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Rewrite, Slimming
 from taut.types.network import Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
@@ -12,6 +12,7 @@ from taut.types.schedule import Schedule, Stage, alternate, cascade, check_sched
 __all__ = [
     "Automatic",
     "Budget",
+    "BudgetLike",
     "Cost",
     "Fitting",
     "Group",

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import functools
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from pydantic import ConfigDict
 
+from taut.core.text import brief
 from taut.errors import CallError
+from taut.types.amounts import RIGHT_CALLS, read_amount, unknown_key
+
+T = TypeVar("T")
 
 FORBID = ConfigDict(extra="forbid")
 """Read from JSON, an unknown key is an error and not a silently ignored wish."""
@@ -50,11 +56,29 @@ class Cost:
         return mine != theirs and all(a <= b for a, b in zip(mine, theirs, strict=True))
 
 
+def _known_keys(kind: type[T]) -> type[T]:
+    """The class with an `__init__` that knows what others call its keys."""
+    plain = kind.__init__
+
+    @functools.wraps(plain)
+    def init(self: T, *args: Any, **values: Any) -> None:
+        known = [f.name for f in fields(self)]  # type: ignore[arg-type] # a dataclass
+        for key in values:
+            if key not in known:
+                raise unknown_key(key, known)
+        plain(self, *args, **values)
+
+    kind.__init__ = init  # type: ignore[assignment, method-assign]
+    return kind
+
+
+@_known_keys
 @dataclass(frozen=True)
 class Budget:
     """What the result may cost. Several keys: the least damage within all of them, checked on the final model.
 
-    A float in (0, 1] is the fraction KEPT of the original, an int is absolute.
+    A float in (0, 1] is the fraction KEPT of the original, an int is absolute, and so is a whole float of at least
+    1,000, as 1e6. Where a budget is asked for, {"macs": 0.5} and "macs=50%,bytes=500kB" are budgets, too.
 
     Attributes:
         params: unique parameters of the whole model.
@@ -74,29 +98,49 @@ class Budget:
     drop: float | None = None
 
     def __post_init__(self) -> None:
-        """Refuse values outside their range."""
+        """Read what is written, and refuse values outside their range."""
         for f in fields(self):
             value = getattr(self, f.name)
             if value is not None:
-                _check_budget(f.name, value)
+                object.__setattr__(self, f.name, read_amount(f.name, value))
         if all(getattr(self, f.name) is None for f in fields(self)):
             raise CallError(f"A budget needs at least one of {', '.join(f.name for f in fields(self))}. Got none.")
 
     @classmethod
+    def of(cls, value: Any) -> Budget:
+        """The budget that is meant: a `Budget`, a mapping of its keys, or text as on the command line.
+
+        Raises:
+            CallError: it is none of these, or does not say of what it is the amount; the message holds the right call.
+        """
+        if isinstance(value, Budget):
+            return value
+        if isinstance(value, str) and "=" in value:
+            return cls.parse(value)
+        if isinstance(value, Mapping):
+            known = [f.name for f in fields(cls)]
+            for key in value:
+                if key not in known:
+                    raise unknown_key(key, known)
+            return cls(**value)
+        calls = "; ".join(list(RIGHT_CALLS.values())[:4])
+        raise CallError(
+            f"The budget must be a taut.Budget, or say as one of what it is the amount. Got {brief(value)}. {calls}: "
+            'taut.Budget(macs=0.5), {"macs": 0.5} or "macs=50%".'
+        )
+
+    @classmethod
     def parse(cls, text: str) -> Budget:
-        """Read "macs=0.25,params=100000": a number with a point is a fraction, one without is absolute."""
+        """Read "macs=0.25,params=100000": 0.25 and 25% are fractions, whole numbers, 1M and 500kB are absolute."""
         known = [f.name for f in fields(cls)]
         values: dict[str, Any] = {}
         for part in text.split(","):
             key, _, value = (piece.strip() for piece in part.partition("="))
             if key not in known:
-                raise CallError(f"Unknown budget key '{key}'. Known: {', '.join(known)}.")
+                raise unknown_key(key, known)
             if key in values:
                 raise CallError(f"The budget '{key}' is given twice.")
-            try:
-                values[key] = float(value) if key in MEASURED or not value.isdigit() else int(value)
-            except ValueError:
-                raise CallError(f"The budget '{key}' must be a number. Got '{value}' instead.") from None
+            values[key] = value
         return cls(**values)
 
     def limits(self, original: Cost) -> dict[str, float]:
@@ -109,20 +153,5 @@ class Budget:
         return ceilings
 
 
-MEASURED = ("latency", "drop")
-"""Keys that no count gives: always with a fraction."""
-
-
-def _check_budget(key: str, value: float | int) -> None:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        raise CallError(f"The budget '{key}' must be a number. Got {value!r} instead.")
-    if key == "drop":
-        if not 0 <= value < math.inf:
-            raise CallError(f"The budget 'drop' must be at least 0. Got {value} instead.")
-    elif isinstance(value, int) and key not in MEASURED:
-        if value < 1:
-            raise CallError(f"The budget '{key}' as an int is absolute and must be at least 1. Got {value} instead.")
-    elif not 0 < value <= 1:
-        raise CallError(
-            f"The budget '{key}' as a float is the fraction kept and must be in (0, 1]. Got {value} instead."
-        )
+BudgetLike = Budget | Mapping[str, float | int | str] | str
+"""What `Budget.of` reads."""
