@@ -1,6 +1,7 @@
 """One thread, fixed seeds and deterministic kernels: the same numbers on every machine and under xdist."""
 
 import functools
+import math
 import os
 from collections.abc import Iterator
 from typing import Any
@@ -9,12 +10,14 @@ import hypothesis
 import pytest
 import torch
 
+from taut.core import showing
 from taut.measure import rounds
 
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 os.environ.setdefault("TAUT_RUNTIMES", "eager,channels_last")  # the others are tested where they are meant
 # How long is measured, and how often before, is tested with a clock of its own.
 rounds.MOST_ROUNDS, rounds.EXTRA_TRIES, rounds.SHORTEST, rounds.WARM_UP_CALLS = 2, 0, 1e-4, 1
+showing.PATIENCE = math.inf  # nothing that was not asked for appears, however busy the machine is
 torch.set_num_threads(1)  # nets this small only lose by more, above all beside another xdist worker
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=100)

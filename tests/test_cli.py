@@ -8,6 +8,7 @@ from __future__ import annotations
 import itertools
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -202,6 +203,7 @@ def test_options_override_the_recipe(place: Place) -> None:
     Path("r.yaml").write_text("budget: {params: 0.9}\nmethods: [svd]\nseed: 5\n")
     wish = compressing._wish(Path("r.yaml"), None, None, None)
     assert (wish.budget, wish.seed) == (taut.Budget(params=0.9), 5)
+    assert compressing._wish(Path("r.yaml"), None, None, None, "none").compare is False
     wish = compressing._wish(Path("r.yaml"), "macs=0.5", "tucker,spatial", 7)
     assert (wish.budget, wish.seed) == (taut.Budget(macs=0.5), 7)
     assert wish.methods is not None
@@ -466,9 +468,11 @@ def test_the_script_is_installed_and_a_closed_pipe_is_no_error(place: Place) -> 
 
 
 def test_progress_reaches_the_bar(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    heard: list[str] = []
-    monkeypatch.setattr("taut.cli.bar.Bar.start", lambda self, description, total: heard.append(description) or 0)
-    monkeypatch.setattr("taut.cli.bar.Bar.advance", lambda self, stage, amount: None)
-    monkeypatch.setattr("taut.cli.bar.Bar.end", lambda self, stage: None)
-    assert place("compress", "NETS:build", "--budget", "params=0.5", "--out", "small").code == 0
-    assert len(heard) >= 3
+    monkeypatch.setattr("taut.core.showing.PATIENCE", 0.0)
+    found = place("compress", "NETS:build", "--budget", "params=0.5", "--out", "small")
+    assert found.code == 0
+    lines = found.err.splitlines()
+    assert all(re.fullmatch(r"[\w .]+: (\d+( of \d+)?, )?[\d.]+ s", line) for line in lines), lines
+    assert [line.partition(":")[0] for line in lines if "observing" in line or "refitting" in line]
+    assert "\x1b" not in found.err
+    assert "\r" not in found.err

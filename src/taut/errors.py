@@ -6,6 +6,9 @@ TautError                 message names the layer, the value and what to do
 ├── DataError             calibration data, batches or `evaluate` are unusable (exit 4)
 ├── ModelError            the model cannot be run or holds NaN or Inf (exit 4)
 └── ArtifactError         a saved folder is damaged, foreign or does not match its base (exit 4)
+
+Where the user's own code is to blame (`evaluate`, a loss, a loader, a factory), the message names it and `__cause__` is
+its error. What was finished by then is not lost: it is the error's `.result`.
 """
 
 from __future__ import annotations
@@ -14,9 +17,15 @@ from typing import ClassVar
 
 
 class TautError(Exception):
-    """Base of all errors raised on purpose; `exit_code` is what the command line returns."""
+    """Base of all errors raised on purpose; `exit_code` is what the command line returns.
+
+    Attributes:
+        result: what was finished when it was raised: of `taut.compress` a `taut.Result` of counted costs alone, of
+            `taut.finetune` the model with the best weights so far; else None.
+    """
 
     exit_code: ClassVar[int] = 4
+    result: object | None = None
 
 
 class CallError(TautError, ValueError):

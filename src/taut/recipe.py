@@ -7,6 +7,7 @@
     finetune: {epochs: 5, patience: 2, cascade: false}
     sensitivity: false
     align: 1
+    compare: torch          # what is timed at the end: true (every runtime), torch or false
     seed: 0
 
 A recipe never names code: which model and which task to import stands on the command line only.
@@ -22,7 +23,10 @@ from typing import Any
 import yaml
 from pydantic import TypeAdapter, ValidationError
 
+from taut.core.randomness import check_seed
+from taut.core.text import brief
 from taut.errors import CallError
+from taut.measure.timing import Timing, check_timing
 from taut.methods import resolve
 from taut.types import Budget, Method, Plan, Schedule, Stage, Step
 
@@ -78,6 +82,7 @@ class Recipe:
         finetune: how the result is trained; None for not at all.
         sensitivity: whether damages are measured before planning.
         align: every rank is a multiple of it.
+        compare: what is timed at the end; None for what the command does by itself.
         seed: of everything random.
     """
 
@@ -86,6 +91,7 @@ class Recipe:
     finetune: Training | None = None
     sensitivity: bool = False
     align: int = 1
+    compare: Timing | None = None
     seed: int = 0
 
     @classmethod
@@ -125,16 +131,20 @@ class Recipe:
         align = given.get("align", 1)
         for key, value in (("seed", seed), ("align", align)):
             if isinstance(value, bool) or not isinstance(value, int):
-                raise CallError(f"The '{key}' must be a whole number. Got {_short(value)} instead.")
+                raise CallError(f"The '{key}' must be a whole number. Got {brief(value)} instead.")
+        check_seed(seed)
+        if given.get("compare") is not None:
+            check_timing(given["compare"])
         training, measured = given.get("finetune"), given.get("sensitivity", False)
         if not isinstance(measured, bool):
-            raise CallError(f"The 'sensitivity' must be true or false. Got {_short(measured)} instead.")
+            raise CallError(f"The 'sensitivity' must be true or false. Got {brief(measured)} instead.")
         return cls(
             budget=None if budget is None else Budget.of(budget),
             methods=None if methods is None else _methods(methods),
             finetune=None if training is None else _training(training),
             sensitivity=measured,
             align=align,
+            compare=given.get("compare"),
             seed=seed,
         )
 
@@ -168,7 +178,7 @@ def _training(value: Any) -> Training:
 
 def _methods(value: Any) -> tuple[Method, ...]:
     if not isinstance(value, list) or not value:
-        raise CallError(f"The 'methods' must be a list of names or of name: settings. Got {_short(value)} instead.")
+        raise CallError(f"The 'methods' must be a list of names or of name: settings. Got {brief(value)} instead.")
     return tuple(_method(item) for item in value)
 
 
@@ -176,25 +186,20 @@ def _method(item: Any) -> Method:
     if isinstance(item, str):
         return resolve(Step((), item))
     if not isinstance(item, Mapping) or len(item) != 1:
-        raise CallError(f"A method must be a name or one name: settings. Got {_short(item)} instead.")
+        raise CallError(f"A method must be a name or one name: settings. Got {brief(item)} instead.")
     ((name, settings),) = item.items()
     if not isinstance(settings, Mapping):
-        raise CallError(f"The settings of method '{name}' must be a mapping. Got {_short(settings)} instead.")
+        raise CallError(f"The settings of method '{name}' must be a mapping. Got {brief(settings)} instead.")
     return resolve(Step((), str(name), {str(key): value for key, value in settings.items()}))
 
 
 def _keys(value: Any, what: str, known: list[str]) -> dict[str, Any]:
     if not isinstance(value, Mapping):
-        raise CallError(f"The {what} must be a mapping of {', '.join(known)}. Got {_short(value)} instead.")
+        raise CallError(f"The {what} must be a mapping of {', '.join(known)}. Got {brief(value)} instead.")
     for key in value:
         if key not in known:
             raise CallError(f"Unknown {what} key '{key}'. Known: {', '.join(known)}.")
     return dict(value)
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else text[:57] + "..."
 
 
 def _one_line(error: Exception) -> str:

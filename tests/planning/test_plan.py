@@ -71,8 +71,8 @@ def test_a_budget_that_is_already_met_is_an_empty_plan():
 def test_what_cannot_be_met_says_how_far_it_goes():
     net, stats = observed("mlp")
     choices = survey(net, stats, [SVD()])
-    with pytest.raises(BudgetError, match=r"params <= 1 \(the candidates alone reach (\d+) of 2\.93k\)") as caught:
-        taut.plan(net, stats, Budget(params=1), methods="svd")
+    with pytest.raises(BudgetError, match=r"params <= 2 \(the candidates alone reach (\d+) of 2\.93k\)") as caught:
+        taut.plan(net, stats, Budget(params=2), methods="svd")
     least = cost_of(net, choices, closest(net, choices, {"params": 1}), "params")
     assert str(least) in str(caught.value)
     assert unmet(net, choices, {"params": 1, "macs": 1}).count("the candidates alone reach") == 2

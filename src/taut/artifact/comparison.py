@@ -11,6 +11,7 @@ from torch import nn
 
 from taut.core import text
 from taut.core.example import Example
+from taut.core.showing import shown
 from taut.measure import (
     Difference,
     Latency,
@@ -26,6 +27,7 @@ from taut.measure import (
     stored_tensors,
 )
 from taut.measure.counting import Count, count_parameters
+from taut.measure.timing import Timing
 from taut.structure.calling import read_example
 from taut.structure.surgery import shallow
 from taut.types import Cost
@@ -40,7 +42,7 @@ class Comparison:
     Attributes:
         before, after: costs; `bytes` is the size of model.safetensors. `macs` is 0 where no example was given.
         batch: samples in the example that was timed; None without an example.
-        latency: times by runtime, both models timed in the same rounds; None without an example.
+        latency: times by runtime, both models timed in the same rounds; None without an example, or not asked for.
         score_before, score_after: the user's metric; None without `evaluate`.
         uncounted: what torch's counter did not see and taut counted itself.
         searched: what a budget of latency came to; None without such a budget.
@@ -66,8 +68,10 @@ class Comparison:
     def notes(self) -> tuple[str, ...]:
         """What the numbers do not say by themselves, in sentences."""
         notes = [*_busy(self), *_slow(self), *_elsewhere(self), *_zeros(self), *self.uncounted]
-        if self.latency is None:
+        if self.batch is None:
             notes.append("Without an example input neither MACs nor latency were measured.")
+        elif self.latency is None:
+            notes.append("Nothing was timed, as asked: `taut.compare` and `taut benchmark` do.")
         else:
             notes += [f"{name} was not measured: {reason}" for name, reason in self.latency.skipped.items()]
         if self.score_after is None:
@@ -95,6 +99,7 @@ class Comparison:
         return json.dumps(self.to_dict(), indent=1, allow_nan=False) + "\n"
 
 
+@shown
 def compare(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     small: nn.Module,
@@ -124,16 +129,36 @@ def compare(  # noqa: PLR0913 - the call is documented with these
         DataError: `evaluate` raised or returned something that is no metric, or the example holds no tensor.
         CallError: fewer than 1 round.
     """
+    timing: Timing = "torch" if quick else True
+    return compared_models(model, small, evaluate, example, rounds=rounds, timing=timing, searched=searched)
+
+
+def compared_models(  # noqa: PLR0913 - as `compare`
+    model: nn.Module,
+    small: nn.Module,
+    evaluate: Evaluate | None = None,
+    example: Any = None,
+    *,
+    rounds: int | None = None,
+    timing: Timing = True,
+    searched: Searched | None = None,
+) -> Comparison:
+    """`compare`, with what is timed: True: every installed runtime, "torch": that alone, False: nothing."""
     call = None if example is None else read_example(model, example)
     copies = [shallow(each) for each in (model, small)]
     before, after = (_cost(each, call) for each in copies)
     scores = [None if evaluate is None else measure(evaluate, each) for each in (model, small)]
     measured = {} if searched is None else {searched.runtime: searched.pair}
+    latency = None
+    if call is not None and timing is not False:
+        latency = latencies(copies[0], copies[1], call, rounds, quick=timing == "torch", measured=measured)
+    elif call is not None and searched is not None:
+        latency = Latency(measured)
     return Comparison(
         before=before[0],
         after=after[0],
         batch=None if call is None else call.batch,
-        latency=None if call is None else latencies(copies[0], copies[1], call, rounds, quick=quick, measured=measured),
+        latency=latency,
         score_before=scores[0],
         score_after=scores[1],
         uncounted=tuple(dict.fromkeys(before[1] + after[1])),

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from taut.cli import bar, failures
+from taut.cli import failures
 from taut.cli.compressing import compress, explore, resume
 from taut.cli.demo import demo
 from taut.cli.doctor import doctor
@@ -17,7 +17,7 @@ from taut.cli.looking import inspect, methods
 from taut.cli.measuring import benchmark, evaluate
 from taut.cli.reproducing import reproduce
 from taut.cli.studying import study
-from taut.core.progress import reporting
+from taut.core.showing import showing
 
 app = typer.Typer(
     help="Make a trained PyTorch network smaller and faster, and prove it.",
@@ -62,7 +62,7 @@ def run(arguments: Sequence[str] | None = None) -> int:
     command = typer.main.get_command(app)
 
     def invoke() -> object:
-        with bar.Bar() as shown, reporting(shown):
+        with showing(piped=True):
             return command.main(args=arguments, prog_name="taut", standalone_mode=False)
 
     return failures.guarded(invoke)

@@ -14,11 +14,13 @@ import taut
 from taut.artifact.checkpoint import check_folder, is_folder
 from taut.artifact.manifest import OURS
 from taut.cli import models, tasks, unfinished
-from taut.cli.options import Base, BudgetText, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
+from taut.cli.options import Base, BudgetText, Compare, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
 from taut.cli.output import say, show
 from taut.core.atomic_folder import rehearse, rehearse_within
 from taut.core.files import NEW
+from taut.core.randomness import check_seed
 from taut.errors import BudgetError, CallError, TautError
+from taut.measure.timing import Timing
 from taut.methods import choose
 from taut.recipe import Recipe, Training
 from taut.search.front import check_plot
@@ -31,6 +33,7 @@ def explore(
     base: Base = None,
     recipe: RecipeFile = None,
     methods: MethodNames = None,
+    compare: Compare = None,
     seed: Seed = None,
     out: Annotated[
         Path | None, typer.Option(help="Folder for the measured points; run again, only missing ones are measured.")
@@ -38,7 +41,7 @@ def explore(
     plot: Annotated[Path | None, typer.Option(help="Draw the front into this image file (.svg, .png).")] = None,
 ) -> None:
     """Measure what a model can become, from 1x to 16x smaller; nothing is chosen or saved."""
-    wish = _wish(recipe, None, methods, seed)
+    wish = _wish(recipe, None, methods, seed, compare)
     if plot is not None:
         check_plot(plot)
         rehearse_within(plot.parent, NEW + plot.name)
@@ -71,10 +74,11 @@ def compress(
     align: Annotated[
         int | None, typer.Option(min=1, help="Every rank a multiple of this; 16 is faster on CPUs. [default: 1]")
     ] = None,
+    compare: Compare = None,
     seed: Seed = None,
 ) -> None:
     """Compress a model to a budget and save it. Without a budget: show what is possible, change nothing."""
-    wish = _wish(recipe, budget, methods, seed)
+    wish = _wish(recipe, budget, methods, seed, compare)
     if epochs is not None:
         wish = replace(wish, finetune=replace(wish.finetune or Training(), epochs=epochs))
     if cascade:
@@ -122,6 +126,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
             methods=wish.methods,
             sensitivity=wish.sensitivity,
             align=wish.align,
+            compare=True if wish.compare is None else wish.compare,
             seed=wish.seed,
         )
     except BudgetError as error:
@@ -175,6 +180,7 @@ def _front(net: nn.Module, job: tasks.Task, wish: Recipe, folder: Path | None) -
         data=job.data(),
         evaluate=job.evaluate,
         methods=wish.methods,
+        compare="torch" if wish.compare is None else wish.compare,
         seed=wish.seed,
         folder=folder,
     )
@@ -188,7 +194,9 @@ def _unchecked(job: tasks.Task) -> None:
         say(f"'{job.path}' defines no calibration(): the weights alone decided, and nothing was refitted.")
 
 
-def _wish(recipe: Path | None, budget: str | None, methods: str | None, seed: int | None) -> Recipe:
+def _wish(
+    recipe: Path | None, budget: str | None, methods: str | None, seed: int | None, compare: str | None = None
+) -> Recipe:
     """The recipe, overridden by the options that were given."""
     written = Recipe() if recipe is None else Recipe.read(recipe)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
@@ -196,5 +204,13 @@ def _wish(recipe: Path | None, budget: str | None, methods: str | None, seed: in
         written,
         budget=written.budget if budget is None else taut.Budget.of(budget),
         methods=written.methods if names is None else choose(names),
-        seed=written.seed if seed is None else seed,
+        compare=written.compare if compare is None else _timing(compare),
+        seed=written.seed if seed is None else check_seed(seed),
     )
+
+
+def _timing(word: str) -> Timing:
+    timings: dict[str, Timing] = {"all": True, "torch": "torch", "none": False}
+    if word not in timings:
+        raise CallError(f"--compare is one of {', '.join(timings)}. Got '{word}'.")
+    return timings[word]

@@ -43,4 +43,13 @@ MethodNames = Annotated[
     str | None,
     typer.Option("--methods", metavar="NAME,...", help="Methods to choose from; `taut methods` lists them."),
 ]
+Compare = Annotated[
+    str | None,
+    typer.Option(
+        "--compare",
+        metavar="WHAT",
+        help="What is timed at the end: all (every installed runtime), torch, or none. [default: all]",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]", show_default=False)]

@@ -77,6 +77,8 @@ def _folder(out: Path) -> Path:
 def _described(wish: Recipe) -> dict[str, Any]:
     """The recipe as its own YAML keys."""
     recipe: dict[str, Any] = {"seed": wish.seed, "sensitivity": wish.sensitivity, "align": wish.align}
+    if wish.compare is not None:
+        recipe["compare"] = wish.compare
     if wish.budget is not None:
         recipe["budget"] = {key: value for key, value in asdict(wish.budget).items() if value is not None}
     if wish.methods is not None:

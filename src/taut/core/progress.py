@@ -1,4 +1,4 @@
-"""How long work tells how far it is: silent by default, shown where a caller installs a reporter.
+"""How long work tells how far it is: heard where a caller installs a reporter, as `taut.core.showing` does.
 
 for batch in track(batches, "Observing"):
     ...
@@ -39,9 +39,14 @@ class Reporter(Protocol):
 _REPORTER: ContextVar[Reporter | None] = ContextVar("taut_reporter", default=None)
 
 
+def reporter() -> Reporter | None:
+    """Who hears of the progress in this context."""
+    return _REPORTER.get()
+
+
 @contextmanager
-def reporting(reporter: Reporter) -> Iterator[None]:
-    """Send the progress of all work inside the block to `reporter`."""
+def reporting(reporter: Reporter | None) -> Iterator[None]:
+    """Send the progress of all work inside the block to `reporter`; None: to nobody."""
     token = _REPORTER.set(reporter)
     try:
         yield

@@ -5,12 +5,27 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 from contextlib import contextmanager
+from numbers import Integral
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from taut.core.text import brief
+from taut.errors import CallError
+
 State = dict[str, Tensor]
+
+
+def check_seed(seed: object) -> int:
+    """The seed as torch takes it.
+
+    Raises:
+        CallError: it is no whole number, or outside of torch's range.
+    """
+    if isinstance(seed, bool) or not isinstance(seed, Integral) or not 0 <= int(seed) < 1 << 64:
+        raise CallError(f"The 'seed' must be a whole number from 0 to 2^64 - 1. Got {brief(seed)} instead.")
+    return int(seed)
 
 
 def seed_all(*parts: int) -> None:

@@ -33,6 +33,11 @@ def count(n: float) -> str:
     return f"{n:.0f}"
 
 
+def numbered(amount: int, noun: str) -> str:
+    """A number with its noun: 1 layer, 2 layers."""
+    return f"{amount} {noun}" if amount == 1 else f"{amount} {noun}s"
+
+
 def fold(before: float, after: float) -> str:
     """How many times smaller: 4.00x."""
     return "-" if not after else f"{before / after:.3g}x"

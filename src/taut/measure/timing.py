@@ -17,6 +17,7 @@ from torch import nn
 from taut.core.example import Example
 from taut.core.files import one_line
 from taut.core.modes import evaluating, quietly
+from taut.core.text import brief
 from taut.errors import CallError, ModelError
 from taut.measure.onnx import to_onnx
 from taut.measure.rounds import BUSY, Effort, Estimate, Rounds, time_calls
@@ -29,6 +30,9 @@ ABOUT = 1.25
 SHARE_EFFORT = Effort(least=1.0, most=1.0)
 """Of one share: a search takes some twenty of them."""
 
+
+Timing = bool | Literal["torch"]
+"""What a comparison times: every installed runtime, nothing, or torch alone."""
 
 Structure = tuple[tuple[tuple[str, str], ...], tuple[tuple[str, tuple[int, ...]], ...]]
 """Kinds of modules and shapes of tensors by name: what models that take the same time have in common."""
@@ -133,6 +137,19 @@ class Searched:
         share, pair = self.pair.after / self.pair.before, self.pair
         low, high = (share if bound is None else 1 / bound for bound in (pair.high, pair.low))
         return Estimate(share, low, high, pair.apart)
+
+
+def check_timing(timing: object) -> None:
+    """Refuse what does not say what is timed.
+
+    Raises:
+        CallError: it is neither True, False nor "torch".
+    """
+    if not isinstance(timing, bool) and timing != "torch":
+        raise CallError(
+            f"The 'compare' must be True (time every installed runtime), \"torch\" or False (time nothing). Got "
+            f"{brief(timing)} instead."
+        )
 
 
 def busy_note(apart: Mapping[str, float]) -> tuple[str, ...]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from taut.core.modes import quietly
-from taut.core.text import count
+from taut.core.text import count, numbered
 from taut.errors import BudgetError, CallError
 from taut.methods import choose, resolve, settings
 from taut.planning.candidates import Choice, Option, survey
@@ -99,9 +99,9 @@ def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
             f"{key} <= {count(limit)} (the candidates alone reach {count(least)} of {count(getattr(net.cost, key))})"
         )
     skipped = sum(layer.skip is not None and layer.params > 0 for layer in net.layers)
+    why = f"; {numbered(skipped, 'layer')} cannot be changed, taut inspect says why" if skipped else ""
     return (
-        f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods; "
-        f"{skipped} {'layer is' if skipped == 1 else 'layers are'} skipped, taut inspect says why."
+        f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods{why}."
         f"{percent_note(limits, {key: getattr(net.cost, key) for key in limits})}"
     )
 

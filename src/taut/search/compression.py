@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,19 @@ from typing import Any
 from torch import nn
 
 from taut.artifact.checkpoint import save
-from taut.artifact.comparison import Comparison, compare
+from taut.artifact.comparison import Comparison, compared_models
 from taut.artifact.exporting import Export, export
 from taut.core.atomic_folder import rehearse
 from taut.core.example import Example
 from taut.core.modes import quiet
-from taut.errors import BudgetError, CallError
+from taut.core.randomness import check_seed
+from taut.core.showing import shown
+from taut.errors import BudgetError, CallError, TautError
 from taut.measure.accuracy import measure
+from taut.measure.timing import Timing, check_timing
 from taut.planning.application import warn_of_training
-from taut.search.limits import Evaluate, Evaluation, meet_budget
+from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
+from taut.search.ranks import Built
 from taut.search.session import Session, bare
 from taut.structure.surgery import shallow
 from taut.training.finetuning import Finetune, carry_out
@@ -36,10 +41,18 @@ class Result:
         example: how the model is called.
     """
 
-    model: nn.Module
-    plan: Plan
-    comparison: Comparison
+    model: nn.Module = field(repr=False)
+    plan: Plan = field(repr=False)
+    comparison: Comparison = field(repr=False)
     example: Example = field(repr=False)
+
+    def __str__(self) -> str:
+        """What was done to how many layers, and the comparison."""
+        return f"{self.plan.summary()}\n{self.comparison}"
+
+    def __repr__(self) -> str:
+        """One line."""
+        return f"<taut.Result: {self.plan.summary()}>"
 
     def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
         """Write model.safetensors, manifest.json and comparison.json into `folder` (`taut.save`)."""
@@ -50,6 +63,7 @@ class Result:
         return export(self.model, self.example, path)
 
 
+@shown
 def compress(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     example: Any,
@@ -61,6 +75,8 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     methods: Iterable[str | Method] | None = None,
     sensitivity: bool = False,
     align: int = 1,
+    compare: Timing = True,
+    progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
 ) -> Result:
     """One budget in, the best plan out: applied, recovered and measured.
@@ -77,6 +93,10 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
             strongly, as in deep nets at large ratios. Needs `data`.
         align: every rank is a multiple of it; 16 makes large convolutions a fifth faster on CPUs, at coarser steps.
+        compare: what is timed at the end: True: both models in every runtime that is installed; "torch": in torch
+            alone; False: nothing, costs are counted and `evaluate` is asked.
+        progress: None: shown on a terminal or in a notebook, once the work takes long; True: at once, in a pipe as
+            lines; False: not at all.
         seed: of everything random; the same seed gives the same bytes, but with a budget of `latency`: times differ.
 
     Returns:
@@ -84,9 +104,11 @@ def compress(  # noqa: PLR0913 - the call is documented with these
 
     Raises:
         BudgetError: the budget cannot be met; `.best` is the closest Result.
-        CallError, DataError, ModelError: see `taut.errors`.
+        CallError, DataError, ModelError: see `taut.errors`. One that is raised after a model was made, as out of
+            `evaluate` or a loss, carries it as `.result`.
     """
-    budget = Budget.of(budget)
+    budget, seed = Budget.of(budget), check_seed(seed)
+    check_timing(compare)
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
     model = bare(model)
     # First of all: a faulty `evaluate` should cost no work.
@@ -95,19 +117,45 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         session = Session.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
         built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])
-        if finetune is not None:
-            tuned = _trained(session, *built, finetune, seed)
-            broken = _broken(session, tuned[0], built[0], budget, evaluation)
-            if missed is not None and missed.only_drop and broken is None:
-                missed = None  # training won it back
-            if missed is not None or broken is None:
-                built = tuned
-            else:
-                warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=2)
-        result = finished(session, *built, evaluation, budget.latency)
+        with _not_lost(lambda: finished(session, *built, None, None, timing=False)):
+            if finetune is not None:
+                tuned = _trained(session, *built, finetune, seed)
+                built, missed = _chosen(session, built, tuned, budget, evaluation, missed)
+            result = finished(session, *built, evaluation, budget.latency, timing=compare)
     if missed is not None:
         raise BudgetError(missed.reason, result)
     return result
+
+
+@contextmanager
+def _not_lost(finished: Callable[[], Result]) -> Iterator[None]:
+    """What is raised inside carries the finished model as `.result`."""
+    try:
+        yield
+    except BaseException as error:
+        if not isinstance(getattr(error, "result", None), Result):
+            with suppress(TautError):
+                error.result = finished()  # type: ignore[attr-defined] # TautError documents it
+                error.add_note("The model that was finished by then is the `.result` of this error.")
+        raise
+
+
+def _chosen(
+    session: Session,
+    built: Built,
+    tuned: Built,
+    budget: Budget,
+    evaluation: Evaluation | None,
+    missed: Missed | None,
+) -> tuple[Built, Missed | None]:
+    """The trained model, or the untrained one where training broke the budget; and what is missed still."""
+    broken = _broken(session, tuned[0], built[0], budget, evaluation)
+    if missed is not None and missed.only_drop and broken is None:
+        return tuned, None  # training won it back
+    if missed is not None or broken is None:
+        return tuned, missed
+    warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=3)
+    return built, missed
 
 
 def _check(budget: Budget, evaluate: Evaluate | None, finetune: Finetune | None, *, measured: bool) -> None:
@@ -152,10 +200,25 @@ def _trained(session: Session, small: nn.Module, plan: Plan, wish: Finetune, see
 
 
 def finished(
-    session: Session, small: nn.Module, plan: Plan, evaluation: Evaluation | None, latency: float | None
+    session: Session,
+    small: nn.Module,
+    plan: Plan,
+    evaluation: Evaluation | None,
+    latency: float | None,
+    *,
+    timing: Timing = True,
 ) -> Result:
-    """The result with its comparison and the counted cost; `latency` is the share of the time that was allowed."""
-    comparison = compared(session, small, evaluation, latency=latency)
+    """The result with its comparison and the counted cost.
+
+    Args:
+        session: of the original.
+        small: what was made of it.
+        plan: what was done.
+        evaluation: the user's metric.
+        latency: share of the time that was allowed.
+        timing: what is timed (`taut.compress`).
+    """
+    comparison = compared(session, small, evaluation, timing=timing, latency=latency)
     return Result(small, replace(plan, after=session.cost(small)), comparison, session.example)
 
 
@@ -164,7 +227,7 @@ def compared(
     small: nn.Module,
     evaluation: Evaluation | None,
     *,
-    quick: bool = False,
+    timing: Timing = True,
     latency: float | None = None,
 ) -> Comparison:
     """The comparison with the original, whose metric is known already.
@@ -173,10 +236,10 @@ def compared(
         session: of the original.
         small: what was made of it.
         evaluation: the user's metric.
-        quick: time torch alone.
+        timing: what is timed (`taut.compress`).
         latency: share of the time that was allowed; what the search measured is shown.
     """
     score = None if evaluation is None else evaluation.score(small)
     timed = None if latency is None or session.meter is None else session.meter.searched(shallow(small), latency)
-    costs = compare(session.original, small, None, session.example, quick=quick, searched=timed)
+    costs = compared_models(session.original, small, None, session.example, timing=timing, searched=timed)
     return replace(costs, score_before=None if evaluation is None else evaluation.original, score_after=score)

@@ -17,7 +17,10 @@ from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
 from taut.core.progress import stage
+from taut.core.randomness import check_seed
+from taut.core.showing import shown
 from taut.measure import measure, model_times
+from taut.measure.timing import Timing, check_timing
 from taut.methods import choose
 from taut.recovery.samples import SAMPLES
 from taut.search.compression import compared
@@ -32,6 +35,7 @@ RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 """How many times smaller the compressible part of the network becomes at each point."""
 
 
+@shown
 def explore(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     example: Any,
@@ -39,6 +43,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     data: Any,
     evaluate: Evaluate | None,
     methods: Iterable[str | Method] | None = None,
+    compare: Timing = "torch",
+    progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
     folder: str | Path | None = None,
 ) -> Front:
@@ -50,6 +56,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         data: calibration batches.
         evaluate: as in `compress`, on validation data; None measures costs and latency only.
         methods: names or method objects; None for those marked default.
+        compare: what is timed of every point: "torch", True for every runtime that is installed, or False for nothing.
+        progress: as in `compress`.
         seed: of everything random.
         folder: where finished points are kept; started again with the same model and settings, only the missing ones
             are measured.
@@ -57,6 +65,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     Returns:
         Up to nine points; ratios that no plan reaches are left out.
     """
+    seed = check_seed(seed)
+    check_timing(compare)
     if folder is not None:
         rehearse_within(folder)
     model = bare(model)
@@ -65,18 +75,17 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         example = read_example(model, example)
         data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
         used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
-        mark = fingerprint(
-            model, (example.value, data), (used, seed, None if evaluation is None else evaluation.original)
-        )
+        asked = (used, seed, None if evaluation is None else evaluation.original)
+        mark = fingerprint(model, (example.value, data), asked if compare == "torch" else (*asked, compare))
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         missing = [ratio for ratio in RATIOS if ratio not in points]
         if missing:
             session = Session.open(model, example, data, methods)
-            milliseconds = _original_time(session, points)
+            milliseconds = _original_time(session, points, compare)
             with stage("exploring", total=len(missing)) as bar:
                 for ratio in missing:
-                    point = _measure(session, ratio, evaluation, milliseconds)
+                    point = _measure(session, ratio, evaluation, milliseconds, compare)
                     if point is not None:
                         points[ratio] = point
                         if store is not None:
@@ -85,29 +94,33 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     return Front(tuple(points[ratio] for ratio in sorted(points)))
 
 
-def _original_time(session: Session, points: Mapping[float, Point]) -> float:
+def _original_time(session: Session, points: Mapping[float, Point], timing: Timing) -> float | None:
     """Milliseconds of the original in its fastest runtime, to which all points refer: as in those that are there."""
+    if timing is False:
+        return None
     for point in points.values():
         return point.ms_before
-    times = model_times(shallow(session.original), session.example, quick=True).runtimes
+    times = model_times(shallow(session.original), session.example, quick=timing == "torch").runtimes
     return min(estimate.value for estimate in times.values())
 
 
-def _measure(session: Session, ratio: float, evaluation: Evaluation | None, milliseconds: float) -> Point | None:
+def _measure(
+    session: Session, ratio: float, evaluation: Evaluation | None, milliseconds: float | None, timing: Timing
+) -> Point | None:
     """One point; the original is not timed against itself: it is 1x by definition."""
     built = model_at_ratio(session, ratio)
     if built is None:
         return None
     small, plan = built
     if plan.steps:
-        comparison = compared(session, small, evaluation, quick=True)
+        comparison = compared(session, small, evaluation, timing=timing)
         score, best = comparison.score_after, comparison.latency.best if comparison.latency else None
     else:
         score, best = None if evaluation is None else evaluation.score(small), None
     point = Point(ratio, plan, session.network.cost, session.cost(small), milliseconds, milliseconds)
     if score is not None:
         point = replace(point, metric=score.name, value=score.value, low=score.low, high=score.high)
-    if best is None:
+    if best is None or milliseconds is None:
         return point
     return replace(
         point,

@@ -23,7 +23,7 @@ class Point:
         ratio: asked of the compressible part.
         plan: replay it with `taut.apply`.
         before, after: counted costs.
-        ms_before: of the original, alone, in its fastest runtime: the same in every point.
+        ms_before: of the original, alone, in its fastest runtime: the same in every point; None: nothing was timed.
         ms_after: as much less as the model is faster than the original in the same rounds.
         metric, value, low, high: the user's metric with its 95 % interval where it is known.
         speedup_low, speedup_high: 99 % interval of ms_before / ms_after; None for the original, which is 1x.
@@ -34,8 +34,8 @@ class Point:
     plan: Plan
     before: Cost
     after: Cost
-    ms_before: float
-    ms_after: float
+    ms_before: float | None
+    ms_after: float | None
     metric: str | None = None
     value: float | None = None
     low: float | None = None
@@ -88,17 +88,17 @@ class Front:
         from matplotlib.figure import Figure  # noqa: PLC0415 - an optional extra
 
         figure = Figure(figsize=(9, 3.6), layout="constrained")
-        for axis, (label, xs) in zip(figure.subplots(1, 2), self._axes(), strict=True):
+        axes = self._axes()
+        for axis, (label, xs) in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
             axis.plot(xs, [p.value if p.value is not None else 0.0 for p in self.points], "o-")
             axis.set(xlabel=label, ylabel=self.points[0].metric or "no metric", xscale="log")
             axis.grid(alpha=0.3)
         write_figure(figure, path)
 
     def _axes(self) -> list[tuple[str, list[float]]]:
-        return [
-            ("MACs per sample", [float(p.after.macs) for p in self.points]),
-            ("milliseconds, fastest eager layout", [p.ms_after for p in self.points]),
-        ]
+        times = [p.ms_after for p in self.points if p.ms_after is not None]
+        axes = [("MACs per sample", [float(p.after.macs) for p in self.points])]
+        return [*axes, ("milliseconds, fastest eager layout", times)] if len(times) == len(self.points) else axes
 
 
 def check_plot(path: str | Path) -> None:
@@ -125,12 +125,14 @@ def _row(point: Point) -> tuple[str, ...]:
         f"{count(after.params)} ({fold(point.before.params, after.params)})",
         f"{count(after.macs)} ({fold(point.before.macs, after.macs)})",
         f"{count(after.bytes)} ({fold(point.before.bytes, after.bytes)})",
-        f"{point.ms_after:.3g}",
+        "-" if point.ms_after is None else f"{point.ms_after:.3g}",
         _speedup(point),
         value,
     )
 
 
 def _speedup(point: Point) -> str:
+    if point.ms_before is None or point.ms_after is None:
+        return "-"
     ratio, low, high = fold(point.ms_before, point.ms_after), point.speedup_low, point.speedup_high
     return ratio if low is None or high is None else f"{ratio} [{low:.3g}, {high:.3g}]"

@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from taut.core.progress import track
 from taut.measure.accuracy import Score, measure
 from taut.search.nearest import explain, find_nearest
 from taut.search.ranks import Built
@@ -206,7 +207,7 @@ class BudgetSearch:
 
     def run(self) -> Built | None:
         """The best model within all limits; None where none was found."""
-        for _ in range(max(limit.tries for limit in self.limits)):
+        for _ in track(range(max(limit.tries for limit in self.limits)), "searching"):
             built = self.session.best_within(aims) if (aims := self._aims()) else None
             amounts = {} if built is None else self.amounts(built[0])
             failed = {} if built is None else _rolled_back(built[1])

@@ -18,6 +18,7 @@ from taut.core.files import one_line
 from taut.core.modes import device_of, evaluating, generator, quietly
 from taut.core.nested import fresh
 from taut.core.progress import track
+from taut.core.showing import shown
 from taut.errors import CallError, DataError, ModelError
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
@@ -40,9 +41,16 @@ HELD_OUT = 1 / 16, 8, 1 / 4
 """Share of the samples that judges the moments of the others; that many at least; and at most this share."""
 
 
+@shown
 @quietly
 def observe(
-    net: Network, model: nn.Module, data: Any = None, *, output: str = "auto", loss: Loss | None = None
+    net: Network,
+    model: nn.Module,
+    data: Any = None,
+    *,
+    output: str = "auto",
+    loss: Loss | None = None,
+    progress: bool | None = None,  # noqa: ARG001 - read by the decorator
 ) -> Statistics:
     """Second moments of every layer's inputs and loss gradients, from one pass over calibration data.
 
@@ -53,6 +61,7 @@ def observe(
             None: the weights alone decide.
         output: how the model's output is read: "auto", "logits", "probabilities", "sigmoid" or "values".
         loss: `loss(outputs, targets)` in place of the sampled labels.
+        progress: None: shown on a terminal or in a notebook, once it takes long; True: at once; False: not at all.
 
     Raises:
         DataError: no batch, a batch of the wrong structure, or values that are not finite.

@@ -16,7 +16,8 @@ from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import device_of, evaluating, quiet
-from taut.core.randomness import own_states, seed_all
+from taut.core.randomness import check_seed, own_states, seed_all
+from taut.core.showing import shown
 from taut.core.tensors import on_device
 from taut.errors import CallError, DataError
 from taut.measure.accuracy import measure
@@ -64,6 +65,7 @@ class Finetune:
     output: str = "auto"
 
 
+@shown
 def finetune(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     plan: Plan | None,
@@ -77,6 +79,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
     example: Any = None,
     folder: str | Path | None = None,
     output: str = "auto",
+    progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
 ) -> nn.Module:
     """Carry out a schedule: apply the steps of each stage, then train, and keep the best validation weights.
@@ -94,6 +97,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
         folder: where the state is kept; called again with the same arguments, it goes on from there.
         output: how outputs are read for distillation: "auto" (as `observe` did), "logits", "probabilities", "sigmoid"
             or "values".
+        progress: None: shown on a terminal or in a notebook, once it takes long; True: at once; False: not at all.
         seed: of everything random.
 
     Returns:
@@ -101,7 +105,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
 
     Raises:
         CallError: the schedule does not apply each step once, or what it needs is missing.
-        DataError: batches or `valid` cannot be used.
+        DataError: batches, the loss or `valid` cannot be used; the model as far as it was trained is its `.result`.
     """
     return carry_out(
         model,
@@ -125,6 +129,7 @@ def carry_out(  # noqa: PLR0913 - as `finetune`
     seed: int = 0,
 ) -> tuple[nn.Module, Plan | None]:
     """`finetune`, and the plan as it was really carried out."""
+    seed = check_seed(seed)
     model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
     schedule = wish.schedule(plan) if callable(wish.schedule) and plan is not None else wish.schedule
     if callable(schedule):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
@@ -10,7 +11,7 @@ from typing import ClassVar, Literal
 
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from taut.core.text import count, fold, table, unique_keys
+from taut.core.text import count, fold, numbered, table, unique_keys
 from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.method import METHODS
@@ -127,6 +128,13 @@ class Plan:
             for name in step.layers
         )
         return replace(self, steps=tuple(s for s in self.steps if not drop & set(s.layers)), kept=self.kept + kept)
+
+    def summary(self) -> str:
+        """One line: how many layers became what, and what the whole costs now."""
+        changed = Counter(step.method for step in self.steps for _ in step.layers)
+        ways = ", ".join(f"{amount} by {method}" for method, amount in changed.items()) or "none"
+        costs = f"params {_change(self.before, self.after, 'params')}, MACs {_change(self.before, self.after, 'macs')}"
+        return f"{numbered(sum(changed.values()), 'layer')} changed ({ways}); {costs}"
 
     def __str__(self) -> str:
         """A row for every layer: method, settings, cost before and after, damage, reason."""

@@ -1,0 +1,156 @@
+"""`compress` and `explore` as they are asked: what is timed, what is shown, what is refused, and nothing is lost."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NoReturn
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+import taut
+from taut.search import compression
+
+X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+
+
+def mean(model: nn.Module) -> float:
+    return float(model(X).detach().mean())
+
+
+def compress(**settings: Any) -> taut.Result:
+    return taut.compress(net(), X[:4], **{"budget": "params=60%", "data": [X], "compare": False, **settings})
+
+
+@pytest.fixture(scope="module")
+def untimed() -> taut.Result:
+    return compress(evaluate=mean)
+
+
+def test_nothing_is_timed_unless_asked(untimed: taut.Result, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    comparison = untimed.comparison
+    assert comparison.latency is None
+    assert comparison.after.macs < comparison.before.macs
+    assert comparison.score_after is not None
+    assert "Nothing was timed, as asked" in str(comparison)
+    assert "Without an example" not in str(comparison)
+    assert comparison.to_dict()["speedup_best"] is None
+    untimed.save(tmp_path / "small")
+    monkeypatch.setattr("taut.measure.timing.time_calls", lambda *_: pytest.fail("timed"))
+    compress()
+
+
+def test_torch_alone_is_timed_on_wish(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TAUT_RUNTIMES", "eager,onnxruntime,openvino")
+    latency = compress(compare="torch").comparison.latency
+    assert latency is not None
+    assert set(latency.runtimes) == {"eager"}
+    assert not latency.skipped
+
+
+@pytest.mark.parametrize("value", [1, "all", None, "onnxruntime"])
+@pytest.mark.parametrize("verb", [taut.compress, taut.explore])
+def test_other_comparisons_are_refused_before_any_work(verb: Any, value: object) -> None:
+    more = {"budget": "macs=0.5"} if verb is taut.compress else {"data": None}
+    with pytest.raises(taut.CallError, match="'compare' must be True"):
+        verb(net(), X[:4], evaluate=lambda _: pytest.fail("evaluated"), compare=value, **more)
+
+
+def test_a_front_without_times(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taut.search.exploration.RATIOS", (1.0, 2.0))
+    monkeypatch.setattr("taut.measure.timing.time_calls", lambda *_: pytest.fail("timed"))
+    settings: dict[str, Any] = {"data": [X], "evaluate": None, "compare": False, "folder": tmp_path}
+    front = taut.explore(net(), X[:4], **settings)
+    assert [(point.ms_before, point.ms_after) for point in front.points] == [(None, None)] * 2
+    assert str(front).count(" -") >= 4
+    front.plot(tmp_path / "front.svg")
+    assert taut.explore(net(), X[:4], **settings) == front
+
+
+def test_a_result_is_printed_in_short(untimed: taut.Result) -> None:
+    assert "Linear(" not in str(untimed)
+    assert str(untimed).startswith("3 layers changed (3 by svd); params ") or " changed (" in str(untimed)
+    assert "Linear(" not in repr(untimed)
+    assert "\n" not in repr(untimed)
+
+
+def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
+    compress(progress=True)
+    stages = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
+    assert {"observing", "decomposing", "refitting"} <= set(stages)
+    compress(progress=False)
+    compress()
+    assert capsys.readouterr() == ("", "")
+
+
+def test_a_search_for_a_drop_moves_its_bar(capsys: pytest.CaptureFixture[str]) -> None:
+    compress(budget="drop=0.5", evaluate=mean, progress=True)
+    lines = capsys.readouterr().err.splitlines()
+    assert any(line.startswith("searching: 6 of 6, ") for line in lines), lines
+
+
+@pytest.mark.parametrize("seed", [2**64, -1, 1.5, True, "0", None])
+def test_seeds_that_are_none(seed: Any) -> None:
+    with pytest.raises(taut.CallError, match="The 'seed' must be a whole number"):
+        compress(seed=seed)
+    with pytest.raises(taut.CallError, match="The 'seed' must be a whole number"):
+        taut.explore(net(), X[:4], data=[X], evaluate=None, seed=seed)
+    with pytest.raises(taut.CallError, match="The 'seed' must be a whole number"):
+        taut.finetune(net(), None, None, [X], [X], example=X[:4], teacher=net(), seed=seed)
+
+
+def test_seeds_of_numpy() -> None:
+    wide = compress(seed=np.int64(3))
+    assert repr(wide) == repr(compress(seed=3))
+
+
+def fail(*_: Any) -> NoReturn:
+    raise ZeroDivisionError("too few")
+
+
+class Later:
+    """Fails from some call on."""
+
+    def __init__(self, good: int) -> None:
+        self.good, self.calls = good, 0
+
+    def __call__(self, *_: Any) -> float:
+        self.calls += 1
+        if self.calls > self.good:
+            fail()
+        return 0.5
+
+
+def same(one: nn.Module, other: nn.Module) -> bool:
+    pairs = zip(one.state_dict().values(), other.state_dict().values(), strict=True)
+    return all(torch.equal(a, b) for a, b in pairs)
+
+
+def test_an_evaluate_that_fails_at_the_end_loses_no_model(untimed: taut.Result) -> None:
+    with pytest.raises(taut.DataError, match="evaluate raised ZeroDivisionError: too few") as caught:
+        compress(evaluate=Later(1))
+    result = caught.value.result
+    assert isinstance(result, taut.Result)
+    assert isinstance(caught.value.__cause__, ZeroDivisionError)
+    assert same(result.model, untimed.model)
+    assert result.comparison.score_after is None
+    assert "`.result`" in caught.value.__notes__[0]
+
+
+def test_an_interrupt_at_the_end_loses_no_model(untimed: taut.Result, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupted(*_: Any, timing: Any, **__: Any) -> Any:
+        if timing:
+            raise KeyboardInterrupt
+        return untimed.comparison
+
+    monkeypatch.setattr(compression, "compared_models", interrupted)
+    with pytest.raises(KeyboardInterrupt) as caught:
+        compress(compare=True)
+    assert same(caught.value.result.model, untimed.model)  # type: ignore[attr-defined]
