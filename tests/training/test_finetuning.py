@@ -249,7 +249,7 @@ def test_a_validation_value_that_is_not_finite_is_never_the_best(tmp_path):
     validate = loop.Trainer._validate
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            "taut.training.finetuning.measure", lambda valid, model: type("Score", (), {"value": valid(model)})
+            "taut.training.finetuning.measure", lambda valid, model, what: type("Score", (), {"value": valid(model)})
         )
         patch.setattr(
             loop.Trainer, "_validate", lambda self, loss: (validate(self, loss), kept.append(self.position.best))

@@ -35,6 +35,7 @@ from taut.artifact.safetensors_io import fill, layouts, read_tensors, to_bytes
 from taut.core.atomic_folder import present, reading, recover, rehearse, replacing, resolved
 from taut.core.files import NEW, TRY, guarded, one_line, write
 from taut.core.modes import quiet
+from taut.core.user_code import call
 from taut.errors import ArtifactError, CallError
 from taut.measure.storage import stored_tensors
 from taut.nn import bake, masked
@@ -82,7 +83,8 @@ def save(
 def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Module) -> nn.Module:
     """The model that `save` wrote, in eval mode, with outputs equal bit by bit.
 
-    Nothing is decomposed and nothing in the folder is executed. Tensors have the dtype they were saved with and the
+    Nothing is decomposed and nothing in the folder is executed. Train it further after `.train()`: Lightning, for one,
+    leaves modules in the mode in which they come. Tensors have the dtype they were saved with and the
     device of the base; layers that were not rewritten keep the base's `requires_grad` and hooks.
 
     Args:
@@ -92,6 +94,7 @@ def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Modu
     Raises:
         CallError: `base` is neither a model nor builds one.
         ArtifactError: the folder is damaged, foreign or of another format, or the base does not fit.
+        DataError: `base()` raised.
     """
     target = recover(folder, OURS)
     with reading(target, OURS):
@@ -167,7 +170,7 @@ def _built(base: Callable[[], nn.Module] | nn.Module) -> nn.Module:
         return clone(unwrapped(base))
     if not callable(base):
         raise CallError(f"base must be a function that builds the original model. Got {type(base).__name__} instead.")
-    model = base()
+    model = call("base()", base)
     if not isinstance(model, nn.Module):
         raise CallError(f"base() must return a torch.nn.Module. It returned a {type(model).__name__} instead.")
     return unwrapped(model)

@@ -19,7 +19,7 @@ from taut.cli.output import say, show
 from taut.core.atomic_folder import rehearse, rehearse_within
 from taut.core.files import NEW
 from taut.core.randomness import check_seed
-from taut.errors import BudgetError, CallError, TautError
+from taut.errors import CallError, TautError
 from taut.measure.timing import Timing
 from taut.methods import choose
 from taut.recipe import Recipe, Training
@@ -129,22 +129,32 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
             compare=True if wish.compare is None else wish.compare,
             seed=wish.seed,
         )
-    except BudgetError as error:
-        if isinstance(error.best, taut.Result):
-            _finish(error.best, job, out)
-            say(f"The closest result is saved in {out}, although it does not meet the budget.")
-        raise
-    except KeyboardInterrupt:
-        say(f"Interrupted. `taut resume` with the same MODEL, --task and --out {out} goes on.")
-        raise
-    except TautError:
-        if not is_folder(state):  # nothing was trained: there is nothing worth resuming
-            unfinished.end(out)
-            if new:
-                with suppress(OSError):
-                    out.rmdir()
+    except (TautError, KeyboardInterrupt) as error:
+        _settle(error, job, out, state, new=new)
         raise
     _finish(result, job, out)
+
+
+def _settle(error: BaseException, job: tasks.Task, out: Path, state: Path, *, new: bool) -> None:
+    """Save what was finished when the error came, and say how to go on; without either nothing is left behind."""
+    best, finished = getattr(error, "best", None), getattr(error, "result", None)
+    if isinstance(best, taut.Result):
+        _finish(best, job, out)
+        say(f"The closest result is saved in {out}, although it does not meet the budget.")
+    elif isinstance(finished, taut.Result):
+        finished.save(out, overwrite=True)
+        say(f"The model that was finished by then is saved in {out}, without its metric and times.")
+        if is_folder(state):
+            say(f"`taut resume` with the same MODEL, --task and --out {out} goes on with the training.")
+        else:
+            unfinished.end(out)
+    elif isinstance(error, KeyboardInterrupt):
+        say(f"Interrupted. `taut resume` with the same MODEL, --task and --out {out} goes on.")
+    elif not is_folder(state):  # nothing was trained: there is nothing worth resuming
+        unfinished.end(out)
+        if new:
+            with suppress(OSError):
+                out.rmdir()
 
 
 def _finetune(job: tasks.Task, wish: Training | None) -> taut.Finetune | None:

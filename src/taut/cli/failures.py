@@ -23,6 +23,12 @@ def guarded(action: Callable[[], object]) -> int:
         result = action()
     except KeyboardInterrupt:
         return _interrupted()
+    except SystemExit as error:
+        if isinstance(error.__context__, BrokenPipeError):  # typer's way to say so
+            return _told(error.__context__)
+        # out of the user's code: ours returns a number
+        say(f"error: the command was ended by sys.exit({error.code!r}) before it was done.")
+        return BAD_DATA
     except Exception as error:
         if os.environ.get("TAUT_DEBUG", "0") not in {"", "0"}:
             raise

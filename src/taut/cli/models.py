@@ -7,7 +7,8 @@ import importlib
 import pickle
 import sys
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from taut.artifact import checkpoint
 from taut.core.atomic_folder import recover
+from taut.core.user_code import named
 from taut.errors import ArtifactError, CallError, ModelError, TautError
 
 NESTED = ("state_dict", "model_state_dict", "model")
@@ -70,7 +72,10 @@ def _imported(name: str) -> Any:
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
     try:
-        return importlib.import_module(name)
+        with _exits_named(name):
+            return importlib.import_module(name)
+    except TautError:
+        raise
     except ModuleNotFoundError as error:
         if error.name is None or not f"{name}.".startswith(f"{error.name}."):
             raise ModelError(f"Importing '{name}' failed: {error}.") from error
@@ -79,13 +84,17 @@ def _imported(name: str) -> Any:
         raise ModelError(f"Importing '{name}' failed: {type(error).__name__}: {error}") from error
 
 
-def _built(spec: str, build: Callable[[], Any]) -> nn.Module:
+@contextmanager
+def _exits_named(name: str) -> Iterator[None]:
     try:
+        yield
+    except SystemExit as error:
+        raise ModelError(f"Importing '{name}' ended the program by sys.exit({error.code!r}).") from error
+
+
+def _built(spec: str, build: Callable[[], Any]) -> nn.Module:
+    with named(f"The factory '{spec}'", ModelError):
         model = build()
-    except TautError:
-        raise
-    except Exception as error:
-        raise ModelError(f"The factory '{spec}' raised {type(error).__name__}: {error}") from error
     if not isinstance(model, nn.Module):
         raise CallError(f"The factory '{spec}' must return a torch.nn.Module. Got {type(model).__name__}.")
     return model

@@ -14,7 +14,8 @@ from torch import nn
 
 from taut.core.atomic_folder import recover
 from taut.core.progress import stage
-from taut.errors import CallError, DataError
+from taut.core.user_code import call, named
+from taut.errors import CallError
 
 
 @dataclass(frozen=True)
@@ -104,11 +105,11 @@ def _imported(path: Path) -> ModuleType:
     sys.path.insert(0, str(path.resolve().parent))
     sys.modules[name] = module
     try:
-        with stage(f"Importing {path.name}"):
+        with stage(f"Importing {path.name}"), named(f"Importing the task file '{path}'"):
             spec.loader.exec_module(module)
-    except Exception as error:
+    except BaseException:
         del sys.modules[name]
-        raise DataError(f"Importing the task file '{path}' failed: {type(error).__name__}: {error}") from error
+        raise
     return module
 
 
@@ -120,8 +121,4 @@ def _function(module: ModuleType, path: Path, name: str) -> Callable[..., Any] |
 
 
 def _call(function: Callable[[], Any], path: Path) -> Any:
-    try:
-        return function()
-    except Exception as error:
-        name = getattr(function, "__name__", "function")
-        raise DataError(f"{name}() in the task file '{path}' raised {type(error).__name__}: {error}") from error
+    return call(f"{getattr(function, '__name__', 'function')}() in the task file '{path}'", function)

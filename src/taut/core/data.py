@@ -8,6 +8,7 @@ from typing import Any
 from taut.core.example import Example
 from taut.core.nested import fresh
 from taut.core.tensors import detached, plain, tensors
+from taut.core.user_code import batches_of
 from taut.errors import DataError
 
 
@@ -29,7 +30,7 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
     batches: list[tuple[Any, Any]] = []
     seen = used = 0
     in_memory = isinstance(data, list | tuple) or bool(tensors(plain(data)))
-    for batch in _batches(example, data):
+    for batch in batches_of(_batches(example, data), "the calibration data"):
         inputs, targets = (detached(part) for part in example.inputs_of(batch))
         size = example.samples.size(inputs)
         if size > limit - seen and example.divisible:

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from taut.core.modes import evaluating
 from taut.core.nested import deep_copy
 from taut.core.tensors import describe
+from taut.core.user_code import call
 from taut.errors import DataError
 
 Z = 1.96
@@ -69,21 +70,23 @@ class Difference:
     high: float | None = None
 
 
-def measure(evaluate: Callable[[nn.Module], object], model: nn.Module) -> Score:
+def measure(evaluate: Callable[[nn.Module], object], model: nn.Module, what: str = "evaluate") -> Score:
     """What the user's `evaluate` says about a copy of `model` in eval mode: it may train, halve or change what it gets.
 
     The interval of a rate p over n samples is Wilson's, (p + z²/2n ± z √(p(1-p)/n + z²/4n²)) / (1 + z²/n); of other
     per-sample scores mean ± z sd/√n; z = 1.96.
 
+    Args:
+        evaluate: the user's metric, higher is better.
+        model: is not changed.
+        what: the user knows the function by, in messages.
+
     Raises:
         DataError: `evaluate` raised, or returned NaN, Inf or something else than the forms above.
     """
     copied = deep_copy(model)
-    try:
-        with evaluating(copied), _own_random_state():
-            result = evaluate(copied)
-    except Exception as error:
-        raise DataError(f"evaluate raised {type(error).__name__}: {error}") from error
+    with evaluating(copied), _own_random_state():
+        result = call(what, evaluate, copied)
     name = getattr(evaluate, "__name__", "metric")
     name = "metric" if name in {"<lambda>", "evaluate"} else name
     if not isinstance(result, Mapping):
@@ -158,9 +161,17 @@ def _array(result: object) -> NDArray[np.float64] | None:
         result = None if result.is_complex() else result.detach().cpu().double().numpy()
     if isinstance(result, list):
         numbers = all(isinstance(item, Real) or (isinstance(item, Tensor) and item.numel() == 1) for item in result)
-        result = np.array([float(item) for item in result]) if numbers else None
+        result = np.array([_float(item) for item in result]) if numbers else None
     if isinstance(result, np.ndarray):
         return result.astype(np.float64) if result.dtype.kind in "fiub" else None
     if isinstance(result, Real) and not isinstance(result, bool):
-        return np.asarray(float(result))
+        return np.asarray(_float(result))
     return None
+
+
+def _float(number: Any) -> float:
+    """As a float: infinite where an int has too many digits for one."""
+    try:
+        return float(number)
+    except OverflowError:
+        return math.inf if number > 0 else -math.inf

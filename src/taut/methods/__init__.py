@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 
+from taut.core.text import brief
 from taut.errors import CallError
 from taut.methods.channels.channels import Channels
 from taut.methods.channels.dead_taps import DeadTaps
@@ -85,6 +86,15 @@ def choose(wish: Iterable[str | Method] | None) -> tuple[Method, ...]:
         wish = [name for name, kind in METHODS.items() if kind.default]
     if isinstance(wish, str):
         wish = (wish,)
+    if not isinstance(wish, Iterable):
+        raise CallError(f"The methods must be names or method objects, in a list. Got {brief(wish)} instead.")
+    wish = tuple(wish)
+    for item in wish:
+        if not isinstance(item, str) and (isinstance(item, type) or not hasattr(item, "refuses")):
+            raise CallError(
+                "A method must be a name, as 'svd', or a method object, as taut.methods.SVD(). Got "
+                f"{brief(item)} instead."
+            )
     chosen = tuple(resolve(Step((), item)) if isinstance(item, str) else item for item in wish)
     for method in chosen:
         accept(type(method))

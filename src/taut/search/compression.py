@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -117,10 +117,11 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         session = Session.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
         built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])
-        with _not_lost(lambda: finished(session, *built, None, None, timing=False)):
-            if finetune is not None:
+        if finetune is not None:
+            with _not_lost(session, built, Exception):
                 tuned = _trained(session, *built, finetune, seed)
                 built, missed = _chosen(session, built, tuned, budget, evaluation, missed)
+        with _not_lost(session, built, BaseException):
             result = finished(session, *built, evaluation, budget.latency, timing=compare)
     if missed is not None:
         raise BudgetError(missed.reason, result)
@@ -128,15 +129,18 @@ def compress(  # noqa: PLR0913 - the call is documented with these
 
 
 @contextmanager
-def _not_lost(finished: Callable[[], Result]) -> Iterator[None]:
-    """What is raised inside carries the finished model as `.result`."""
+def _not_lost(session: Session, built: Built, kinds: type[BaseException]) -> Iterator[None]:
+    """Errors of some kinds carry the finished model as `.result`: trained as far as it was, else as it was built."""
     try:
         yield
-    except BaseException as error:
-        if not isinstance(getattr(error, "result", None), Result):
-            with suppress(TautError):
-                error.result = finished()  # type: ignore[attr-defined] # TautError documents it
-                error.add_note("The model that was finished by then is the `.result` of this error.")
+    except kinds as error:
+        small, plan = built
+        trained = getattr(error, "result", None)
+        if isinstance(trained, nn.Module) and session.cost(trained) == session.cost(small):
+            small = trained
+        with suppress(TautError):
+            error.result = finished(session, small, plan, None, None, timing=False)  # type: ignore[attr-defined]
+            error.add_note("The model that was finished by then is the `.result` of this error.")
         raise
 
 

@@ -19,6 +19,8 @@ from taut.core.modes import device_of, evaluating, generator, quietly
 from taut.core.nested import fresh
 from taut.core.progress import track
 from taut.core.showing import shown
+from taut.core.tensors import describe
+from taut.core.user_code import call
 from taut.errors import CallError, DataError, ModelError
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
@@ -110,7 +112,12 @@ class _Scalar:
             self.kinds = choose_kinds(output, self.wish)
         if self.loss is None:
             return sampled_loss(output, self.kinds, self.generator)
-        value = self.loss(output, targets)
+        value = call("loss", self.loss, output, targets)
+        if not isinstance(value, Tensor) or not value.is_floating_point():
+            raise DataError(
+                f"loss returned {describe(value)}: return a tensor, one number that is a mean over the samples, or one "
+                "for each."
+            )
         return value * samples if value.ndim == 0 else value.sum()
 
 

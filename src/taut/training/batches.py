@@ -12,6 +12,7 @@ from taut.core.example import Example, Samples
 from taut.core.modes import evaluating
 from taut.core.nested import fresh
 from taut.core.tensors import detached, plain, tensors
+from taut.core.user_code import batches_of
 from taut.errors import DataError
 
 CACHE_BYTES = 1 << 28
@@ -44,7 +45,7 @@ class Batches:
         """Batches in one pass, where that is known."""
         try:
             return len(self.data)  # type: ignore[arg-type] # what has none is caught
-        except TypeError:  # a generator; or a DataLoader over one, which has a length that it does not know
+        except Exception:  # a generator; or a DataLoader over one, which has a length that it does not know
             return None
 
     def __iter__(self) -> Iterator[Any]:
@@ -56,7 +57,7 @@ class Batches:
         if self.once and self.used:
             raise DataError(self.again)
         self.used = True
-        return iter(self.data)
+        return batches_of(self.data, f"the {self.what} data")
 
     @property
     def again(self) -> str:

@@ -19,7 +19,7 @@ from taut.core.modes import device_of, evaluating, quiet
 from taut.core.randomness import check_seed, own_states, seed_all
 from taut.core.showing import shown
 from taut.core.tensors import on_device
-from taut.errors import CallError, DataError
+from taut.errors import CallError, DataError, TautError
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images
 from taut.methods import resolve
@@ -202,16 +202,15 @@ class _Run:
             generator.set_state(state)
         if accelerate.is_main_process:
             self.store.write(position, {f"model/{name}": t for name, t in model.state_dict().items()})
-        plan = (
-            None
-            if self.plan is None
-            else replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *position.kept))
-        )
-        model = model.to(home)
-        if plan is None:
+        return self._finished(model.to(home), position)
+
+    def _finished(self, model: nn.Module, position: Position) -> tuple[nn.Module, Plan | None]:
+        """The model with what was done to it remembered, and the plan as it was carried out."""
+        if self.plan is None:
             hand_on(self.given, model)
-        else:
-            remember(model, plan)
+            return model, None
+        plan = replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *position.kept))
+        remember(model, plan)
         return model, plan
 
     def _mark(self) -> str:
@@ -254,20 +253,25 @@ class _Run:
         working = _fast(model, self.example)
         if stage.train != "none" and not tensors:
             balance(working)
-        with frozen(working, fixed) as still, _holding(working, position.steps, self.held, every=stage.hold_zeros):
-            Trainer(
-                working,
-                still,
-                stage,
-                objective,
-                self.batches,
-                judge,
-                self.example,
-                accelerate,
-                position,
-                self.store,
-                self.seed,
-            ).run(tensors)
+        try:
+            with frozen(working, fixed) as still, _holding(working, position.steps, self.held, every=stage.hold_zeros):
+                Trainer(
+                    working,
+                    still,
+                    stage,
+                    objective,
+                    self.batches,
+                    judge,
+                    self.example,
+                    accelerate,
+                    position,
+                    self.store,
+                    self.seed,
+                ).run(tensors)
+        except TautError as error:
+            model.load_state_dict(working.state_dict())
+            error.result = self._finished(model, position)[0]
+            raise
         model.load_state_dict(working.state_dict())
         return model
 
@@ -276,7 +280,7 @@ class _Run:
         if valid is None:
             return None
         if callable(valid):
-            return lambda model: measure(valid, model).value
+            return lambda model: measure(valid, model, "The function that validates (valid=)").value
         batches = Batches(self.example, valid, self.teacher if objective.distills else None, "validation")
         if batches.once and self.stages[position.stage].epochs:
             raise DataError(batches.again)

@@ -111,13 +111,18 @@ class Trainer:
             self._validate(None)
             self._save()
         random = unpacked("random", found)
-        with announce(f"Training stage {self.position.stage + 1}", self._total()) as bar, _interrupts() as interrupted:
-            bar(self._done())
-            while self.position.epoch < self.stage.epochs and not self._over():
-                self._epoch(random, bar, interrupted)
-                random = {}
-        if self.best:
-            fill_plain(self.model, self.best)
+        try:
+            with (
+                announce(f"training stage {self.position.stage + 1}", self._total()) as bar,
+                _interrupts() as interrupted,
+            ):
+                bar(self._done())
+                while self.position.epoch < self.stage.epochs and not self._over():
+                    self._epoch(random, bar, interrupted)
+                    random = {}
+        finally:
+            if self.best:
+                fill_plain(self.model, self.best)
 
     def _epoch(self, random: dict[str, Tensor], bar: Any, interrupted: Callable[[], bool]) -> None:
         at = self.position

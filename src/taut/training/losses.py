@@ -22,6 +22,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 from torch.nn import functional
 
+from taut.core.tensors import describe
+from taut.core.user_code import call
 from taut.errors import CallError, DataError
 from taut.structure.fisher import choose_kinds, float_outputs
 from taut.types.budget import FORBID
@@ -97,6 +99,23 @@ def _distance(kind: str, p: Tensor, q: Tensor) -> Tensor:
     )
 
 
+def _scalar(value: Any, output: Any) -> Tensor:
+    """What the user's loss gave, as the one number that can be minimized.
+
+    Raises:
+        DataError: it is something else.
+    """
+    wanted = "return one number as a tensor, a mean over the samples, computed from the outputs by torch"
+    if not isinstance(value, Tensor):
+        raise DataError(f"loss returned {describe(value)}: {wanted}.")
+    if value.numel() != 1 or not value.is_floating_point():
+        kind = str(value.dtype).removeprefix("torch.")
+        raise DataError(f"loss returned a {kind} tensor of shape {tuple(value.shape)}: {wanted}.")
+    if not value.requires_grad and any(t.requires_grad for t in float_outputs(output)):
+        raise DataError(f"loss returned a tensor without a gradient, as after .item() or .detach(): {wanted}.")
+    return value.reshape(())
+
+
 class Objective:
     """The number that a stage minimizes.
 
@@ -131,13 +150,13 @@ class Objective:
         """The loss of a batch, a mean over its samples.
 
         Raises:
-            DataError: the user's loss needs targets that the batch does not have.
+            DataError: the user's loss needs targets that the batch does not have, raised, or gave no scalar.
         """
         total = torch.zeros(())
         if self.loss is not None and self.share < 1:
             if targets is None:
                 raise DataError("The loss needs targets: give training batches as (inputs, targets).")
-            total = (1 - self.share) * self.loss(output, targets)
+            total = (1 - self.share) * _scalar(call("loss", self.loss, output, targets), output)
         if self.distills:
             if self.reading is None:
                 raise CallError("Distillation starts with a reading of the original's output.")
