@@ -468,7 +468,8 @@ def test_the_script_is_installed_and_a_closed_pipe_is_no_error(place: Place) -> 
 
 
 def test_progress_reaches_the_bar(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("taut.core.showing.PATIENCE", 0.0)
+    monkeypatch.setattr("taut.core.showing.PATIENCE", 1e-9)
+    monkeypatch.setattr("taut.core.showing.UNNOTICED", 0.0)
     found = place("compress", "NETS:build", "--budget", "params=0.5", "--out", "small")
     assert found.code == 0
     lines = found.err.splitlines()

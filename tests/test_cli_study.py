@@ -11,7 +11,6 @@ from pathlib import Path
 
 import pytest
 
-from taut.cli import studying
 from test_cli import Place, place
 
 __all__ = ["place"]
@@ -67,10 +66,11 @@ def test_ctrl_c_says_how_to_go_on(place: Place, monkeypatch: pytest.MonkeyPatch)
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(studying, "run_study", interrupted)
+    monkeypatch.setattr("taut.studies.studying.study", interrupted)
     found = place("study", "NETS:build", "--out", "o")
     assert found.code == 130
-    assert found.err.startswith("Interrupted. The same command goes on: finished runs are kept in o.")
+    goes_on = "The same command goes on: finished runs are kept in o."
+    assert found.err == f"error: interrupted; nothing was left half-written. {goes_on}\n"
 
 
 @pytest.mark.parametrize(
@@ -78,7 +78,7 @@ def test_ctrl_c_says_how_to_go_on(place: Place, monkeypatch: pytest.MonkeyPatch)
     [
         (("--methods", "nonsense"), "Unknown method 'nonsense'"),
         (("--methods", "svd(rank=)"), "key=value"),
-        (("--sizes", "half"), "fractions such as 0.5,0.25"),
+        (("--sizes", "half"), "fractions such as 0.5,25%"),
         (("--sizes", "4"), "fraction kept"),
         (("--seeds", "0"), "--seeds"),
         (("--jobs", "0"), "--jobs"),

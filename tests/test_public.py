@@ -44,6 +44,7 @@ def test_all_is_sorted_and_resolves(package: str) -> None:
 
 def test_nothing_else_of_ours_is_public() -> None:
     """Submodules appear as attributes once imported; functions and classes must be in `__all__`."""
+    assert all(hasattr(taut, name) for name in taut.__all__)  # imported when they are first asked for
     own = {
         name
         for name, value in vars(taut).items()
@@ -58,8 +59,20 @@ def test_public_names_are_in_the_documentation() -> None:
     assert set(taut.__all__) <= words, set(taut.__all__) - words
 
 
+def test_dir_is_complete_before_anything_is_imported() -> None:
+    code = (
+        "import sys, taut; assert {*taut.__all__, 'methods', 'measure', '__doc__'} <= set(dir(taut)); "
+        "assert 'torch' not in sys.modules; "
+        "assert taut.methods.SVD; from taut import *; assert Budget and compress; "
+        "assert not hasattr(taut, 'nonsense'); assert set(taut._HOMES) == set(taut.__all__)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
+
+
 def test_importing_taut_prints_nothing_and_needs_no_extra() -> None:
-    code = "import sys, taut; assert not {'matplotlib', 'mlxtend', 'onnx', 'typer'} & set(sys.modules), sys.modules"
+    extras = "{'matplotlib', 'mlxtend', 'onnx', 'typer'}"
+    code = f"import sys, taut; assert taut.compress; assert not {extras} & set(sys.modules), sys.modules"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout, done.stderr) == (0, "", "")
 

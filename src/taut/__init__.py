@@ -12,22 +12,26 @@ Whole networks are pruned by `taut.whole(net, "mfbp", sparsity=0.95)`, in steps 
 `taut.export` writes ONNX and OpenVINO files.
 """
 
-from taut.artifact.checkpoint import load, save
-from taut.artifact.comparison import Comparison, compare
-from taut.artifact.exporting import Export, export
-from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
-from taut.measure.accuracy import Metric
-from taut.planning.application import apply
-from taut.planning.damage_measurement import sensitivity
-from taut.planning.plan import plan, whole
-from taut.search.compression import Result, compress
-from taut.search.exploration import explore
-from taut.search.front import Front
-from taut.structure.observation import observe
-from taut.structure.statistics import Statistics
-from taut.structure.tracing import trace
-from taut.training.finetuning import Finetune, finetune
-from taut.types import Budget, Network, Plan, Stage, Step, alternate, cascade, ramp
+import importlib as _importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from taut.artifact.checkpoint import load, save
+    from taut.artifact.comparison import Comparison, compare
+    from taut.artifact.exporting import Export, export
+    from taut.errors import ArtifactError, BudgetError, CallError, DataError, ModelError, TautError
+    from taut.measure.accuracy import Metric
+    from taut.planning.application import apply
+    from taut.planning.damage_measurement import sensitivity
+    from taut.planning.plan import plan, whole
+    from taut.search.compression import Result, compress
+    from taut.search.exploration import explore
+    from taut.search.front import Front
+    from taut.structure.observation import observe
+    from taut.structure.statistics import Statistics
+    from taut.structure.tracing import trace
+    from taut.training.finetuning import Finetune, finetune
+    from taut.types import Budget, Network, Plan, Stage, Step, alternate, cascade, ramp
 
 __all__ = [
     "ArtifactError",
@@ -65,3 +69,80 @@ __all__ = [
     "trace",
     "whole",
 ]
+
+_HOMES = {
+    "ArtifactError": "taut.errors",
+    "Budget": "taut.types",
+    "BudgetError": "taut.errors",
+    "CallError": "taut.errors",
+    "Comparison": "taut.artifact.comparison",
+    "DataError": "taut.errors",
+    "Export": "taut.artifact.exporting",
+    "Finetune": "taut.training.finetuning",
+    "Front": "taut.search.front",
+    "Metric": "taut.measure.accuracy",
+    "ModelError": "taut.errors",
+    "Network": "taut.types",
+    "Plan": "taut.types",
+    "Result": "taut.search.compression",
+    "Stage": "taut.types",
+    "Statistics": "taut.structure.statistics",
+    "Step": "taut.types",
+    "TautError": "taut.errors",
+    "alternate": "taut.types",
+    "apply": "taut.planning.application",
+    "cascade": "taut.types",
+    "compare": "taut.artifact.comparison",
+    "compress": "taut.search.compression",
+    "explore": "taut.search.exploration",
+    "export": "taut.artifact.exporting",
+    "finetune": "taut.training.finetuning",
+    "load": "taut.artifact.checkpoint",
+    "observe": "taut.structure.observation",
+    "plan": "taut.planning.plan",
+    "ramp": "taut.types",
+    "save": "taut.artifact.checkpoint",
+    "sensitivity": "taut.planning.damage_measurement",
+    "trace": "taut.structure.tracing",
+    "whole": "taut.planning.plan",
+}
+"""Where the public names are defined: torch is imported with the first of them, so that `taut --help` need not wait."""
+
+_ROOMS = (
+    "artifact",
+    "core",
+    "criteria",
+    "decompose",
+    "errors",
+    "measure",
+    "methods",
+    "nn",
+    "planning",
+    "recipe",
+    "recovery",
+    "report",
+    "search",
+    "structure",
+    "studies",
+    "training",
+    "types",
+)
+"""Packages that are attributes of this one without an import of their own."""
+
+if not TYPE_CHECKING:  # else every name would be one
+
+    def __getattr__(name: str) -> object:
+        """A public name, imported when it is first asked for."""
+        if name in _ROOMS:
+            return _importlib.import_module(f"{__name__}.{name}")
+        if name not in _HOMES:
+            raise AttributeError(f"module '{__name__}' has no attribute '{name}'")
+        _importlib.import_module(f"{__name__}.methods")  # plans know their methods by name
+        value = getattr(_importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+
+
+def __dir__() -> list[str]:
+    """All names, those not imported yet included."""
+    return sorted({*globals(), *__all__, *_ROOMS})

@@ -64,11 +64,15 @@ def test_the_command_line_is_silent_in_a_pipe_until_it_takes_long(
     clock: Clock, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with showing(piped=True):
-        list(track([1], "observing"))
+        list(track([1], "tracing"))
+        with stage("observing", 1) as step:
+            clock.now += 0.5
+            step()
         assert capsys.readouterr().err == ""
-        clock.now = 3.0
-        list(track([1], "refitting"))
-    assert capsys.readouterr().err == "observing: 1 of 1, 0.0 s\nrefitting: 1 of 1, 0.0 s\n"
+        with stage("refitting", 1) as step:
+            clock.now += 2
+            step()
+    assert capsys.readouterr().err == "observing: 1 of 1, 0.5 s\nrefitting: 1 of 1, 2.0 s\n"
 
 
 def test_in_python_a_pipe_hears_nothing_unasked(clock: Clock, capsys: pytest.CaptureFixture[str]) -> None:

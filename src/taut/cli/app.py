@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from importlib.metadata import version
 from typing import Annotated
 
 import typer
@@ -44,6 +43,8 @@ for command in (
 
 def _print_version(wanted: bool) -> None:
     if wanted:
+        from importlib.metadata import version
+
         typer.echo(f"taut {version('taut')}")
         raise typer.Exit
 
@@ -66,8 +67,3 @@ def run(arguments: Sequence[str] | None = None) -> int:
             return command.main(args=arguments, prog_name="taut", standalone_mode=False)
 
     return failures.guarded(invoke)
-
-
-def main() -> None:
-    """Entry point of the `taut` script."""
-    raise SystemExit(run())

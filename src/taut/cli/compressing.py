@@ -5,25 +5,24 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import nn
 
 import taut
-from taut.artifact.checkpoint import check_folder, is_folder
-from taut.artifact.manifest import OURS
-from taut.cli import models, tasks, unfinished
+from taut.cli import models, signals, tasks, unfinished
 from taut.cli.options import Base, BudgetText, Compare, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
 from taut.cli.output import say, show
 from taut.core.atomic_folder import rehearse, rehearse_within
 from taut.core.files import NEW
-from taut.core.randomness import check_seed
 from taut.errors import CallError, TautError
-from taut.measure.timing import Timing
-from taut.methods import choose
-from taut.recipe import Recipe, Training
-from taut.search.front import check_plot
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from taut.measure.timing import Timing
+    from taut.recipe import Recipe, Training
+    from taut.types.budget import Budget
 
 
 def explore(
@@ -41,11 +40,23 @@ def explore(
     plot: Annotated[Path | None, typer.Option(help="Draw the front into this image file (.svg, .png).")] = None,
 ) -> None:
     """Measure what a model can become, from 1x to 16x smaller; nothing is chosen or saved."""
+    _require(model, task, weights, base, recipe)
     wish = _wish(recipe, None, methods, seed, compare)
     if plot is not None:
+        from taut.search.front import check_plot
+
         check_plot(plot)
         rehearse_within(plot.parent, NEW + plot.name)
-    front = _front(models.load(model, weights, base), tasks.read(task), wish, out)
+    net, job = models.load(model, weights, base), tasks.read(task)
+    signals.work_begins()
+    try:
+        front = _front(net, job, wish, out)
+    except KeyboardInterrupt:
+        if out is not None:
+            signals.advise(f"The same command goes on: the points that were measured are kept in {out}.")
+        else:
+            signals.advise("With --out FOLDER the points that are measured are kept, and the same command goes on.")
+        raise
     show(front)
     if plot is not None:
         front.plot(plot)
@@ -78,7 +89,11 @@ def compress(
     seed: Seed = None,
 ) -> None:
     """Compress a model to a budget and save it. Without a budget: show what is possible, change nothing."""
-    wish = _wish(recipe, budget, methods, seed, compare)
+    wanted = _budget(budget)
+    _require(model, task, weights, base, recipe)
+    from taut.recipe import Training
+
+    wish = _wish(recipe, wanted, methods, seed, compare)
     if epochs is not None:
         wish = replace(wish, finetune=replace(wish.finetune or Training(), epochs=epochs))
     if cascade:
@@ -89,6 +104,7 @@ def compress(
     if wish.budget is not None:
         _check(out, overwrite)
     net, job = models.load(model, weights, base), tasks.read(task)
+    signals.work_begins()
     if wish.budget is None:
         show(_front(net, job, wish, None))
         say("No budget was given, so nothing was changed. Choose a row, and say for example --budget macs=0.25.")
@@ -104,16 +120,19 @@ def resume(
     base: Base = None,
 ) -> None:
     """Go on with a `taut compress` that was interrupted, to the result that it would have had."""
+    _require(model, task, weights, base, None)
     wish = unfinished.requested(out)
-    rehearse(out, OURS)
-    _run(models.load(model, weights, base), tasks.read(task), wish, out, overwrite=False)
+    _rehearse(out)
+    net, job = models.load(model, weights, base), tasks.read(task)
+    signals.work_begins()
+    _run(net, job, wish, out, overwrite=False)
 
 
 def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bool) -> None:
     """Compress, train where that is wished, save; what is interrupted can be resumed."""
     if wish.budget is None:
         raise CallError("The unfinished run names no budget.")
-    training, new = _finetune(job, wish.finetune), not is_folder(out)
+    training, new = _finetune(job, wish.finetune), not models.is_folder(out)
     state = unfinished.begin(out, wish, overwrite=overwrite)
     try:
         result = taut.compress(
@@ -144,13 +163,13 @@ def _settle(error: BaseException, job: tasks.Task, out: Path, state: Path, *, ne
     elif isinstance(finished, taut.Result):
         finished.save(out, overwrite=True)
         say(f"The model that was finished by then is saved in {out}, without its metric and times.")
-        if is_folder(state):
+        if models.is_folder(state):
             say(f"`taut resume` with the same MODEL, --task and --out {out} goes on with the training.")
         else:
             unfinished.end(out)
     elif isinstance(error, KeyboardInterrupt):
-        say(f"Interrupted. `taut resume` with the same MODEL, --task and --out {out} goes on.")
-    elif not is_folder(state):  # nothing was trained: there is nothing worth resuming
+        signals.advise(f"`taut resume` with the same MODEL, --task and --out {out} goes on.")
+    elif not models.is_folder(state):  # nothing was trained: there is nothing worth resuming
         unfinished.end(out)
         if new:
             with suppress(OSError):
@@ -167,8 +186,10 @@ def _finetune(job: tasks.Task, wish: Training | None) -> taut.Finetune | None:
 def _check(out: Path, overwrite: bool) -> None:
     """Whether the folder can be written, before the long work."""
     if unfinished.only_unfinished(out):
-        rehearse(out, OURS)
+        _rehearse(out)
         return
+    from taut.artifact.checkpoint import check_folder
+
     try:
         check_folder(out, overwrite=overwrite)
     except CallError as error:
@@ -204,15 +225,43 @@ def _unchecked(job: tasks.Task) -> None:
         say(f"'{job.path}' defines no calibration(): the weights alone decided, and nothing was refitted.")
 
 
+def _rehearse(out: Path) -> None:
+    from taut.artifact.manifest import OURS
+
+    rehearse(out, OURS)
+
+
+def _budget(budget: Budget | str | None) -> Budget | None:
+    from taut.types.budget import Budget
+
+    return None if budget is None else Budget.of(budget)
+
+
+def _require(model: str, task: Path, weights: Path | None, base: str | None, recipe: Path | None) -> None:
+    """Find out before torch is imported whether the files that are named are there."""
+    tasks.require(task)
+    models.require(model, weights, base)
+    if recipe is not None and not recipe.is_file():
+        raise CallError(f"The recipe '{recipe}' cannot be read: there is no such file.")
+
+
 def _wish(
-    recipe: Path | None, budget: str | None, methods: str | None, seed: int | None, compare: str | None = None
+    recipe: Path | None,
+    budget: Budget | str | None,
+    methods: str | None,
+    seed: int | None,
+    compare: str | None = None,
 ) -> Recipe:
     """The recipe, overridden by the options that were given."""
+    from taut.core.randomness import check_seed
+    from taut.methods import choose
+    from taut.recipe import Recipe
+
     written = Recipe() if recipe is None else Recipe.read(recipe)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
     return replace(
         written,
-        budget=written.budget if budget is None else taut.Budget.of(budget),
+        budget=_budget(budget) or written.budget,
         methods=written.methods if names is None else choose(names),
         compare=written.compare if compare is None else _timing(compare),
         seed=written.seed if seed is None else check_seed(seed),

@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
+from taut.cli import signals
 from taut.cli.output import show
-from taut.demo import run
 
 
 def demo(
@@ -16,5 +16,8 @@ def demo(
     seed: Annotated[int, typer.Option(help="Seed of split, training and compression.")] = 0,
 ) -> None:
     """Train a small network on real digits, compress it, and show what it cost and brought."""
+    from taut.demo import run
+
+    signals.work_begins()
     for paragraph in run(out, seed):
         show(paragraph, "")

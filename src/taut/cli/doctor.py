@@ -6,11 +6,10 @@ import os
 import platform
 from importlib.metadata import PackageNotFoundError, version
 
-import torch
 import typer
-from torch import nn
 
 import taut
+from taut.cli import signals
 from taut.cli.failures import BAD_DATA
 from taut.cli.output import show
 from taut.core import text
@@ -27,6 +26,9 @@ EXTRAS = {
 
 def doctor() -> None:
     """Print versions, threads, CPU features and extras, and compress a tiny network as a test."""
+    import torch  # noqa: F401 - the first of what takes seconds
+
+    signals.work_begins()
     rows = [*_versions(), *_machine(), *_extras()]
     show(text.table(("", "found"), rows))
     problems = [*_threads(), *_self_test()]
@@ -50,6 +52,8 @@ def _versions() -> list[tuple[str, str]]:
 
 
 def _machine() -> list[tuple[str, str]]:
+    import torch
+
     devices = [torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())]
     return [
         ("system", f"{platform.system()} {platform.machine()}"),
@@ -76,6 +80,8 @@ def _cores() -> int:
 
 
 def _threads() -> list[str]:
+    import torch
+
     if torch.get_num_threads() <= _cores():
         return []
     return [f"torch uses {torch.get_num_threads()} threads on {_cores()} cores: set OMP_NUM_THREADS={_cores()}."]
@@ -83,6 +89,9 @@ def _threads() -> list[str]:
 
 def _self_test() -> list[str]:
     """A layer of rank 4 must come out smaller and with the same outputs."""
+    import torch
+    from torch import nn
+
     with torch.random.fork_rng(devices=()), torch.no_grad():
         torch.manual_seed(0)
         low_rank = nn.Linear(32, 32)

@@ -8,8 +8,7 @@ from typing import Annotated
 import typer
 
 import taut
-from taut.artifact.exporting import check_target
-from taut.cli import models, tasks
+from taut.cli import models, signals, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
 
@@ -22,5 +21,11 @@ def export(
     base: Base = None,
 ) -> None:
     """Write a model for another runtime, and check there that it computes the same; else nothing is written."""
+    tasks.require(task)
+    models.require(model, weights, base)
+    from taut.artifact.exporting import check_target
+
     check_target(file)
-    show(taut.export(models.load(model, weights, base), tasks.read(task).example, file))
+    net, example = models.load(model, weights, base), tasks.read(task).example
+    signals.work_begins()
+    show(taut.export(net, example, file))

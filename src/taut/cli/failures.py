@@ -9,12 +9,12 @@ from typing import Any
 
 import typer
 
+from taut.cli import signals
 from taut.cli.output import one_line, say
 from taut.errors import TautError
 
 WRONG_CALL = 2
 BAD_DATA = 4
-INTERRUPTED = 130
 
 
 def guarded(action: Callable[[], object]) -> int:
@@ -34,12 +34,12 @@ def guarded(action: Callable[[], object]) -> int:
             raise
         return _told(error)
     # typer itself turns Ctrl-C inside a command into this return value
-    return _interrupted() if result == INTERRUPTED else result if isinstance(result, int) else 0
+    return _interrupted() if result == signals.INTERRUPTED else result if isinstance(result, int) else 0
 
 
 def _interrupted() -> int:
-    say("error: interrupted; nothing was left half-written.")
-    return INTERRUPTED
+    say(signals.message())
+    return signals.exit_code()
 
 
 def _told(error: Exception) -> int:

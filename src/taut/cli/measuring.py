@@ -3,26 +3,32 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
-from torch import nn
 
 import taut
-from taut.artifact.checkpoint import is_folder
-from taut.cli import models, tasks
+from taut.cli import models, signals, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import show
 from taut.core import text
-from taut.measure import Score, busy_note, measure, model_times
-from taut.structure.calling import read_example
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from taut.measure import Score
 
 
 def evaluate(model: ModelArgument, task: TaskFile, weights: Weights = None, base: Base = None) -> None:
     """Print the task's metric of a model, with a 95 % interval where the number of samples is known."""
+    tasks.require(task)
+    models.require(model, weights, base)
+    from taut.measure import measure
+
     job = tasks.read(task)
     metric = job.required_evaluate("evaluate")
     net = models.load(model, weights, base)
+    signals.work_begins()
     taut.trace(net, job.example)
     score = measure(metric, net)
     show(_shown(score))
@@ -45,8 +51,13 @@ def benchmark(
     ] = None,
 ) -> None:
     """Print the latency of a model on the task's example, alone or against a second one."""
+    tasks.require(task)
+    models.require(model, weights, base or _base(model, against))
+    if against is not None:
+        models.require(against, against_weights, base or _base(against, model))
     job = tasks.read(task)
     net = models.load(model, weights, base or _base(model, against))
+    signals.work_begins()
     taut.trace(net, job.example)
     if against is None:
         show(_alone(net, job, rounds))
@@ -58,10 +69,13 @@ def benchmark(
 
 def _base(model: str, other: str | None) -> str | None:
     """A saved folder beside a factory is most likely built from it."""
-    return other if other is not None and is_folder(model) and not is_folder(other) else None
+    return other if other is not None and models.is_folder(model) and not models.is_folder(other) else None
 
 
 def _alone(net: nn.Module, job: tasks.Task, rounds: int | None) -> str:
+    from taut.measure import busy_note, model_times
+    from taut.structure.calling import read_example
+
     example = read_example(net, job.example)
     times = model_times(net, example, rounds)
     rows = [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import importlib
+import importlib.util
 import pickle
 import sys
 import warnings
@@ -11,16 +12,14 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import reduce
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import safetensors.torch
-import torch
-from torch import Tensor, nn
-
-from taut.artifact import checkpoint
-from taut.core.atomic_folder import recover
+from taut.core.atomic_folder import present, recover
 from taut.core.user_code import named
 from taut.errors import ArtifactError, CallError, ModelError, TautError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
 
 NESTED = ("state_dict", "model_state_dict", "model")
 """Where training scripts keep the state dict inside a checkpoint."""
@@ -34,16 +33,52 @@ def load(spec: str, weights: Path | None = None, base: str | None = None) -> nn.
         ModelError: the factory raised.
         ArtifactError: the weights or the folder are damaged, refused, or do not fit.
     """
-    if checkpoint.is_folder(spec):
-        if base is None:
-            raise CallError(f"'{spec}' is a folder: --base package.module:factory must say what builds its original.")
-        if weights is not None:
-            raise CallError(f"--weights belongs to a factory; the folder '{spec}' holds its own weights.")
-        return checkpoint.load(spec, base=factory(base))
+    require(spec, weights, base)
+    if is_folder(spec) and base is not None:
+        build = factory(base)
+        from taut.artifact import checkpoint
+
+        return checkpoint.load(spec, base=build)
     model = factory(spec)()
     if weights is not None:
         fill(model, weights)
     return model.eval()
+
+
+def require(spec: str, weights: Path | None = None, base: str | None = None) -> None:
+    """Find out before all that takes long whether what is named can be there.
+
+    Raises:
+        CallError: there is no such folder or file, or the options do not go together.
+    """
+    if is_folder(spec):
+        if base is None:
+            raise CallError(f"'{spec}' is a folder: --base package.module:factory must say what builds its original.")
+        if weights is not None:
+            raise CallError(f"--weights belongs to a factory; the folder '{spec}' holds its own weights.")
+    else:
+        top = _divided(spec)[0].partition(".")[0]
+        _search_here()
+        if not top or (top not in sys.modules and importlib.util.find_spec(top) is None):
+            raise CallError(f"There is no module '{top}' here or among the installed packages.")
+    if weights is not None:
+        recover(weights.parent)
+        if not weights.is_file():
+            raise CallError(f"There is no weights file '{weights}'.")
+
+
+def is_folder(spec: str | Path) -> bool:
+    """Whether it is a folder, once what a killed `save` had set aside is back in its place."""
+    from taut.artifact.manifest import OURS
+
+    return present(spec, OURS)
+
+
+def _divided(spec: str) -> tuple[str, str]:
+    module_name, _, name = spec.partition(":")
+    if not module_name or not name:
+        raise CallError(f"MODEL must be package.module:factory or an existing folder that taut saved. Got '{spec}'.")
+    return module_name, name
 
 
 def factory(spec: str) -> Callable[[], nn.Module]:
@@ -53,14 +88,14 @@ def factory(spec: str) -> Callable[[], nn.Module]:
         CallError: no such module or name, or it is neither a network nor something to call.
         ModelError: importing the module raised.
     """
-    module_name, _, name = spec.partition(":")
-    if not module_name or not name:
-        raise CallError(f"MODEL must be package.module:factory or an existing folder that taut saved. Got '{spec}'.")
+    module_name, name = _divided(spec)
     module = _imported(module_name)
     try:
         found: Any = reduce(getattr, name.split("."), module)
     except AttributeError:
         raise CallError(f"The module '{module_name}' has no '{name}'.") from None
+    from torch import nn
+
     if isinstance(found, nn.Module):
         return lambda: copy.deepcopy(found)
     if not callable(found):
@@ -68,9 +103,14 @@ def factory(spec: str) -> Callable[[], nn.Module]:
     return lambda: _built(spec, found)
 
 
-def _imported(name: str) -> Any:
+def _search_here() -> None:
+    """Modules of the current folder are found, too."""
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.insert(0, str(Path.cwd()))
+
+
+def _imported(name: str) -> Any:
+    _search_here()
     try:
         with _exits_named(name):
             return importlib.import_module(name)
@@ -95,6 +135,8 @@ def _exits_named(name: str) -> Iterator[None]:
 def _built(spec: str, build: Callable[[], Any]) -> nn.Module:
     with named(f"The factory '{spec}'", ModelError):
         model = build()
+    from torch import nn
+
     if not isinstance(model, nn.Module):
         raise CallError(f"The factory '{spec}' must return a torch.nn.Module. Got {type(model).__name__}.")
     return model
@@ -107,6 +149,8 @@ def fill(model: nn.Module, path: Path) -> None:
         CallError: there is no such file.
         ArtifactError: it is damaged, would run code, or does not fit; the first names that differ are given.
     """
+    from torch import nn
+
     weights = _state_dict(_read(path), path)
     nn.modules.utils.consume_prefix_in_state_dict_if_present(weights, "module.")  # left by DataParallel
     own = model.state_dict()
@@ -130,6 +174,9 @@ def _read(path: Path) -> Any:
     recover(path.parent)
     if not path.is_file():
         raise CallError(f"There is no weights file '{path}'.")
+    import safetensors.torch
+    import torch
+
     try:
         if path.suffix == ".safetensors":
             return safetensors.torch.load_file(path)
@@ -145,6 +192,8 @@ def _read(path: Path) -> Any:
 
 
 def _state_dict(content: Any, path: Path) -> dict[str, Tensor]:
+    from torch import Tensor
+
     inner = content
     if isinstance(content, Mapping):
         inner = next((content[key] for key in NESTED if isinstance(content.get(key), Mapping)), content)

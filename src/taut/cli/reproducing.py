@@ -7,12 +7,10 @@ from typing import Annotated
 
 import typer
 
+from taut.cli import signals
 from taut.cli.output import say, show
 from taut.core.files import write_atomic
 from taut.errors import CallError
-from taut.studies import claims
-from taut.studies.reproducing import find_experiments, studies
-from taut.studies.reproducing import reproduce as run_study
 
 BOUND_FAILED = 1
 
@@ -30,14 +28,18 @@ def reproduce(
     experiments: Annotated[Path | None, typer.Option(help="Folder of studies, if not that of this checkout.")] = None,
 ) -> None:
     """Run a study of this project again, and check its stated bounds; exit 1 if one fails."""
+    if data is not None and not data.is_dir():
+        raise CallError(f"There is no data folder '{data}'.")
+    from taut.studies.reproducing import find_experiments, studies
+    from taut.studies.reproducing import reproduce as run_study
+
+    signals.work_begins()
     folder = find_experiments(experiments)
     if listing:
         _list(folder, out)
         return
     if name is None:
         raise CallError(f"Which study? There are: {', '.join(studies(folder))}. --list shows what they check.")
-    if data is not None and not data.is_dir():
-        raise CallError(f"There is no data folder '{data}'.")
     holds, target = run_study(name, experiments=folder, data=data, out=out, paper=paper, quick=quick, seeds=seeds)
     table = target / "table.md"
     if table.exists():
@@ -49,6 +51,9 @@ def reproduce(
 
 
 def _list(folder: Path, out: Path | None) -> None:
+    from taut.studies import claims
+    from taut.studies.reproducing import studies
+
     sources = claims.read_sources(folder)
     if out is not None:
         write_atomic(out, claims.markdown(sources).encode())

@@ -5,17 +5,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from taut.cli import models, tasks
+from taut.cli import models, signals, tasks
 from taut.cli.options import Base, ModelArgument, TaskFile, Weights
 from taut.cli.output import say, show
-from taut.studies.making import Subject
-from taut.studies.studying import PICTURE, TABLE
-from taut.studies.studying import study as run_study
-from taut.studies.wishes import Grid, read_sizes, split
+
+if TYPE_CHECKING:
+    from taut.studies.making import Subject
 
 
 @dataclass(frozen=True)
@@ -33,6 +32,8 @@ class Asked:
 
     def __call__(self) -> Subject:
         """The model and its task."""
+        from taut.studies.making import Subject
+
         job = tasks.read(self.task)
         metric = job.required_evaluate("study")
         net = models.load(self.model, self.weights, self.base)
@@ -53,23 +54,30 @@ def study(
             metavar="NAME,...",
             help='Names (`taut methods`), with settings as "tucker(metric=fisher)"; auto: the default ones together.',
         ),
-    ] = ",".join(Grid.methods),
+    ] = "auto,magnitude",
     sizes: Annotated[
         str, typer.Option(metavar="FRACTION,...", help="What is kept of the parameters; of the weights, if pruned.")
-    ] = ",".join(map("{:g}".format, Grid.sizes)),
-    seeds: Annotated[int, typer.Option(min=1, help="How often each run is repeated.")] = Grid.seeds,
+    ] = "0.5,0.25,0.125",
+    seeds: Annotated[int, typer.Option(min=1, help="How often each run is repeated.")] = 1,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Train every model that long, the uncompressed control too.")
     ] = None,
     jobs: Annotated[int, typer.Option(min=1, help="Runs at a time, each in a process of its own.")] = 1,
 ) -> None:
     """Run methods x sizes x seeds on a model, and write what each result costs and is worth."""
+    tasks.require(task)
+    models.require(model, weights, base)
+    from taut.studies import studying
+    from taut.studies.wishes import Grid, read_sizes, split
+
     grid = Grid(split(methods), read_sizes(sizes), seeds, epochs)
+    signals.work_begins()
     try:
-        run_study(Asked(model, weights, base, task), out, grid, jobs)
+        studying.study(Asked(model, weights, base, task), out, grid, jobs)
     except KeyboardInterrupt:
-        say(f"Interrupted. The same command goes on: finished runs are kept in {out}.")
+        signals.advise(f"The same command goes on: finished runs are kept in {out}.")
         raise
-    show((out / TABLE).read_text())
-    picture = f", the picture {PICTURE}" if (out / PICTURE).exists() else "; a picture needs pip install 'taut[report]'"
+    show((out / studying.TABLE).read_text())
+    name = studying.PICTURE
+    picture = f", the picture {name}" if (out / name).exists() else "; a picture needs pip install 'taut[report]'"
     say(f"All runs are in {out}{picture}.")

@@ -8,14 +8,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from torch import nn
+from typing import TYPE_CHECKING, Any
 
 from taut.core.atomic_folder import recover
 from taut.core.progress import stage
 from taut.core.user_code import call, named
 from taut.errors import CallError
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,17 @@ class Task:
         return self.evaluate
 
 
+def require(path: Path) -> None:
+    """Find out before all that takes long whether the file is there.
+
+    Raises:
+        CallError: it is not.
+    """
+    recover(path.parent)
+    if not path.is_file():
+        raise CallError(f"There is no task file '{path}'.")
+
+
 def read(path: Path) -> Task:
     """Import the file and call its example().
 
@@ -79,9 +91,7 @@ def read(path: Path) -> Task:
         CallError: there is no such file, or it does not define example().
         DataError: importing it or calling example() raised.
     """
-    recover(path.parent)
-    if not path.is_file():
-        raise CallError(f"There is no task file '{path}'.")
+    require(path)
     module = _imported(path)
     example, evaluate = _function(module, path, "example"), _function(module, path, "evaluate")
     calibration = _function(module, path, "calibration") or _function(module, path, "train_loader")

@@ -9,15 +9,15 @@ from __future__ import annotations
 from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from taut.artifact.checkpoint import is_folder
-from taut.artifact.manifest import OURS
+from taut.cli.models import is_folder
 from taut.core.atomic_folder import discard, recover
 from taut.core.files import NEW, TRY, guarded, read, seal, unseal, write_atomic
 from taut.errors import ArtifactError, CallError
-from taut.methods import settings
-from taut.recipe import Recipe
+
+if TYPE_CHECKING:
+    from taut.recipe import Recipe
 
 UNFINISHED, REQUEST, TRAINING = "unfinished", "request.json", "training"
 
@@ -53,6 +53,8 @@ def requested(out: Path) -> Recipe:
     path = _folder(out) / REQUEST
     if not path.exists():
         raise CallError(f"There is nothing to resume in '{out}': no run was left unfinished there.")
+    from taut.recipe import Recipe
+
     return Recipe.of(unseal(read(path), REQUEST)["recipe"])
 
 
@@ -71,6 +73,8 @@ def end(out: Path) -> None:
 
 def _folder(out: Path) -> Path:
     """The folder of the unfinished run, once what a killed `save` had set aside is back in its place."""
+    from taut.artifact.manifest import OURS
+
     return recover(out, OURS) / UNFINISHED
 
 
@@ -82,6 +86,8 @@ def _described(wish: Recipe) -> dict[str, Any]:
     if wish.budget is not None:
         recipe["budget"] = {key: value for key, value in asdict(wish.budget).items() if value is not None}
     if wish.methods is not None:
+        from taut.methods import settings
+
         recipe["methods"] = [{method.name: settings(method)} for method in wish.methods]
     if wish.finetune is not None:
         recipe["finetune"] = {key: value for key, value in asdict(wish.finetune).items() if value is not None}

@@ -39,6 +39,9 @@ PATIENCE = 2.0
 SHORT = 1.0
 """Seconds below which a stage that was shown before gets no line of its own in a pipe."""
 
+UNNOTICED = 0.1
+"""Seconds below which a stage gets no line that nobody asked for."""
+
 HEARTBEAT = 20.0
 """Seconds without a line in a pipe after which one says how far the work is."""
 
@@ -180,7 +183,7 @@ class Lines(Written):
         self._shown: set[str] = set()
         self._kept: list[str] = []
         self._last = time.monotonic()
-        self._from = self._last + patience
+        self._from, self._least = self._last + patience, UNNOTICED if patience else 0.0
 
     def changed(self) -> None:
         """Say how far the work is where nothing was said for long."""
@@ -189,7 +192,8 @@ class Lines(Written):
 
     def ended(self, stage: Running) -> None:
         """Write the stage with its time; of short ones that come again only the first."""
-        if stage.description in self._shown and time.monotonic() - stage.since < SHORT:
+        seconds = time.monotonic() - stage.since
+        if seconds < (SHORT if stage.description in self._shown else self._least):
             return
         self._shown.add(stage.description)
         self._write(str(stage))

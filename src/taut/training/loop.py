@@ -13,7 +13,7 @@ import signal
 import threading
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -240,20 +240,28 @@ class Trainer:
 
 @contextmanager
 def _interrupts() -> Iterator[Callable[[], bool]]:
-    """Ctrl-C noted, so that the batch is finished and the state saved; a second one takes effect at once."""
+    """Ctrl-C noted, so that the batch is finished and the state saved; a second one takes effect at once.
+
+    So is SIGTERM, where somebody handles it, as the command line does.
+    """
     caught = threading.Event()
     if threading.current_thread() is not threading.main_thread():
         yield caught.is_set
         return
-    old = signal.getsignal(signal.SIGINT)
+    old = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+    handled = [number for number, handler in old.items() if number == signal.SIGINT or callable(handler)]
 
     def note(number: int, frame: Any) -> None:
-        if caught.is_set() and callable(old):
-            old(number, frame)
+        handler = old[signal.Signals(number)]
+        if callable(handler) and (caught.is_set() or number == signal.SIGTERM):
+            with nullcontext() if caught.is_set() else suppress(KeyboardInterrupt):
+                handler(number, frame)  # SIGTERM at once: whoever handles it notes it, or ends
         caught.set()
 
-    signal.signal(signal.SIGINT, note)
+    for number in handled:
+        signal.signal(number, note)
     try:
         yield caught.is_set
     finally:
-        signal.signal(signal.SIGINT, old)
+        for number in handled:
+            signal.signal(number, old[number])
