@@ -108,9 +108,7 @@ def test_batches_with_and_without_targets(batch, targets):
     assert found is targets if not isinstance(targets, dict) else found == targets
 
 
-@pytest.mark.parametrize(
-    "batch", [Y, (Y, X), (X, Y, Y), {"x": X}, X[0], None, "text", [], X.bool(), (X[0], Y)], ids=describe
-)
+@pytest.mark.parametrize("batch", [Y, (Y, X), {"x": Y}, X[0], None, "text", [], X.bool(), (X[0], Y)], ids=describe)
 def test_batches_of_another_structure_show_both(batch):
     with pytest.raises(DataError) as caught:
         EXAMPLE.inputs_of(batch)
@@ -210,7 +208,7 @@ def test_unusable_data_are_refused_by_name():
         collect(EXAMPLE, [], 10)
     with pytest.raises(DataError, match=r"must be an iterable of batches\. Got int"):
         collect(EXAMPLE, 3, 10)
-    with pytest.raises(DataError, match=r"must look like the example, float32\[2, 3\].*Got \[int64\[8\]\]"):
+    with pytest.raises(DataError, match=r"must look like the example, float32\[2, 3\].*Got int64\[8\]"):
         collect(EXAMPLE, [Y], 10)
     with pytest.raises(DataError, match="must look like the example"):
         collect(EXAMPLE, Y, 10)

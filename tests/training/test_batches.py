@@ -6,7 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from taut.core.example import Example, Samples
+from taut.core.example import Example
+from taut.core.samples import Samples
 from taut.errors import DataError
 from taut.training.batches import Batches, bounds, share, weight
 

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import chain
 from typing import Any
 
+import torch
+from torch.utils.data import Dataset, IterableDataset
+
 from taut.core.example import Example
+from taut.core.formats import grouped
 from taut.core.nested import fresh
 from taut.core.tensors import detached, plain, tensors
 from taut.core.user_code import batches_of
@@ -29,14 +34,17 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
     """
     batches: list[tuple[Any, Any]] = []
     seen = used = 0
+    number = -1
     in_memory = isinstance(data, list | tuple) or bool(tensors(plain(data)))
-    for batch in batches_of(_batches(example, data), "the calibration data"):
-        inputs, targets = (detached(part) for part in example.inputs_of(batch))
+    for number, batch in enumerate(batches_of(raw_batches(example, data), "the calibration data")):
+        inputs, targets = (detached(part) for part in _read(example, batch, number))
+        if example.is_empty(inputs):
+            continue
         size = example.samples.size(inputs)
         if size > limit - seen and example.divisible:
             inputs, targets = (
                 example.samples.cut(inputs, slice(limit - seen), size),
-                example.samples.part(targets, slice(limit - seen), size),
+                example.samples.part_of_targets(targets, slice(limit - seen), size),
             )
         batches.append((inputs, targets) if in_memory else fresh((inputs, targets)))  # a loader may reuse its memory
         seen += min(size, limit - seen)
@@ -44,32 +52,132 @@ def collect(example: Example, data: Any, limit: int, max_bytes: int = 1 << 28) -
         if seen >= limit or used >= max_bytes:
             break
     if not batches:
+        kind = type(data).__name__
+        if number >= 0:
+            raise DataError(f"The calibration data ({kind}) hold no sample along the batch dimension of any batch.")
         raise DataError(
-            f"The calibration data ({type(data).__name__}) gave no batch. A generator can be read only once: "
-            "pass a list or a DataLoader."
+            f"The calibration data ({kind}) gave no batch. A generator can be read only once: pass a list or a "
+            "DataLoader."
         )
     return batches
 
 
-def _batches(example: Example, data: Any) -> Iterator[Any]:
-    """The batches in `data`; a list of which every item is a batch is a list of batches, even where it has two."""
-    alone = bool(tensors(plain(data))) and not (
-        isinstance(data, list | tuple) and all(_is_batch(example, item) for item in data)
-    )
-    if alone:
-        example.inputs_of(data)
-        return iter([data])
-    if not isinstance(data, Iterable):
-        raise DataError(f"Calibration data must be an iterable of batches. Got {type(data).__name__} instead.")
-    return iter(data)
-
-
-def _is_batch(example: Example, value: Any) -> bool:
+def _read(example: Example, batch: Any, number: int) -> tuple[Any, Any]:
     try:
-        example.inputs_of(value)
-    except DataError:
+        return example.inputs_of(batch)
+    except DataError as error:
+        raise DataError(f"{error} It is batch {number} of the data." if number else str(error)) from None
+
+
+def raw_batches(example: Example, data: Any, *, shuffled: bool = True) -> Iterator[Any]:
+    """The batches in data of any form, as they are.
+
+    One batch; an iterable of batches, such as a DataLoader; a Dataset or an iterable of single samples, which are put
+    together. A list of which every item is a batch is a list of batches, even where it has two.
+
+    Args:
+        example: what a batch must look like.
+        data: the user's.
+        shuffled: whether the samples of a Dataset come in a random order, the same each time: many are sorted.
+
+    Raises:
+        DataError: it is nothing of these.
+    """
+    if _is_one(example, data):
+        return iter([data])
+    if is_indexed(data):
+        return _indexed(example, data, shuffled=shuffled)
+    if not isinstance(data, Iterable) or isinstance(data, str | bytes):
+        raise DataError(f"Calibration data must be an iterable of batches. Got {type(data).__name__} instead.")
+    if isinstance(data, Mapping) and not tensors(plain(data)):
+        raise DataError(f"The data are a {type(data).__name__} of {', '.join(map(str, data))}: give one of them.")
+    return _iterated(example, data)
+
+
+def _is_one(example: Example, data: Any) -> bool:
+    """Whether data are one batch themselves.
+
+    Raises:
+        DataError: they look like one, and are not.
+    """
+    if isinstance(data, list | tuple):
+        converted = plain(data)
+        if not tensors(converted) or all(map(example.is_batch, converted)):
+            return False
+        if len(data) > 2 and all(map(example.is_batch, converted[:2])):
+            return False
+        return example.is_batch(converted) and not example.is_sample(converted[0])
+    if tensors(plain(data)):
+        example.inputs_of(data)
+        return True
+    return False
+
+
+def is_indexed(data: Any) -> bool:
+    """Whether data are read by index, such as a Dataset or a list."""
+    if isinstance(data, list | tuple):
+        return True
+    if isinstance(data, Mapping | str | bytes | IterableDataset) or not hasattr(data, "__getitem__"):
+        return False
+    if not hasattr(data, "__len__") or isinstance(data, Dataset) or not hasattr(data, "__iter__"):
+        return hasattr(data, "__len__")
+    try:
+        data[0]
+    except Exception:  # it is read in another way
         return False
     return True
+
+
+def holds_samples(example: Example, data: Any) -> bool:
+    """Whether data that are read by index hold single samples, to be put together."""
+    return is_indexed(data) and len(data) > 0 and not _is_one(example, data) and example.is_sample(data[0])
+
+
+def _indexed(example: Example, data: Any, *, shuffled: bool) -> Iterator[Any]:
+    count = len(data)
+    if not count or not example.is_sample(data[0]):
+        return (data[index] for index in range(count))
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist() if shuffled else range(count)
+    return together(example, (data[index] for index in order))
+
+
+def _iterated(example: Example, data: Iterable[Any]) -> Iterator[Any]:
+    """What is iterated over: batches, or single samples, as the first is."""
+    items = iter(data)
+    first = next(items, items)
+    if first is items:
+        return
+    whole = chain([first], items)
+    yield from together(example, whole) if example.is_sample(first) else whole
+
+
+BATCH = 32
+"""Samples that are put together, where data come one by one."""
+
+
+def samples_together(example: Example) -> int:
+    """How many single samples make a batch."""
+    return max(BATCH, example.batch) if example.divisible else example.batch
+
+
+def together(example: Example, samples: Iterable[Any]) -> Iterator[Any]:
+    """Batches of single samples; where the model takes no parts of batches, of one size, as far as there are any."""
+    size = samples_together(example)
+    batches = grouped(samples, size, example.batched)
+    return batches if example.divisible else _of_one_size(example, batches, size)
+
+
+def _of_one_size(example: Example, batches: Iterable[Any], size: int) -> Iterator[Any]:
+    """The full batches; where there is none, all."""
+    others: list[Any] = []
+    full = False
+    for batch in batches:
+        if example.samples.size(example.inputs_of(batch)[0]) == size:
+            full = True
+            yield batch
+        else:
+            others.append(batch)
+    yield from () if full else others
 
 
 def chunks(example: Example, batches: Iterable[tuple[Any, Any]], size: int) -> Iterator[tuple[Any, Any]]:
@@ -81,4 +189,4 @@ def chunks(example: Example, batches: Iterable[tuple[Any, Any]], size: int) -> I
             continue
         for start in range(0, whole, size):
             part = slice(start, start + size)
-            yield example.samples.cut(inputs, part, whole), example.samples.part(targets, part, whole)
+            yield example.samples.cut(inputs, part, whole), example.samples.part_of_targets(targets, part, whole)

@@ -1,22 +1,34 @@
-"""How a model is called: the example that fixes it, and where its samples are."""
+"""How a model is called: the example that fixes it, and what of a batch goes into the model."""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import chain, count, islice
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import GeneratorType
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
+from taut.core.formats import (
+    TARGETS,
+    Signature,
+    by_name,
+    collated,
+    differences,
+    holds_arrays,
+    narrowed,
+    targets_in,
+)
 from taut.core.modes import device_of
-from taut.core.nested import PLAIN, digest, fresh, lists_of, map_lists, map_numbers, rows_of
-from taut.core.tensors import describe, detached, map_tensors, plain, structure_of, tensors
+from taut.core.nested import fresh, lists_of, map_lists
+from taut.core.samples import Samples
+from taut.core.tensors import describe, detached, plain, structure_of, tensors
 from taut.errors import DataError, ModelError
+
+FORMS = (
+    "A batch must look like the example, {example}, or be (inputs, targets) with such inputs, or name its entries as "
+    "the example does."
+)
 
 
 class Example:
@@ -28,6 +40,8 @@ class Example:
     Attributes:
         value: the input, without autograd history.
         keywords: whether it goes as keywords.
+        signature: the parameters of the model's forward.
+        answers: names of inputs that are targets, too: the model does not run without them.
         samples: how many samples an input holds, and where.
         batch: samples in the example.
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
@@ -39,10 +53,28 @@ class Example:
         DataError: it holds no tensor, or an empty one.
     """
 
-    def __init__(self, model: nn.Module, value: Any) -> None:
-        """Note how `value` is passed to `model`."""
-        self.value = detached(plain(value))
-        self.keywords = isinstance(value, Mapping) and set(value) <= _parameter_names(model)
+    def __init__(
+        self, model: nn.Module, value: Any, *, keywords: bool | None = None, answers: Iterable[str] = ()
+    ) -> None:
+        """Note how `value` is passed to `model`.
+
+        Args:
+            model: is not run.
+            value: the input.
+            keywords: whether it goes as keywords; None: as its keys say.
+            answers: see above.
+        """
+        converted = plain(value)
+        double = holds_arrays(value)
+        self.value = detached(narrowed(converted, _dtype_of(model)) if double else converted)
+        self.signature = Signature.of(model)
+        mapping = isinstance(value, Mapping)
+        self.keywords = mapping and set(value) <= self.signature.names if keywords is None else keywords
+        self.answers = frozenset(answers)
+        self._container = _container(value, self.value) if mapping and not self.keywords else None
+        self._dtype = next((t.dtype for t in tensors(self.value) if t.is_floating_point()), _dtype_of(model))
+        if any(t.dtype == torch.float64 for t in tensors(self.value)):
+            self._dtype = torch.float64
         self.samples = Samples()
         self.batch = self.samples.size(self.value)
         self.divisible = True
@@ -64,6 +96,8 @@ class Example:
         try:
             if self.keywords:
                 output = model(**inputs)
+            elif self._container is not None:
+                output = model(self._container(inputs))
             else:
                 output = model(*inputs) if isinstance(self.value, tuple) else model(inputs)
             return list(output) if isinstance(output, GeneratorType) else output
@@ -77,125 +111,170 @@ class Example:
     def inputs_of(self, batch: Any) -> tuple[Any, Any]:
         """A batch as (inputs, targets or None).
 
+        Entries by name are the model's where the example or the signature of `forward` names them, and targets where
+        they are called so (`taut.core.formats.TARGETS`); all others are dropped. Of a tuple the entry behind the
+        inputs holds the targets, and what follows is dropped.
+
         Raises:
-            DataError: the batch has neither the example's structure nor that of (inputs, targets).
+            DataError: the batch has none of these forms.
         """
-        batch = plain(batch)
+        converted = plain(batch)
+        result = self._read(converted)
+        if result is None:
+            raise DataError(self._unfit(converted))
+        inputs, targets = result
+        inputs = narrowed(inputs, self._dtype)
+        return inputs, narrowed(targets, self._dtype) if holds_arrays(batch) else targets
+
+    def is_batch(self, batch: Any) -> bool:
+        """Whether it can be read as one."""
+        return self._read(plain(batch)) is not None
+
+    def is_sample(self, item: Any) -> bool:
+        """Whether it is one sample of a batch, with or without targets, and no batch itself."""
+        try:
+            result = None if self.is_batch(item) else self._read(plain(self.batched([item])))
+        except (ValueError, RuntimeError, TypeError):
+            return False
+        if result is None or self.samples.listed:
+            return result is not None
+        return all(_alike(a, b) for a, b in zip(tensors(self.value), tensors(result[0]), strict=False))
+
+    def batched(self, samples: Sequence[Any]) -> Any:
+        """Single samples as one batch.
+
+        Raises:
+            ValueError: they cannot be stacked.
+        """
+        if not self.samples.listed or not isinstance(self.value, list):
+            return collated(samples)
+        if isinstance(samples[0], tuple | list):
+            return tuple(map(list, zip(*samples, strict=True)))
+        return list(samples)
+
+    def is_empty(self, inputs: Any) -> bool:
+        """Whether inputs hold no sample, such as the rest of a loader."""
+        if self.samples.listed:
+            return not lists_of(inputs)[0]
+        held = tensors(inputs)
+        return bool(held) and all(t.ndim > self.samples.axis and t.shape[self.samples.axis] == 0 for t in held[:1])
+
+    def _read(self, batch: Any) -> tuple[Any, Any] | None:
+        """A batch as inputs and targets; None where it is none."""
+        inputs = self._read_inputs(batch)
+        if inputs is not None:
+            return inputs, self._targets(batch)
+        if isinstance(batch, list | tuple) and len(batch):
+            inputs = self._read_inputs(batch[0])
+            if inputs is not None:
+                return inputs, batch[1] if len(batch) > 1 else self._targets(batch[0])
+            count = len(self.value) if isinstance(self.value, tuple) else 0
+            if 0 < count < len(batch) and self._fits(batch[:count]):  # (a, b, targets) for a model of (a, b)
+                return tuple(batch[:count]), batch[count]
+        if isinstance(batch, list) and len(batch) > 1 and not self.samples.listed:
+            return self._read_samples(batch)
+        return None
+
+    def _read_samples(self, batch: list[Any]) -> tuple[Any, Any] | None:
+        """A list of single samples, as loaders give that do not collate."""
+        try:
+            joined = self.batched(batch)
+        except (ValueError, RuntimeError, TypeError):
+            return None
+        return None if isinstance(joined, list) else self._read(joined)
+
+    def _read_inputs(self, batch: Any) -> Any:
+        """What of a batch goes into the model; None where that cannot be told."""
         if self._fits(batch):
-            return self._as_example(batch), None
-        if isinstance(batch, list | tuple) and len(batch) in {1, 2} and self._fits(batch[0]):
-            return self._as_example(batch[0]), batch[1] if len(batch) == 2 else None
-        raise DataError(
-            f"A batch must look like the example, {describe(self.value)}, or be (inputs, targets) with such inputs. "
-            f"Got {describe(batch)} instead."
-        )
+            return self._as_example(batch)
+        named = by_name(batch)
+        if named is None:
+            return None
+        return self._chosen(named) if isinstance(self.value, Mapping) else self._by_position(named)
+
+    def _chosen(self, named: Mapping[str, Any]) -> Any:
+        """The entries that the example has, and others that `forward` names; optional ones may lack."""
+        mine = {key: named[key] for key in self.value if key in named}
+        lacking = set(self.value) - set(mine)
+        if not tensors(mine) or (self.keywords and lacking & self.signature.required):
+            return None  # a model of one dict says itself what it cannot do without
+        if structure_of(mine) != structure_of({key: self.value[key] for key in mine}):
+            return None
+        return mine | {key: value for key, value in named.items() if key not in mine and self._takes(key, value)}
+
+    def _takes(self, key: str, value: Any) -> bool:
+        """Whether an entry that the example has not goes into the model."""
+        if key in TARGETS or value is None:
+            return False
+        return key in self.signature.named if self.keywords else bool(tensors(value))
+
+    def _by_position(self, named: Mapping[str, Any]) -> Any:
+        """The entries that the parameters of `forward` are called by; of one argument, the only entry that fits."""
+        wanted = self.value if isinstance(self.value, tuple) else (self.value,)
+        names = self.signature.positional[: len(wanted)]
+        if len(names) == len(wanted) and all(name in named for name in names):
+            inputs: Any = tuple(named[name] for name in names)
+            inputs = inputs if isinstance(self.value, tuple) else inputs[0]
+            further = [name for name in named if self._takes_further(name, names)]
+            return self._as_example(inputs) if not further and self._fits(inputs) else None
+        fitting = [value for key, value in named.items() if key not in TARGETS and self._fits(value)]
+        return self._as_example(fitting[0]) if len(fitting) == 1 and not isinstance(self.value, tuple) else None
+
+    def _takes_further(self, name: str, names: Sequence[str]) -> bool:
+        """Whether `forward` takes an entry that an example without names cannot hold."""
+        return name in self.signature.named and name not in names and name not in TARGETS
+
+    def _targets(self, batch: Any) -> Any:
+        named = by_name(batch)
+        if named is None:
+            return None
+        known = self.value if isinstance(self.value, Mapping) else ()
+        return targets_in(named, [key for key in known if key not in self.answers])
 
     def _fits(self, inputs: Any) -> bool:
         """Whether inputs have the structure of the example; lists of samples may be of any length."""
         if not self.samples.listed:
             return bool(structure_of(inputs) == structure_of(self.value))
         inputs = self._as_example(inputs)
-        return (
-            bool(_item_structure(inputs) == _item_structure(self.value)) and len(set(map(len, lists_of(inputs)))) == 1
-        )
+        lengths = set(map(len, lists_of(inputs)))
+        if lengths == {0}:
+            empty = [map_lists(lambda _: [], value) for value in (inputs, self.value)]
+            return bool(structure_of(empty[0]) == structure_of(empty[1]))
+        return bool(_item_structure(inputs) == _item_structure(self.value)) and len(lengths) == 1
 
     def _as_example(self, inputs: Any) -> Any:
-        """A tuple of samples as the list that the example is."""
+        """A tuple of samples as the list that the example is; entries by name in the order of the example's."""
+        if isinstance(self.value, Mapping):
+            return {key: inputs[key] for key in self.value}
         as_list = self.samples.listed and isinstance(self.value, list) and isinstance(inputs, tuple)
         return list(inputs) if as_list else inputs
 
+    def _unfit(self, batch: Any) -> str:
+        """Why a batch is none, and what to do."""
+        first = batch[0] if isinstance(batch, list | tuple) and batch and by_name(batch) is None else batch
+        named = by_name(first)
+        mapped = isinstance(self.value, Mapping)
+        words = differences(self.value, first)
+        if mapped and named is None:
+            words = [f"give dicts with the entries {', '.join(map(repr, self.value))}"]
+        elif named is not None and not mapped:
+            words = ["give the example as a dict, too: with the entries that go into the model"]
+        reason = f" ({'; '.join(words)})" if words else ""
+        return f"{FORMS.format(example=describe(self.value))} Got {describe(batch)} instead{reason}."
 
-@dataclass(frozen=True)
-class Samples:
-    """Where the samples of an input are.
 
-    Attributes:
-        axis: of the tensors whose size there is the leading tensor's: 0, or 1 for a model that takes time first.
-        listed: whether the input is, or holds, lists with one item per sample, such as images of several sizes.
-        lead: place of the tensor that counts the samples, among all of an input.
-        whole: places of those that hold no samples, such as a mask for all of them.
-        rows: places of the lists of plain numbers that hold one for each sample, such as lengths, among all such lists.
-    """
+def _container(value: Any, entries: Any) -> Callable[[Any], Any] | None:
+    """What makes the one argument of a model from its entries, where that is no dict; None where it is, or may be."""
+    kind = type(value)
+    try:
+        return None if kind is dict or set(kind(entries)) != set(entries) else kind
+    except Exception:  # a Mapping of the user's that is made in another way
+        return None
 
-    axis: int = 0
-    listed: bool = False
-    lead: int = 0
-    whole: frozenset[int] = frozenset()
-    rows: frozenset[int] = frozenset()
 
-    def size(self, inputs: Any) -> int:
-        """How many samples inputs hold.
-
-        Raises:
-            DataError: they hold no leading tensor, or it is empty or has no such axis.
-        """
-        if self.listed:
-            return len(lists_of(inputs)[0])
-        lead = next(islice(tensors(inputs), self.lead, None), None)
-        if lead is None or lead.ndim <= self.axis or lead.numel() == 0:
-            raise DataError(
-                f"Inputs must hold at least one tensor with a batch dimension. Got {describe(inputs)} instead."
-            )
-        return int(lead.shape[self.axis])
-
-    def part(self, value: Any, part: slice, size: int) -> Any:
-        """Some samples of outputs or targets of `size` samples; tensors without such an axis stay whole."""
-        if self.listed and any(len(items) == size for items in lists_of(value)):
-            return map_lists(lambda items: items[part] if len(items) == size else items, value)
-        return _sliced(value, part, size, 0 if self.listed else self.axis)
-
-    def cut(self, inputs: Any, part: slice, size: int) -> Any:
-        """Some samples of inputs; what holds none in the example, or has no such axis, stays whole."""
-        sliced = self.part(self._map_rows(lambda row: row[part], inputs), part, size)
-        pairs = enumerate(zip(tensors(inputs), tensors(sliced), strict=True)) if self.whole else ()
-        pieces = iter([old if place in self.whole else new for place, (old, new) in pairs])
-        return map_tensors(lambda _: next(pieces), sliced) if self.whole else sliced
-
-    def axis_of(self, t: Tensor, size: int) -> int | None:
-        """The axis of a tensor of inputs on which its `size` samples lie; None where there is none."""
-        return None if self.listed else _axis_of(t, size, self.axis)
-
-    def joined(self, batches: Sequence[Any]) -> Any:
-        """Inputs with the same `signature` as one."""
-        if self.listed:
-            merged_lists = iter([list(chain(*column)) for column in zip(*map(lists_of, batches), strict=True)])
-            return map_lists(lambda _: next(merged_lists), batches[0])
-        size = self.size(batches[0])
-        columns = zip(*(tensors(batch) for batch in batches), strict=True)
-        merged = iter([self._column(place, column, size) for place, column in enumerate(columns)])
-        rows = iter([list(chain(*column)) for column in zip(*map(self._rows, batches), strict=True)])
-        return map_tensors(lambda _: next(merged), self._map_rows(lambda _: next(rows), batches[0]))
-
-    def _map_rows(self, function: Callable[[list[Any]], Any], inputs: Any) -> Any:
-        """Inputs with `function` applied to the lists of numbers that hold one for each sample."""
-        places = count()
-        return map_numbers(lambda row: function(row) if next(places) in self.rows else row, inputs)
-
-    def _rows(self, inputs: Any) -> list[list[Any]]:
-        return [row for place, row in enumerate(rows_of(inputs)) if place in self.rows]
-
-    def _column(self, place: int, column: Sequence[Tensor], size: int) -> Tensor:
-        axis = None if place in self.whole else _axis_of(column[0], size, self.axis)
-        return column[0] if axis is None or len(column) == 1 else torch.cat(list(column), axis)
-
-    def signature(self, inputs: Any) -> tuple[Any, ...]:
-        """What inputs must have in common to be joined: all but the samples themselves."""
-        if self.listed:
-            return ("listed",)
-        size, places = self.size(inputs), count()
-        inputs = self._map_rows(lambda _: None, inputs)
-        return tuple(
-            self._mark(leaf, size, next(places) if isinstance(leaf, Tensor) else 0)
-            for leaf in pytree.tree_leaves(inputs)
-        )
-
-    def _mark(self, leaf: Any, size: int, place: int) -> tuple[Any, ...]:
-        if not isinstance(leaf, Tensor):
-            return (repr(leaf) if isinstance(leaf, PLAIN) else id(leaf),)
-        axis = None if place in self.whole else _axis_of(leaf, size, self.axis)
-        if axis is None:  # the same for all samples of the batch
-            return (leaf.dtype, tuple(leaf.shape), digest(leaf))
-        return (leaf.dtype, axis, *leaf.shape[:axis], *leaf.shape[axis + 1 :])
+def _dtype_of(model: nn.Module) -> torch.dtype:
+    """Of the first weights in floating point."""
+    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
 
 
 def _item_structure(value: Any) -> Any:
@@ -203,25 +282,11 @@ def _item_structure(value: Any) -> Any:
     return structure_of(map_lists(lambda items: (structure_of(items[0]) if items else None,), value))
 
 
-def _axis_of(t: Tensor, size: int, axis: int) -> int | None:
-    """The axis on which a tensor holds `size` samples: the one of the inputs, or the first; None without one."""
-    return next((a for a in dict.fromkeys((axis, 0)) if t.ndim > a and t.shape[a] == size), None)
-
-
-def _sliced(value: Any, part: slice, size: int, axis: int) -> Any:
-    def cut(t: Tensor) -> Tensor:
-        where = _axis_of(t, size, axis)
-        return t if where is None else t[(slice(None),) * where + (part,)]
-
-    return map_tensors(cut, value)
+def _alike(example: Tensor, sample: Tensor) -> bool:
+    """Whether a batch of one sample is one for a model that takes the example: channels, or features, are as many."""
+    mine, other = example.shape[1:], sample.shape[1:]
+    return len(mine) < 2 or mine == other or mine[0] == other[0] or (len(mine) == 2 and mine[1] == other[1])
 
 
 class TautControl(BaseException):
     """Raised by our own hooks to leave a forward pass early; no `except Exception` of a user's model holds it up."""
-
-
-def _parameter_names(model: nn.Module) -> set[str]:
-    try:
-        return set(inspect.signature(model.forward).parameters)
-    except (TypeError, ValueError):
-        return set()

@@ -14,17 +14,67 @@ from taut.core.nested import attributes_of, is_row
 
 
 def plain(value: Any) -> Any:
-    """The same nest with every Mapping, such as a tokenizer's output, as a dict: what torch's utilities see into."""
+    """The same nest with every Mapping, such as a tokenizer's output, as a dict, and arrays of numbers as tensors.
+
+    That is what torch's utilities see into.
+    """
+    if isinstance(value, np.ndarray):
+        return as_tensor(value)
     if isinstance(value, Mapping):
         return {key: plain(item) for key, item in value.items()}
     if type(value) in {list, tuple}:
         return type(value)(plain(item) for item in value)
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        return type(value)(*map(plain, value))
     return value
+
+
+def as_tensor(array: np.ndarray[Any, Any]) -> Any:
+    """An array of numbers as a tensor on the same memory, where it may be written to; any other as it is."""
+    if array.dtype.kind not in "biufc" or array.dtype.itemsize * 8 > WIDEST[array.dtype.kind]:
+        return array
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    fit = native.flags.writeable and all(stride >= 0 for stride in native.strides)
+    return torch.from_numpy(native if fit else native.copy())
+
+
+WIDEST = {"b": 8, "i": 64, "u": 64, "f": 64, "c": 128}
+"""Bits of the widest numbers of each kind that a tensor holds."""
 
 
 def tensors(value: Any) -> list[Tensor]:
     """All tensors in nested lists, tuples, dicts and registered containers, in order."""
     return [leaf for leaf in pytree.tree_leaves(value) if isinstance(leaf, Tensor)]
+
+
+def placed(value: Any) -> list[tuple[str, Tensor]]:
+    """All tensors with the way to each, such as `['ids']` or `[0]`, in order."""
+    leaves = pytree.tree_flatten_with_path(value)[0]
+    return [(pytree.keystr(path), leaf) for path, leaf in leaves if isinstance(leaf, Tensor)]
+
+
+def opened(value: Any, depth: int = 4) -> Any:
+    """The same nest with every Mapping and every object that torch's utilities do not see into as a dict.
+
+    Caches of keys and values are left out: they are no answer, but what saves the next run work.
+    """
+    if is_cache(value):
+        return None
+    if isinstance(value, Mapping):
+        return {key: opened(item, depth) for key, item in value.items() if not is_cache(item)}
+    if isinstance(value, list | tuple):
+        return type(value)(opened(item, depth) for item in value) if type(value) in {list, tuple} else value
+    if not depth or isinstance(value, (Tensor, nn.Module, type, *NUMBERS)) or callable(value):
+        return value
+    if pytree.tree_structure(value).is_leaf():
+        held = attributes_of(value)
+        return {key: opened(item, depth - 1) for key, item in held.items()} if all_tensors(value) else value
+    return value
+
+
+def is_cache(value: Any) -> bool:
+    """Whether an output is a cache of keys and values, by the names of its class."""
+    return not isinstance(value, Tensor) and any(kind.__name__.endswith("Cache") for kind in type(value).__mro__)
 
 
 NUMBERS = bool, int, float, complex, np.ndarray, np.generic

@@ -12,7 +12,7 @@ from torch import nn
 from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.modes import evaluating
-from taut.core.tensors import tensors
+from taut.core.tensors import opened, tensors
 from taut.errors import ModelError
 from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match
 from taut.structure.surgery import shallow
@@ -87,8 +87,8 @@ def _joinable(example: Example, model: nn.Module, pair: Sequence[Any]) -> bool:
     sizes = [samples.size(inputs) for inputs in pair]
     try:
         with evaluating(copied):
-            apart = [example.run(copied, inputs) for inputs in pair]
-            both = example.run(copied, samples.joined(pair))
+            apart = [opened(example.run(copied, inputs)) for inputs in pair]
+            both = opened(example.run(copied, samples.joined(pair)))
     except ModelError:
         return False
     whole, first = sum(sizes), sizes[0]

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
-from taut.core.example import Example, Samples
+from taut.core.example import Example
+from taut.core.formats import TARGETS, by_name
 from taut.core.modes import evaluating, quietly
 from taut.core.nested import fresh, lists_of, map_lists, rows_of
-from taut.core.tensors import all_tensors, map_tensors, tensors
-from taut.errors import ModelError
+from taut.core.samples import Samples
+from taut.core.tensors import all_tensors, map_tensors, opened, placed, tensors
+from taut.errors import DataError, ModelError
 from taut.structure.coverage import noise_like, seeded
-from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match
+from taut.structure.sameness import IN_OTHER_BATCHES, IN_OTHER_LAYERS, outputs_match
 from taut.structure.surgery import shallow, unwrapped
 
 
@@ -36,11 +40,9 @@ def read_example(model: nn.Module, value: Any) -> Example:
     """
     if isinstance(value, Example):
         return value
-    model = unwrapped(model)
-    example = Example(model, value)
-    copied = shallow(model)
+    copied = shallow(unwrapped(model))
     with evaluating(copied):
-        plain = _ran(copied, example, example.value, strict=True)
+        example, plain = _call_of(copied, value)
         inputs = noise_like(example)
         outputs = _ran(copied, example, inputs)
         if outputs is None or not outputs_match(outputs, outputs, IN_OTHER_BATCHES):
@@ -50,6 +52,91 @@ def read_example(model: nn.Module, value: Any) -> Example:
         example.batch = example.samples.size(example.value)
         example.divisible = trial.divisible()
     return example
+
+
+def _call_of(model: nn.Module, value: Any) -> tuple[Example, Any]:
+    """The way in which `value` is handed to the model, found by running it, and what the model then gives.
+
+    First as it is. Entries called like targets stay where the outputs depend on them, or there are none without. Where
+    the model does not run, entries that `forward` does not name are left out, and what may be targets.
+
+    Raises:
+        ModelError: no way works; the error is that of the first.
+    """
+    entries = None if isinstance(value, tuple) else by_name(value)
+    example = Example(model, value if entries is None or isinstance(value, Mapping) else entries)
+    failed: ModelError | None = None
+    for other in (example, *_other_calls(model, example)):
+        answers = _answers(other)
+        try:
+            outputs = _ran(model, other, other.value, strict=not answers)
+        except ModelError as error:
+            failed = failed or error
+            continue
+        for key in answers:
+            other, outputs = _without(model, other, outputs, key)  # noqa: PLW2901 - one entry less
+        if outputs is not None:
+            return other, outputs
+        failed = failed or _failure(model, other)
+    raise failed or ModelError("The model cannot be run on the example.")
+
+
+def _answers(example: Example) -> list[str]:
+    """The entries of an example that are called like targets."""
+    return [key for key in example.value if key in TARGETS] if isinstance(example.value, dict) else []
+
+
+def _failure(model: nn.Module, example: Example) -> ModelError:
+    try:
+        _ran(model, example, example.value, strict=True)
+    except ModelError as error:
+        return error
+    return ModelError("The model cannot be run on the example.")
+
+
+def _without(model: nn.Module, example: Example, outputs: Any, key: str) -> tuple[Example, Any]:
+    """The example without an entry, where all that the model then gives is among what it gave; else as it is.
+
+    `outputs` are None where the model does not run with it.
+    """
+    value = {name: item for name, item in example.value.items() if name != key}
+    if tensors(value):
+        less = Example(model, value, keywords=example.keywords, answers=example.answers)
+        fewer = _ran(model, less, less.value)
+        if fewer is not None and (outputs is None or _says_no_more(all_tensors(fewer), all_tensors(outputs))):
+            return less, fewer
+    return Example(model, example.value, keywords=example.keywords, answers={*example.answers, key}), outputs
+
+
+def _says_no_more(fewer: Sequence[Tensor], more: Sequence[Tensor]) -> bool:
+    """Whether all tensors of an output are among those of another, or the other holds nothing but losses."""
+    among = all(any(outputs_match([a], [b], IN_OTHER_LAYERS) for b in more) for a in fewer)
+    return bool(fewer) and (among or all(t.ndim == 0 for t in more))
+
+
+def _other_calls(model: nn.Module, example: Example) -> Iterator[Example]:
+    """Other ways in which an example may be meant, for a model that does not run on it as it is."""
+    value, signature = example.value, example.signature
+    calls: list[tuple[Any, bool]] = []
+    if isinstance(value, dict):
+        named = {key: item for key, item in value.items() if key in signature.named}
+        if signature.open and not example.keywords and signature.required <= set(value):
+            calls.append((value, True))
+        if named and not example.keywords and signature.required <= set(named):
+            calls.append((named, True))
+        inputs = [item for key, item in value.items() if key not in TARGETS and isinstance(item, Tensor)]
+        calls += [(inputs[0], False)] if len(inputs) == 1 and not example.keywords else []
+    elif isinstance(value, list | tuple) and value:
+        count = sum(name in signature.required for name in signature.positional) or 1
+        alone = len(value) == 2 or len(signature.positional) == 1 or not tensors(list(value[2:]))
+        if count == 1 and alone:
+            calls.append((value[0], False))
+        if 1 < count <= len(value):
+            calls.append((tuple(value[:count]), False))
+        calls += [(tuple(value[: len(value) - rest]), False) for rest in (0, 1) if len(value) - rest > count]
+    for inputs, keywords in calls:
+        with suppress(DataError):
+            yield Example(model, inputs, keywords=keywords or None)
 
 
 def _may_take_time_first(model: nn.Module) -> bool:
@@ -62,7 +149,7 @@ def _ran(model: nn.Module, example: Example, inputs: Any, *, strict: bool = Fals
     """The outputs, with the same random draws each time; None, or an error, where the model does not run on these."""
     try:
         with seeded():
-            return example.run(model, inputs)
+            return opened(example.run(model, inputs))
     except ModelError:
         if strict:
             raise
@@ -95,18 +182,18 @@ class _Trial:
                 return self._placed(Samples(axis=1))
         return self._placed(Samples(lead=self._lead()))
 
-    def _lead(self) -> int:
-        """The place of the tensor that is as long as all outputs; the first one's where none or that one is."""
+    def _lead(self) -> str:
+        """The place of the tensor that is as long as all outputs; "" where none or the first one is."""
         sizes = {t.shape[0] for t in all_tensors(self.outputs) if t.ndim}
-        held = tensors(self.inputs)
-        if len(sizes) != 1 or not held[0].ndim or held[0].shape[0] in sizes:
-            return 0
-        return next((place for place, t in enumerate(held) if t.ndim and t.shape[0] in sizes), 0)
+        first = tensors(self.inputs)[0]
+        if len(sizes) != 1 or not first.ndim or first.shape[0] in sizes:
+            return ""
+        return next((place for place, t in placed(self.inputs) if t.ndim and t.shape[0] in sizes), "")
 
     def _placed(self, samples: Samples) -> Samples:
         """With the tensors that hold no samples, and the lists of numbers that do."""
         size = samples.size(self.inputs)
-        whole = (place for place, t in enumerate(tensors(self.inputs)) if samples.axis_of(t, size) is None)
+        whole = (place for place, t in placed(self.inputs) if samples.axis_of(t, size) is None)
         rows = (place for place, row in enumerate(rows_of(self.inputs)) if len(row) == size)
         return replace(samples, whole=frozenset(whole), rows=frozenset(rows))
 

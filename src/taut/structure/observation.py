@@ -190,7 +190,10 @@ def _parts(
         if 0 < out < whole:
             sides = (slice(whole - out), False), (slice(whole - out, whole), True)
             pieces = [
-                ((example.samples.cut(inputs, side, whole), example.samples.part(targets, side, whole)), held)
+                (
+                    (example.samples.cut(inputs, side, whole), example.samples.part_of_targets(targets, side, whole)),
+                    held,
+                )
                 for side, held in sides
             ]
         parts += [(*chunk, held) for piece, held in pieces for chunk in chunks(example, [piece], size)]

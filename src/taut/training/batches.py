@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
-from taut.core.example import Example, Samples
+from taut.core.data import holds_samples, is_indexed, raw_batches, samples_together, together
+from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.nested import fresh
+from taut.core.samples import Samples
 from taut.core.tensors import detached, plain, tensors
 from taut.core.user_code import batches_of
 from taut.errors import DataError
+
+TRAINING = "training"
+"""What data are called whose samples come in another order in every epoch."""
 
 CACHE_BYTES = 1 << 28
 """Outputs of the original that are kept, where the same batches come again in every epoch."""
@@ -31,8 +37,11 @@ class Batches:
         Raises:
             DataError: it is no iterable of batches.
         """
-        if not isinstance(data, Iterable) or isinstance(data, str | bytes | torch.Tensor):
+        readable = isinstance(data, Iterable) or is_indexed(data)
+        if not readable or isinstance(data, str | bytes | torch.Tensor):
             raise DataError(f"The {what} data must be an iterable of batches. Got {type(data).__name__} instead.")
+        if holds_samples(example, data):
+            data = _Samples(example, data, shuffled=what == TRAINING)
         self.example, self.data, self.teacher, self.what = example, data, teacher, what
         self.fixed = isinstance(data, list | tuple)
         self.once = isinstance(data, Iterator)
@@ -44,7 +53,7 @@ class Batches:
     def length(self) -> int | None:
         """Batches in one pass, where that is known."""
         try:
-            return len(self.data)  # type: ignore[arg-type] # what has none is caught
+            return len(self.data)
         except Exception:  # a generator; or a DataLoader over one, which has a length that it does not know
             return None
 
@@ -57,7 +66,14 @@ class Batches:
         if self.once and self.used:
             raise DataError(self.again)
         self.used = True
-        return batches_of(self.data, f"the {self.what} data")
+        batches = raw_batches(self.example, self.data, shuffled=False)
+        return filter(self._holds_samples, batches_of(batches, f"the {self.what} data"))
+
+    def _holds_samples(self, batch: Any) -> bool:
+        """Whether a raw batch is more than the empty rest of a loader."""
+        if all(t.numel() for t in tensors(plain(batch))):
+            return True
+        return not self.example.is_empty(self.example.inputs_of(batch)[0])
 
     @property
     def again(self) -> str:
@@ -112,13 +128,34 @@ class Batches:
         return output
 
 
+class _Samples:
+    """Batches made of single samples, in another order every time where they are shuffled.
+
+    Attributes:
+        generator: of the order.
+    """
+
+    def __init__(self, example: Example, data: Any, *, shuffled: bool) -> None:
+        self.example, self.data = example, data
+        self.generator = torch.Generator() if shuffled else None
+
+    def __len__(self) -> int:
+        """As many as there are where all samples are of one shape."""
+        return math.ceil(len(self.data) / samples_together(self.example))
+
+    def __iter__(self) -> Iterator[Any]:
+        count = len(self.data)
+        order = range(count) if self.generator is None else torch.randperm(count, generator=self.generator).tolist()
+        return together(self.example, (self.data[index] for index in order))
+
+
 def share(samples: Samples, batch: tuple[Any, Any], size: int, index: int, count: int) -> tuple[Any, Any]:
     """Part `index` of `count` of the samples of a batch, as (inputs, targets); never empty."""
     inputs, targets = map(plain, batch)
     if count == 1:
         return inputs, targets
     part = slice(*bounds(size, index, count))
-    return samples.cut(inputs, part, size), samples.part(targets, part, size)
+    return samples.cut(inputs, part, size), samples.part_of_targets(targets, part, size)
 
 
 def bounds(size: int, index: int, count: int) -> tuple[int, int]:
