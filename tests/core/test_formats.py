@@ -455,6 +455,21 @@ def test_samples_of_other_forms_are_not_stacked():
         collated([(torch.ones(2),), (torch.ones(2), 1)])
 
 
+class Broken(Items):
+    def __getitem__(self, index):
+        raise OSError("disk gone")
+
+
+@pytest.mark.parametrize("use", ["data", "finetune"])
+def test_a_dataset_that_fails_is_named(use):
+    broken = Broken(X)
+    tuning = taut.Finetune(broken if use == "finetune" else Items(X), Items(X), None, (taut.Stage(epochs=1),))
+    with pytest.raises(DataError, match=r"data.* raised OSError: disk gone"):
+        taut.compress(
+            plain(), X[:8], budget=taut.Budget(params=0.8), data=broken if use == "data" else None, finetune=tuning
+        )
+
+
 # The whole way.
 
 

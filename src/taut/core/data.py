@@ -136,9 +136,10 @@ def holds_samples(example: Example, data: Any) -> bool:
 def _indexed(example: Example, data: Any, *, shuffled: bool) -> Iterator[Any]:
     count = len(data)
     if not count or not example.is_sample(data[0]):
-        return (data[index] for index in range(count))
+        yield from (data[index] for index in range(count))
+        return
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0)).tolist() if shuffled else range(count)
-    return together(example, (data[index] for index in order))
+    yield from together(example, (data[index] for index in order))
 
 
 def _iterated(example: Example, data: Iterable[Any]) -> Iterator[Any]:

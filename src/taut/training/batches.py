@@ -15,7 +15,7 @@ from taut.core.modes import evaluating
 from taut.core.nested import fresh
 from taut.core.samples import Samples
 from taut.core.tensors import detached, plain, tensors
-from taut.core.user_code import batches_of
+from taut.core.user_code import batches_of, named
 from taut.errors import DataError
 
 TRAINING = "training"
@@ -40,7 +40,9 @@ class Batches:
         readable = isinstance(data, Iterable) or is_indexed(data)
         if not readable or isinstance(data, str | bytes | torch.Tensor):
             raise DataError(f"The {what} data must be an iterable of batches. Got {type(data).__name__} instead.")
-        if holds_samples(example, data):
+        with named(f"the {what} data"):
+            single = holds_samples(example, data)
+        if single:
             data = _Samples(example, data, shuffled=what == TRAINING)
         self.example, self.data, self.teacher, self.what = example, data, teacher, what
         self.fixed = isinstance(data, list | tuple)
