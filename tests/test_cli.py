@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import os
 import pickle
 import re
@@ -23,8 +24,9 @@ import torch
 from torch import nn
 
 import taut
-from taut.cli import compressing
+from taut.cli import compressing, unfinished
 from taut.cli.app import run
+from taut.recipe import Recipe
 
 NUMBERS = itertools.count()
 
@@ -477,3 +479,17 @@ def test_progress_reaches_the_bar(place: Place, monkeypatch: pytest.MonkeyPatch)
     assert [line.partition(":")[0] for line in lines if "observing" in line or "refitting" in line]
     assert "\x1b" not in found.err
     assert "\r" not in found.err
+
+
+def test_kept_layers_are_part_of_what_is_resumed(place: Place) -> None:
+    words = ("--budget", "params=0.7", "--methods", "svd", "--compare", "none", "--keep", "2=50%", "--keep", "Tanh")
+    found = place("compress", "NETS:build", "--out", "o", *words)
+    assert found.is_one_line_error("'Tanh', but the model has no such layer")
+    recipe = Path("keep.yaml")
+    recipe.write_text("keep: {'2': 1}\nbudget: {params: 0.8}\nmethods: [svd]\ncompare: false\n")
+    wish = Recipe.read(recipe)
+    unfinished.begin(Path("begun"), wish, overwrite=False)
+    assert unfinished.requested(Path("begun")) == wish
+    assert place("compress", "NETS:build", "--out", "kept", "--recipe", str(recipe)).code == 0
+    plan = json.loads(Path("kept/manifest.json").read_text())["plan"]
+    assert [kept["code"] for kept in plan["kept"] if kept["layer"] == "2"] == ["as asked"]

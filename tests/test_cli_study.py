@@ -96,3 +96,19 @@ def test_a_wrong_call_is_one_line_and_runs_nothing(place: Place, words: tuple[st
     assert found.code == 2
     assert found.is_one_line_error(message)
     assert not Path("o").exists()
+
+
+def test_sizes_reach_channels_and_a_study_without_a_model_is_no_success(place: Place) -> None:
+    words = ("--methods", "channels,shared,svd,mfbp", "--sizes", "0.6", "--keep", "0=0.5")
+    assert place("study", "NETS:build", "--out", "o", *words).code == 0
+    rows = sheet("o")
+    assert [(row["method"], row["reason"]) for row in rows[1:]] == [
+        (n, "") for n in ("channels", "shared", "svd", "mfbp")
+    ]
+    for row in rows[1:]:
+        assert int(row["nonzero" if row["method"] == "mfbp" else "params"]) <= 0.62 * int(rows[0]["params"])
+    found = place(
+        "study", "NETS:build", "--out", "o", "--methods", "channels,magnitude", "--sizes", "0.6", "--keep", "*"
+    )
+    assert found.code != 0
+    assert "No run of the study made a model. channels: " in found.err

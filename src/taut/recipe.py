@@ -4,6 +4,7 @@
     methods:
       - svd
       - tucker: {metric: fisher}
+    keep: {head: 1, "features.*": 0.5}       # or a list of names, globs and kinds that are left alone
     finetune: {epochs: 5, patience: 2, cascade: false}
     sensitivity: false
     align: 1
@@ -29,6 +30,7 @@ from taut.errors import CallError
 from taut.measure.timing import Timing, check_timing
 from taut.methods import resolve
 from taut.types import Budget, Method, Plan, Schedule, Stage, Step
+from taut.types.keep import written_keep
 
 MAX_BYTES = 1 << 20
 """A recipe is written by hand; a larger file is something else."""
@@ -84,6 +86,7 @@ class Recipe:
         align: every rank is a multiple of it.
         compare: what is timed at the end; None for what the command does by itself.
         seed: of everything random.
+        keep: layers that are left alone, or not below a share; None for none.
     """
 
     budget: Budget | None = None
@@ -93,6 +96,7 @@ class Recipe:
     align: int = 1
     compare: Timing | None = None
     seed: int = 0
+    keep: Mapping[str, float] | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
@@ -141,6 +145,7 @@ class Recipe:
         return cls(
             budget=None if budget is None else Budget.of(budget),
             methods=None if methods is None else _methods(methods),
+            keep=None if given.get("keep") is None else written_keep(given["keep"]),
             finetune=None if training is None else _training(training),
             sensitivity=measured,
             align=align,

@@ -11,7 +11,18 @@ import typer
 
 import taut
 from taut.cli import models, signals, tasks, unfinished
-from taut.cli.options import Base, BudgetText, Compare, MethodNames, ModelArgument, RecipeFile, Seed, TaskFile, Weights
+from taut.cli.options import (
+    Base,
+    BudgetText,
+    Compare,
+    KeepNames,
+    MethodNames,
+    ModelArgument,
+    RecipeFile,
+    Seed,
+    TaskFile,
+    Weights,
+)
 from taut.cli.output import say, show
 from taut.core.atomic_folder import rehearse, rehearse_within
 from taut.core.files import NEW
@@ -32,6 +43,7 @@ def explore(
     base: Base = None,
     recipe: RecipeFile = None,
     methods: MethodNames = None,
+    keep: KeepNames = None,
     compare: Compare = None,
     seed: Seed = None,
     out: Annotated[
@@ -41,7 +53,7 @@ def explore(
 ) -> None:
     """Measure what a model can become, from 1x to 16x smaller; nothing is chosen or saved."""
     _require(model, task, weights, base, recipe)
-    wish = _wish(recipe, None, methods, seed, compare)
+    wish = _wish(recipe, None, methods, seed, compare, keep)
     if plot is not None:
         from taut.search.front import check_plot
 
@@ -75,6 +87,7 @@ def compress(
     base: Base = None,
     recipe: RecipeFile = None,
     methods: MethodNames = None,
+    keep: KeepNames = None,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Train the result that long (train_loader(), valid_loader(), loss).")
     ] = None,
@@ -93,7 +106,7 @@ def compress(
     _require(model, task, weights, base, recipe)
     from taut.recipe import Training
 
-    wish = _wish(recipe, wanted, methods, seed, compare)
+    wish = _wish(recipe, wanted, methods, seed, compare, keep)
     if epochs is not None:
         wish = replace(wish, finetune=replace(wish.finetune or Training(), epochs=epochs))
     if cascade:
@@ -143,6 +156,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
             evaluate=job.evaluate,
             finetune=None if training is None else replace(training, folder=state),
             methods=wish.methods,
+            keep=wish.keep,
             sensitivity=wish.sensitivity,
             align=wish.align,
             compare=True if wish.compare is None else wish.compare,
@@ -211,6 +225,7 @@ def _front(net: nn.Module, job: tasks.Task, wish: Recipe, folder: Path | None) -
         data=job.data(),
         evaluate=job.evaluate,
         methods=wish.methods,
+        keep=wish.keep,
         compare="torch" if wish.compare is None else wish.compare,
         seed=wish.seed,
         folder=folder,
@@ -251,11 +266,13 @@ def _wish(
     methods: str | None,
     seed: int | None,
     compare: str | None = None,
+    keep: list[str] | None = None,
 ) -> Recipe:
     """The recipe, overridden by the options that were given."""
     from taut.core.randomness import check_seed
     from taut.methods import choose
     from taut.recipe import Recipe
+    from taut.types.keep import parse_keep
 
     written = Recipe() if recipe is None else Recipe.read(recipe)
     names = None if methods is None else [name.strip() for name in methods.split(",")]
@@ -263,6 +280,7 @@ def _wish(
         written,
         budget=_budget(budget) or written.budget,
         methods=written.methods if names is None else choose(names),
+        keep=parse_keep(keep) if keep else written.keep,
         compare=written.compare if compare is None else _timing(compare),
         seed=written.seed if seed is None else check_seed(seed),
     )

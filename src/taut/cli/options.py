@@ -43,6 +43,16 @@ MethodNames = Annotated[
     str | None,
     typer.Option("--methods", metavar="NAME,...", help="Methods to choose from; `taut methods` lists them."),
 ]
+KeepNames = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--keep",
+        metavar="NAME[=SHARE]",
+        help='Leave layers alone: a name, a glob ("head.*") or a kind (Conv2d); with =0.5 at least that share of '
+        "them stays. May be repeated.",
+        show_default=False,
+    ),
+]
 Compare = Annotated[
     str | None,
     typer.Option(

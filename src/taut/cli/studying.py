@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taut.cli import models, signals, tasks
-from taut.cli.options import Base, ModelArgument, TaskFile, Weights
+from taut.cli.options import Base, KeepNames, ModelArgument, TaskFile, Weights
 from taut.cli.output import say, show
+from taut.errors import TautError
 
 if TYPE_CHECKING:
     from taut.studies.making import Subject
@@ -58,6 +59,7 @@ def study(
     sizes: Annotated[
         str, typer.Option(metavar="FRACTION,...", help="What is kept of the parameters; of the weights, if pruned.")
     ] = "0.5,0.25,0.125",
+    keep: KeepNames = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often each run is repeated.")] = 1,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Train every model that long, the uncompressed control too.")
@@ -68,12 +70,13 @@ def study(
     tasks.require(task)
     models.require(model, weights, base)
     from taut.studies import studying
-    from taut.studies.wishes import Grid, read_sizes, split
+    from taut.studies.wishes import CONTROL, ORIGINAL, Grid, read_sizes, split
+    from taut.types.keep import parse_keep
 
-    grid = Grid(split(methods), read_sizes(sizes), seeds, epochs)
+    grid = Grid(split(methods), read_sizes(sizes), seeds, epochs, parse_keep(keep or ()))
     signals.work_begins()
     try:
-        studying.study(Asked(model, weights, base, task), out, grid, jobs)
+        rows = studying.study(Asked(model, weights, base, task), out, grid, jobs)
     except KeyboardInterrupt:
         signals.advise(f"The same command goes on: finished runs are kept in {out}.")
         raise
@@ -81,3 +84,7 @@ def study(
     name = studying.PICTURE
     picture = f", the picture {name}" if (out / name).exists() else "; a picture needs pip install 'taut[report]'"
     say(f"All runs are in {out}{picture}.")
+    made = [row for row in rows if row.method not in {ORIGINAL, CONTROL}]
+    if all(row.reason for row in made):
+        reasons = dict.fromkeys(f"{row.method}: {row.reason}" for row in made)
+        raise TautError(f"No run of the study made a model. {next(iter(reasons))}")

@@ -89,6 +89,8 @@ def _described(wish: Recipe) -> dict[str, Any]:
         from taut.methods import settings
 
         recipe["methods"] = [{method.name: settings(method)} for method in wish.methods]
+    if wish.keep:
+        recipe["keep"] = dict(wish.keep)
     if wish.finetune is not None:
         recipe["finetune"] = {key: value for key, value in asdict(wish.finetune).items() if value is not None}
     return {"recipe": recipe}

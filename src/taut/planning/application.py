@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -22,6 +23,7 @@ from taut.core.progress import track
 from taut.core.tensors import all_tensors
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
+from taut.methods.channels.channels import OUTSIDE
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
@@ -34,7 +36,7 @@ from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.surgery import replace as put
-from taut.types import Automatic, Group, Kept, Looking, Method, NothingToDo, Plan, Slimming, Step
+from taut.types import Automatic, Group, Kept, Looking, Method, Network, NothingToDo, Plan, Rewrite, Slimming, Step
 from taut.types.plan import KeptCode
 
 NAMED = 4
@@ -100,6 +102,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
     model = unwrapped(model)
     _check_names(model, plan)
+    stats = stats.leaving(plan.left_alone)
     outputs = stats.outputs(model)
     small, done, reason = _tried(model, plan, stats, data, outputs, QUICK)
     if reason is not None:
@@ -129,7 +132,7 @@ def _tried(
             recover(model, small, done, stats, data, cuts)
         except ModelError as error:
             failed = f"the model fails: {error}"
-    done, folded = _fold(small, done, stats.network.example)
+    done, folded = _fold(small, done, stats.network)
     done += _carry_all(small, plan.steps[late:], stats, kept, check)[0]
     tried = data is None and not folded and (most is None or len(outputs.inputs) <= most)
     reason = failed or (None if tried else _departs(outputs, None, small))
@@ -167,7 +170,7 @@ def _carry_all(
             lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
             stats = stats.narrowed(small, method.after(group), lost)
             cuts = composed(cuts, factors.cuts)
-            kept += _staying(outcome.step, factors.stays)
+            kept += _staying(outcome.step, factors.stays, stats.network)
     return done, stats, cuts
 
 
@@ -176,10 +179,12 @@ def _told(names: Sequence[str]) -> str:
     return f"'{', '.join(names[:NAMED])}'" + (f" (of {len(names)})" if len(names) > NAMED else "")
 
 
-def _staying(step: Step, stays: Mapping[str, str]) -> list[Kept]:
+def _staying(step: Step, stays: Mapping[str, str], net: Network) -> list[Kept]:
     """Layers that a step could not make narrower, and why."""
     layers = () if step.group is None else step.group.layers
-    return [Kept(layer.name, stays[layer.name], layer.cost) for layer in layers if layer.name in stays]
+    asked = {OUTSIDE.format(name=name): f"they also belong to '{name}', which is kept as asked" for name in net.kept}
+    reasons = {name: asked.get(reason, reason) for name, reason in stays.items()}
+    return [Kept(layer.name, reasons[layer.name], layer.cost) for layer in layers if layer.name in reasons]
 
 
 def _kept(step: Step, reason: str, code: KeptCode) -> list[Kept]:
@@ -187,11 +192,11 @@ def _kept(step: Step, reason: str, code: KeptCode) -> list[Kept]:
     return [Kept(name, reason, costs.get(name, step.before or Group(()).cost), code) for name in step.layers]
 
 
-def _fold(small: nn.Module, done: list[Step], example: Example) -> tuple[list[Step], bool]:
+def _fold(small: nn.Module, done: list[Step], net: Network) -> tuple[list[Step], bool]:
     """Let neighbouring layers take over channel orders: the steps, with the orders that are left, and whether any."""
     if not any(step.settings.get("reorders") for step in done):
         return done, False
-    fold(small, example)
+    fold(small, net.example, net.kept)
     return [with_sides(small, step) for step in done], True
 
 
@@ -246,6 +251,10 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
         return Outcome(step, reason=reason)
     factors = found if isinstance(method, Looking) else _factors(stats, group, method, modules)
     rewrite = method.rewrite(modules, factors)
+    below = _below_floor(stats.network, group, rewrite, modules)
+    if below is not None:
+        _restore(small, places, modules)
+        return Outcome(step, reason=below)
     before = shallow(small) if method.exact else None
     for name, place in places.items():
         put(small, place, rewrite.modules[name])
@@ -257,6 +266,30 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
     after = resolved.cost(group)
     done = replace(step, settings=settings(resolved), group=group, before=group.cost, after=after)
     return Outcome(done, factors)
+
+
+def _below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[str, nn.Module]) -> str | None:
+    """Why a step may not be carried out: it would leave less of a layer than the user wants to stay."""
+    method = rewrite.resolved
+    for layer in group.layers if net.floors else ():
+        floor = net.floors.get(layer.name)
+        if floor is None:
+            continue
+        if method.masks:
+            left, was = (_weights(found[layer.name]) for found in (rewrite.modules, modules))
+            fits = left >= min(floor.weights, was)
+        elif isinstance(method, Slimming):
+            left = next(math.prod(now.weight) for now in method.after(group) if now.name == layer.name)
+            fits = left >= min(floor.weights, math.prod(layer.weight))
+        else:
+            fits = len(group.layers) > 1 or floor.allows(method.cost(group))
+        if not fits:
+            return f"{floor.share:.0%} of '{layer.name}' has to stay, as asked, and {method.name} would leave less"
+    return None
+
+
+def _weights(module: nn.Module) -> int:
+    return int(weight_of(module).count_nonzero())
 
 
 def _growth(step: Step, method: Method, group: Group) -> CallError:

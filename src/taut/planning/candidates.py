@@ -74,6 +74,7 @@ def survey(
                     for candidate in method.candidates(group, factors)
                     if aligned(candidate, align)
                 ]
+        options = [options[0], *(option for option in options[1:] if net.allows(layer.name, option.cost))]
         if len(options) > 1:
             choices.append(Choice(group, tuple(pareto(options))))
     return choices

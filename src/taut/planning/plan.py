@@ -11,8 +11,9 @@ from taut.methods import choose, resolve, settings
 from taut.planning.candidates import Choice, Option, survey
 from taut.planning.knapsack import Limits, option_cost, solve
 from taut.structure.statistics import Statistics
-from taut.types import Budget, BudgetLike, Group, Kept, Method, Network, Plan, Setting, Step
+from taut.types import Budget, BudgetLike, Group, Kept, Layer, Looking, Method, Network, Plan, Setting, Step
 from taut.types.amounts import percent_note
+from taut.types.keep import AS_ASKED, Keep
 
 ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
 """Settings with which a method that takes out channels is told how many."""
@@ -25,6 +26,7 @@ def plan(
     budget: BudgetLike,
     methods: Iterable[str | Method] | None = None,
     *,
+    keep: Keep = None,
     align: int = 1,
 ) -> Plan:
     """The steps with the least predicted damage that meet `budget`.
@@ -35,6 +37,7 @@ def plan(
         budget: ceilings on params, macs and bytes (`taut.Budget`, or as it is written: {"macs": 0.5}, "macs=50%");
             `drop` needs an `evaluate` and is `compress`'s.
         methods: names or method objects; None for those marked default.
+        keep: layers that are left alone, or not below a share (`Network.keeping`).
         align: every rank is a multiple of it; 16 is what convolutions of CPUs like (latency over rank is a staircase).
 
     Raises:
@@ -45,6 +48,7 @@ def plan(
     if not limits or "latency" in limits:
         raise CallError("A plan needs a budget of params, macs or bytes; 'latency' and 'drop' are for taut.compress.")
     chosen = choose(methods)
+    net = net.leaving_as(stats.network).keeping(keep)
     net = net.skipping({layer.name: layer.skip for layer in stats.network.layers if layer.skip is not None})
     choices = survey(net, stats, chosen, align)
     picks = solve(net, choices, limits)
@@ -53,26 +57,42 @@ def plan(
     return describe(net, stats, choices, picks)
 
 
-def whole(net: Network, method: str, without: Iterable[str] = (), **settings: Setting) -> Step:
+def whole(net: Network, method: str, without: Iterable[str] = (), *, keep: Keep = None, **settings: Setting) -> Step:
     """One step over every layer that the method takes: for the pruning methods, which look at the whole network.
 
     Args:
         net: what `trace` found.
         method: such as "mfbp", "magnitude" or "dead_units".
-        without: layers to leave out, by name.
+        without: layers to leave out, by name; a refit may still solve them again.
+        keep: layers that are left alone, their weights included, or not below a share (`Network.keeping`).
         settings: of the method, as in a `Step`.
 
     Raises:
         CallError: the method, a setting or a layer left out is unknown, or no layer is taken.
     """
     chosen = resolve(Step((), method, settings))
+    net = net.keeping(keep)
     left_out = {net[name].name for name in without}
     taken = (layer for layer in net.layers if layer.name not in left_out)
-    layers = tuple(layer for layer in taken if chosen.refuses(Group((layer,))) is None)
+    layers = tuple(layer for layer in taken if _takes(chosen, net, layer))
     if not layers:
         raise CallError(f"{method} takes no layer of this network: taut inspect says why each is skipped.")
     group = Group(layers)
-    return Step(group.names, method, settings, group, before=group.cost)
+    asked = {**settings, **_floors(net, chosen, group)}
+    return Step(group.names, method, asked, group, before=group.cost, keep=tuple(sorted(net.kept)))
+
+
+def _takes(method: Method, net: Network, layer: Layer) -> bool:
+    """Whether a step over many layers takes one: with a floor only where the method can hold it."""
+    held = layer.name not in net.floors or hasattr(method, "floors") or not isinstance(method, Looking)
+    return held and method.refuses(Group((layer,))) is None
+
+
+def _floors(net: Network, method: Method, group: Group) -> dict[str, Setting]:
+    """The setting with which a step over many layers is told what has to stay of each."""
+    if not hasattr(method, "floors") or not set(group.names) & set(net.floors):
+        return {}
+    return {"floors": [net.floors[name].weights if name in net.floors else 0 for name in group.names]}
 
 
 def narrowing_step(net: Network, method: Method, **asked: Setting) -> Step:
@@ -83,8 +103,9 @@ def narrowing_step(net: Network, method: Method, **asked: Setting) -> Step:
         method: takes out channels.
         asked: its settings that say how far, such as macs=0.5; all others of these are unset.
     """
-    group = Group(tuple(layer for layer in net.layers if method.refuses(Group((layer,))) is None))
-    return Step(group.names, method.name, {**settings(method), **dict.fromkeys(ASKED), **asked}, group)
+    group = Group(tuple(layer for layer in net.layers if _takes(method, net, layer)))
+    wanted = {**settings(method), **dict.fromkeys(ASKED), **_floors(net, method, group), **asked}
+    return Step(group.names, method.name, wanted, group)
 
 
 def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
@@ -113,9 +134,10 @@ def describe(
     total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
     steps: list[Step] = []
     kept = [
-        Kept(layer.name, layer.skip or "no candidate makes it smaller", layer.cost, "skipped" if layer.skip else "kept")
+        _kept(net, layer)
         for layer in net.layers
-        if layer.name not in {choice.group.layer.name for choice in choices} and (len(layer.weight) > 1 or layer.macs)
+        if layer.name not in {choice.group.layer.name for choice in choices}
+        and (len(layer.weight) > 1 or layer.macs or layer.skip == AS_ASKED)
     ]
     after = net.cost
     for choice, index in zip(choices, picks, strict=True):
@@ -128,6 +150,15 @@ def describe(
     order = {layer.name: position for position, layer in enumerate(net.layers)}
     kept.sort(key=lambda k: order[k.layer])
     return Plan(tuple(steps), tuple(kept), net.cost, after, stats.unit)
+
+
+def _kept(net: Network, layer: Layer) -> Kept:
+    """A layer without a choice, and why there is none."""
+    if layer.skip is not None:
+        return Kept(layer.name, layer.skip, layer.cost, "as asked" if layer.skip == AS_ASKED else "skipped")
+    if layer.name in net.floors:
+        return Kept(layer.name, f"no change leaves {net.floors[layer.name].share:.0%} of it, as asked", layer.cost)
+    return Kept(layer.name, "no candidate makes it smaller", layer.cost)
 
 
 def _step(choice: Choice, option: Option, total: float) -> Step:

@@ -104,7 +104,8 @@ def recover(
             **{name: stats.modules[name] for name in cuts if name in stats.modules},
         }
         layers = {name: target.kept(originals[name], cuts.get(name)) for name, target in targets.layers.items()}
-        norms = {name: _of_channels(norm, cuts.get(name)) for name, norm in targets.norms.items()}
+        norms = {n: _of_channels(norm, cuts.get(n)) for n, norm in targets.norms.items() if n not in net.kept}
+        layers = {n: t if t.norm in {"", *norms} else replace(t, norm="", follows=None) for n, t in layers.items()}
         _Refit(originals, copied, chains, stats, replace(targets, layers=layers, norms=norms)).run(bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
         if isinstance(mine, Reorder | LowRankSparse | Rebuilt) or (

@@ -26,10 +26,12 @@ from taut.planning.application import warn_of_training
 from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
 from taut.search.ranks import Built
 from taut.search.session import Session, bare
+from taut.structure.keeping import shares_of
 from taut.structure.surgery import shallow
 from taut.training.finetuning import Finetune, carry_out
 from taut.training.state import OURS
 from taut.types import Budget, BudgetLike, Method, Plan
+from taut.types.keep import Keep
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     evaluate: Evaluate | None = None,
     finetune: Finetune | None = None,
     methods: Iterable[str | Method] | None = None,
+    keep: Keep = None,
     sensitivity: bool = False,
     align: int = 1,
     compare: Timing = True,
@@ -90,6 +93,10 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             per-sample scores. Needed for `Budget(drop=...)`; use VALIDATION data, never the test split.
         finetune: how to train afterwards (`taut.Finetune`); the best validation weights win, the untrained included.
         methods: names or method objects; None for those marked default.
+        keep: layers that are left alone: by name, glob ("head.*"), kind (`nn.Linear` or "Linear"), as the module
+            itself, or several of these. Neither their shapes nor their weights change, but by `finetune`, which trains
+            what is not frozen. As a mapping with the share that stays, {"head": 1.0, "features.*": 0.5}: so much of
+            the layer's weights and multiply-accumulates at least; 1 leaves it alone. The others meet the budget.
         sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
             strongly, as in deep nets at large ratios. Needs `data`.
         align: every rank is a multiple of it; 16 makes large convolutions a fifth faster on CPUs, at coarser steps.
@@ -110,11 +117,13 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     budget, seed = Budget.of(budget), check_seed(seed)
     check_timing(compare)
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
-    model = bare(model)
+    model, keep = bare(model), shares_of(model, keep)
     # First of all: a faulty `evaluate` should cost no work.
     evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
     with quiet(seed):
-        session = Session.open(model, example, data, methods, measured=sensitivity, align=align, latency=_timed(budget))
+        session = Session.open(
+            model, example, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
+        )
         built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])
         if finetune is not None:

@@ -28,8 +28,10 @@ from taut.search.front import Front, Point
 from taut.search.limits import Evaluate, Evaluation, model_at_ratio
 from taut.search.session import Session, bare
 from taut.structure.calling import read_example
+from taut.structure.keeping import shares_of
 from taut.structure.surgery import shallow
 from taut.types import Method
+from taut.types.keep import Keep
 
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 """How many times smaller the compressible part of the network becomes at each point."""
@@ -43,6 +45,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     data: Any,
     evaluate: Evaluate | None,
     methods: Iterable[str | Method] | None = None,
+    keep: Keep = None,
     compare: Timing = "torch",
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
@@ -56,6 +59,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         data: calibration batches.
         evaluate: as in `compress`, on validation data; None measures costs and latency only.
         methods: names or method objects; None for those marked default.
+        keep: as in `compress`; the others become so many times smaller.
         compare: what is timed of every point: "torch", True for every runtime that is installed, or False for nothing.
         progress: as in `compress`.
         seed: of everything random.
@@ -69,19 +73,20 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     check_timing(compare)
     if folder is not None:
         rehearse_within(folder)
-    model = bare(model)
+    model, shares = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
     with quiet(seed):
         example = read_example(model, example)
         data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
         used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
-        asked = (used, seed, None if evaluation is None else evaluation.original)
-        mark = fingerprint(model, (example.value, data), asked if compare == "torch" else (*asked, compare))
+        asked: tuple[Any, ...] = (used, seed, None if evaluation is None else evaluation.original)
+        asked = asked if compare == "torch" else (*asked, compare)
+        mark = fingerprint(model, (example.value, data), (*asked, shares) if shares else asked)
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         missing = [ratio for ratio in RATIOS if ratio not in points]
         if missing:
-            session = Session.open(model, example, data, methods)
+            session = Session.open(model, example, data, methods, keep=shares)
             milliseconds = _original_time(session, points, compare)
             with stage("exploring", total=len(missing)) as bar:
                 for ratio in missing:

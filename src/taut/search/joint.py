@@ -26,11 +26,11 @@ from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
 from taut.planning.application import apply_plan
 from taut.planning.candidates import Choice, survey
-from taut.planning.knapsack import HEADER_BYTES
+from taut.planning.knapsack import HEADER_BYTES, network_cost
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
-from taut.search.ranks import Batches, Built, Limits, RankPlanner
+from taut.search.ranks import Batches, Built, Limits, RankPlanner, Reach
 from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
@@ -57,6 +57,12 @@ NEARLY = 1.05
 
 LET_OUT = 12
 """Budgets between one that cannot be met and the whole network, to find the closest."""
+
+FURTHEST = 7
+"""Halvings of the way between limits that channels cannot meet and the whole network."""
+
+ALL_BUT_RANKS = 1 - 1e-9
+"""Share of the way that channels go to the end, so that ranks may follow."""
 
 PIECES = 8
 """The judging samples are as many pieces of the batches, so that their number comes out as meant."""
@@ -108,8 +114,9 @@ class JointPlanner:
 
     @property
     def movable(self) -> Cost:
-        """Cost of what can become smaller: any layer may be narrower."""
-        return self.stats.network.cost
+        """Cost of what can become smaller: any layer may be narrower, but those that the user wants to stay."""
+        net = self.stats.network
+        return net.cost - sum((net.bound(layer) for layer in net.layers), Cost())
 
     @cached_property
     def _samples(self) -> tuple[Batches | None, list[Any] | None]:
@@ -162,6 +169,30 @@ class JointPlanner:
             if self._narrow(1.0, aims, None) is not None:
                 break
         return aims
+
+    def reach(self, limits: Limits) -> Reach:
+        """How far ranks, channels, and ranks behind channels go at most."""
+        ways = [self.ranks.reach(limits)]
+        narrowed = self._furthest(limits)
+        stays: dict[str, str] = {}
+        if narrowed is not None:
+            inner = narrowed.ranks
+            stays = {kept.layer: kept.reason for kept in narrowed.kept}
+            alone = {key: network_cost(inner.network, key, inner.latency_model) for key in limits}
+            ways.append(Reach(alone, {layer.name: layer.cost for layer in inner.network.layers}))
+            ways += [inner.reach(limits)] if inner.choices else []
+        least = min(ways, key=lambda way: max(way.amounts[key] / max(limit, 1e-9) for key, limit in limits.items()))
+        return replace(least, stays=stays)
+
+    def _furthest(self, limits: Limits) -> _Narrowed | None:
+        """The network from which as many channels went as can, on the way to limits that cannot be met."""
+        low, high, best = 0.0, 1.0, None
+        for _ in range(FURTHEST):
+            let = (low + high) / 2
+            aims = {key: limit ** (1 - let) * self.ranks.whole(key) ** let for key, limit in limits.items()}
+            narrowed = self._narrow(ALL_BUT_RANKS, aims, None)
+            low, high, best = (let, high, best) if narrowed is None else (low, let, narrowed)
+        return best
 
     def without(self, reasons: Mapping[str, str]) -> JointPlanner:
         """The same with some layers left alone, for these reasons."""
@@ -255,7 +286,7 @@ class JointPlanner:
         if not done.steps:
             return None
         step = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
-        inner = trace(small, net.example).skipping(self.ranks.left_alone)
+        inner = trace(small, net.example).leaving_as(net).skipping(self.ranks.left_alone)
         batches = data.data if isinstance(data, Noted) else data
         stats = replace(self.stats, network=inner) if share == 1 else observe(inner, small, batches)
         timed = self.ranks.latency_model is not None

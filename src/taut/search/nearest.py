@@ -21,10 +21,12 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from taut.core.text import count
+from taut.core.text import count, some
+from taut.search.ranks import Reach
 from taut.search.session import Session
 from taut.types import Layer, Plan
 from taut.types.amounts import percent_note
+from taut.types.keep import AS_ASKED
 
 STEP = 0.05
 """Share of the original's cost by which the next network may be larger."""
@@ -125,21 +127,67 @@ def explain(session: Session, limits: Mapping[str, float], nearest: Nearest) -> 
         closest = f"No network near it works, so the closest is the original: {reached}{runtime}."
     key = max(limits, key=lambda key: amounts[key] / max(limits[key], 1e-9))
     note = percent_note(limits, {key: session.whole(key) for key in limits})
-    return f"No plan meets the budget {asked}. {closest} {_blocking(session, key)}{note}"
+    parts = [f"No plan meets the budget {asked}.", closest, *_least(session, limits, amounts), _kept(session, key)]
+    return " ".join(part for part in (*parts, _blocking(session, key)) if part) + note
 
 
 def _amount(key: str, value: float) -> str:
     return f"{value:.3g}" if key == "latency" else count(round(value))
 
 
+def _least(session: Session, limits: Mapping[str, float], reached: Mapping[str, float]) -> list[str]:
+    """What is left at the least by every key that is missed, and where most of it is."""
+    reach = session.planner.reach(limits)
+    least = {key: min(reach.amounts[key], reached[key]) for key in limits}
+    said = []
+    for key in (key for key in limits if least[key] > limits[key]):
+        field, _ = _counted(key)
+        largest = sorted(reach.costs, key=lambda name: getattr(reach.costs[name], field), reverse=True)[:BLOCKING]
+        where = [
+            f"{_name(name)} ({_amount(field, getattr(reach.costs[name], field))}{_why(session, reach, name)})"
+            for name in largest
+            if getattr(reach.costs[name], field) >= WORTH_NAMING * getattr(session.network.cost, field)
+        ]
+        inside = f", most of it in {', '.join(where)}" if where else ""
+        said.append(
+            f"At the least these methods leave {key} {_amount(key, least[key])} of "
+            f"{_amount(key, session.whole(key))}{inside}."
+        )
+    return said
+
+
+def _why(session: Session, reach: Reach, name: str) -> str:
+    """Why a layer is not smaller, where something keeps it from that."""
+    floors, skips = session.stats.network.floors, {la.name: la.skip for la in session.stats.network.layers}
+    if name in floors:
+        return f": {floors[name].share:.0%} of it stays, as asked"
+    reason = (skips.get(name) or reach.stays.get(name, "")).replace(AS_ASKED, "kept as asked")
+    return f": {reason}" if reason else ""
+
+
+def _kept(session: Session, key: str) -> str:
+    """The layers that the user wants left alone, with their share of the cost."""
+    field, words = _counted(key)
+    layers = [layer for layer in session.network.layers if layer.name in session.network.kept and getattr(layer, field)]
+    if not layers:
+        return ""
+    share = sum(getattr(layer, field) for layer in layers) / max(getattr(session.network.cost, field), 1)
+    return f"Kept as asked: {some([layer.name for layer in layers], 8)} with {share:.0%} of the {words}."
+
+
+def _counted(key: str) -> tuple[str, str]:
+    """The count of a layer that tells most of a key of a budget, and its name."""
+    return ("macs", "MACs") if key in {"macs", "latency"} else ("params", "parameters")
+
+
 def _blocking(session: Session, key: str) -> str:
-    """The kinds of layers that are left alone, with their share of the cost."""
-    field, words = ("macs", "MACs") if key in {"macs", "latency"} else ("params", "parameters")
+    """The kinds of layers that no method may touch, with their share of the cost."""
+    field, words = _counted(key)
     whole = max(float(getattr(session.network.cost, field)), 1.0)
     groups: dict[tuple[str, str], list[Layer]] = defaultdict(list)
     for layer in session.network.layers:
-        if layer.skip is not None and getattr(layer, field):
-            groups[layer.kind, layer.skip.replace(f"'{layer.name}'", "it")].append(layer)
+        if layer.skip not in {None, AS_ASKED} and getattr(layer, field):
+            groups[layer.kind, str(layer.skip).replace(f"'{layer.name}'", "it")].append(layer)
     shares = {kind: sum(getattr(layer, field) for layer in layers) / whole for kind, layers in groups.items()}
     largest = sorted(shares, key=shares.__getitem__, reverse=True)[:BLOCKING]
     parts = [
@@ -149,9 +197,15 @@ def _blocking(session: Session, key: str) -> str:
     ]
     if parts:
         return f"Left alone are {'; '.join(parts)}."
+    if session.network.kept or session.network.floors:
+        return "Ask for less, or keep less."
     return "Ask for less." if session.planner.joint else "Ask for less, or add methods such as channels."
 
 
+def _name(name: str) -> str:
+    return f"'{name}'" if name else "(model)"
+
+
 def _names(layers: Sequence[Layer]) -> str:
-    first = f"'{layers[0].name}'" if layers[0].name else "(model)"
+    first = _name(layers[0].name)
     return first if len(layers) == 1 else f"{first} and {len(layers) - 1} more"

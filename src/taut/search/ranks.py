@@ -11,7 +11,7 @@ from torch import nn
 from taut.measure import LatencyModel
 from taut.planning.application import apply_plan
 from taut.planning.candidates import Choice
-from taut.planning.knapsack import least, network_cost, solve
+from taut.planning.knapsack import closest, least, network_cost, solve
 from taut.planning.plan import describe
 from taut.structure.statistics import Statistics
 from taut.types import Cost, Network, Plan
@@ -20,6 +20,20 @@ Built = tuple[nn.Module, Plan]
 Batches = Sequence[tuple[Any, Any]]
 Limits = Mapping[str, float]
 """Ceilings by the keys of a budget: counts are absolute, "latency" is a share of the original's."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """How far methods go towards limits that they do not meet.
+
+    Attributes:
+        amounts: what is left at the least, by the keys of the limits.
+        costs: of every layer there. stays: layers that give channels which stay -> why.
+    """
+
+    amounts: Mapping[str, float]
+    costs: Mapping[str, Cost]
+    stays: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,7 +65,8 @@ class RankPlanner:
     @property
     def movable(self) -> Cost:
         """Cost of what can become smaller."""
-        return sum((choice.options[0].cost for choice in self.choices), Cost())
+        layers = (choice.group.layer for choice in self.choices)
+        return sum((layer.cost - self.network.bound(layer) for layer in layers), Cost())
 
     def best_within(self, limits: Limits) -> Built | None:
         """The model with the least damage within `limits`; None where no plan is so small."""
@@ -78,6 +93,13 @@ class RankPlanner:
     def least(self, limits: Limits) -> dict[str, float]:
         """What the plan that comes closest to `limits` costs by their keys."""
         return least(self.network, self.choices, limits, self.latency_model)
+
+    def reach(self, limits: Limits) -> Reach:
+        """How far plans go at most."""
+        picks = closest(self.network, self.choices, limits, self.latency_model)
+        costs = {layer.name: layer.cost for layer in self.network.layers}
+        costs |= {c.group.layer.name: c.options[i].cost for c, i in zip(self.choices, picks, strict=True)}
+        return Reach(self.least(limits), costs)
 
     def whole(self, key: str) -> float:
         """What the base costs by a key of a budget."""

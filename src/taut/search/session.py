@@ -26,6 +26,7 @@ from taut.search.latency import fit_latency_model, shape_variants
 from taut.search.ranks import Batches, Built, Limits, RankPlanner
 from taut.structure.calling import read_example
 from taut.structure.fisher import float_outputs
+from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
 from taut.structure.statistics import Statistics
@@ -33,6 +34,7 @@ from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.tracing import trace
 from taut.training.finetuning import Finetune, carry_out
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
+from taut.types.keep import Keep
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,6 +65,7 @@ class Session:
         data: Any,
         methods: Iterable[str | Method] | None,
         *,
+        keep: Keep = None,
         measured: bool = False,
         align: int = 1,
         latency: float | None = None,
@@ -74,6 +77,7 @@ class Session:
             example: likewise.
             data: likewise.
             methods: likewise.
+            keep: likewise.
             measured: whether measured damages take the place of predicted ones.
             align: as in `taut.compress`.
             latency: share of the original's time that plans are to keep at most; None: nothing is timed.
@@ -81,10 +85,11 @@ class Session:
         Raises:
             CallError: more than one method takes out channels.
         """
+        shares = shares_of(model, keep)
         chosen, model = choose(methods), bare(model)
         call = read_example(model, example)
         batches = None if data is None else collect(call, data, SAMPLES)
-        network = trace(model, call, batches)
+        network = trace(model, call, batches).leaving(shares)
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
@@ -223,11 +228,12 @@ def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Mo
                 steps += [
                     Step(group.names, m.name, settings(m), group, reason="exact", damage=0.0)
                     for m in method.candidates(group, None)
+                    if net.allows(layer.name, m.cost(group))
                 ]
     if not steps:
         return model, net, ()
     done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
-    return done, trace(done, net.example), plan.steps
+    return done, trace(done, net.example).leaving_as(net), plan.steps
 
 
 def _inside(base: nn.Module, step: Step, exact: tuple[Step, ...]) -> Step:

@@ -6,7 +6,7 @@ over the order is exact is then tried out, and undone where the output changes.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -19,12 +19,17 @@ from taut.structure.support import SUPPORTED
 from taut.structure.surgery import swap
 
 
-def fold(model: nn.Module, example: Example) -> None:
+def fold(model: nn.Module, example: Example, kept: Collection[str] = ()) -> None:
     """Fold every `Reorder` of `model` into its neighbours in place, where that is exact; the others stay.
 
     Exact is: the very channels of the order arrive at its readers, every layer of the model is reached (one that is not
     may read the channels, too), no tensor is shared with a layer outside, and the outputs of model and readers are
     unchanged in a float64 copy on random inputs.
+
+    Args:
+        model: is changed in place.
+        example: how it is called.
+        kept: layers whose weights may not change.
 
     Raises:
         ModelError: the model cannot be run.
@@ -42,7 +47,7 @@ def fold(model: nn.Module, example: Example) -> None:
         classes = runs.classes()
         watched = sorted(_around(classes, classes.get((name, "out")))["in"])
         before = None if runs.unreached() else outputs_of(model, example, probes, watched)
-        for change in _changes(model, classes, name) if before is not None else ():
+        for change in _changes(model, classes, name, kept) if before is not None else ():
             old = [(t, t.clone()) for t, _ in change]
             _write(change)
             swap(model, order, idle)
@@ -89,8 +94,8 @@ def _around(classes: Classes, channels: Tensor | None) -> dict[End, set[str]]:
     return around
 
 
-def _changes(model: nn.Module, classes: Classes, name: str) -> Iterator[Change]:
-    """What would take over the order: the layers that read it, or the one that feeds it."""
+def _changes(model: nn.Module, classes: Classes, name: str, kept: Collection[str]) -> Iterator[Change]:
+    """What would take over the order: the layers that read it, or the one that feeds it; none of the `kept`."""
     order = model.get_submodule(name)
     if not isinstance(order, Reorder):
         return
@@ -98,15 +103,16 @@ def _changes(model: nn.Module, classes: Classes, name: str) -> Iterator[Change]:
     given, fed = classes.get((name, "out")), classes.get((name, "in"))
     after, before = _around(classes, given), _around(classes, fed)
     reads = given is not None and all(_in_order(classes[reader, "in"], given) for reader in after["in"])
-    if reads and after["in"] and after["out"] == {name}:
+    if reads and after["in"] and after["out"] == {name} and not (after["in"] | after["through"]) & set(kept):
         parts = [_of_norms(model, after["through"], index.argsort())]
         parts += [_of_inputs(model.get_submodule(reader), index) for reader in after["in"]]
         yield from _alone(model, _joined(parts), after["in"] | after["through"])
     source = next(iter(before["out"]), "")
     feeds = fed is not None and bool(source) and torch.equal(classes[source, "out"], fed)
-    if feeds and before["in"] == {name} and before["out"] == {source}:
+    touched = {source, *before["through"]}
+    if feeds and before["in"] == {name} and before["out"] == {source} and not touched & set(kept):
         parts = [_of_norms(model, before["through"], index), _of_outputs(model.get_submodule(source), index)]
-        yield from _alone(model, _joined(parts), {source, *before["through"]})
+        yield from _alone(model, _joined(parts), touched)
 
 
 def _in_order(columns: Tensor, channels: Tensor) -> bool:

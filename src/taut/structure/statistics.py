@@ -139,6 +139,11 @@ class Statistics:
         }
         return replace(self, network=network, modules=modules, layers=known, curves={}, _cache={})
 
+    def leaving(self, names: Iterable[str]) -> Statistics:
+        """The same, of a network of which these layers are left alone because the user wants it so."""
+        shares = dict.fromkeys(set(names) - self.network.kept, 1.0)
+        return replace(self, network=self.network.leaving(shares)) if shares else self
+
     def outputs(self, model: nn.Module) -> Outputs:
         """The original's outputs on all inputs that cover its paths so far, run once for all plans."""
         key = id(model), len(self.network.example.witnesses)

@@ -30,18 +30,18 @@ def unwrapped(model: nn.Module) -> nn.Module:
 
     A compiled module hides its layers from hooks, or compiles these along. Parameters and buffers are the model's own.
     """
-    while (inner := _wrapped(model)) is not None:
+    while (inner := wrapped_by(model)) is not None:
         model = inner
-    wrappers = [module for module in model.modules() if _wrapped(module) is not None]
+    wrappers = [module for module in model.modules() if wrapped_by(module) is not None]
     if not wrappers:
         return model
     memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
     for wrapper in reversed(wrappers):  # the innermost first: those around it copy what is left of it
-        memo[id(wrapper)] = deep_copy(cast(nn.Module, _wrapped(wrapper)), memo)
+        memo[id(wrapper)] = deep_copy(cast(nn.Module, wrapped_by(wrapper)), memo)
     return deep_copy(model, memo)
 
 
-def _wrapped(module: nn.Module) -> nn.Module | None:
+def wrapped_by(module: nn.Module) -> nn.Module | None:
     """What a wrapper holds, None where it is none."""
     inner = getattr(module, "_orig_mod", None)  # of torch.compile
     if isinstance(inner, nn.Module):

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import time
 import zlib
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, lru_cache
 from hashlib import sha256
 from pathlib import Path
@@ -31,11 +32,12 @@ from taut.recovery.samples import SAMPLES
 from taut.search.limits import meet_budget
 from taut.search.session import Session
 from taut.structure.calling import read_example
+from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
 from taut.studies.grid import Cell
-from taut.studies.wishes import CONTROL, ORIGINAL, planned, read_method
+from taut.studies.wishes import CONTROL, ORIGINAL, planned, pruned_to_size, read_method, shares_size
 from taut.training.finetuning import Finetune, carry_out
 from taut.types import Budget, Group, Looking, Method, Network, Plan, Stage, Step
 
@@ -90,7 +92,7 @@ class Run:
 
     Attributes:
         source: builds the subject. state: that it must have. epochs: of training, or None.
-        folder: where models are saved. mark: of the results.
+        folder: where models are saved. mark: of the results. keep: layers that are left alone, as in `Grid`.
     """
 
     source: Source
@@ -98,6 +100,7 @@ class Run:
     epochs: int | None
     folder: Path
     mark: str
+    keep: Mapping[str, float] = field(default_factory=dict)
 
     def __call__(self, cell: Cell) -> dict[str, Any]:
         """The run's measurements, or the reason why there are none.
@@ -111,7 +114,7 @@ class Run:
             raise DataError("The model of the study is built with other weights each time: give it trained weights.")
         try:
             with quiet(seed):
-                small, plan = make(subject, cell)
+                small, plan = make(subject, cell, self.keep)
         except (BudgetError, CallError, ModelError) as error:
             return {"reason": one_line(error)}
         if self.epochs and cell["method"] != ORIGINAL:
@@ -182,8 +185,13 @@ class Timing:
         return {"ms": found.after, "speedup": found.ratio}
 
 
-def make(subject: Subject, cell: Cell) -> Made:
+def make(subject: Subject, cell: Cell, keep: Mapping[str, float] | None = None) -> Made:
     """The model before any training, and what was done.
+
+    Args:
+        subject: the model and its task.
+        cell: method, size and seed.
+        keep: layers that are left alone, or not below a share.
 
     Raises:
         BudgetError: the method does not reach the size.
@@ -194,7 +202,7 @@ def make(subject: Subject, cell: Cell) -> Made:
     method = read_method(cell["method"])
     data = None if subject.data is None else subject.data()
     if planned(method):
-        session = Session.open(subject.model, subject.example, data, None if method is None else [method])
+        session = Session.open(subject.model, subject.example, data, None if method is None else [method], keep=keep)
         if not session.planner.movable.params:
             raise CallError(f"{cell['method']} makes no layer of this network smaller.")
         built, missed = meet_budget(session, Budget(params=float(cell["size"])))
@@ -203,33 +211,69 @@ def make(subject: Subject, cell: Cell) -> Made:
         return built
     if method is None:
         raise CallError("Without a method there is nothing to do.")
-    net = trace(subject.model, subject.example)
+    net = trace(subject.model, subject.example).leaving(shares_of(subject.model, keep))
     batches = None if data is None else collect(net.example, data, SAMPLES)
     plan = Plan.of(net, _steps(net, method, cell["size"]))
     small, done = apply_plan(subject.model, plan, observe(net, subject.model, batches), batches)
     if not done.steps:
-        raise CallError(f"{method.name} did nothing: {done.kept[0].reason}.")
+        reasons = [kept.reason for kept in done.kept if kept.code != "as asked"] or ["all its layers are kept as asked"]
+        raise CallError(f"{method.name} did nothing: {reasons[0]}.")
     return small, done
 
 
 def _steps(net: Network, method: Method, size: float | None) -> list[Step]:
     """One step over all layers where the method looks at the network, else one for every layer that it takes."""
     given = settings(method)
-    if method.masks and size is not None:
-        return [whole(net, method.name, (), **given | {"sparsity": round(1 - size, 12)})]
     step = replace(whole(net, method.name, (), **given), allow_growth=True)
+    if pruned_to_size(method) and size is not None:
+        return [replace(step, settings=step.settings | {"sparsity": _sparsity(net, method, size)}, allow_growth=False)]
+    if shares_size(method) and size is not None:
+        return [replace(step, settings=step.settings | {"share": _share(net, step, size)})]
     if isinstance(method, Looking):
         return [step]
     steps, refused = [], ""
     for layer in step.group.layers if step.group else ():
         try:
-            method.cost(Group((layer,)))
-            steps.append(replace(step, layers=(layer.name,), group=Group((layer,)), before=layer.cost))
+            if net.allows(layer.name, method.cost(Group((layer,)))):
+                steps.append(replace(step, layers=(layer.name,), group=Group((layer,)), before=layer.cost))
         except CallError as error:
             refused = refused or str(error)
     if not steps:
-        raise CallError(refused)
+        raise CallError(refused or f"{method.name} takes no layer that may become as small as it makes them.")
     return steps
+
+
+def _sparsity(net: Network, method: Method, size: float) -> float:
+    """The share of the weights that goes where `size` of all that could go stays: what is left alone counts, too.
+
+    Raises:
+        CallError: what is left alone is more than may stay.
+    """
+    free = [layer for layer in net.layers if method.refuses(Group((layer,))) is None]
+    kept = [replace(la, skip=None) for la in net.layers if la.name in net.kept]
+    alone = sum(math.prod(layer.weight) for layer in kept if method.refuses(Group((layer,))) is None)
+    weights = sum(math.prod(layer.weight) for layer in free)
+    sparsity = (1 - size) * (weights + alone) / max(weights, 1)
+    if sparsity >= 1:
+        raise CallError(f"{size:.4g} of the weights cannot be met: {alone / (weights + alone):.0%} are kept as asked.")
+    return round(sparsity, 12)
+
+
+def _share(net: Network, step: Step, size: float) -> float:
+    """The share of a step's weights that is stored where the network keeps `size` of its parameters.
+
+    Raises:
+        CallError: the other parameters are more than that.
+    """
+    weights = sum(math.prod(layer.weight) for layer in step.group.layers) if step.group else 0
+    others = net.cost.params - weights
+    left = size * net.cost.params - others
+    if left < 1:
+        raise CallError(
+            f"{size:.4g} of the parameters cannot be met: {others / net.cost.params:.0%} are in biases, norms and "
+            f"layers that {step.method} does not take."
+        )
+    return float(min(1.0, left / weights))
 
 
 def trained(subject: Subject, small: nn.Module, cell: Cell, epochs: int) -> nn.Module:

@@ -26,6 +26,7 @@ from taut.core.fingerprint import fingerprint
 from taut.errors import CallError
 from taut.measure.accuracy import measure
 from taut.recovery.samples import SAMPLES
+from taut.structure.keeping import shares_of
 from taut.structure.tracing import trace
 from taut.studies import sheets
 from taut.studies.grid import run_grid
@@ -66,8 +67,9 @@ def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int =
     _check(subject, grid)
     with guarded(f"Cannot write '{folder}'"):
         folder.mkdir(parents=True, exist_ok=True)
-    mark = fingerprint(subject.model, None, (subject.identity, grid.epochs, taut_version(), torch.__version__))
-    run = Run(source, subject.state, grid.epochs, folder / MODELS, mark)
+    asked: tuple[Any, ...] = (subject.identity, grid.epochs, taut_version(), torch.__version__)
+    mark = fingerprint(subject.model, None, (*asked, dict(grid.keep)) if grid.keep else asked)
+    run = Run(source, subject.state, grid.epochs, folder / MODELS, mark, grid.keep)
     found = run_grid(grid.cells(), run, folder / RUNS, "runs", mark, jobs)
     times = _timed(found, Timing(source, folder / MODELS), mark, folder)
     rows = tuple(Row(**(each | times.get(each.get("model", ""), {}))) for each in found)
@@ -78,6 +80,7 @@ def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int =
 def _check(subject: Subject, grid: Grid) -> None:
     """What can be known to fail is said before anything is run."""
     example = trace(subject.model, subject.example).example
+    shares_of(subject.model, grid.keep)
     if subject.data is not None:
         collect(example, subject.data(), SAMPLES)
     measure(subject.evaluate, subject.model)

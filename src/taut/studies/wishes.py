@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import ast
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from taut.errors import CallError
 from taut.methods import resolve
 from taut.methods.factorization import Unplanned
 from taut.studies.grid import Cell
-from taut.types import Looking, Method, Step
+from taut.types import Looking, Method, Slimming, Step
 
 AUTO = "auto"
 """In the place of a method: all that `taut.compress` uses by default, and its planner chooses."""
+
+HOW_FAR = ("macs", "params", "sparsity", "latency", "counts")
+"""Settings of a method that takes out channels that say how many: then no size does."""
 
 ORIGINAL, CONTROL = "original", "control"
 """Rows that no method made: the model as it is, and trained like the compressed ones."""
@@ -29,15 +32,17 @@ class Grid:
     Attributes:
         methods: `auto` or names of methods, with settings where wished: "tucker(metric=fisher)".
         sizes: fractions kept, in (0, 1]: of the parameters, or for masks of the weights that are not zero. Methods
-            that no budget steers run once per seed, as they are set.
+            that no size steers, or whose settings say how far they go, run once per seed, as they are set.
         seeds: how many, from 0.
         epochs: of training after the compression; None for none.
+        keep: layers that are left alone, or not below a share, as in `taut.compress`: by name, glob or kind.
     """
 
     methods: tuple[str, ...] = (AUTO, "magnitude")
     sizes: tuple[float, ...] = (0.5, 0.25, 0.125)
     seeds: int = 1
     epochs: int | None = None
+    keep: Mapping[str, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         """Refuse what no run can mean.
@@ -72,13 +77,30 @@ def _cell(method: str, size: float | None, seed: int) -> Cell:
 
 def planned(method: Method | None) -> bool:
     """Whether the planner cuts it to a budget."""
-    return method is None or not (method.masks or method.exact or isinstance(method, Looking | Unplanned))
+    if method is None:
+        return True
+    if isinstance(method, Slimming):  # channels
+        return not _decided(method, *HOW_FAR)
+    return not (method.masks or method.exact or isinstance(method, Looking | Unplanned))
 
 
 def sized(method: Method | None) -> bool:
     """Whether a size steers it."""
-    steered = method is not None and method.masks and getattr(method, "select", "") != "threshold"
-    return method is None or steered or planned(method)
+    return method is None or planned(method) or pruned_to_size(method) or shares_size(method)
+
+
+def pruned_to_size(method: Method) -> bool:
+    """Whether the size is the share of the weights that are not zero."""
+    return method.masks and getattr(method, "select", "") != "threshold"
+
+
+def shares_size(method: Method) -> bool:
+    """Whether a method over the whole network takes the `share` of the weights that it stores, and was given none."""
+    return isinstance(method, Looking) and hasattr(method, "share") and not _decided(method, "share", "rank", "ranks")
+
+
+def _decided(method: Method, *keys: str) -> bool:
+    return any(getattr(method, key, None) is not None for key in keys)
 
 
 def read_method(text: str) -> Method | None:

@@ -239,8 +239,9 @@ class _Run:
         data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)] if looks else None
         stats = self.stats if first else None
         if stats is None:
-            stats = observe(trace(model, self.example), model, data)
-        return apply_plan(model, steps, stats, data)
+            net = trace(model, self.example)
+            stats = observe(net if self.stats is None else net.leaving_as(self.stats.network), model, data)
+        return apply_plan(model, steps, stats.leaving(self.plan.left_alone), data)
 
     def _trained(
         self, model: nn.Module, stage: Stage, position: Position, tensors: dict[str, Tensor], accelerate: Any

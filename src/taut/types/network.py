@@ -12,6 +12,7 @@ from pydantic import ConfigDict
 from taut.core.text import count, shape, table
 from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
+from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
 
 @dataclass(frozen=True)
@@ -110,6 +111,34 @@ class Group:
 
 
 @dataclass(frozen=True)
+class Floor:
+    """What of a layer has to stay, as the user wants it.
+
+    Attributes:
+        share: of the layer as it was in the original, in (0, 1).
+        weights: of its weight, at least, that are there and not zero.
+        cost: at least: that share of its multiply-accumulates, and as many parameters (and their bytes) as are left
+            where that share of the weight stays and all else that it holds.
+    """
+
+    share: float
+    weights: int
+    cost: Cost
+
+    @classmethod
+    def of(cls, layer: Layer, share: float) -> Floor:
+        """A share of a layer."""
+        size = math.prod(layer.weight) if layer.weight else 0
+        weights = math.ceil(share * size - 1e-9)
+        params = max(0, layer.params - (size - weights))
+        return cls(share, weights, Cost(params, params, math.ceil(share * layer.macs - 1e-9), params * layer.itemsize))
+
+    def allows(self, cost: Cost) -> bool:
+        """Whether a layer of this cost keeps as much."""
+        return all(mine >= least for mine, least in zip(cost.values(), self.cost.values(), strict=True))
+
+
+@dataclass(frozen=True)
 class Network:
     """What `taut.trace` found: every layer that owns parameters, and the cost of the whole.
 
@@ -119,12 +148,14 @@ class Network:
         example: how the model is called (`taut.structure.calls.Example`), for the verbs that run it.
         uncounted: notes on what torch's counter does not see and taut counted itself (recurrent cells), and on
             operations that may multiply and are not counted.
+        floors: what has to stay of layers that may not go below a share of what they were.
     """
 
     layers: tuple[Layer, ...]
     cost: Cost
     uncounted: tuple[str, ...] = ()
     example: Any = field(default=None, repr=False, compare=False)
+    floors: Mapping[str, Floor] = field(default_factory=dict, compare=False)
 
     def __getitem__(self, name: str) -> Layer:
         """The layer of that name.
@@ -147,6 +178,55 @@ class Network:
         layers = tuple(replace(layer, skip=layer.skip or reasons.get(layer.name)) for layer in self.layers)
         return replace(self, layers=layers)
 
+    def allows(self, name: str, cost: Cost) -> bool:
+        """Whether a layer may come down to a cost."""
+        floor = self.floors.get(name)
+        return floor is None or floor.allows(cost)
+
+    def bound(self, layer: Layer) -> Cost:
+        """What of a layer stays because the user wants it so."""
+        if layer.skip == AS_ASKED:
+            return layer.cost
+        floor = self.floors.get(layer.name)
+        least = Cost() if floor is None else floor.cost
+        return Cost(*(min(mine, its) for mine, its in zip(least.values(), layer.cost.values(), strict=True)))
+
+    @property
+    def kept(self) -> frozenset[str]:
+        """The layers that are left alone because the user wants it so."""
+        return frozenset(layer.name for layer in self.layers if layer.skip == AS_ASKED)
+
+    def keeping(self, keep: Keep) -> Network:
+        """The same with some layers left alone, or not below a share of what they are.
+
+        Args:
+            keep: names, globs ("head.*") or kinds (`nn.Linear` or "Linear") of layers that are left alone: neither
+                their shapes nor their weights change, but by training. As a mapping with the share that stays: that
+                much of the layer's weights and of its multiply-accumulates; 1 leaves it alone. Of several that fit
+                the strictest holds.
+
+        Raises:
+            CallError: nothing is called so, or a share is outside (0, 1].
+        """
+        named = [Candidate(layer.name, frozenset({layer.kind})) for layer in self.layers]
+        return self.leaving(read_keep(keep, named))
+
+    def leaving(self, shares: Mapping[str, float]) -> Network:
+        """The same with layers left alone (share 1), or not below a share; unknown names mean nothing."""
+        if not shares:
+            return self
+        layers = tuple(replace(la, skip=AS_ASKED) if shares.get(la.name) == 1 else la for la in self.layers)
+        below = {la.name: Floor.of(la, shares[la.name]) for la in self.layers if shares.get(la.name, 1) < 1}
+        return replace(self, layers=layers, floors={**self.floors, **below})
+
+    def leaving_as(self, before: Network) -> Network:
+        """The same with what `before`, of which this was made, leaves alone: of a replaced layer what is inside."""
+        if not before.kept and not before.floors:
+            return self
+        inside = {layer.name: _origin(layer.name, before.floors) for layer in self.layers}
+        floors = {name: before.floors[origin] for name, origin in inside.items() if origin is not None}
+        return replace(self.leaving(dict.fromkeys(before.kept, 1.0)), floors=floors)
+
     def __str__(self) -> str:
         """A row for every layer: what it is, what it costs, why it is skipped."""
         rows = [
@@ -163,3 +243,8 @@ class Network:
         rows.append(("total", "", "", count(self.cost.params), count(self.cost.macs), ""))
         notes = "".join(f"\n{note}" for note in self.uncounted)
         return table(("layer", "kind", "weight", "params", "MACs", "skipped because"), rows, right=(3, 4)) + notes
+
+
+def _origin(name: str, floors: Mapping[str, Floor]) -> str | None:
+    """The layer with a floor that a layer is, or stands in."""
+    return next((known for known in floors if name == known or name.startswith(f"{known}.")), None)

@@ -14,15 +14,16 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 from taut.core.text import count, fold, numbered, table, unique_keys
 from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
+from taut.types.keep import AS_ASKED
 from taut.types.method import METHODS
 from taut.types.network import Group, Network
 
 Setting = bool | int | float | str | list[int] | list[float] | None
 """A value that a method's settings may hold: what JSON can carry."""
 
-KeptCode = Literal["kept", "skipped", "rolled back", "nothing to do", "taken out"]
-"""Why a layer stays: the plan prefers it so, no method may touch it, a rewrite failed, a step found nothing to do, or
-the user took it out."""
+KeptCode = Literal["kept", "skipped", "rolled back", "nothing to do", "taken out", "as asked"]
+"""Why a layer stays: the plan prefers it so, no method may touch it, a rewrite failed, a step found nothing to do, the
+user took it out, or wants it left alone."""
 
 FEW = 3
 """Layers that a table names one by one."""
@@ -41,6 +42,7 @@ class Step:
         before, after: cost of the layers.
         damage: predicted, in the plan's unit.
         reason: why this one was chosen.
+        keep: layers that are left alone when the step is carried out: no refit changes their weights either.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -53,6 +55,7 @@ class Step:
     after: Cost | None = None
     damage: float | None = None
     reason: str = ""
+    keep: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -96,7 +99,14 @@ class Plan:
             CallError: a step names a layer that the network does not have.
         """
         filled = tuple(s if s.group is not None else replace(s, group=network.group(s.layers)) for s in steps)
-        return cls(filled, before=network.cost, after=network.cost, unit="not predicted")
+        kept = tuple(Kept(la.name, AS_ASKED, la.cost, "as asked") for la in network.layers if la.name in network.kept)
+        return cls(filled, kept, before=network.cost, after=network.cost, unit="not predicted")
+
+    @property
+    def left_alone(self) -> frozenset[str]:
+        """The layers that the user wants left alone."""
+        named = {name for step in self.steps for name in step.keep}
+        return frozenset(named | {kept.layer for kept in self.kept if kept.code == "as asked"})
 
     def to_json(self) -> str:
         """The plan as JSON, to read, edit and replay."""

@@ -93,6 +93,7 @@ class Channels:
         criterion: see above.
         even: every group loses the same share.
         align: widths are multiples of it; None: multiples that kernels like.
+        floors: weights that each of the step's layers keeps at least, layer after layer.
         counts: channels that every group keeps, in the order of the network; filled in when the step is carried out,
             and an order when given.
         widths: outputs and inputs, layer after layer; filled in when the step is carried out.
@@ -106,6 +107,7 @@ class Channels:
     criterion: str = "obs"
     even: bool = False
     align: int | None = None
+    floors: list[int] | None = None
     counts: list[int] | None = None
     widths: list[int] | None = None
     name: ClassVar[str] = "channels"
@@ -141,6 +143,11 @@ class Channels:
         good = self.align is None or (type(self.align) is int and self.align > 0)
         self._must("align", good, "a whole number, at least 1")
         self._must("even", isinstance(self.even, bool), "True or False")
+        floors: Any = self.floors
+        good = floors is None or (
+            isinstance(floors, list) and all(type(least) is int and least >= 0 for least in floors)
+        )
+        self._must("floors", good, "whole numbers, at least 0")
 
     def _must(self, key: str, good: bool, wanted: str) -> None:
         if not good:
@@ -202,7 +209,8 @@ class Channels:
         if self.counts is not None:
             self._check_counts(sizes)
             return list(self.counts)
-        costs = Costs(layers, [groups[place] for place in usable], self.rates or NO_RATES)
+        self._must("floors", self.floors is None or len(self.floors) == len(layers), "one number for each layer")
+        costs = Costs(layers, [groups[place] for place in usable], self.rates or NO_RATES, self.floors)
         limits = self._limits(costs)
         if self.even:
             found = even_widths(costs, limits, self.align)
@@ -369,12 +377,13 @@ def _within(coupling: Coupling, names: Mapping[str, str]) -> tuple[list[ChannelG
 def _least(costs: Costs, limits: Mapping[str, float]) -> str:
     """How far narrowing goes, in words."""
     none = np.zeros((1, len(costs.groups)))
-    most = np.array([[group.size - 1.0 for group in costs.groups]])
+    most = costs.narrowest()[None]
     shares = []
     for key in limits:
         left, whole = (float(costs.of(state, {key: 1.0})[0]) for state in (most, none))
         shares.append(f"{left / max(whole, 1e-12):.3g} of the {key}")
-    return f"one channel a group, the least, still leaves {' and '.join(shares)}"
+    least = "one channel a group, the least," if costs.floors is None else "the least that the floors allow"
+    return f"{least} still leaves {' and '.join(shares)}"
 
 
 def _why(stays: Mapping[str, str]) -> str:

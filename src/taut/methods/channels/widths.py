@@ -47,11 +47,13 @@ class Costs:
     Attributes:
         layers: all that a step may narrow. groups: of their channels.
         rates: of their time, and lanes (`taut.measure.LatencyModel`), for the key "latency".
+        floors: weights that every layer keeps at least; None: any.
     """
 
     layers: Sequence[Layer]
     groups: Sequence[ChannelGroup]
     rates: Sequence[float] = (0.0, 0.0, 0.0, 0.0, 1.0)
+    floors: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
         """Sides, and what each lost channel takes from them."""
@@ -73,6 +75,24 @@ class Costs:
         self.bias = bias
         self._time([layer.groups > 1 for layer in self.layers])
         self.touched = [((rows[:, g] > 0) | (columns[:, g] > 0)).nonzero()[0] for g in range(len(self.groups))]
+
+    def allowed(self, lost: np.ndarray) -> np.ndarray:
+        """Whether every layer keeps as many weights as its floor says: (states,) for lost channels (states, groups)."""
+        if self.floors is None:
+            return np.ones(len(lost), dtype=bool)
+        weights = np.array([math.prod(layer.weight) if layer.weight else 0 for layer in self.layers], dtype=float)
+        left = (1 - lost @ self.rows.T) * (1 - lost @ self.columns.T) * weights
+        allowed: np.ndarray = (left >= np.minimum(self.floors, weights) - 1e-6).all(1)
+        return allowed
+
+    def narrowest(self) -> np.ndarray:
+        """Channels that the groups can lose at most, one group after the other."""
+        lost = np.zeros(len(self.groups))
+        for g, group in enumerate(self.groups):
+            states = np.repeat(lost[None], group.size, 0)
+            states[:, g] = np.arange(group.size)
+            lost[g] = self.allowed(states).nonzero()[0][-1]
+        return lost
 
     def _time(self, grouped: Sequence[bool]) -> None:
         """Terms of the time: what falls with both widths, with the outputs, with the inputs, and what stays."""
@@ -152,7 +172,7 @@ def choose_widths(
     while over := _over(costs, lost, limits):
         best, move = np.inf, None
         for g, grid in enumerate(grids):
-            further = grid[grid > lost[g]]
+            further = _within_floors(costs, lost, g, grid[grid > lost[g]])
             if len(further):
                 slope, place = _steepest(costs, curves[g], lost, g, further, over)
                 if slope < best:
@@ -162,6 +182,14 @@ def choose_widths(
         lost[move[0]] = move[1]
     _give_back(costs, curves, lost, grids, limits)
     return [int(n - gone) for n, gone in zip(sizes, lost, strict=True)]
+
+
+def _within_floors(costs: Costs, lost: np.ndarray, g: int, further: np.ndarray) -> np.ndarray:
+    """Those of the numbers of channels that a group may lose with regard to what layers have to keep."""
+    states = np.repeat(lost[None].astype(float), len(further), 0)
+    states[:, g] = further
+    within: np.ndarray = further[costs.allowed(states)]
+    return within
 
 
 def _over(costs: Costs, lost: np.ndarray, limits: Mapping[str, float]) -> dict[str, float]:
@@ -212,11 +240,24 @@ def _give_back(
 
 
 def even_widths(costs: Costs, limits: Mapping[str, float], align: int | None = None) -> list[int] | None:
-    """The same share of every group, the largest for which the limits hold; None where there is none."""
+    """The same share of every group, the largest for which the limits hold; None where there is none.
+
+    Groups that would leave less of a layer than its floor says lose fewer channels.
+    """
     sizes = [group.size for group in costs.groups]
     for percent in range(1000, 0, -1):
         widths = [min(width_grid(n, align), key=lambda w: abs(w - n * percent / 1000)) for n in sizes]
         lost = np.array([n - w for n, w in zip(sizes, widths, strict=True)])
+        _raise_to_floors(costs, lost, align)
         if not _over(costs, lost, limits):
-            return widths
+            return [int(n - gone) for n, gone in zip(sizes, lost, strict=True)]
     return None
+
+
+def _raise_to_floors(costs: Costs, lost: np.ndarray, align: int | None) -> None:
+    """Give groups channels back, in place, until no layer is below its floor: first the one that lost most of them."""
+    sizes = np.array([group.size for group in costs.groups], dtype=float)
+    while not costs.allowed(lost[None].astype(float))[0]:
+        g = int((lost / sizes).argmax())
+        size = costs.groups[g].size
+        lost[g] = size - next(width for width in width_grid(size, align) if width > size - lost[g])

@@ -51,6 +51,8 @@ class Masking(Unplanned):
         threshold: of the selection by threshold.
         spare: positions in the step's layers of those that are scored but not pruned; -1 is the last one, mostly the
             output layer.
+        floors: weights of each of the step's layers that are not zero afterwards, at least; the others make
+            up for it, but where `select` treats each layer alike.
         zeros: weights that are zero afterwards; filled in when the step is carried out.
     """
 
@@ -58,6 +60,7 @@ class Masking(Unplanned):
     select: str = "global"
     threshold: float | None = None
     spare: list[int] | None = None
+    floors: list[int] | None = None
     zeros: int | None = None
     default: ClassVar[bool] = False
     plain: ClassVar[bool] = True
@@ -78,6 +81,9 @@ class Masking(Unplanned):
         self._must("select", self.select in SELECTIONS, f"one of {', '.join(SELECTIONS)}")
         whole = isinstance(self.spare, list) and all(type(place) is int for place in self.spare)
         self._must("spare", self.spare is None or whole, "a list of positions in the step's layers, or None")
+        floors = self.floors
+        counts = isinstance(floors, list) and all(type(least) is int and least >= 0 for least in floors)
+        self._must("floors", floors is None or counts, "a list of whole numbers, at least 0, or None")
         object.__setattr__(self, "sparsity", float(self.sparsity))
 
     def _must(self, key: str, good: bool, wanted: str) -> None:
@@ -130,20 +136,48 @@ class Masking(Unplanned):
 
     def _kept(self, names: Sequence[str], scores: Sequence[Tensor]) -> list[Tensor]:
         spared = self.spared(len(names))
-        free = [score for place, score in enumerate(scores) if place not in spared]
-        found = iter(self._selected(free))
+        self._must("floors", self.floors is None or len(self.floors) == len(names), f"{len(names)} numbers, or None")
+        floors = self.floors or [0] * len(names)
+        places = [place for place in range(len(names)) if place not in spared]
+        found = iter(self._selected([scores[place] for place in places], [floors[place] for place in places]))
         return [
             torch.ones_like(score, dtype=torch.bool) if place in spared else next(found)
             for place, score in enumerate(scores)
         ]
 
-    def _selected(self, scores: Sequence[Tensor]) -> list[Tensor]:
+    def _selected(self, scores: Sequence[Tensor], floors: Sequence[int]) -> list[Tensor]:
+        if any(floors):
+            return self._above_floors(scores, floors)
         if self.select == "threshold":
             self._must("threshold", self.threshold is not None, "a number where 'select' is threshold")
             return above(scores, cast(float, self.threshold))
         if self.select == "percentiles":
             return above(scores, mean_percentile(scores, self.sparsity))
         return smallest(scores, self.sparsity, scope=self.select)
+
+    def _above_floors(self, scores: Sequence[Tensor], floors: Sequence[int]) -> list[Tensor]:
+        """What is kept where some of the highest weights of each layer have to stay.
+
+        Raises:
+            CallError: more has to stay than the sparsity leaves.
+        """
+        if self.select == "layer":
+            shares = [
+                min(self.sparsity, 1 - least / score.numel()) for score, least in zip(scores, floors, strict=True)
+            ]
+            return [kept for score, share in zip(scores, shares, strict=True) for kept in smallest([score], share)]
+        stay = [_highest(score, least) for score, least in zip(scores, floors, strict=True)]
+        if self.select == "global":
+            total, fixed = sum(score.numel() for score in scores), sum(int(mask.sum()) for mask in stay)
+            if round(self.sparsity * total) > total - fixed:
+                raise CallError(
+                    f"The 'sparsity' {self.sparsity:.4g} of {self.name} leaves {total - round(self.sparsity * total)} "
+                    f"of {total} weights, but {fixed} have to stay, as asked: lower it, or keep less."
+                )
+            lifted = [score.masked_fill(mask, torch.inf) for score, mask in zip(scores, stay, strict=True)]
+            return smallest(lifted, self.sparsity)
+        found = replace(self, floors=None)._selected(scores, [0] * len(scores))
+        return [keep | mask for keep, mask in zip(found, stay, strict=True)]
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
         """Nothing: the layers stay what they are."""
@@ -159,9 +193,11 @@ class Masking(Unplanned):
         if self.zeros is not None:
             return self.zeros
         spared = self.spared(len(group.layers))
-        sizes = [math.prod(layer.weight) for place, layer in enumerate(group.layers) if place not in spared]
+        places = [place for place in range(len(group.layers)) if place not in spared]
+        sizes = [math.prod(group.layers[place].weight) for place in places]
         if self.select == "layer":
-            return sum(round(self.sparsity * size) for size in sizes)
+            floors = [self.floors[place] if self.floors else 0 for place in places]
+            return sum(min(round(self.sparsity * n), n - least) for n, least in zip(sizes, floors, strict=True))
         if self.select == "threshold":
             return 1  # nobody knows before: a step that prunes nothing would not have been asked for
         return round(self.sparsity * sum(sizes))
@@ -171,6 +207,14 @@ class Masking(Unplanned):
         if len(group.layers) != 1 or self.refuses(group):
             return None
         return replace(self, sparsity=0.0, zeros=0), random_layer(group.layer)
+
+
+def _highest(scores: Tensor, count: int) -> Tensor:
+    """True at so many of the highest scores, of weights that are zero already at none."""
+    if not count:
+        return torch.zeros_like(scores, dtype=torch.bool)
+    kept = smallest([scores], max(0.0, 1 - min(count, scores.numel()) / scores.numel()))[0]
+    return kept & torch.isfinite(scores)
 
 
 def _number(value: object) -> bool:

@@ -1,0 +1,88 @@
+"""What keep= names: layers by name, glob, kind or as the module; of several the strictest; and what means nothing."""
+
+import pytest
+from torch import nn
+
+from taut import CallError
+from taut.structure.keeping import shares_of
+from taut.types.keep import parse_keep, written_keep
+
+
+class Net(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 4))
+        self.head = nn.Sequential(nn.Linear(4, 2))
+        self.again = self.head[0]
+
+
+LINEAR = {"body.0", "body.2", "head.0"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        (None, set()),
+        ("body.0", {"body.0"}),
+        (["body.0", "head"], {"body.0", "head", "head.0"}),
+        ("body*", {"body", "body.0", "body.1", "body.2"}),
+        ("*.0", {"body.0", "head.0"}),
+        (nn.Linear, LINEAR),
+        ({"Linear"}, LINEAR),
+        ("again", {"head.0"}),
+        ("body.1", {"body.1"}),
+        (lambda net: net.body[2], {"body.2"}),
+        (lambda net: (net.head, "body.0"), {"head", "head.0", "body.0"}),
+    ],
+)
+def test_what_is_meant(keep, kept):
+    net = Net()
+    shares = shares_of(net, keep(net) if callable(keep) and not isinstance(keep, type) else keep)
+    assert set(shares) == kept
+    assert set(shares.values()) <= {1.0}
+
+
+def test_of_several_the_strictest_holds():
+    shares = shares_of(Net(), {nn.Linear: 0.25, "body": 0.5, "*.2": 1})
+    assert {name: shares[name] for name in LINEAR} == {"body.0": 0.5, "body.2": 1.0, "head.0": 0.25}
+
+
+def test_a_module_inside_of_a_wrapper_is_found():
+    net = Net()
+    inner = net.body[0]
+    net.body = nn.DataParallel(net.body)
+    assert set(shares_of(nn.DataParallel(net), inner)) == {"body.0"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [
+        ("bodi.0", r"no such layer\. Did you mean 'body\.0'"),
+        ("tail.*", "no such layer"),
+        (["head", "Conv2d"], "'Conv2d', but the model has no such layer"),
+        (nn.Conv2d, "no layer of that kind. Its kinds are .*Linear"),
+        (nn.Linear(4, 4), "no module of this model"),
+        ({"head": 0}, r"in \(0, 1\].*Got 0 instead"),
+        ({"head": 1.5}, "Got 1.5"),
+        ({"head": True}, "Got True"),
+        ({"head": "half"}, "Got 'half'"),
+        ({"head": float("nan")}, "Got nan"),
+        (3, "keep= must be a layer"),
+        ([3], "a layer is given by its name"),
+    ],
+)
+def test_what_means_nothing_is_told(keep, message):
+    with pytest.raises(CallError, match=message):
+        shares_of(Net(), keep)
+
+
+def test_as_it_is_written_in_files_and_on_command_lines():
+    assert parse_keep(["head.*", "a.b=0.5", "Linear = 25%"]) == {"head.*": 1.0, "a.b": 0.5, "Linear": 0.25}
+    assert written_keep("head") == written_keep(["head"]) == {"head": 1.0}
+    assert written_keep({"head": 1, "a": 0.5}) == {"head": 1.0, "a": 0.5}
+    for wrong in (["a", "a=0.5"], ["a=x"], ["a=2"], ["=0.5"], [""]):
+        with pytest.raises(CallError):
+            parse_keep(wrong)
+    for wrong in (3, [{"a": 1}], {1: 0.5}, {"a": 2}):
+        with pytest.raises(CallError):
+            written_keep(wrong)
