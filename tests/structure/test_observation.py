@@ -1,9 +1,12 @@
 """`observe` against second moments and per-sample gradients written out, and the damage against measured loss."""
 
+import warnings
+
 import pytest
 import torch
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+from torch.utils.checkpoint import checkpoint
 
 import taut
 from cases import NETS, case, sequential, untouched
@@ -349,3 +352,22 @@ def test_fisher_damage_predicts_the_measured_divergence():
                 measured = divergence(["logits"], before, model(x))
                 layer.weight.copy_(kept)
                 assert 0.4 < predicted / measured < 2.5, (name, predicted, measured)
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_gradients_pass_through_checkpoints(reentrant):
+    class Checkpointed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.c = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.c(checkpoint(lambda h: self.b(h.relu()).relu(), self.a(x), use_reentrant=reentrant))
+
+    model, x = Checkpointed().eval(), torch.randn(8, 6)
+    with warnings.catch_warnings(action="error"):
+        net = taut.trace(model, x)
+        stats = taut.observe(net, model, [x])
+    assert stats.unit == "loss"
+    assert all(layer.outputs is not None for layer in stats.layers.values())
+    assert torch.utils.checkpoint.CheckpointFunction.__name__ == "CheckpointFunction"

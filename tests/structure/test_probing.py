@@ -63,20 +63,39 @@ def looked(model):
     ("read", "name"),
     [
         (lambda fc: fc.weight.norm(), "weight"),
-        (lambda fc: fc.bias, "bias"),
-        (lambda fc: fc.in_features, "in_features"),
+        (lambda fc: fc.bias + 1, "bias"),
+        (lambda fc: fc.weight[0], "weight"),
+        (lambda fc: fc.weight.data.T, "weight"),
+        (lambda fc: torch.cat([fc.bias, fc.bias]), "bias"),
         (lambda fc: F.linear(torch.ones(4), fc.weight), "weight"),
+        (lambda fc: fc.reset_parameters, "reset_parameters"),
     ],
 )
-def test_whoever_reads_is_noticed(read, name):
-    model = Reader(read)
-    assert looked(model) == {"fc": name}
+def test_whoever_computes_with_an_attribute_is_noticed(read, name):
+    used, answers = looked(Reader(read))
+    assert used == {"fc": name}
+    assert answers == {}
+
+
+@pytest.mark.parametrize(
+    ("read", "answers"),
+    [
+        (lambda fc: fc.in_features, {"in_features": 4}),
+        (lambda fc: fc.weight.dtype, {"weight": (4, 4)}),
+        (lambda fc: torch.ones(1).to(fc.weight), {"weight": (4, 4)}),
+        (lambda fc: torch.zeros_like(fc.weight.data) + fc.weight.new_ones(4), {"weight": (4, 4)}),
+        (lambda fc: fc.bias is None or fc.bias.device, {"bias": (4,)}),
+        (lambda fc: isinstance(fc.weight, nn.Parameter) and fc.weight.size(0) + len(fc.weight), {"weight": (4, 4)}),
+    ],
+)
+def test_whoever_asks_what_an_attribute_is_can_be_answered(read, answers):
+    assert looked(Reader(read)) == ({}, {"fc": answers})
 
 
 @pytest.mark.parametrize("harmless", [lambda fc: fc, lambda fc: fc.training, lambda fc: isinstance(fc, nn.Module)])
 def test_harmless_uses_are_not_reading(harmless):
     model = Reader(harmless)
-    assert looked(model) == {}
+    assert looked(model) == ({}, {})
 
 
 def test_code_that_checks_types_reports_nothing():
@@ -85,7 +104,7 @@ def test_code_that_checks_types_reports_nothing():
             raise TypeError("not a Linear")
 
     model = Reader(strict)
-    assert looked(model) == {}
+    assert looked(model) == ({}, {})
 
 
 def test_probe_forwards_and_knows_missing_attributes():

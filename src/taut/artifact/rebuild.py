@@ -11,9 +11,9 @@ from taut.core.modes import device_of
 from taut.core.text import shape
 from taut.errors import ArtifactError, CallError
 from taut.methods import resolve, settings
-from taut.nn import Rebuilt, Reorder
+from taut.nn import Answering, Rebuilt, Reorder
 from taut.structure.reordering import sides
-from taut.structure.surgery import locate, replace
+from taut.structure.surgery import answering, locate, replace
 from taut.types import Fitting, Group, Kept, Layer, Plan, Step
 
 Shapes = dict[str, tuple[int, ...]]
@@ -57,7 +57,8 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
             for name, module in _skeleton(step).items():
                 place = places[name]
                 old = model.get_submodule(place)
-                replace(model, place, module.to(device_of(old)))
+                layer = next(layer for layer in _group(step).layers if layer.name == name)
+                replace(model, place, answering(module.to(device_of(old)), layer))
         except CallError as error:
             raise ArtifactError(f"The base does not fit the saved folder: {error}") from None
         except Exception as error:  # settings of a wrong type or size, found by torch
@@ -86,7 +87,7 @@ def chain_of(model: nn.Module, step: Step) -> nn.Sequential:
 
 def _became(part: nn.Module, kind: type[nn.Module]) -> bool:
     """Whether `part` is what was built, or what a later step put in its place: a chain, or another form of weight."""
-    return type(part) in {kind, nn.Sequential} or isinstance(part, Rebuilt)
+    return type(part) in {kind, nn.Sequential} or isinstance(part, Rebuilt | Answering)
 
 
 def with_sides(model: nn.Module, step: Step) -> Step:

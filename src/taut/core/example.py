@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from types import GeneratorType
 from typing import Any
 
@@ -19,7 +20,7 @@ from taut.core.formats import (
     narrowed,
     targets_in,
 )
-from taut.core.modes import device_of
+from taut.core.modes import device_of, looked_into
 from taut.core.nested import fresh, lists_of, map_lists
 from taut.core.samples import Samples
 from taut.core.tensors import describe, detached, plain, structure_of, tensors
@@ -84,29 +85,38 @@ class Example:
         self.marks: set[Any] = set()
         self.covered: set[Any] = set()
 
-    def run(self, model: nn.Module, inputs: Any = None) -> Any:
+    def run(self, model: nn.Module, inputs: Any = None, *, fused: bool = False, training: bool = False) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.
 
         The model gets copies: some write to their input.
+
+        Args:
+            model: is called.
+            inputs: like the example.
+            fused: whether torch's encoder layers may take their fused path, as they do for the user.
+            training: whether it is trained, with checkpoints where it has them to spare memory.
 
         Raises:
             ModelError: the model raised; its own error is the cause.
         """
         inputs = fresh(self.value if inputs is None else inputs, device_of(model))
         try:
-            if self.keywords:
-                output = model(**inputs)
-            elif self._container is not None:
-                output = model(self._container(inputs))
-            else:
-                output = model(*inputs) if isinstance(self.value, tuple) else model(inputs)
-            return list(output) if isinstance(output, GeneratorType) else output
+            with nullcontext() if training else looked_into(fused=fused):
+                output = self._called(model, inputs)
+                return list(output) if isinstance(output, GeneratorType) else output
         except TautControl:
             raise
         except Exception as error:
             raise ModelError(
                 f"The model cannot be run on an input of structure {describe(inputs)}: {type(error).__name__}: {error}"
             ) from error
+
+    def _called(self, model: nn.Module, inputs: Any) -> Any:
+        if self.keywords:
+            return model(**inputs)
+        if self._container is not None:
+            return model(self._container(inputs))
+        return model(*inputs) if isinstance(self.value, tuple) else model(inputs)
 
     def inputs_of(self, batch: Any) -> tuple[Any, Any]:
         """A batch as (inputs, targets or None).

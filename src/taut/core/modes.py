@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from contextvars import ContextVar
 from functools import wraps
 from itertools import chain
@@ -11,6 +11,7 @@ from typing import ParamSpec, TypeVar
 
 import torch
 from torch import nn
+from torch.utils import checkpoint as checkpointing
 
 from taut.core.randomness import own_states, seed_globals
 
@@ -34,6 +35,43 @@ def evaluating(model: nn.Module) -> Iterator[nn.Module]:
     finally:
         for module, flag in flags:
             module.training = flag
+
+
+@contextmanager
+def unfused() -> Iterator[None]:
+    """Run torch's encoder layers module by module: their fused path calls no layer, and hands on nested tensors."""
+    before = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(before)
+
+
+class _NotCheckpointed:
+    """Stands in for torch's reentrant checkpoint, which refuses `torch.autograd.grad`: the same values, all kept."""
+
+    @staticmethod
+    def apply(function: Callable[..., R], preserve: bool, *args: object) -> R:
+        """What the function gives."""
+        del preserve
+        return function(*args)
+
+
+@contextmanager
+def looked_into(*, fused: bool) -> Iterator[None]:
+    """Run what a model is made of one after the other: not checkpointed, and not fused where that is not wished.
+
+    Functions run under `torch.utils.checkpoint(use_reentrant=True)` as if nothing was to be saved:
+    what `checkpoint` looks up when it is called is replaced, so that it does not matter who imported it before.
+    """
+    before = checkpointing.CheckpointFunction
+    checkpointing.CheckpointFunction = _NotCheckpointed  # type: ignore[misc, assignment]
+    try:
+        with nullcontext() if fused else unfused():
+            yield
+    finally:
+        checkpointing.CheckpointFunction = before  # type: ignore[misc]
 
 
 _QUIET: ContextVar[bool] = ContextVar("taut_quiet", default=False)

@@ -1,17 +1,14 @@
-"""Copies of inputs and of models."""
+"""Nests of tensors: copies of inputs, and what lies where in them."""
 
 from __future__ import annotations
 
 import copy
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils import _pytree as pytree
-
-from taut.errors import ModelError
 
 PLAIN = (int, float, complex, str, bytes, bool, type(None), torch.dtype, torch.device, torch.Size, type)
 """Leaves of an input that nobody can change."""
@@ -97,26 +94,3 @@ def _copy(leaf: Any, device: torch.device | None) -> Any:
         return copy.deepcopy(leaf)
     except Exception:  # an object of the user's that cannot be copied goes as it is
         return leaf
-
-
-def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy of a model; what `memo` names by its id stays, or becomes what stands there.
-
-    Raises:
-        ModelError: the model cannot be copied.
-    """
-    memo = {} if memo is None else memo
-    for module in model.modules():
-        # Old-style weight_norm and prune keep a computed tensor as an attribute, which deepcopy refuses.
-        computed = (value for value in vars(module).values() if isinstance(value, Tensor) and value.grad_fn is not None)
-        memo |= {id(value): value.detach().clone() for value in computed}
-        # A module has a dozen dictionaries for hooks, which deepcopy takes apart one by one: most of its time.
-        empty = (value for value in vars(module).values() if type(value) in (dict, OrderedDict) and not value)
-        memo |= {id(value): type(value)() for value in empty}
-    keep = dict(memo)  # deepcopy trusts ids: hold what they belong to
-    try:
-        copied: nn.Module = copy.deepcopy(model, memo)
-    except Exception as error:
-        raise ModelError(f"The model cannot be copied: {type(error).__name__}: {error}") from error
-    del keep
-    return copied

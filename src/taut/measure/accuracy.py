@@ -14,8 +14,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from taut.core.copying import deep_copy
 from taut.core.modes import evaluating
-from taut.core.nested import deep_copy
 from taut.core.tensors import describe
 from taut.core.user_code import call
 from taut.errors import DataError

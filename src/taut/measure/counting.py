@@ -53,7 +53,8 @@ def count_macs(model: nn.Module, example: Example) -> Count:
     """
     refuse_lazy(model.named_parameters())
     tally = Tally(model)
-    with evaluating(model), _no_fused_attention(), _uncompiled(), tally.watching(model):
+    # attention as plain matrix products, which the counter sees alike on every device
+    with evaluating(model), sdpa_kernel(SDPBackend.MATH), _uncompiled(), tally.watching(model):
         example.run(model)
 
     def per_sample(macs: dict[str, int]) -> dict[str, int]:
@@ -112,18 +113,6 @@ def _nonzero(tensor: Tensor) -> int:
         return int(torch.count_nonzero(tensor))
     except NotImplementedError:  # float8 and the wider unsigned integers
         return int(torch.count_nonzero(tensor.to(torch.float64)))
-
-
-@contextmanager
-def _no_fused_attention() -> Iterator[None]:
-    """Attention as plain matrix products, which the counter sees alike on every device."""
-    before = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)
-    try:
-        with sdpa_kernel(SDPBackend.MATH):
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(before)
 
 
 @contextmanager

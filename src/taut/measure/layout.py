@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from taut.core.copying import deep_copy
 from taut.core.example import Example
 from taut.core.tensors import tensors
 
@@ -20,7 +20,7 @@ def channels_last(model: nn.Module) -> nn.Module:
         for tensor in (*module.parameters(recurse=False), *module.buffers(recurse=False), *own):
             if id(tensor) not in memo:
                 memo[id(tensor)] = _converted(tensor)
-    return copy.deepcopy(model, memo)
+    return deep_copy(model, memo)
 
 
 def _converted(tensor: Tensor) -> Tensor:

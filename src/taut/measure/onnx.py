@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import io
 import logging
 import warnings
@@ -15,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taut.core.copying import deep_copy
 from taut.core.example import Example
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import CallError, ModelError
@@ -87,7 +87,7 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
     args, kwargs = arguments(example, synthetic(example, 2))
     dynamic = map_tensors(lambda t: _dimensions(example, t), arguments(example, example.value))
     try:
-        copied = copy.deepcopy(model).cpu().eval().requires_grad_(requires_grad=False)
+        copied = deep_copy(model).cpu().eval().requires_grad_(requires_grad=False)
         with _silence(), torch.no_grad():
             program = torch.onnx.export(
                 copied,

@@ -12,7 +12,6 @@ when their threads spin, so spinning is off, and only one runtime at a time is k
 
 from __future__ import annotations
 
-import copy
 import os
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -26,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_structure
 
+from taut.core.copying import deep_copy
 from taut.core.example import Example
 from taut.core.modes import device_of
 from taut.core.nested import fresh
@@ -124,7 +124,7 @@ class Cuda:
 
     def build(self, subject: Subject) -> Built:
         """A copy on the GPU."""
-        copied = copy.deepcopy(subject.model).cuda()
+        copied = deep_copy(subject.model).cuda()
         return _torch_run(copied, subject.example), on_device(subject.example.value, device_of(copied))
 
     def identify(self) -> str:

@@ -1,5 +1,6 @@
 """The few modules that are not plain torch.nn."""
 
+from taut.nn.answering import Answering
 from taut.nn.channels import Pick, Reorder
 from taut.nn.codebook import Codebook
 from taut.nn.fastfood import Fastfood
@@ -11,6 +12,7 @@ from taut.nn.rebuilt import Rebuilt
 from taut.nn.sharing import Basis
 
 __all__ = [
+    "Answering",
     "Basis",
     "Codebook",
     "Fastfood",

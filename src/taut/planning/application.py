@@ -34,7 +34,7 @@ from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import clone, locate, shallow, unwrapped
+from taut.structure.surgery import answering, clone, locate, shallow, unwrapped
 from taut.structure.surgery import replace as put
 from taut.types import Automatic, Group, Kept, Looking, Method, Network, NothingToDo, Plan, Rewrite, Slimming, Step
 from taut.types.plan import KeptCode
@@ -257,7 +257,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
         return Outcome(step, reason=below)
     before = shallow(small) if method.exact else None
     for name, place in places.items():
-        put(small, place, rewrite.modules[name])
+        put(small, place, answering(rewrite.modules[name], next(x for x in group.layers if x.name == name)))
     failed = check(small, before)
     if failed is not None:
         _restore(small, places, modules)

@@ -106,7 +106,7 @@ class Outputs:
         copied, outputs = shallow(model), []
         for inputs in self.inputs[:most]:
             with evaluating(copied), seeded():
-                outputs.append(self.example.run(copied, inputs))
+                outputs.append(self.example.run(copied, inputs, fused=True))
         return outputs
 
     def differ(self, outputs: Sequence[Any]) -> str | None:

@@ -14,12 +14,13 @@ from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
+from taut.nn.answering import TENSORS, Answer, Answering, Described, answers_of, is_plain
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import weight_of
-from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match
+from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match, said_alike
 from taut.structure.surgery import carry, forget_hooks, shallow, swap
-from taut.types import Invocation
+from taut.types import Invocation, Layer
 
 
 def record_calls(model: nn.Module, example: Example) -> tuple[dict[str, list[Invocation]], set[str]]:
@@ -48,8 +49,12 @@ def record_calls(model: nn.Module, example: Example) -> tuple[dict[str, list[Inv
 class Probe(nn.Module):
     """Stands in for a layer: forwards to it, and notes when somebody reads one of its attributes.
 
-    A replacement will not have those attributes (`self.fc.weight`, `conv.stride`), so the layer must stay. To
-    `isinstance` it is of the layer's kind, so that code which asks goes the way it goes for the user.
+    A replacement answers for sizes and settings, and for what `weight` and `bias` are (`taut.nn.Answering`); where
+    somebody needs more than that, the layer must stay. To `isinstance` it is of the layer's kind, so that code which
+    asks goes the way it goes for the user.
+
+    Attributes:
+        read: what was read. used: of that, what a replacement cannot answer.
     """
 
     def __init__(self, inner: nn.Module) -> None:
@@ -57,6 +62,7 @@ class Probe(nn.Module):
         super().__init__()
         self.inner = inner
         self.read: set[str] = set()
+        self.used: set[str] = set()
 
     @property  # type: ignore[misc] # what isinstance asks, where the type itself is no subclass
     def __class__(self) -> type:
@@ -75,6 +81,14 @@ class Probe(nn.Module):
             return modules["inner"]
         value = getattr(modules["inner"], name)
         self.read.add(name)
+        if name in TENSORS and isinstance(value, Tensor):
+            return Described(tuple(value.shape), modules["inner"], lambda: self._noted(name, value))
+        if not is_plain(value):
+            self.used.add(name)
+        return value
+
+    def _noted(self, name: str, value: Tensor) -> Tensor:
+        self.used.add(name)
         return value
 
 
@@ -87,13 +101,21 @@ def training(model: nn.Module) -> Iterator[nn.Module]:
 Mode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
 
 
+Answers = dict[str, dict[str, Answer]]
+"""Layer -> attribute -> what it is."""
+
+
 def read_by_others(
     model: nn.Module, example: Example, names: list[str], paths: Sequence[Any], mode: Mode = evaluating
-) -> dict[str, str]:
-    """The layers of which other code reads an attribute while the model runs, and one such attribute.
+) -> tuple[dict[str, str], Answers]:
+    """The layers of which other code reads attributes while the model runs.
 
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
+
+    Returns:
+        Those that no replacement could answer for, and one such attribute; and what the others are asked.
     """
+    used: dict[str, set[str]] = defaultdict(set)
     read: dict[str, set[str]] = defaultdict(set)
     for inputs in paths:
         copied = shallow(model)
@@ -103,10 +125,14 @@ def read_by_others(
             probes[name] = Probe(inner)
             swap(copied, inner, probes[name])
         with suppress(ModelError), mode(copied), seeded():  # code that cannot do with a probe: see `kind_matters`
-            example.run(copied, inputs)
+            example.run(copied, inputs, fused=True)
         for name, probe in probes.items():
+            used[name] |= probe.used
             read[name] |= probe.read
-    return {name: min(attributes) for name, attributes in read.items() if attributes}
+    answers = {
+        name: answers_of(model.get_submodule(name), asked) for name, asked in read.items() if asked and not used[name]
+    }
+    return {name: min(attributes) for name, attributes in used.items() if attributes}, answers
 
 
 WIDEST = 1024
@@ -123,17 +149,24 @@ class _Unchanged(nn.Linear):
         return x
 
 
-def stand_in(layer: nn.Module, identities: dict[Any, Tensor] | None = None) -> nn.Sequential:
+def stand_in(
+    layer: nn.Module, identities: dict[Any, Tensor] | None = None, answers: Mapping[str, Answer] | None = None
+) -> nn.Sequential:
     """What a layer's replacement looks like from outside, and computes what the layer computes: it, and an identity.
 
     Args:
         layer: stays inside.
         identities: matrices by size, which other stand-ins share.
+        answers: attributes for which it answers.
     """
+
+    def chained(*parts: nn.Module) -> nn.Sequential:
+        return Answering(*parts, answers=answers) if answers else nn.Sequential(*parts)
+
     weight = weight_of(layer)
     outputs, axes = weight.shape[0], weight.ndim - 2
     if outputs > WIDEST:
-        return nn.Sequential(layer, _Unchanged())
+        return chained(layer, _Unchanged())
     kinds = {-2: nn.Linear, 0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
     second = kinds[axes](outputs, outputs, *([1] if axes > 0 else []), bias=False)
     key, shared = (outputs, weight.dtype, weight.device), {} if identities is None else identities
@@ -141,11 +174,11 @@ def stand_in(layer: nn.Module, identities: dict[Any, Tensor] | None = None) -> n
         shared[key] = torch.eye(outputs, dtype=weight.dtype, device=weight.device)
     eye = shared[key]
     second.weight = nn.Parameter(eye.reshape(outputs, outputs, *[1] * max(axes, 0)), requires_grad=False)
-    return nn.Sequential(layer, second)
+    return chained(layer, second)
 
 
 def kind_matters(
-    model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any], mode: Mode = evaluating
+    model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any], answers: Answers | None = None
 ) -> list[str]:
     """The layers that cannot be replaced because other code asks what they are, or holds them elsewhere.
 
@@ -156,7 +189,7 @@ def kind_matters(
     blamed: list[str] = []
     for inputs in paths:
         left = [name for name in names if name not in blamed]
-        trial = _Trial(model, example, inputs, left, mode)
+        trial = _Trial(model, example, inputs, left, answers or {})
         if trial.wanted is None or trial.same(left) or not trial.repeats():
             continue  # it gives something else each time: the form of its outputs is checked after every step
         blamed += trial.blamed(left)
@@ -164,15 +197,22 @@ def kind_matters(
 
 
 class _Trial:
-    """Layers replaced by stand-ins, on one input."""
+    """Layers replaced by stand-ins, on one input.
 
-    def __init__(self, model: nn.Module, example: Example, inputs: Any, names: Sequence[str], mode: Mode) -> None:
-        self.model, self.example, self.inputs, self.mode = model, example, inputs, mode
+    What is wanted is what the model gives as its user runs it. Where torch's encoder takes its fused path, it gives one
+    constant at padded positions: nothing is said there, and what its layers give there one by one is as good.
+    """
+
+    def __init__(self, model: nn.Module, example: Example, inputs: Any, names: Sequence[str], answers: Answers) -> None:
+        self.model, self.example, self.inputs, self.answers = model, example, inputs, answers
         self.calls: Counter[str] = Counter()
         copied = shallow(model)
         for name in names:
             _count_calls(copied.get_submodule(name), name, self.calls)
-        self.wanted = self._ran(copied)
+        self.wanted, self.unfused = self._ran(copied, fused=False), None
+        if self.wanted is not None and any(isinstance(m, nn.TransformerEncoder) for m in model.modules()):
+            fused = self._ran(shallow(model))  # without hooks, which keep layers from their fused path
+            self.wanted, self.unfused = fused, self.wanted if said_alike(fused, self.wanted) else None
 
     def repeats(self) -> bool:
         """Whether the model gives the same each time."""
@@ -193,27 +233,33 @@ class _Trial:
         """Whether the output is the same with all of them replaced."""
         if not names:
             return True
-        copied, calls = replaced(self.model, names)
+        copied, calls = replaced(self.model, names, self.answers)
         output = self._ran(copied)
         if output is None or any(calls[name] != self.calls[name] for name in names):
             return False
-        return form_of(output) == form_of(self.wanted) and outputs_match(self.wanted, output, IN_OTHER_BATCHES)
+        if form_of(output) != form_of(self.wanted):
+            return False
+        return outputs_match(self.wanted, output, IN_OTHER_BATCHES) or outputs_match(
+            self.unfused, output, IN_OTHER_BATCHES
+        )
 
-    def _ran(self, copied: nn.Module) -> Any:
+    def _ran(self, copied: nn.Module, *, fused: bool = True) -> Any:
         """A copy's output, None where it cannot be run."""
-        with self.mode(copied), seeded():
+        with evaluating(copied), seeded():
             try:
-                return self.example.run(copied, self.inputs)
+                return self.example.run(copied, self.inputs, fused=fused)
             except ModelError:
                 return None
 
 
-def replaced(model: nn.Module, names: Sequence[str]) -> tuple[nn.Module, Counter[str]]:
+def replaced(
+    model: nn.Module, names: Sequence[str], answers: Mapping[str, Mapping[str, Answer]]
+) -> tuple[nn.Module, Counter[str]]:
     """A copy with stand-ins, and how often each was called since."""
     copied, calls, identities = shallow(model), Counter[str](), dict[Any, Tensor]()
     for name in names:
         layer = copied.get_submodule(name)
-        replacement = stand_in(layer, identities)
+        replacement = stand_in(layer, identities, answers.get(name))
         carry(layer, replacement)
         swap(copied, layer, replacement)
         forget_hooks(layer)
@@ -230,10 +276,10 @@ class StandInCheck:
         differing: inputs whose outputs differ.
     """
 
-    def __init__(self, model: nn.Module, example: Example, names: Sequence[str]) -> None:
-        """`names` are the layers."""
-        self.example, self.names = example, names
-        self.copied = replaced(model, names)[0]
+    def __init__(self, model: nn.Module, example: Example, layers: Sequence[Layer]) -> None:
+        """`layers` are those that may be replaced."""
+        self.example, self.names = example, [layer.name for layer in layers]
+        self.copied = replaced(model, self.names, {layer.name: layer.answers for layer in layers})[0]
         self.differing: list[Any] = []
 
     def __call__(self, inputs: Any, output: Any) -> None:

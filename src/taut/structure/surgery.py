@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import Any, cast
 
 import torch
@@ -9,8 +10,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from taut.core.nested import deep_copy
+from taut.core.copying import deep_copy
 from taut.errors import CallError
+from taut.nn.answering import Answering, answers_of
+from taut.structure.support import base_kind
 from taut.types import Layer
 
 HOOKS = (
@@ -95,6 +98,37 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
         for key, child in list(parent._modules.items()):
             if child is old:
                 parent._modules[key] = new
+    for encoder in model.modules():
+        if isinstance(encoder, nn.TransformerEncoder):
+            _settle(encoder)
+
+
+def _settle(encoder: nn.TransformerEncoder) -> None:
+    """Keep nested tensors from an encoder of which some layer has something else than a Linear inside.
+
+    Its fused path asks the first layer alone, and hands such tensors to all of them.
+    """
+    parts = (getattr(layer, name, None) for layer in encoder.layers for name in ("linear1", "linear2"))
+    plain = all(part is None or issubclass(type(part), nn.Linear) for part in parts)
+    before = vars(encoder).get(NESTED)
+    if not plain and before is None:
+        setattr(encoder, NESTED, getattr(encoder, "use_nested_tensor", False))
+        encoder.use_nested_tensor = False
+    elif plain and before is not None:
+        encoder.use_nested_tensor = before
+        delattr(encoder, NESTED)
+
+
+def answering(module: nn.Module, layer: Layer) -> nn.Module:
+    """A replacement that answers what other code asks of the layer; itself where nobody asks, or it does anyway."""
+    if not layer.answers:
+        return module
+    if base_kind(module) == layer.kind:
+        narrower = tuple(module.weight.shape[:2]) != layer.weight[:2] if isinstance(module.weight, Tensor) else True
+        if narrower or answers_of(module, set(layer.answers)) == layer.answers:
+            return module  # what is narrower is asked for its own sizes
+    parts = dict(module.named_children()) if type(module) is nn.Sequential else {"0": module}
+    return Answering(OrderedDict(parts), answers=layer.answers)
 
 
 def carry(old: nn.Module, new: nn.Module) -> None:
@@ -117,6 +151,9 @@ def forget_hooks(module: nn.Module) -> None:
     for attribute in HOOKS:
         getattr(module, attribute).clear()
 
+
+NESTED = "nested_before"
+"""The attribute that says whether an encoder used nested tensors before."""
 
 SETTINGS: tuple[tuple[Any, tuple[str, ...]], ...] = (
     (_NormBase, ("eps", "momentum", "track_running_stats")),
@@ -154,7 +191,7 @@ def locate(model: nn.Module, layer: Layer) -> str:
     if not layer.weight and type(here).__name__ == layer.kind:
         return layer.name  # a norm without parameters
     for path, module in here.named_modules():
-        weight = getattr(module, "weight", None)
+        weight = None if isinstance(module, Answering) else getattr(module, "weight", None)
         if isinstance(weight, Tensor) and tuple(weight.shape) == layer.weight:
             return f"{layer.name}.{path}" if path else layer.name
     raise CallError(f"Layer '{layer.name}' is no {layer.kind} of shape {layer.weight} (any more).")

@@ -19,11 +19,20 @@ from taut.core.modes import quietly
 from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
+from taut.nn.answering import TENSORS
 from taut.structure.calling import read_example
 from taut.structure.coverage import covering
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
-from taut.structure.probing import StandInCheck, kind_matters, live_ranges, read_by_others, record_calls, training
+from taut.structure.probing import (
+    Answers,
+    StandInCheck,
+    kind_matters,
+    live_ranges,
+    read_by_others,
+    record_calls,
+    training,
+)
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow, unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -69,7 +78,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     reasons = _reasons(model, calls)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
-    reasons |= _used_otherwise(model, call, [name for name in free if name not in keywords], call.paths)
+    used, answers = _used_otherwise(model, call, [name for name in free if name not in keywords], call.paths)
+    reasons |= used
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
@@ -86,7 +96,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
             layers.append(replace(layer, live=_live_taps(layer, extents.get(name))))
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
-    net = Network(tuple(layers), cost, counted.notes, call)
+    net = Network(tuple(layers), cost, counted.notes, call).answering(answers)
     return net if data is None else covered(net, model, collect(call, data, SAMPLES))
 
 
@@ -157,21 +167,63 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) 
     return None
 
 
-def _used_otherwise(model: nn.Module, call: Example, free: list[str], paths: Sequence[Any]) -> dict[str, str]:
-    """Why layers cannot be replaced of which other code reads an attribute or asks the kind, on any of the inputs."""
-    read = read_by_others(model, call, free, paths)
+def _used_otherwise(
+    model: nn.Module, call: Example, free: list[str], paths: Sequence[Any], known: Answers | None = None
+) -> tuple[dict[str, str], Answers]:
+    """Why layers cannot be replaced of which other code uses an attribute or asks the kind, on any of the inputs.
+
+    Args:
+        model: the network.
+        call: how it is called.
+        free: the layers.
+        paths: the inputs.
+        known: what other inputs ask of them.
+
+    Returns:
+        Beside the reasons what the other layers are asked, and their replacements have to answer.
+    """
+    used, answers = read_by_others(model, call, free, paths)
     if paths and paths[0] is call.paths[0]:
-        read |= read_by_others(model, call, free, paths[:1], training)
-    reasons = {
-        name: f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
-        for name, attribute in read.items()
-    }
-    for name in kind_matters(model, call, [name for name in free if name not in reasons], paths):
+        trained, more = read_by_others(model, call, free, paths[:1], training)
+        used, answers = trained | used, _both(answers, more)
+    answers = _both(known or {}, {name: asked for name, asked in answers.items() if name not in used})
+    reasons = {name: _read(name, attribute) for name, attribute in used.items()}
+    for name in kind_matters(model, call, [name for name in free if name not in reasons], paths, answers):
         reasons[name] = (
-            f"other code asks what kind of layer '{name}' is, or calls it from another place than its own: "
-            "with a replacement the model computes something else"
+            FUSED
+            if _is_fused(model, name)
+            else (
+                f"other code asks what kind of layer '{name}' is, or calls it from another place than its own: "
+                "with a replacement the model computes something else"
+            )
         )
-    return reasons
+    return reasons, answers
+
+
+FUSED = (
+    "torch's fused encoder fills padded positions with zeros, which other code reads; its layers alone do not: build "
+    "it with enable_nested_tensor=False"
+)
+
+
+def _is_fused(model: nn.Module, name: str) -> bool:
+    """Whether a layer is in an encoder that may take nested tensors."""
+    encoders = (path for path, module in model.named_modules() if getattr(module, "use_nested_tensor", False))
+    return any(name.startswith(f"{path}." if path else "") for path in encoders)
+
+
+def _read(name: str, attribute: str) -> str:
+    """Why a layer stays of which other code uses an attribute."""
+    if attribute in TENSORS:
+        return (
+            f"other code reads its attribute '{attribute}' and computes with it, so a replacement for '{name}' would "
+            "not do: call the layer instead"
+        )
+    return f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
+
+
+def _both(first: Answers, second: Answers) -> Answers:
+    return {name: {**first.get(name, {}), **second.get(name, {})} for name in (*first, *second)}
 
 
 def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> Network:
@@ -181,11 +233,15 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
         ModelError: the model cannot be run on a batch.
     """
     before = len(net.example.paths)
-    free = [layer.name for layer in net.layers if layer.skip is None]
+    free = [layer for layer in net.layers if layer.skip is None]
     check = StandInCheck(model, net.example, free)
     covering(model, net.example, batches, check)
     paths = (*net.example.paths[before:], *check.differing)
-    return net.skipping(_used_otherwise(model, net.example, free, paths)) if paths else net
+    if not paths:
+        return net
+    known = {layer.name: layer.answers for layer in free}
+    reasons, answers = _used_otherwise(model, net.example, [layer.name for layer in free], paths, known)
+    return net.skipping(reasons).answering(answers)
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:

@@ -170,7 +170,9 @@ class Trainer:
         inputs, targets = on_device(share(samples, (inputs, targets), size, *mine), device)
         original = self.batches.original(self.position.batch, inputs) if self.objective.distills else None
         with torch.enable_grad(), self.accelerator.autocast():
-            loss = self.objective(self.example.run(self.wrapped, inputs), targets, on_device(original, device))
+            loss = self.objective(
+                self.example.run(self.wrapped, inputs, training=True), targets, on_device(original, device)
+            )
             scaled = loss * weight(size, *mine) if mine[1] > 1 else loss
         if not self._finite(loss):
             return None

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, model_serializer
 
 from taut.core.text import count, shape, table
 from taut.errors import CallError
@@ -41,6 +41,8 @@ class Layer:
         batch: samples in the example.
         itemsize: bytes of one weight.
         live: per kernel axis the range [first, end) of the taps that ever see something else than padding.
+        answers: attributes that other code reads of it, with what they are (of `weight` and `bias` the shape): what
+            takes its place answers the same.
         skip: why no method may touch it, or None.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
         params: parameters that the module itself owns, each counted once in the network.
@@ -61,8 +63,17 @@ class Layer:
     itemsize: int = 4
     live: tuple[tuple[int, int], ...] = ()
     skip: str | None = None
+    answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict)
     macs: int = 0
     params: int = 0
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As plain data, `answers` only where there are some: what is compared with it may be older."""
+        fields: dict[str, Any] = write(self)
+        if not self.answers:
+            del fields["answers"]
+        return fields
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -226,6 +237,11 @@ class Network:
         inside = {layer.name: _origin(layer.name, before.floors) for layer in self.layers}
         floors = {name: before.floors[origin] for name, origin in inside.items() if origin is not None}
         return replace(self.leaving(dict.fromkeys(before.kept, 1.0)), floors=floors)
+
+    def answering(self, answers: Mapping[str, Mapping[str, Any]]) -> Network:
+        """The same, where other code reads these attributes of layers, beside those that it reads anyway."""
+        layers = tuple(replace(x, answers={**x.answers, **answers.get(x.name, {})}) for x in self.layers)
+        return replace(self, layers=layers)
 
     def __str__(self) -> str:
         """A row for every layer: what it is, what it costs, why it is skipped."""

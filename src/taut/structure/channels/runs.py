@@ -144,14 +144,11 @@ class LabelledRuns:
                 module.register_forward_pre_hook(self._enter, with_kwargs=True),  # behind the user's own
                 module.register_forward_hook(self._leave(name), prepend=True, with_kwargs=True),
             ]
-        fast = torch.backends.mha.get_fastpath_enabled()
-        torch.backends.mha.set_fastpath_enabled(False)
         self.depth = 0
         try:
             with evaluating(self.copied), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Dispatch(self):
                 output = example.run(self.copied, value)
         finally:
-            torch.backends.mha.set_fastpath_enabled(fast)
             for handle in handles:
                 handle.remove()
         returned = all_tensors(output)

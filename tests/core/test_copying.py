@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from cases import NETS, state
-from taut.core.nested import deep_copy
+from taut.core.copying import deep_copy
 from taut.errors import ModelError
 
 
