@@ -1,5 +1,7 @@
 """How outputs are read, and the losses whose gradients weigh them."""
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
@@ -110,6 +112,14 @@ def test_divergence_against_torch():
     wanted = float(torch.distributions.kl_divergence(a, b).sum()) / 6
     assert divergence(["sigmoid"], p.sigmoid(), q.sigmoid()) == pytest.approx(wanted, rel=1e-6)
     assert divergence(["values", "logits"], (p, p), (q, p)) == pytest.approx(float((p - q).square().sum()) / 12)
+
+
+@pytest.mark.parametrize("kind", ["probabilities", "logits"])
+def test_divergence_is_never_negative_by_rounding(kind):
+    p = torch.randn(64, 5).softmax(-1)
+    for scale in (1 - 1e-7, 1 + 1e-7):
+        assert divergence([kind], p, (p.double() * scale).float()) >= 0
+    assert math.isnan(divergence([kind], p, p * float("nan")))
 
 
 @pytest.mark.parametrize("kind", KINDS)
