@@ -17,7 +17,7 @@ from taut import Budget, BudgetError, Plan
 
 NETS = int(os.environ.get("TAUT_RANDOM_NETS", "60")) * 2 // 5
 """How many nets the four tests draw together; with HYPOTHESIS_PROFILE=search others each time. The others are drawn by
-test_written.py."""
+test_as_written.py."""
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)

@@ -13,8 +13,8 @@ from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 from torch.utils import _pytree as pytree
 
+import as_written
 import taut
-import written
 from cases import untouched
 from taut import Budget, BudgetError, Plan, Step
 from taut.core.example import Example
@@ -95,18 +95,20 @@ def check(shape, budget, methods):
 
 
 @settings(max_examples=NETS, suppress_health_check=list(HealthCheck))
-@given(shape=written.shapes(), key=st.sampled_from(["params", "macs"]), share=SHARES, methods=st.sampled_from(METHODS))
+@given(
+    shape=as_written.shapes(), key=st.sampled_from(["params", "macs"]), share=SHARES, methods=st.sampled_from(METHODS)
+)
 def test_nets_as_people_write_them(shape, key, share, methods):
     model, example = check(shape, Budget(**{key: share}), methods)
     if methods is None:
         assert_close(run(at_full_rank(model, example), example), run(model, example), 1e-3)
 
 
-@pytest.mark.parametrize("block", sorted(written.BLOCKS))
+@pytest.mark.parametrize("block", sorted(as_written.BLOCKS))
 def test_every_block_runs(block):
-    shape = written.Shape("conv1d", 3, ((block, 8),), False, "tensor", "tensor", (2,), 0)
+    shape = as_written.Shape("conv1d", 3, ((block, 8),), False, "tensor", "tensor", (2,), 0)
     example, _ = shape.inputs_of()
-    assert described(run(shape.build(), example))[1] == [((2, written.CLASSES), torch.float32)]
+    assert described(run(shape.build(), example))[1] == [((2, as_written.CLASSES), torch.float32)]
 
 
 def test_everything_is_drawn():
@@ -114,9 +116,9 @@ def test_everything_is_drawn():
     seen = set()
 
     @settings(max_examples=200, database=None, suppress_health_check=list(HealthCheck))
-    @given(written.shapes())
+    @given(as_written.shapes())
     def collect(shape):
         seen.update({shape.world, shape.call, shape.returned, *(name for name, _ in shape.blocks)})
 
     collect()
-    assert {*written.WORLDS, *written.BLOCKS, *written.CALLS, *written.RETURNS} <= seen
+    assert {*as_written.WORLDS, *as_written.BLOCKS, *as_written.CALLS, *as_written.RETURNS} <= seen
