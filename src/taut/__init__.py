@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from taut.search.exploration import explore
     from taut.search.front import Front
     from taut.structure.observation import observe
+    from taut.structure.rules import register_channel_rule
     from taut.structure.statistics import Statistics
     from taut.structure.tracing import trace
     from taut.training.finetuning import Finetune, finetune
@@ -64,6 +65,7 @@ __all__ = [
     "observe",
     "plan",
     "ramp",
+    "register_channel_rule",
     "save",
     "sensitivity",
     "trace",
@@ -101,6 +103,7 @@ _HOMES = {
     "observe": "taut.structure.observation",
     "plan": "taut.planning.plan",
     "ramp": "taut.types",
+    "register_channel_rule": "taut.structure.rules",
     "save": "taut.artifact.checkpoint",
     "sensitivity": "taut.planning.damage_measurement",
     "trace": "taut.structure.tracing",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace as replace_fields
 
+import torch
 from torch import nn
 
 from taut.core.modes import device_of
@@ -13,7 +14,8 @@ from taut.errors import ArtifactError, CallError
 from taut.methods import resolve, settings
 from taut.nn import Answering, Rebuilt, Reorder
 from taut.structure.reordering import sides
-from taut.structure.surgery import answering, locate, replace
+from taut.structure.rules import UNIT, narrowed_unit
+from taut.structure.surgery import answering, forget_hooks, locate, replace
 from taut.types import Fitting, Group, Kept, Layer, Plan, Step
 
 Shapes = dict[str, tuple[int, ...]]
@@ -53,12 +55,14 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
     """
     for step in steps:
         try:
-            places = {layer.name: _located(model, layer) for layer in _group(step).layers}
+            places = {layer.name: _located(model, layer) for layer in _group(step).layers if layer.skip != UNIT}
             for name, module in _skeleton(step).items():
                 place = places[name]
                 old = model.get_submodule(place)
                 layer = next(layer for layer in _group(step).layers if layer.name == name)
                 replace(model, place, answering(module.to(device_of(old)), layer))
+            for name, width in getattr(resolve(step), "units", _no_units)(_group(step)).items():
+                replace(model, name, _unit(model.get_submodule(name), name, width))
         except CallError as error:
             raise ArtifactError(f"The base does not fit the saved folder: {error}") from None
         except Exception as error:  # settings of a wrong type or size, found by torch
@@ -66,6 +70,28 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
                 f"The step {step.method} on layer {step.layers} cannot be rebuilt: {type(error).__name__}: "
                 f"{str(error).strip().partition(chr(10))[0]}"
             ) from None
+
+
+def _no_units(group: Group) -> Mapping[str, int]:
+    del group
+    return {}
+
+
+def _unit(module: nn.Module, name: str, width: int) -> nn.Module:
+    """A module of the user's with fewer channels, whose weights are still to be filled.
+
+    Raises:
+        CallError: no rule says how it is made narrower.
+    """
+    built = narrowed_unit(module, torch.arange(width))
+    if built is None:
+        kind = type(module).__name__
+        raise CallError(
+            f"'{name}' has fewer channels, and is a {kind} of your own: say with "
+            f"taut.register_channel_rule({kind}, ...), as before it was compressed, which parameters have them."
+        )
+    forget_hooks(built)
+    return built
 
 
 def chain_of(model: nn.Module, step: Step) -> nn.Sequential:

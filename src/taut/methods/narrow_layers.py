@@ -14,6 +14,8 @@ from taut.methods.layer_factory import conv, empty, linear
 from taut.structure.channels.cuts import sides_of
 from taut.structure.narrowing import Cut, left_of
 from taut.structure.probing import record_calls
+from taut.structure.rules import UNIT, narrowed_unit
+from taut.structure.surgery import forget_hooks
 from taut.structure.tracing import describe_layer
 from taut.types import Invocation, Layer
 
@@ -59,6 +61,8 @@ def slimmed(layer: Layer, sizes: Sizes) -> Layer:
     elif layer.kind == "GroupNorm" and layer.weight and groups == layer.weight[0]:
         groups = outputs
     before, after = _count(layer.weight), _count(weight)
+    if layer.skip == UNIT:  # beside values per channel it may hold a few that are none
+        return replace(layer, weight=weight, params=layer.params - (before - after) * (layer.params // max(before, 1)))
     params = after + (outputs if layer.bias else 0) if layer.params else 0
     arriving = inputs * groups if layer.kernel and layer.kind not in TRANSPOSED else inputs
     calls = tuple(_call(layer, call, arriving, outputs) for call in layer.calls)
@@ -133,6 +137,10 @@ def _empty_norm(layer: Layer, width: int, groups: int) -> nn.Module:
 
 def slim(module: nn.Module, cut: Cut) -> nn.Module:
     """A narrower layer with what is left of the weights; hooks and flags are handed over by who puts it in place."""
+    unit = narrowed_unit(module, cut.outputs)
+    if unit is not None:
+        forget_hooks(unit)
+        return unit
     layer = describe_layer("", module, (), 1)
     built = empty_layer(layer, (len(cut.outputs), len(cut.inputs)))
     for key, t in left_of(module, cut).items():

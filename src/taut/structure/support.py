@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from taut.nn import Rebuilt, mask_of
+from taut.structure.rules import UNIT, module_rule
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that methods rewrite; a subclass counts if it computes the same."""
@@ -35,7 +36,7 @@ OTHERS: Mapping[type[nn.Module], str] = {
     nn.PReLU: ACTIVATION,
 }
 
-STILL_NARROWED = (*UNFACTORIZED, OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding])
+STILL_NARROWED = (UNIT, *UNFACTORIZED, OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding])
 """Reasons that keep a layer from being factorized, but not from becoming narrower with those around it."""
 
 
@@ -64,14 +65,13 @@ def refusal(module: nn.Module) -> str | None:
         return "a mask holds its weight: taut.nn.bake the model first"
     if parametrize.is_parametrized(module):
         return "its weight is computed by a parametrization (weight norm, mask): remove_parametrizations first"
+    if module_rule(module) is not None:
+        return UNIT
     if isinstance(module, SUPPORTED):
         return _refuse_supported(module)
-    for kind, reason in OTHERS.items():
-        if isinstance(module, kind):
-            return reason
-    if isinstance(module, NORMS):
-        return NORMALIZATION
-    return f"modules of type {type(module).__name__} are not handled"
+    kinds = (*OTHERS.items(), *((kind, NORMALIZATION) for kind in NORMS))
+    other = f"modules of type {type(module).__name__} are not handled"
+    return next((reason for kind, reason in kinds if isinstance(module, kind)), other)
 
 
 def _refuse_supported(module: nn.Module) -> str | None:

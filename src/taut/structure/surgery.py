@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.core.copying import deep_copy
 from taut.errors import CallError
 from taut.nn.answering import Answering, answers_of
+from taut.structure.rules import module_rule
 from taut.structure.support import base_kind
 from taut.types import Layer
 
@@ -190,6 +191,9 @@ def locate(model: nn.Module, layer: Layer) -> str:
         raise CallError(f"The model has no layer '{layer.name}'.") from None
     if not layer.weight and type(here).__name__ == layer.kind:
         return layer.name  # a norm without parameters
+    rule = module_rule(here)
+    if rule is not None and layer.weight == (rule.width(here),):
+        return layer.name
     for path, module in here.named_modules():
         weight = None if isinstance(module, Answering) else getattr(module, "weight", None)
         if isinstance(weight, Tensor) and tuple(weight.shape) == layer.weight:

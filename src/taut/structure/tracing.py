@@ -33,6 +33,7 @@ from taut.structure.probing import (
     record_calls,
     training,
 )
+from taut.structure.rules import module_rule
 from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow, unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -266,6 +267,8 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
             "groups": module.groups,
             "padding_mode": module.padding_mode,
         }
+    elif (rule := module_rule(module)) is not None:
+        fields |= {"weight": (rule.width(module),) if rule.held(module) else (), "bias": False}
     elif isinstance(module, _ConvTransposeNd | nn.GroupNorm):
         fields["groups"] = module.num_groups if isinstance(module, nn.GroupNorm) else module.groups
     return Layer(**fields)

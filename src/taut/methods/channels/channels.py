@@ -33,6 +33,7 @@ from taut.methods.narrow_layers import (
 from taut.structure.channels.cuts import cuts_of
 from taut.structure.channels.groups import ChannelGroup, Coupling, coupled
 from taut.structure.narrowing import Cut
+from taut.structure.rules import UNIT
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import STILL_NARROWED
 from taut.types import Cost, Group, Layer, NothingToDo, Rewrite
@@ -277,7 +278,16 @@ class Channels:
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
         """The layers that are not as they were, with uninitialized weights."""
         found = zip(group.layers, self._checked(group), strict=True)
-        return {layer.name: empty_layer(layer, sizes) for layer, sizes in found if not _kept(layer, sizes)}
+        return {
+            layer.name: empty_layer(layer, sizes)
+            for layer, sizes in found
+            if layer.skip != UNIT and not _kept(layer, sizes)
+        }
+
+    def units(self, group: Group) -> Mapping[str, int]:
+        """The modules with a channel rule of the user's that are not as they were, and how many channels they have."""
+        found = zip(group.layers, self._checked(group), strict=True)
+        return {layer.name: sizes[0] for layer, sizes in found if layer.skip == UNIT and not _kept(layer, sizes)}
 
     def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Channels:
         """Itself with the widths that the parameters of the step's layers have, where it is not resolved.
@@ -291,10 +301,14 @@ class Channels:
         """
         if self.widths is not None:
             return self
-        silent = [layer.name for layer in group.layers if not layer.weight]
+        silent = [
+            layer.name
+            for layer in group.layers
+            if not layer.weight or (layer.skip == UNIT and "weight" not in shapes.get(layer.name, {}))
+        ]
         if silent:
             raise CallError(
-                f"The width of '{silent[0]}', which has no parameters, is told by the resolved plan alone: save the "
+                f"The width of '{silent[0]}', which has no weight, is told by the resolved plan alone: save the "
                 "plan of a taut.Result, or the model that apply or finetune returned itself and not a copy of it."
             )
         now = [replace(layer, weight=shapes.get(layer.name, {}).get("weight", layer.weight)) for layer in group.layers]
@@ -343,6 +357,8 @@ def _number(value: Any) -> bool:
 
 
 def _refuse(layer: Layer) -> str | None:
+    if layer.skip == UNIT:
+        return None if layer.weight else UNIT
     if layer.kind in PER_CHANNEL or layer.kind in {"GroupNorm", *TRANSPOSED, "Embedding"}:
         return None if layer.skip in STILL_NARROWED else layer.skip
     if layer.skip is not None and layer.skip.startswith(READ_ELSEWHERE):

@@ -40,7 +40,11 @@ def failing(
     places = [place for place, index in enumerate(gone) if len(index)]
     if trial.departs({place: gone[place] for place in places}) is None:
         return []
-    alone = [(place, why) for place in places if (why := trial.departs({place: gone[place]})) is not None]
+    alone = [
+        (place, why + _rules(groups[place]))
+        for place in places
+        if (why := trial.departs({place: gone[place]})) is not None
+    ]
     if alone:
         return alone
     chosen: dict[int, Tensor] = {}
@@ -48,8 +52,14 @@ def failing(
         chosen[place] = gone[place]
         why = trial.departs(chosen)
         if why is not None:
-            return [(place, why)]
+            return [(place, why + _rules(groups[place]))]
     return []
+
+
+def _rules(group: ChannelGroup) -> str:
+    """What a reason adds where it may be a rule of the user's that is wrong."""
+    named = [f"'{name}'" for name in group.rules]
+    return f" (see the channel rule of {' and '.join(named)})" if named else ""
 
 
 class _Trial:

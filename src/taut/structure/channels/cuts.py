@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.structure.channels.groups import ChannelGroup
 from taut.structure.narrowing import Cut
 from taut.structure.patches import groups_of, weight_of
+from taut.structure.rules import module_rule
 
 
 def cuts_of(model: nn.Module, groups: Sequence[ChannelGroup], gone: Sequence[Tensor]) -> dict[str, Cut]:
@@ -57,6 +58,9 @@ def _cut(module: nn.Module, kept: Mapping[str, Tensor]) -> Cut:
 
 def sides_of(module: Any) -> tuple[int, int]:
     """How many outputs a layer has, and how many inputs each of them reads; equal for values per channel."""
+    rule = module_rule(module)
+    if rule is not None:
+        return rule.width(module), rule.width(module)
     if isinstance(module, _ConvTransposeNd):
         return module.out_channels, (1 if module.groups > 1 else module.in_channels)
     if isinstance(module, nn.Embedding):

@@ -46,10 +46,12 @@ class ChannelGroup:
     Attributes:
         name: of the first layer that gives them.
         members: in the order of the model.
+        rules: names of what these channels go through that a rule of the user's describes.
     """
 
     name: str
     members: tuple[Member, ...]
+    rules: tuple[str, ...] = ()
 
     @property
     def size(self) -> int:
@@ -103,7 +105,7 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
         if name in read:
             runs.labels.atoms.pin(side, f"other code uses a parameter of '{name}'")
     sides, pinned = runs.classes(), runs.labels.atoms.pinned()
-    groups, left = _grouped(sides, pinned, list(runs.layers))
+    groups, left = _grouped(sides, pinned, list(runs.layers), runs.ruled_classes())
     return Coupling(groups, _reasons(sides, pinned | left), frozenset(runs.foreign), unreached)
 
 
@@ -113,7 +115,10 @@ def _pin_all(runs: LabelledRuns, reason: str) -> None:
 
 
 def _grouped(
-    sides: Mapping[tuple[str, End], Tensor], pinned: Mapping[int, str], order: Sequence[str]
+    sides: Mapping[tuple[str, End], Tensor],
+    pinned: Mapping[int, str],
+    order: Sequence[str],
+    ruled: Mapping[int, set[str]],
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, str]]:
     """Classes with the same sides, and as many indices on each, as one group; and why others are in none."""
     places: dict[int, dict[tuple[str, End], list[int]]] = defaultdict(dict)
@@ -134,7 +139,9 @@ def _grouped(
         ]
         members.sort(key=lambda m: (rank[m.layer], m.end))
         if len(numbers) > 1 and any(m.end == "in" for m in members):
-            groups.append(ChannelGroup(next(m.layer for m in members if m.end == "out"), tuple(members)))
+            rules = set().union(*(ruled.get(number, ()) for number in numbers))
+            name = next(m.layer for m in members if m.end == "out")
+            groups.append(ChannelGroup(name, tuple(members), tuple(sorted(rules))))
         else:
             left |= dict.fromkeys(numbers, ALONE if len(numbers) == 1 else UNREAD)
     return tuple(sorted(groups, key=lambda group: rank[group.name])), left

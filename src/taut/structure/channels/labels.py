@@ -25,11 +25,13 @@ class Labels:
         tying: whether channels that can only go together become one class; without, a class are channels that are the
             same, one by one, and what gives and reads them knows them by their places.
         numbers: whether the network is handed plain numbers, so that those of an operation may be others next time.
+        ruled: classes that went through something with a rule of the user's, and the name of that.
     """
 
     def __init__(self, atoms: Atoms, own: Iterable[Tensor] = (), *, tying: bool = True, numbers: bool = False) -> None:
         """No tensor is labelled yet; `own` are the parameters and buffers of the network."""
         self.atoms, self.tying, self.numbers = atoms, tying, numbers
+        self.ruled: list[tuple[Tensor, str]] = []
         self._own = {id(t) for t in own}
         self._held: Any = WeakTensorKeyDictionary()
         self._crossed: Any = WeakTensorKeyDictionary()

@@ -34,7 +34,7 @@ def note(labels: Labels, func: Any, args: Any, kwargs: Any, inputs: list[Tensor]
     plain = call.name.removesuffix("_")
     rule = RULES.get(call.name) or RULES.get(plain)
     if rule is None and (torch.Tag.pointwise in func.tags or plain in POINTWISE):
-        rule = _pointwise
+        rule = meet_all
     try:
         (rule or Call.give_up)(call)
     except (RuntimeError, IndexError, TypeError, ValueError):
@@ -46,7 +46,7 @@ def _same(call: Call) -> None:
     call.give_all(call.before)
 
 
-def _pointwise(call: Call) -> None:
+def meet_all(call: Call) -> None:
     """What meets element by element is one channel."""
     label = None
     for t in call.inputs:
@@ -84,7 +84,7 @@ def _shifted(call: Call) -> None:
     return call.give(call.again(before))
 
 
-def _viewed(call: Call) -> None:
+def view(call: Call) -> None:
     """Another shape; where the channels of one axis come to lie on several, only one of these may become shorter.
 
     That is the one whose length the code leaves open (-1), or else the longest.
@@ -144,7 +144,7 @@ def _gated(call: Call) -> None:
     return call.give([call.meet(*before.chunk(2, call.argument("dim", 1, -1)))])
 
 
-def _joined(call: Call) -> None:
+def join(call: Call) -> None:
     """Tensors one behind the other: those without channels get some that stay."""
     parts, known = list(call.args[0]), [call.labels.of(t) for t in call.args[0]]
     axis = call.argument("dim", 1, 0) % call.made[0].ndim
@@ -296,14 +296,14 @@ POINTWISE = frozenset(
 RULES: dict[str, Rule] = {
     **_rules(_same, "clone detach alias _to_copy contiguous lift_fresh positive rand_like zeros_like ones_like"),
     **_rules(_same, "full_like empty_like randn_like"),
-    **_rules(_viewed, "view _unsafe_view reshape _reshape_alias unflatten"),
+    **_rules(view, "view _unsafe_view reshape _reshape_alias unflatten"),
     **_rules(_moved, "permute transpose t expand squeeze unsqueeze flip repeat pixel_shuffle channel_shuffle"),
     **_rules(_moved, "pixel_unshuffle movedim"),
     **_rules(_shifted, "roll unfold"),
     **_rules(_parts, "slice select index index_select narrow split_with_sizes gather unbind"),
     **_rules(_split, "split chunk"),
     **_rules(_gated, "glu"),
-    **_rules(_joined, "cat stack"),
+    **_rules(join, "cat stack"),
     **_rules(_reduced, "mean sum amax amin max min var std linalg_vector_norm logsumexp prod any all norm"),
     **_rules(_scanned, "_softmax _log_softmax _safe_softmax cumsum cumprod sort"),
     **_rules(

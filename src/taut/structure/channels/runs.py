@@ -22,8 +22,10 @@ from taut.errors import ModelError
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels
 from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_kind, gives_its_own, narrowable, passes
-from taut.structure.channels.op_calls import operands
+from taut.structure.channels.op_calls import Call, operands
 from taut.structure.channels.op_rules import note
+from taut.structure.channels.user_rules import follow, follow_module, watched_functions
+from taut.structure.rules import ChannelRule, module_rule, operator_rule
 from taut.structure.sameness import few
 from taut.structure.surgery import shallow
 
@@ -87,7 +89,11 @@ class _Noting:
         if not self.runs.depth:
             inputs = operands((*args, *named.values()))
             self.runs.used.update(id(t) for t in inputs if id(t) in self.runs.owners)
-            note(self.runs.labels, func, args, named, inputs, output)
+            rule = operator_rule(func)
+            if rule is None:
+                note(self.runs.labels, func, args, named, inputs, output)
+            else:
+                follow(rule, Call(self.runs.labels, func, args, named, inputs, operands([output])))
         return output
 
 
@@ -123,6 +129,7 @@ class LabelledRuns:
         self.owners: dict[int, list[str]] = defaultdict(list)
         self.layers: dict[str, nn.Module] = {}
         self.known: set[str] = set()
+        self.ruled: dict[str, ChannelRule] = {}
         self.sides: dict[tuple[str, End], Tensor] = {}
         inside: list[str] = []
         for name, module in copied.named_modules():
@@ -130,10 +137,12 @@ class LabelledRuns:
                 self.owners[id(t)].append(name)
             if any(name.startswith(f"{outer}.") for outer in inside):
                 continue
-            known = follows_rules(module)
-            if known or isinstance(module, OPAQUE):
+            known, rule = follows_rules(module), module_rule(module)
+            if rule is not None:
+                self.ruled[name] = rule
+            if known or rule is not None or isinstance(module, OPAQUE):
                 self.layers[name] = module
-                self.known |= {name} if known else set()
+                self.known |= {name} if known and rule is None else set()
                 inside.append(name) if name else None
 
     def run(self, example: Example, value: Any) -> None:
@@ -146,7 +155,13 @@ class LabelledRuns:
             ]
         self.depth = 0
         try:
-            with evaluating(self.copied), torch.no_grad(), sdpa_kernel(SDPBackend.MATH), _Dispatch(self):
+            with (
+                evaluating(self.copied),
+                torch.no_grad(),
+                sdpa_kernel(SDPBackend.MATH),
+                watched_functions(self.labels, self._inside),
+                _Dispatch(self),
+            ):
                 output = example.run(self.copied, value)
         finally:
             for handle in handles:
@@ -154,6 +169,11 @@ class LabelledRuns:
         returned = all_tensors(output)
         self.labels.pin(returned, OUTPUT)
         self.blind |= not returned
+
+    def _inside(self, deeper: int) -> bool:
+        """Go into what is not looked into, or out of it; whether the run is outside of all such then."""
+        self.depth += deeper
+        return not self.depth
 
     def _enter(self, *_: Any) -> None:
         self.depth += 1
@@ -170,6 +190,10 @@ class LabelledRuns:
     def _left(self, name: str, module: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         """What a layer read and gave."""
         self.called.add(name)
+        if name in self.ruled:
+            sides = Sides(self.labels, self.sides, name)
+            follow_module(self.ruled[name], module, sides, (args, kwargs), output)
+            return
         if name not in self.known or not args or len(tensors(args)) != 1 or not isinstance(output, Tensor):
             kind = type(module).__name__
             self.labels.pin((args, kwargs), f"they are read by '{name}', a {kind}, which is not made narrower")
@@ -209,6 +233,14 @@ class LabelledRuns:
             for t in _own(module):
                 holders[_address(t)].add(name)
         return {name for names in holders.values() if len(names) > 1 for name in names}
+
+    def ruled_classes(self) -> dict[int, set[str]]:
+        """Class -> what its channels went through that a rule of the user's describes."""
+        ruled: dict[int, set[str]] = defaultdict(set)
+        for atoms, name in self.labels.ruled:
+            for number in set(self.labels.atoms.roots(atoms).tolist()):
+                ruled[number].add(name)
+        return ruled
 
     def classes(self) -> dict[tuple[str, End], Tensor]:
         """Layer and side -> class of every index, now that all runs are done."""

@@ -1,0 +1,203 @@
+"""What users say of their own operators and modules: what these do to channels."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.errors import CallError, ModelError
+
+KINDS = ("elementwise", "resizes", "concatenates", "reshapes", "mixes")
+"""What an operator may do to channels, in words: see `register_channel_rule`."""
+
+WITH_PARAMETERS = ("elementwise", "resizes")
+
+UNIT = "a channel rule of yours says what it does: nothing to factorize"
+"""The reason why modules with a rule are not factorized; they may still become narrower."""
+
+Rule = str | Callable[..., Any]
+
+
+@dataclass(frozen=True, eq=False)
+class ChannelRule:
+    """A rule as it was registered; `remove` forgets it.
+
+    Attributes:
+        target: what it is for. name: of that. rule: see `register_channel_rule`.
+        parameters: of a module, the axis on which channels lie. attributes: that hold the number of channels.
+    """
+
+    target: Any
+    name: str
+    rule: Rule
+    parameters: Mapping[str, int] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
+
+    def remove(self) -> None:
+        """Forget the rule."""
+        for key in [key for key, known in _RULES.items() if known is self]:
+            del _RULES[key]
+
+    def held(self, module: nn.Module) -> dict[str, Tensor]:
+        """The parameters and buffers of a module that have a value per channel."""
+        own = {**module._parameters, **module._buffers}
+        return {key: t for key in self.parameters if isinstance(t := own.get(key), Tensor)}
+
+    def width(self, module: nn.Module) -> int:
+        """How many channels a module holds values for; 0 where it holds none.
+
+        Raises:
+            ModelError: its parameters do not say the same.
+        """
+        sizes = {f"'{key}'": t.shape[axis] for key, t, axis in self._axes(module)}
+        if len(set(sizes.values())) > 1:
+            told = ", ".join(f"{key} {size}" for key, size in sizes.items())
+            raise ModelError(f"The channel rule of {self.name} names parameters of different lengths: {told}.")
+        return next(iter(sizes.values()), 0)
+
+    def narrowed(self, module: nn.Module, index: Tensor) -> nn.Module:
+        """A copy of a module with some of its channels.
+
+        Raises:
+            ModelError: an attribute does not hold their number.
+        """
+        width = self.width(module)
+        built = copy.deepcopy(module)
+        for key, t, axis in self._axes(module):
+            part = t.detach().index_select(axis, index.to(t.device))
+            if key in module._parameters:
+                built._parameters[key] = nn.Parameter(part, requires_grad=t.requires_grad)
+            else:
+                built._buffers[key] = part
+        for key in self.attributes:
+            setattr(built, key, self._attribute(module, key, width, len(index)))
+        return built
+
+    def _axes(self, module: nn.Module) -> list[tuple[str, Tensor, int]]:
+        held = self.held(module)
+        for key, t in held.items():
+            if not -t.ndim <= self.parameters[key] < t.ndim:
+                raise ModelError(
+                    f"The channel rule of {self.name} names axis {self.parameters[key]} of '{key}', which has the "
+                    f"shape {tuple(t.shape)}."
+                )
+        return [(key, t, self.parameters[key]) for key, t in held.items()]
+
+    def _attribute(self, module: nn.Module, key: str, width: int, now: int) -> Any:
+        """The number of channels, alone or at the end of a shape, in the place of what an attribute holds."""
+        value = getattr(module, key, None)
+        if value == width:
+            return now
+        if isinstance(value, tuple | list | torch.Size) and len(value) and value[-1] == width:
+            return type(value)((*value[:-1], now))
+        raise ModelError(
+            f"The channel rule of {self.name} names the attribute '{key}' for its {width} channels. It is {value!r}."
+        )
+
+
+_RULES: dict[Any, ChannelRule] = {}
+"""By operator (of torch's dispatcher), autograd function or class of modules."""
+
+
+def register_channel_rule(
+    target: Any, rule: Rule, *, parameters: Mapping[str, int] | None = None, attributes: Collection[str] = ()
+) -> ChannelRule:
+    """Say what an operator or a module does to channels, so that they may be taken out around it.
+
+    Nothing is believed: like every other cut, channels that go with a rule are tried out, and those for which the
+    narrower network does not compute the same stay, with a reason that names the rule.
+
+    Args:
+        target: a custom operator (`torch.ops.mylib.scale`, one of its overloads, or what `torch.library.custom_op`
+            gives), a subclass of `torch.autograd.Function`, or a class of modules, which is then looked at from
+            outside only. An operator that is registered already gets the new rule.
+        rule: "elementwise": every output from the same channel of the inputs, which broadcast. "resizes": the same, of
+            one input, and axes without channels may have other lengths. "concatenates": the inputs one behind the other
+            on the axis that grows. "reshapes": the elements of one input in the same order in another shape. "mixes":
+            all channels of all inputs. Or a function that is called as the target is, with a tensor of whole numbers
+            in the place of every tensor (each element the number of its channel) or None where there are no channels,
+            and gives the like for every output: the same number for the same channel, -1 for what is none.
+        parameters: of a class of modules, "elementwise" or "resizes": its parameters and buffers with a value per
+            channel, and the axis on which these lie: {"weight": 0, "bias": 0}.
+        attributes: of these modules, that hold the number of channels, alone or as the end of a shape.
+
+    Returns:
+        The rule; its `remove()` forgets it.
+
+    Raises:
+        CallError: the target or the rule is nothing of this kind.
+    """
+    made = ChannelRule(target, _name_of(target), rule, dict(parameters or {}), tuple(attributes))
+    if not (rule in KINDS if isinstance(rule, str) else callable(rule)):
+        raise CallError(f"A channel rule is one of {', '.join(KINDS)}, or a function. Got {rule!r:.60} instead.")
+    if (made.parameters or made.attributes) and not (_is_module(target) and rule in WITH_PARAMETERS):
+        raise CallError(
+            f"parameters= and attributes= are for classes of modules that are {' or '.join(WITH_PARAMETERS)}."
+        )
+    for key, axis in made.parameters.items():
+        if not isinstance(key, str) or not key.isidentifier() or type(axis) is not int:
+            raise CallError(f"parameters= maps names of the module's own parameters to axes. Got {key!r}: {axis!r}.")
+    for key in _keys_of(target):
+        _RULES[key] = made
+    return made
+
+
+def operator_rule(func: Any) -> ChannelRule | None:
+    """The rule of an operator of torch's dispatcher, None where there is none."""
+    return (_RULES.get(func) or _RULES.get(func.overloadpacket)) if _RULES else None
+
+
+def module_rule(module: nn.Module) -> ChannelRule | None:
+    """The rule of a module: of its class, or of one that this derives from without another forward."""
+    kind: Any = next((kind for kind in type(module).__mro__ if kind in _RULES), None) if _RULES else None
+    same = kind is not None and type(module).forward is kind.forward and "forward" not in vars(module)
+    return _RULES[kind] if same else None
+
+
+def function_rules() -> list[ChannelRule]:
+    """The rules of autograd functions."""
+    return [known for key, known in _RULES.items() if _is_function(key)]
+
+
+def narrowed_unit(module: nn.Module, index: Tensor) -> nn.Module | None:
+    """A copy of a module with some of its channels; None for modules without a rule."""
+    rule = module_rule(module)
+    return None if rule is None else rule.narrowed(module, index)
+
+
+def _is_module(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, nn.Module)
+
+
+def _is_function(target: Any) -> bool:
+    return isinstance(target, type) and issubclass(target, torch.autograd.Function)
+
+
+def _keys_of(target: Any) -> list[Any]:
+    """What a target is known by."""
+    packet = getattr(target, "_opoverload", target)  # of torch.library.custom_op
+    if isinstance(packet, torch._ops.OpOverload | torch._ops.OpOverloadPacket):
+        return [packet]
+    if _is_function(target) and target is not torch.autograd.Function:
+        return [target]
+    if _is_module(target) and not target.__module__.startswith("torch.nn."):
+        return [target]
+    raise CallError(
+        f"A channel rule is for an operator of torch.library (torch.ops.mylib.name), a subclass of "
+        f"torch.autograd.Function or a class of modules of your own. Got {target!r:.80} instead; "
+        + (
+            "what torch itself does to channels is known."
+            if isinstance(target, type)
+            else "of a plain function every operation in it is seen: register the unknown ones, or make it a module."
+        )
+    )
+
+
+def _name_of(target: Any) -> str:
+    (key,) = _keys_of(target)
+    return key.__name__ if isinstance(key, type) else str(key)
