@@ -386,7 +386,7 @@ def test_channels_that_something_else_needs_stay_and_are_picked(act):
 
 
 def test_a_layer_that_the_run_does_not_call_may_read_the_channels():
-    model = Net(lambda net, x: net.last(x), spare=nn.Conv2d(6, 5, 1))
+    model = Net(lambda net, x: net.last(x) if len(x) else net.spare(x), spare=nn.Conv2d(6, 5, 1))
     assert cut(model, rows(2, 3, 4, 4), ["first", "last"]) == {"last": (5, 3, 1)}
 
 

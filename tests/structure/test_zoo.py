@@ -96,14 +96,13 @@ UNREACHED = {"data_branch": "dark.", "frozen": "0.", "googlenet": "aux.", "waven
 
 NOTHING_GOES = {
     "weight_norm": "fixed width in 'addmm'",
-    "googlenet": "the example does not reach 'aux'",
     "maxout": "the narrower network does not run",
     "gated_convs": "'convolution' mixes these channels",
     "tied_lstm": "'decoder' shares a parameter with another layer",
 }
 """Nets that filter pruning leaves as they are, and why."""
 
-NOTHING_DIES = {"weight_norm", "googlenet", "gan_generator", "gated_convs", "tied_lstm"}
+NOTHING_DIES = {"weight_norm", "gan_generator", "gated_convs", "tied_lstm"}
 """Nets that keep all their dead units: no groups, or transposed convolutions alone."""
 
 WRITTEN_INTO_CODE = {

@@ -26,10 +26,10 @@ def device_of(model: nn.Module) -> torch.device:
 
 
 @contextmanager
-def evaluating(model: nn.Module) -> Iterator[nn.Module]:
-    """The model in eval mode; every module's own training flag is put back afterwards."""
+def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[nn.Module]:
+    """The model in eval mode, or in train mode; every module's own training flag is put back afterwards."""
     flags = [(module, module.training) for module in model.modules()]
-    model.eval()
+    model.train(training)
     try:
         yield model
     finally:

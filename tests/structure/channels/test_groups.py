@@ -181,7 +181,93 @@ def test_nothing_goes_where_the_example_does_not_reach_a_layer():
     groups, stays = found_in(Choosing(), draw(2, 6))
     assert groups == {}
     assert set(stays) == {"a", "bright", "c"}
-    assert "the example does not reach 'dark', which may read any channels" in stays["a"]
+    assert "the example does not reach 'dark', which may read or give as many" in stays["a"]
+    assert "'dark'" in stays["bright"]  # as wide, and read by the same layer
+
+
+def test_what_no_code_names_reads_nothing():
+    class Holding(nn.Module):
+        """Has a layer, a norm, a slope, a parameter and a buffer as wide as its channels, and uses none."""
+
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.unused, self.slope = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 8), nn.PReLU(8)
+            self.norm, self.gain = nn.BatchNorm1d(8), nn.Parameter(torch.ones(8))
+            self.register_buffer("shift", torch.zeros(8))
+            self.rest = nn.ModuleList([nn.Linear(8, 3)])
+
+        def forward(self, x):
+            return self.b(self.a(x).relu())
+
+        def others(self):
+            return self.unused, self.slope, self.gain, self.rest
+
+    groups, stays = found_in(Holding(), draw(2, 6))
+    assert groups["a"][0] == 8
+    assert set(stays) == {"b"}
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.rest[0](s.a(x)),
+        lambda s, x: s.b(s.a(x) * s.gain if x.mean() < -9 else s.a(x)),
+        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.get_submodule("unused")(s.a(x)),
+        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.elsewhere(s.a(x)),
+        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else through(s, s.a(x)),
+    ],
+)
+def test_what_code_names_may_read_as_many_channels(forward):
+    class Naming(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.unused = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 2)
+            self.gain, self.rest = nn.Parameter(torch.ones(8)), nn.ModuleList([nn.Linear(8, 2)])
+
+        def elsewhere(self, x):
+            return self.unused(x)
+
+    Naming.forward = forward
+    groups, stays = found_in(Naming(), draw(2, 6))
+    assert groups == {}
+    assert "the example does not reach" in stays["a"]
+
+
+def through(model, x):
+    return model.unused(x)
+
+
+def test_a_second_name_of_a_tied_weight_reads_nothing_of_its_own():
+    class Tied(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.shared, self.embed = nn.Embedding(9, 6), nn.Embedding(9, 6)
+            self.a, self.b = nn.Linear(6, 8), nn.Linear(8, 6)
+            self.head = nn.Linear(6, 9)
+            self.embed.weight = self.head.weight = self.shared.weight
+            self.bias = self.head.bias
+
+        def forward(self, x):
+            return self.head(self.b(self.a(self.embed(x)).relu()) + 0 * len(self.shared.weight))
+
+    groups, stays = found_in(Tied(), torch.randint(0, 9, (2, 4)))
+    assert groups["a"][0] == 8
+    assert "shares a parameter" in stays["embed"]
+    assert "a" not in stays
+
+
+def test_what_training_alone_reads_goes_along():
+    class Auxiliary(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b, self.aux = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 3)
+
+        def forward(self, x):
+            h = self.a(x).relu()
+            return (self.b(h), self.aux(h)) if self.training else self.b(h)
+
+    groups, _ = found_in(Auxiliary(), draw(2, 6))
+    assert "aux.in" in groups["a"][1]
 
 
 @pytest.mark.parametrize("seed", [0, 1, 2, 3])

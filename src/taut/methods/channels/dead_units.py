@@ -89,7 +89,9 @@ class DeadUnits:
             return self, {}
         coupling = coupled(model, example)
         found = compact(model, example, list(places.values()), coupling)
-        spared = _spared(model, coupling.unreached, found)
+        within = {*places.values()}
+        outside = (m.layer for group in coupling.groups for m in group.members if m.layer not in within)
+        spared = _spared(model, [*dict.fromkeys((*coupling.unreached, *outside))], found)
         if not found:
             return NothingToDo(f"{NOTHING}{spared and '; '}{spared}")
         if spared:
@@ -181,13 +183,13 @@ def _refuse(layer: Layer) -> str | None:
     return None if between else layer.skip or f"dead_units: this {layer.kind} has no value per channel"
 
 
-def _spared(model: nn.Module, unreached: Sequence[str], found: Mapping[str, Cut]) -> str:
+def _spared(model: nn.Module, others: Sequence[str], found: Mapping[str, Cut]) -> str:
     """Why no layer lost outputs, in words; empty where one did, or where nothing kept the layers from it."""
     if any(len(cut.outputs) < len(weight_of(model.get_submodule(place))) for place, cut in found.items()):
         return ""
-    if not unreached:
+    if not others:
         return ""
-    return f"all channels stay, since the example does not call {some(unreached)}, which may read any of them"
+    return f"channels stay that belong to {some(others)}, too, which the example does not call or the step leaves out"
 
 
 def _widths(like: Any) -> Widths:

@@ -70,6 +70,9 @@ def run_labelled(model: nn.Module, example: Example, *, tying: bool = True) -> L
         if (tying and probe is noise) or runs.unreached():
             with suppress(ModelError):
                 runs.run(part, probe)
+    if tying and runs.unreached():  # heads that are for training alone
+        with suppress(ModelError):
+            runs.run(part, part.value, training=True)
     return runs
 
 
@@ -145,8 +148,8 @@ class LabelledRuns:
                 self.known |= {name} if known and rule is None else set()
                 inside.append(name) if name else None
 
-    def run(self, example: Example, value: Any) -> None:
-        """One run; what reaches the output stays."""
+    def run(self, example: Example, value: Any, *, training: bool = False) -> None:
+        """One run, in eval mode or in train mode; what reaches the output stays."""
         handles = []
         for name, module in self.layers.items():
             handles += [
@@ -156,7 +159,7 @@ class LabelledRuns:
         self.depth = 0
         try:
             with (
-                evaluating(self.copied),
+                evaluating(self.copied, training=training),
                 torch.no_grad(),
                 sdpa_kernel(SDPBackend.MATH),
                 watched_functions(self.labels, self._inside),
@@ -207,16 +210,18 @@ class LabelledRuns:
         passes(module, Sides(self.labels, self.sides, name), args[0], output)
 
     def unreached(self) -> tuple[str, ...]:
-        """Layers that the runs neither called nor used otherwise: they may read any channels.
+        """Layers that the runs neither called nor used otherwise, under any of the names of what they hold.
 
         Those are all modules with parameters, and norms that hold statistics alone.
         """
         reached = self.called | self.read_elsewhere()
+        held = {_address(t) for name in reached for t in _own(self.copied.get_submodule(name))}
         inside = [f"{name}." for name in self.layers if name not in self.known]
         return tuple(
             name
             for name, module in self.copied.named_modules()
             if name not in reached
+            and not (module._parameters and all(_address(t) in held for t in _own(module)))
             and (module._parameters or name in self.layers)
             and _own(module)
             and not any(name.startswith(outer) for outer in inside)
