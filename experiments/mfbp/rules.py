@@ -18,7 +18,7 @@ RULES: dict[str, tuple[str, dict[str, Any]]] = {
     "magnitude": ("magnitude", {}),
     "random": ("magnitude", {"score": "random"}),
     "source": ("mfbp", {"score": "residual", "solver": "dfmf"}),
-    "committed code": ("mfbp", {"score": "residual", "solver": "dfmf", "select": "percentiles"}),
+    "committed code": ("mfbp", {"score": "residual", "solver": "dfmf", "select": "unchecked percentiles"}),
     "later text": ("mfbp", {"score": "flipped", "solver": "dfmf"}),
 }
 """Name -> method and settings; sparsity and rank come with the run."""

@@ -24,8 +24,9 @@ if TYPE_CHECKING:
     from taut.planning.application import apply
     from taut.planning.damage_measurement import sensitivity
     from taut.planning.plan import plan, whole
-    from taut.search.compression import Result, compress
+    from taut.search.compression import compress
     from taut.search.exploration import explore
+    from taut.search.finishing import Result
     from taut.search.front import Front
     from taut.structure.observation import observe
     from taut.structure.rules import register_channel_rule
@@ -86,7 +87,7 @@ _HOMES = {
     "ModelError": "taut.errors",
     "Network": "taut.types",
     "Plan": "taut.types",
-    "Result": "taut.search.compression",
+    "Result": "taut.search.finishing",
     "Stage": "taut.types",
     "Statistics": "taut.structure.statistics",
     "Step": "taut.types",

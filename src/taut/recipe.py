@@ -42,6 +42,7 @@ class Training:
 
     Attributes:
         epochs: of every stage at most. cascade: layer by layer, front to back, instead of all at once.
+        control: whether the original is trained equally, to be compared with.
         patience, rate, decay, optimizer, weight_decay, distill: as in `taut.Stage`.
     """
 
@@ -53,6 +54,7 @@ class Training:
     optimizer: str = "adam"
     weight_decay: float = 0.0
     distill: float | None = None
+    control: bool = True
 
     def __post_init__(self) -> None:
         """Refuse what no stage can mean.
@@ -64,7 +66,7 @@ class Training:
 
     def stage(self) -> Stage:
         """One stage of this training, without steps."""
-        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "cascade"}
+        values = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in {"cascade", "control"}}
         return Stage(**values)
 
     def schedule(self, plan: Plan) -> Schedule:

@@ -171,6 +171,7 @@ def test_a_failing_conversion_leaves_the_other_runtimes(every_runtime, monkeypat
 
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch, every_runtime):
+    monkeypatch.delenv("TAUT_RUNTIMES")  # what is asked for by name is no remark but an error
     monkeypatch.setattr("taut.measure.onnx.find_spec", lambda name: None if name == "openvino" else name)
     monkeypatch.setattr(runtimes.OnnxRuntime, "refuses", lambda *_: "")
     model = convnet()

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import taut
-from taut.search import compression
+from taut.search import finishing
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
 
@@ -150,7 +150,20 @@ def test_an_interrupt_at_the_end_loses_no_model(untimed: taut.Result, monkeypatc
             raise KeyboardInterrupt
         return untimed.comparison
 
-    monkeypatch.setattr(compression, "compared_models", interrupted)
+    monkeypatch.setattr(finishing, "compared_models", interrupted)
     with pytest.raises(KeyboardInterrupt) as caught:
         compress(compare=True)
     assert same(caught.value.result.model, untimed.model)  # type: ignore[attr-defined]
+
+
+def test_the_promise_of_a_drop_is_told_with_its_data() -> None:
+    def right(model: nn.Module) -> list[float]:
+        return (model(X).argmax(1) == net()(X).argmax(1)).double().tolist()
+
+    said = str(compress(budget="drop=0.2", evaluate=right).comparison)
+    assert "The drop of at most 0.2 holds on the data of `evaluate` alone, where right changed by" in said
+    assert "over its 64 samples a 95 % interval of [" in said
+    said = str(compress(budget="drop=0.2", evaluate=lambda model: taut.Metric(sum(right(model)) / 64, 64)).comparison)
+    assert "Over its 64 samples the 95 % intervals of both are [" in said
+    said = str(compress(budget="drop=0.2", evaluate=lambda model: sum(right(model)) / 64).comparison)
+    assert "No interval can be given" in said

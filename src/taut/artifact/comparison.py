@@ -26,6 +26,7 @@ from taut.measure import (
     measure,
     stored_tensors,
 )
+from taut.measure.classes import ClassChange
 from taut.measure.counting import Count, count_parameters
 from taut.measure.timing import Timing
 from taut.structure.calling import read_example
@@ -46,6 +47,9 @@ class Comparison:
         score_before, score_after: the user's metric; None without `evaluate`.
         uncounted: what torch's counter did not see and taut counted itself.
         searched: what a budget of latency came to; None without such a budget.
+        score_control: the metric of the original after the same training as the compressed model; None without one.
+        classes: the class that lost most on the calibration data; None where these have no labels.
+        remarks: what else the numbers do not say, in sentences.
     """
 
     before: Cost
@@ -56,6 +60,9 @@ class Comparison:
     score_after: Score | None = None
     uncounted: tuple[str, ...] = ()
     searched: Searched | None = None
+    score_control: Score | None = None
+    classes: ClassChange | None = None
+    remarks: tuple[str, ...] = ()
 
     @property
     def difference(self) -> Difference | None:
@@ -76,11 +83,16 @@ class Comparison:
             notes += [f"{name} was not measured: {reason}" for name, reason in self.latency.skipped.items()]
         if self.score_after is None:
             notes.append("Only costs were measured: without `evaluate` nothing is known about the accuracy.")
-        return tuple(notes)
+        if self.classes is not None:
+            notes.append(
+                f"The class that lost most of {self.classes.classes}: on calibration samples, which the refit saw; as "
+                "the worst of several, part of its change is chance."
+            )
+        return (*notes, *self.remarks)
 
     def __str__(self) -> str:
         """A row for every measured number, and the notes below."""
-        rows = [*_cost_rows(self), *_latency_rows(self), *_score_rows(self)]
+        rows = [*_cost_rows(self), *_latency_rows(self), *_score_rows(self), *_control_rows(self), *_class_rows(self)]
         grid = text.table(("measured", "original", "compressed", "change"), rows, right=(1, 2))
         return "\n".join((grid, *self.notes))
 
@@ -92,7 +104,8 @@ class Comparison:
         `latency_*` is what a budget of latency came to. `accuracy_*` is the user's metric whatever its name, which is
         under "metric". What was not measured is None.
         """
-        return {**_cost_items(self), **_latency_items(self), **_score_items(self), "notes": list(self.notes)}
+        items = {**_cost_items(self), **_latency_items(self), **_score_items(self), **_control_items(self)}
+        return {**items, "notes": list(self.notes)}
 
     def to_json(self) -> str:
         """`to_dict` as JSON."""
@@ -265,6 +278,25 @@ def _score_rows(of: Comparison) -> list[tuple[str, ...]]:
     return [row, *others]
 
 
+def _control_rows(of: Comparison) -> list[tuple[str, ...]]:
+    """The original after the same training, in the place of the original."""
+    control, after = of.score_control, of.score_after
+    if control is None or after is None:
+        return []
+    change = difference(control, after)
+    row = (f"{after.name}, dense trained equally", _value(control), _value(after))
+    return [(*row, f"{change.value:+.4f}{_interval(change)}")]
+
+
+def _class_rows(of: Comparison) -> list[tuple[str, ...]]:
+    worst = of.classes
+    if worst is None:
+        return []
+    name = f"right in class {worst.label}, n = {worst.n}"
+    change = f"{worst.after - worst.before:+.4f} [{worst.low:.4f}, {worst.high:.4f}]"
+    return [(name, f"{worst.before:.4f}", f"{worst.after:.4f}", change)]
+
+
 def _value(score: Score) -> str:
     return f"{score.value:.4f}{_interval(score)}"
 
@@ -317,4 +349,17 @@ def _score_items(of: Comparison) -> dict[str, Any]:
         items |= {f"other_{name}_{side}": value for name, value in (score.others if score else {}).items()}
     for key, part in (("change", "value"), ("change_low", "low"), ("change_high", "high")):
         items[f"accuracy_{key}"] = getattr(change, part, None)
+    return items
+
+
+def _control_items(of: Comparison) -> dict[str, Any]:
+    """Of the original after the same training, and of the class that lost most."""
+    control, after, worst = of.score_control, of.score_after, of.classes
+    change = None if control is None or after is None else difference(control, after)
+    parts = (("", "value"), ("low_", "low"), ("high_", "high"), ("n_", "n"))
+    items: dict[str, Any] = {f"accuracy_{key}control": getattr(control, part, None) for key, part in parts}
+    for key, part in (("change", "value"), ("change_low", "low"), ("change_high", "high")):
+        items[f"accuracy_{key}_to_control"] = getattr(change, part, None)
+    for part in ("label", "n", "before", "after"):
+        items[f"worst_class_{part}"] = getattr(worst, part, None)
     return items

@@ -92,6 +92,9 @@ def compress(
         int | None, typer.Option(min=1, help="Train the result that long (train_loader(), valid_loader(), loss).")
     ] = None,
     cascade: Annotated[bool, typer.Option("--cascade", help="With --epochs: layer by layer, front to back.")] = False,
+    control: Annotated[
+        bool, typer.Option(" /--no-control", help="With --epochs: do not train the original equally, to compare with.")
+    ] = True,
     sensitivity: Annotated[
         bool, typer.Option("--sensitivity", help="Measure each layer's damage before planning: slower, often better.")
     ] = False,
@@ -113,6 +116,8 @@ def compress(
         if wish.finetune is None:
             raise CallError("--cascade trains layer by layer: say how long with --epochs.")
         wish = replace(wish, finetune=replace(wish.finetune, cascade=True))
+    if wish.finetune is not None and not control:
+        wish = replace(wish, finetune=replace(wish.finetune, control=False))
     wish = replace(wish, sensitivity=wish.sensitivity or sensitivity, align=align or wish.align)
     if wish.budget is not None:
         _check(out, overwrite)
@@ -194,7 +199,7 @@ def _finetune(job: tasks.Task, wish: Training | None) -> taut.Finetune | None:
     if wish is None:
         return None
     train, judge = job.training()
-    return taut.Finetune(train, judge, job.loss, wish.schedule)
+    return taut.Finetune(train, judge, job.loss, wish.schedule, control=wish.control)
 
 
 def _check(out: Path, overwrite: bool) -> None:

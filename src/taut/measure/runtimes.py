@@ -62,6 +62,7 @@ class Runtime(Protocol):
     """Where models run."""
 
     name: ClassVar[str]
+    packages: ClassVar[tuple[str, ...]]
 
     def refuses(self, subject: Subject) -> str | None:
         """Why this runtime is not measured for a model; "" where nobody would expect it."""
@@ -77,6 +78,7 @@ class Eager:
     """torch as the model is."""
 
     name: ClassVar[str] = "eager"
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, subject: Subject) -> str | None:
         """Never."""
@@ -97,6 +99,7 @@ class ChannelsLast:
     """torch with images and kernels in channels_last."""
 
     name: ClassVar[str] = "channels_last"
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, subject: Subject) -> str | None:
         """Models without images, or without kernels for them."""
@@ -117,6 +120,7 @@ class Cuda:
     """torch on the first GPU."""
 
     name: ClassVar[str] = "cuda"
+    packages: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, subject: Subject) -> str | None:
         """No GPU, or the model is on one already (then eager is that)."""
@@ -136,11 +140,12 @@ class OnnxRuntime:
     """ONNX Runtime on the CPU."""
 
     name: ClassVar[str] = "onnxruntime"
+    packages: ClassVar[tuple[str, ...]] = ("onnxruntime", "onnx", "onnxscript")
 
     def refuses(self, subject: Subject) -> str | None:
         """A package is missing."""
         del subject
-        return missing("onnxruntime", "onnx", "onnxscript")
+        return missing(*self.packages)
 
     def build(self, subject: Subject) -> Built:
         """A session with torch's number of threads, none of them spinning."""
@@ -167,11 +172,12 @@ class OpenVINO:
     """OpenVINO on the CPU, in f32."""
 
     name: ClassVar[str] = "openvino"
+    packages: ClassVar[tuple[str, ...]] = ("openvino", "onnx", "onnxscript")
 
     def refuses(self, subject: Subject) -> str | None:
         """A package is missing."""
         del subject
-        return missing("openvino", "onnx", "onnxscript")
+        return missing(*self.packages)
 
     def build(self, subject: Subject) -> Built:
         """The compiled model."""
@@ -209,12 +215,16 @@ def chosen() -> tuple[Runtime, ...]:
     """All runtimes, or those that the environment variable TAUT_RUNTIMES names (comma-separated).
 
     Raises:
-        CallError: it names an unknown one, or not "eager".
+        CallError: it names an unknown one, one whose package is not installed, or not "eager".
     """
     wish = [name.strip() for name in os.environ.get("TAUT_RUNTIMES", "").split(",") if name.strip()]
     unknown = [name for name in wish if name not in RUNTIMES]
     if unknown or (wish and "eager" not in wish):
         raise CallError(f"TAUT_RUNTIMES must name eager and others of {', '.join(RUNTIMES)}. Got {','.join(wish)}.")
+    for name in wish:
+        absent = missing(*RUNTIMES[name].packages)
+        if absent is not None:
+            raise CallError(f"TAUT_RUNTIMES asks for {name}, and {absent}.")
     return tuple(runtime for name, runtime in RUNTIMES.items() if not wish or name in wish)
 
 

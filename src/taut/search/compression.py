@@ -5,64 +5,31 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass, field, replace
-from pathlib import Path
+from dataclasses import replace
 from typing import Any
 
 from torch import nn
 
-from taut.artifact.checkpoint import save
-from taut.artifact.comparison import Comparison, compared_models
-from taut.artifact.exporting import Export, export
 from taut.core.atomic_folder import rehearse
-from taut.core.example import Example
 from taut.core.modes import quiet
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
 from taut.errors import BudgetError, CallError, TautError
 from taut.measure.accuracy import measure
+from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.planning.application import warn_of_training
+from taut.search.finishing import Result, controlled, finished
 from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
 from taut.search.ranks import Built
 from taut.search.session import Session, bare
 from taut.structure.keeping import shares_of
-from taut.structure.surgery import shallow
-from taut.training.finetuning import Finetune, carry_out
+from taut.training.control import control_folder
+from taut.training.finetuning import Finetune, carry_out, trains
+from taut.training.loop import require_training
 from taut.training.state import OURS
 from taut.types import Budget, BudgetLike, Method, Plan
 from taut.types.keep import Keep
-
-
-@dataclass(frozen=True)
-class Result:
-    """What `compress` returns.
-
-    Attributes:
-        model: the new model. plan: what was done to which layer, and why. comparison: before and after, measured.
-        example: how the model is called.
-    """
-
-    model: nn.Module = field(repr=False)
-    plan: Plan = field(repr=False)
-    comparison: Comparison = field(repr=False)
-    example: Example = field(repr=False)
-
-    def __str__(self) -> str:
-        """What was done to how many layers, and the comparison."""
-        return f"{self.plan.summary()}\n{self.comparison}"
-
-    def __repr__(self) -> str:
-        """One line."""
-        return f"<taut.Result: {self.plan.summary()}>"
-
-    def save(self, folder: str | Path, *, overwrite: bool = False) -> None:
-        """Write model.safetensors, manifest.json and comparison.json into `folder` (`taut.save`)."""
-        save(self.model, self.plan, folder, comparison=self.comparison, overwrite=overwrite)
-
-    def export(self, path: str | Path) -> Export:
-        """Write the model as .onnx or .xml (OpenVINO), checked there (`taut.export`)."""
-        return export(self.model, self.example, path)
 
 
 @shown
@@ -116,6 +83,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     """
     budget, seed = Budget.of(budget), check_seed(seed)
     check_timing(compare)
+    chosen()  # the runtimes that are asked for are here
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
     model, keep = bare(model), shares_of(model, keep)
     # First of all: a faulty `evaluate` should cost no work.
@@ -126,12 +94,16 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         )
         built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])
+        tuned = None
         if finetune is not None:
             with _not_lost(session, built, Exception):
                 tuned = _trained(session, *built, finetune, seed)
+            with _not_lost(session, tuned, Exception):
                 built, missed = _chosen(session, built, tuned, budget, evaluation, missed)
         with _not_lost(session, built, BaseException):
-            result = finished(session, *built, evaluation, budget.latency, timing=compare)
+            result = finished(session, *built, evaluation, budget, timing=compare)
+            if finetune is not None and built is tuned:
+                result = controlled(session, result, evaluation, finetune, seed)
     if missed is not None:
         raise BudgetError(missed.reason, result)
     return result
@@ -148,7 +120,8 @@ def _not_lost(session: Session, built: Built, kinds: type[BaseException]) -> Ite
         if isinstance(trained, nn.Module) and session.cost(trained) == session.cost(small):
             small = trained
         with suppress(TautError):
-            error.result = finished(session, small, plan, None, None, timing=False)  # type: ignore[attr-defined]
+            counted = finished(session, small, plan, None, Budget(macs=1.0), timing=False)
+            error.result = counted  # type: ignore[attr-defined] # TautError documents it
             error.add_note("The model that was finished by then is the `.result` of this error.")
         raise
 
@@ -175,8 +148,11 @@ def _check(budget: Budget, evaluate: Evaluate | None, finetune: Finetune | None,
     """Refuse before any work what cannot be done; `measured`: damages are to be measured, without data."""
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
+    if finetune is not None and trains(finetune.schedule):
+        require_training()
     if finetune is not None and finetune.folder is not None:
         rehearse(finetune.folder, OURS)
+        rehearse(control_folder(finetune.folder), OURS)
     if measured:
         raise CallError("sensitivity=True measures on calibration data: give data=.")
 
@@ -210,49 +186,3 @@ def _trained(session: Session, small: nn.Module, plan: Plan, wish: Finetune, see
     wish = replace(wish, schedule=schedule)
     model, _ = carry_out(small, None, session.stats, wish, teacher=session.original, seed=seed)
     return model, plan
-
-
-def finished(
-    session: Session,
-    small: nn.Module,
-    plan: Plan,
-    evaluation: Evaluation | None,
-    latency: float | None,
-    *,
-    timing: Timing = True,
-) -> Result:
-    """The result with its comparison and the counted cost.
-
-    Args:
-        session: of the original.
-        small: what was made of it.
-        plan: what was done.
-        evaluation: the user's metric.
-        latency: share of the time that was allowed.
-        timing: what is timed (`taut.compress`).
-    """
-    comparison = compared(session, small, evaluation, timing=timing, latency=latency)
-    return Result(small, replace(plan, after=session.cost(small)), comparison, session.example)
-
-
-def compared(
-    session: Session,
-    small: nn.Module,
-    evaluation: Evaluation | None,
-    *,
-    timing: Timing = True,
-    latency: float | None = None,
-) -> Comparison:
-    """The comparison with the original, whose metric is known already.
-
-    Args:
-        session: of the original.
-        small: what was made of it.
-        evaluation: the user's metric.
-        timing: what is timed (`taut.compress`).
-        latency: share of the time that was allowed; what the search measured is shown.
-    """
-    score = None if evaluation is None else evaluation.score(small)
-    timed = None if latency is None or session.meter is None else session.meter.searched(shallow(small), latency)
-    costs = compared_models(session.original, small, None, session.example, timing=timing, searched=timed)
-    return replace(costs, score_before=None if evaluation is None else evaluation.original, score_after=score)

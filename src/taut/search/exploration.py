@@ -20,10 +20,11 @@ from taut.core.progress import stage
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
 from taut.measure import measure, model_times
+from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.methods import choose
 from taut.recovery.samples import SAMPLES
-from taut.search.compression import compared
+from taut.search.finishing import compared
 from taut.search.front import Front, Point
 from taut.search.limits import Evaluate, Evaluation, model_at_ratio
 from taut.search.session import Session, bare
@@ -71,6 +72,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     """
     seed = check_seed(seed)
     check_timing(compare)
+    chosen()  # the runtimes that are asked for are here
     if folder is not None:
         rehearse_within(folder)
     model, shares = bare(model), shares_of(model, keep)

@@ -34,6 +34,7 @@ from taut.studies.making import Run, Source, Subject, Timing, opened
 from taut.studies.results import cpu_model, write_results
 from taut.studies.rows import Row
 from taut.studies.wishes import Grid
+from taut.training.loop import require_training
 
 RUNS, LATENCY, MODELS = "runs.jsonl", "latency.jsonl", "models"
 SHEET, TABLE, PICTURE, RESULTS = "study.csv", "table.md", "pareto.svg", "study.json"
@@ -79,6 +80,8 @@ def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int =
 
 def _check(subject: Subject, grid: Grid) -> None:
     """What can be known to fail is said before anything is run."""
+    if grid.epochs is not None:
+        require_training()
     example = trace(subject.model, subject.example).example
     shares_of(subject.model, grid.keep)
     if subject.data is not None:

@@ -19,6 +19,7 @@ from taut.core.modes import device_of, evaluating, quiet
 from taut.core.randomness import check_seed, own_states, seed_all
 from taut.core.showing import shown
 from taut.core.tensors import on_device
+from taut.core.user_code import call
 from taut.errors import CallError, DataError, TautError
 from taut.measure.accuracy import measure
 from taut.measure.layout import channels_last, has_images
@@ -34,7 +35,7 @@ from taut.structure.surgery import clone, unwrapped
 from taut.structure.tracing import trace
 from taut.training.batches import Batches
 from taut.training.freezing import below, frozen, run_order
-from taut.training.loop import Judge, Trainer, accelerator, launched
+from taut.training.loop import Idle, Judge, Trainer, accelerator, launched, require_training
 from taut.training.losses import Loss, Objective
 from taut.training.state import Position, Store, unpacked
 from taut.types import Plan, Schedule, Slimming, Stage, Step, check_schedule
@@ -55,6 +56,9 @@ class Finetune:
         folder: where the state is kept, to go on after a kill.
         output: how the original's outputs are read for distillation: "auto" (as `observe` did), "logits",
             "probabilities", "sigmoid" or "values".
+        control: whether `taut.compress` trains the original equally and shows its metric beside: training alone may
+            bring what looks like a gift of compression. It takes as long again; only where there is a loss, and
+            `evaluate`. Its state is kept in FOLDER-control.
     """
 
     train: Any
@@ -63,6 +67,33 @@ class Finetune:
     schedule: Schedule | Callable[[Plan], Schedule] | None = None
     folder: str | Path | None = None
     output: str = "auto"
+    control: bool = True
+
+
+def stages_of(wish: Finetune, plan: Plan | None) -> Schedule:
+    """The stages of a training, for a plan.
+
+    Raises:
+        CallError: a schedule that is a function needs a plan.
+        DataError: it raised.
+    """
+    if callable(wish.schedule):
+        if plan is None:
+            raise CallError("A schedule that is a function of the plan needs a plan.")
+        return call("The schedule", wish.schedule, plan)
+    return (Stage(tuple(range(len(plan.steps))) if plan else ()),) if wish.schedule is None else wish.schedule
+
+
+def trains(schedule: Schedule | Callable[[Plan], Schedule] | None) -> bool:
+    """Whether a schedule trains anything, as far as can be known before there is a plan."""
+    if callable(schedule):
+        try:
+            schedule = schedule(Plan(()))
+        except Exception:  # it is written for real plans
+            return True
+    if not isinstance(schedule, tuple) or not schedule:
+        return True
+    return any(getattr(stage, "epochs", 1) and getattr(stage, "train", "all") != "none" for stage in schedule)
 
 
 @shown
@@ -131,13 +162,12 @@ def carry_out(  # noqa: PLR0913 - as `finetune`
     """`finetune`, and the plan as it was really carried out."""
     seed = check_seed(seed)
     model, teacher = unwrapped(model), None if teacher is None else unwrapped(teacher)
-    schedule = wish.schedule(plan) if callable(wish.schedule) and plan is not None else wish.schedule
-    if callable(schedule):
-        raise CallError("A schedule that is a function of the plan needs a plan.")
-    stages = (Stage(tuple(range(len(plan.steps))) if plan else ()),) if schedule is None else schedule
+    stages = stages_of(wish, plan)
     if plan is not None and not plan.steps and not stages:
         return clone(model), plan  # a cascade over nothing
     check_schedule(stages, plan)
+    if trains(stages):
+        require_training()
     if plan is not None:
         _check_steps(plan, stats)
     with quiet(seed), own_states():
@@ -181,7 +211,7 @@ class _Run:
         found = self.store.read(mark)
         position, tensors = found if found is not None else (Position(mark), {})
         model = self._restored(position, unpacked("model", tensors)) if found else clone(self.original)
-        accelerate = accelerator()
+        accelerate = accelerator() if trains(self.stages) else Idle()
         home, device = device_of(model), accelerate.device if launched() else device_of(model)
         generators = [(generator, generator.get_state()) for generator in self.batches.generators()]
         while position.stage < len(self.stages):

@@ -15,6 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
+from importlib.util import find_spec
 from typing import Any
 
 import torch
@@ -43,6 +44,30 @@ OPTIMIZERS: dict[str, Callable[..., torch.optim.Optimizer]] = {
         params, lr, momentum=0.9, nesterov=True, weight_decay=weight_decay
     ),
 }
+
+
+def require_training() -> None:
+    """Find out before long work whether what training needs is installed.
+
+    Raises:
+        CallError: Accelerate is not.
+    """
+    if find_spec("accelerate") is None:
+        raise CallError("Training needs Accelerate: pip install 'taut[train]'.")
+
+
+class Idle:
+    """In the place of Accelerate where nothing is trained."""
+
+    device = torch.device("cpu")
+
+    @property
+    def is_main_process(self) -> bool:
+        """Whether this is the first of several processes, or the only one."""
+        return os.environ.get("RANK", "0") == "0"
+
+    def free_memory(self) -> None:
+        """Nothing is held."""
 
 
 def accelerator() -> Any:

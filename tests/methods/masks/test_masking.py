@@ -210,10 +210,27 @@ def test_channels_last_stays_channels_last():
 
 def test_the_committed_codes_threshold_does_not_compound_in_a_ramp():
     net, _, network, stats = made()
-    step = taut.whole(network, "mfbp", sparsity=0.8, score="residual", select="percentiles")
+    step = taut.whole(network, "mfbp", sparsity=0.8, score="residual", select="unchecked percentiles")
     once = sum(zeros(taut.apply(net, Plan((step,)), stats)))
     ramped = sum(zeros(taut.apply(net, Plan(taut.ramp(step, 5)), stats)))
     assert abs(ramped - once) < 0.1 * 624
+
+
+def test_the_share_that_is_asked_for_goes_or_it_is_an_error():
+    net, _, network, stats = made()
+    with torch.no_grad():
+        next(net.parameters()).mul_(100.0)  # one layer of another scale
+
+    def taken(select):
+        step = taut.whole(network, "magnitude", sparsity=0.8, select=select)
+        small = taut.apply(net, Plan((step,)), stats)
+        return sum(zeros(small)) / sum(module.weight.numel() for module in net.modules() if hasattr(module, "weight"))
+
+    for select in ("global", "layer"):
+        assert abs(taken(select) - 0.8) < 0.01
+    with pytest.raises(CallError, match=r"would take \d\d\.\d% of the weights, not the 80\.0% that were asked for"):
+        taken("percentiles")
+    assert abs(taken("unchecked percentiles") - 0.8) > 0.05
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,12 @@ from taut.structure.patches import weight_of
 from taut.structure.surgery import HOOKS
 from taut.types import Cost, Group, Method, Rewrite
 
-SELECTIONS = ("global", "layer", "threshold", "percentiles")
+UNCHECKED = "unchecked percentiles"
+
+SELECTIONS = ("global", "layer", "threshold", "percentiles", UNCHECKED)
+
+SLACK = 0.05
+"""How far from the share that was asked for a mean of percentiles may end."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +52,8 @@ class Masking(Unplanned):
         sparsity: share of the weights of these layers (biases not counted) that is zero afterwards, in [0, 1).
         select: "global": the lowest of all layers together, exactly as many as asked for; "layer": of each layer;
             "threshold": all scores below `threshold`; "percentiles": all below the mean over layers of the `sparsity`
-            quantile of each. How many the last two prune depends on the weights.
+            quantile of each, an error where that is not about the share asked for; "unchecked percentiles": that
+            share, whatever it is. How many the last three prune depends on the weights.
         threshold: of the selection by threshold.
         spare: positions in the step's layers of those that are scored but not pruned; -1 is the last one, mostly the
             output layer.
@@ -151,8 +157,10 @@ class Masking(Unplanned):
         if self.select == "threshold":
             self._must("threshold", self.threshold is not None, "a number where 'select' is threshold")
             return above(scores, cast(float, self.threshold))
-        if self.select == "percentiles":
-            return above(scores, mean_percentile(scores, self.sparsity))
+        if self.select in {"percentiles", UNCHECKED}:
+            kept = above(scores, mean_percentile(scores, self.sparsity))
+            self._check_share(kept)
+            return kept
         return smallest(scores, self.sparsity, scope=self.select)
 
     def _above_floors(self, scores: Sequence[Tensor], floors: Sequence[int]) -> list[Tensor]:
@@ -178,6 +186,16 @@ class Masking(Unplanned):
             return smallest(lifted, self.sparsity)
         found = replace(self, floors=None)._selected(scores, [0] * len(scores))
         return [keep | mask for keep, mask in zip(found, stay, strict=True)]
+
+    def _check_share(self, kept: Sequence[Tensor]) -> None:
+        """Refuse a threshold that takes another share than was asked for."""
+        share = 1 - sum(int(one.sum()) for one in kept) / max(1, sum(one.numel() for one in kept))
+        if self.select != UNCHECKED and abs(share - self.sparsity) > SLACK:
+            raise CallError(
+                f"{self.name} with select='percentiles' would take {share:.1%} of the weights, not the "
+                f"{self.sparsity:.1%} that were asked for: one threshold does not fit layers whose scores differ in "
+                f"scale. Say select='global' or 'layer', which take exactly that; '{UNCHECKED}' takes what it gets."
+            )
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
         """Nothing: the layers stay what they are."""
