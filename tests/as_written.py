@@ -53,6 +53,15 @@ class Plain(Block):
 
 class Residual(Block):
     def forward(self, x: Tensor) -> Tensor:
+        y = self.first(x)
+        y += self.second(y.relu())
+        return y.relu()
+
+
+class Untrainable(Block):
+    """Overwrites what the gradient needs."""
+
+    def forward(self, x: Tensor) -> Tensor:
         y = self.first(x).relu()
         y += self.second(y)
         return y
@@ -198,6 +207,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
     for block in (
         Plain,
         Residual,
+        Untrainable,
         Concat,
         Split,
         Gated,

@@ -21,11 +21,18 @@ from taut.recipe import Recipe
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+OPTIONAL = {"transformers"}
 NAMES = [str(page.relative_to(ROOT)) for page in PAGES]
 
 
 def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```$", page.read_text(), re.MULTILINE | re.DOTALL)
+
+
+def optional(page: Path) -> list[str]:
+    """What a page imports of the packages that no extra of ours brings."""
+    imported = re.findall(r"^(?:import|from) (\w+)", "\n".join(blocks(page, "python")), re.MULTILINE)
+    return sorted(OPTIONAL & set(imported))
 
 
 def build() -> nn.Sequential:
@@ -48,6 +55,8 @@ def users_own() -> dict[str, Any]:
 
 @pytest.mark.parametrize("page", PAGES, ids=NAMES)
 def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for package in optional(page):
+        pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
     names = users_own()
     for block in blocks(page, "python"):
