@@ -63,7 +63,7 @@ class Layer:
     itemsize: int = 4
     live: tuple[tuple[int, int], ...] = ()
     skip: str | None = None
-    answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict)
+    answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0
 
