@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from taut.planning.application import apply
     from taut.planning.damage_measurement import sensitivity
     from taut.planning.plan import plan, whole
+    from taut.report.inspection import Inspection, inspect
     from taut.search.compression import compress
     from taut.search.exploration import explore
     from taut.search.finishing import Result
@@ -45,6 +46,7 @@ __all__ = [
     "Export",
     "Finetune",
     "Front",
+    "Inspection",
     "Metric",
     "ModelError",
     "Network",
@@ -62,6 +64,7 @@ __all__ = [
     "explore",
     "export",
     "finetune",
+    "inspect",
     "load",
     "observe",
     "plan",
@@ -83,6 +86,7 @@ _HOMES = {
     "Export": "taut.artifact.exporting",
     "Finetune": "taut.training.finetuning",
     "Front": "taut.search.front",
+    "Inspection": "taut.report.inspection",
     "Metric": "taut.measure.accuracy",
     "ModelError": "taut.errors",
     "Network": "taut.types",
@@ -100,6 +104,7 @@ _HOMES = {
     "explore": "taut.search.exploration",
     "export": "taut.artifact.exporting",
     "finetune": "taut.training.finetuning",
+    "inspect": "taut.report.inspection",
     "load": "taut.artifact.checkpoint",
     "observe": "taut.structure.observation",
     "plan": "taut.planning.plan",

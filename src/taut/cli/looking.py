@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 import taut
 from taut.cli import models, tasks
 from taut.cli.listing import method_rows
@@ -10,11 +14,19 @@ from taut.cli.output import show
 from taut.core import text
 
 
-def inspect(model: ModelArgument, task: TaskFile, weights: Weights = None, base: Base = None) -> None:
-    """Print every layer with its cost, and why it is skipped if no method may touch it."""
+def inspect(
+    model: ModelArgument,
+    task: TaskFile,
+    weights: Weights = None,
+    base: Base = None,
+    as_json: Annotated[bool, typer.Option("--json", help="All of it as JSON, for programs.")] = False,
+) -> None:
+    """Print what can be done to every layer, what stands in the way, and what to change."""
     tasks.require(task)
     models.require(model, weights, base)
-    show(taut.trace(models.load(model, weights, base), tasks.read(task).example))
+    net, job = models.load(model, weights, base), tasks.read(task)
+    found = taut.inspect(net, job.example, job.data())
+    show(found.to_json() if as_json else found)
 
 
 def methods() -> None:

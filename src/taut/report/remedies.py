@@ -1,0 +1,90 @@
+"""What to change where a layer cannot be: a remedy for every reason why one is left alone."""
+
+from __future__ import annotations
+
+import re
+
+REMEDIES: tuple[tuple[str, str], ...] = (
+    (r"called with keyword arguments", "pass the input by position: layer(x) in place of layer(input=x)"),
+    (r"the model itself is this layer", "wrap it: torch.nn.Sequential(layer)"),
+    (r"owns parameters of its own|bare parameter", "move the parameter into a torch.nn.Linear or convolution"),
+    (
+        r"its weight is shared with",
+        "give it a weight of its own if the two may differ: layer.weight = clone; else nothing",
+    ),
+    (
+        r"never called on the example",
+        "give an example that reaches it; call the layer where code uses its weight; or remove it",
+    ),
+    (r"does not reach", "give an example, or calibration data, that reach them; or remove them"),
+    (r"output on the example is empty", "give an example on which it computes something"),
+    (r"asks what kind of layer", "decide by something else than isinstance or the class, such as the layer's name"),
+    (r"computes with it", "call the layer in place of using its weight"),
+    (r"reads its attribute", "read the attribute from the model's settings, not from the layer"),
+    (r"fused encoder", "build it with enable_nested_tensor=False"),
+    (r"normalization|an activation has nothing", "nothing: it becomes narrower with the layers around it (channels)"),
+    (r"mask holds its weight", "call taut.nn.bake(model) first"),
+    (r"parametrization", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') on a copy first"),
+    (r"recomputed by a hook", "call remove_weight_norm, remove_spectral_norm or prune.remove on a copy first"),
+    (
+        r"overrides",
+        "use the plain torch layer if it computes the same; or say what it does: taut.register_channel_rule",
+    ),
+    (r"weights of type", "give the model before it was quantized, or convert it: model.float()"),
+    (r"weight is empty", "nothing: it has no weights"),
+    (r"holds its weight in another form", "call its to_plain() first"),
+    (
+        r"transposed convolutions",
+        "name channels: methods=('channels', ...) makes it narrower with the layers around it",
+    ),
+    (
+        r"an embedding is a table",
+        "name channels: its width goes with the layers behind it; its rows are yours to choose",
+    ),
+    (r"recurrent layers", "nothing yet; its inputs and what reads it may still be changed"),
+    (r"packed parameter", "use separate projections of q, k and v (three torch.nn.Linear), as most libraries do"),
+    (r"bilinear", "write it with torch.nn.Linear layers"),
+    (r"a channel rule of yours", "nothing: it becomes narrower as your rule says"),
+    (
+        r"modules of type|is not factorized",
+        "compute with torch.nn.Linear and convolutions in place of parameters of its own; or say what it does to "
+        "channels: taut.register_channel_rule",
+    ),
+    (
+        r"which is not made narrower",
+        "build it of layers that torch knows, or say what it does: taut.register_channel_rule",
+    ),
+    (r"no rank makes it smaller", "nothing: it is too small for two factors to be cheaper"),
+    (r"leaves nothing to factorize", "nothing: such a layer has rank 1; its channels may still go"),
+    (r"needs a .*kernel", "nothing: its kernel is a single point, which svd takes"),
+    (
+        r"reach the model's output",
+        "nothing: they are the answer; another layer in front of it may still become narrower",
+    ),
+    (r"the model returns no tensor", "return the tensors themselves"),
+    (r"shares a parameter", "give it a parameter of its own if the two may differ; else nothing"),
+    (r"other code uses a parameter", "call the layer in place of using its parameters"),
+    (r"computes across the axis", "nothing, unless the layer may work along another axis"),
+    (r"only go all at once", "nothing: the layers around it may still be factorized"),
+    (
+        r"meet a tensor of fixed width|input of fixed width",
+        "compute that width from the tensor (x.shape) in place of a constant; an input's width stays",
+    ),
+    (r"mixes these channels", "say what the operation does to channels: taut.register_channel_rule"),
+    (r"by their place", "take them by name or split them by layers of their own"),
+    (r"spread over others", "give it as many channels as what it meets"),
+    (r"no layer reads them", "nothing: no layer behind it would become smaller"),
+    (r"no others go the same way", "nothing: a single channel has to stay"),
+    (
+        r"cannot be traced|could not be followed",
+        "see the message; taut.register_channel_rule says what an operation does",
+    ),
+)
+"""Words of a reason, and what to do about it; the first that fits counts."""
+
+UNKNOWN = "say what it does to channels by taut.register_channel_rule, or build it of layers that torch knows"
+
+
+def remedy(reason: str) -> str:
+    """What to change so that the reason goes away."""
+    return next((advice for words, advice in REMEDIES if re.search(words, reason)), UNKNOWN)
