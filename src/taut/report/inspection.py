@@ -41,7 +41,8 @@ class Reach:
         layer: as it was traced.
         default: methods tried unasked that can make it smaller. named: those that do so where they are named.
         masks: methods that set weights of it to zero.
-        outputs, inputs: how many of its channels may go with those around it, of how many.
+        outputs, inputs: how many of its channels may go with those around it, of how many; a layer that holds values
+            per channel between others, as a norm, has outputs alone.
         blocked: why none of the default methods can. remedy: what to do about it.
         pinned: why (some of) its output channels stay. unpinning: what to do about it.
     """
@@ -200,7 +201,7 @@ def _reach(layer: Layer, channels: Coupling) -> Reach:
     blocked = None
     if not default:
         blocked = layer.skip or (TOO_SMALL if any(name in takers for name in _defaults()) else _refusal(group))
-    sides = {end: _free(channels, layer.name, end) for end in ("out", "in")}
+    sides = {"out": _free(channels, layer.name, ("out", "through")), "in": _free(channels, layer.name, ("in",))}
     return replace(
         reach,
         default=default,
@@ -231,9 +232,9 @@ def _takes(method: Method, group: Group) -> bool | None:
         return True
 
 
-def _free(channels: Coupling, layer: str, end: str) -> tuple[int, int]:
+def _free(channels: Coupling, layer: str, ends: Sequence[str]) -> tuple[int, int]:
     """How many channels of a side may go, and how many there are; (0, 0) where none may."""
-    members = [m for group in channels.groups for m in group.members if m.layer == layer and m.end == end]
+    members = [m for group in channels.groups for m in group.members if m.layer == layer and m.end in ends]
     return sum(m.index.numel() for m in members), max((m.width for m in members), default=0)
 
 
