@@ -74,6 +74,22 @@ class Mean(nn.Module):
         return torch.from_numpy(values - values.mean(1, keepdims=True))
 
 
+class Turned(nn.Module):
+    """A layer with the inputs of its weight in front."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.inputs, self.outputs = inputs, outputs
+        self.table, self.shift = nn.Parameter(torch.randn(inputs, outputs) / 4), nn.Parameter(torch.randn(outputs))
+
+    def forward(self, x):
+        assert x.shape[-1] == self.inputs
+        return torch.from_numpy(x.detach().numpy() @ self.table.detach().numpy() + self.shift.detach().numpy())
+
+
+TURNED = {"parameters": {"table": (1, 0), "shift": 0}, "attributes": {"inputs": "inputs", "outputs": "outputs"}}
+
+
 class Net(nn.Module):
     def __init__(self, between, width=8, positions=36):
         super().__init__()
@@ -190,6 +206,34 @@ def test_a_module_with_values_per_channel_becomes_narrower_and_loads_again(regis
         taut.load(tmp_path / "small", base=lambda: build(Gain(8)))
 
 
+@pytest.mark.parametrize("methods", [["channels"], ["channels", "svd"]])
+def test_a_layer_of_ones_own_becomes_narrower_on_both_sides_and_loads_again(methods, register, tmp_path):
+    def make():
+        torch.manual_seed(2)
+        return nn.Sequential(nn.Linear(6, 20), nn.ReLU(), Turned(20, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+
+    model, x = make(), torch.randn(64, 6)
+    register(Turned, "mixes", **TURNED)
+    assert {group.name for group in coupled(model, taut.trace(model, x).example).groups} == {"0", "2"}
+    result = taut.compress(model, x[:4], budget=taut.Budget(params=0.5), data=[x], methods=methods, compare=False)
+    inner = result.model[2]
+    assert inner.table.shape == (inner.inputs, inner.outputs) < (20, 24)
+    assert (inner.inputs, inner.outputs) == (result.model[0].out_features, result.model[4].in_features)
+    assert result.plan.steps[0].after.params == taut.trace(result.model, x[:4]).cost.params
+    result.save(tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=make)(x), result.model(x))
+
+
+def test_a_wrong_rule_of_a_layer_is_named(register):
+    model = nn.Sequential(nn.Linear(6, 8), Turned(8, 8), nn.Linear(8, 3)).eval()
+    register(Turned, "mixes", parameters={"table": (1, 0)}, attributes=TURNED["attributes"])
+    net = taut.trace(model, torch.randn(4, 6))
+    plan = taut.Plan.of(net, [taut.whole(net, "channels", sparsity=0.5)])
+    small, done = apply_plan(model, plan, taut.observe(net, model))
+    assert "see the channel rule of 'Turned'" in next(kept.reason for kept in done.kept if kept.layer == "1")
+    assert small[1].table.shape[1] == 8
+
+
 @pytest.mark.parametrize(
     ("between", "rule", "settings", "reason"),
     [
@@ -240,7 +284,11 @@ def test_a_rule_that_does_not_fit_its_module_is_told(settings, message, register
         (Gain, "sideways", {}, "one of elementwise, resizes"),
         (Gain, 3, {}, "or a function"),
         (Scale, "elementwise", {"parameters": {"gain": 0}}, "for classes of modules"),
-        (Gain, "mixes", {"attributes": ("channels",)}, "for classes of modules"),
+        (Gain, "mixes", {"attributes": ("channels",)}, "of the outputs or of the inputs"),
+        (Gain, "mixes", {"parameters": {"gain": 0}}, "a parameter with both"),
+        (Gain, "reshapes", {"parameters": {"gain": 0}}, "for classes of modules"),
+        (Gain, "elementwise", {"parameters": {"gain": (0, 1)}}, "own parameters"),
+        (Gain, "elementwise", {"attributes": {"channels": "width"}}, "of the outputs or of the inputs"),
         (Gain, "elementwise", {"parameters": {"inner.gain": 0}}, "own parameters"),
         (Gain, "elementwise", {"parameters": {"gain": None}}, "own parameters"),
     ],

@@ -61,8 +61,8 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
                 old = model.get_submodule(place)
                 layer = next(layer for layer in _group(step).layers if layer.name == name)
                 replace(model, place, answering(module.to(device_of(old)), layer))
-            for name, width in getattr(resolve(step), "units", _no_units)(_group(step)).items():
-                replace(model, name, _unit(model.get_submodule(name), name, width))
+            for name, sizes in getattr(resolve(step), "units", _no_units)(_group(step)).items():
+                replace(model, name, _unit(model.get_submodule(name), name, sizes))
         except CallError as error:
             raise ArtifactError(f"The base does not fit the saved folder: {error}") from None
         except Exception as error:  # settings of a wrong type or size, found by torch
@@ -72,18 +72,18 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
             ) from None
 
 
-def _no_units(group: Group) -> Mapping[str, int]:
+def _no_units(group: Group) -> Mapping[str, tuple[int, int]]:
     del group
     return {}
 
 
-def _unit(module: nn.Module, name: str, width: int) -> nn.Module:
+def _unit(module: nn.Module, name: str, sizes: tuple[int, int]) -> nn.Module:
     """A module of the user's with fewer channels, whose weights are still to be filled.
 
     Raises:
         CallError: no rule says how it is made narrower.
     """
-    built = narrowed_unit(module, torch.arange(width))
+    built = narrowed_unit(module, *(torch.arange(size) for size in sizes))
     if built is None:
         kind = type(module).__name__
         raise CallError(

@@ -62,7 +62,10 @@ def slimmed(layer: Layer, sizes: Sizes) -> Layer:
         groups = outputs
     before, after = _count(layer.weight), _count(weight)
     if layer.skip == UNIT:  # beside values per channel it may hold a few that are none
-        return replace(layer, weight=weight, params=layer.params - (before - after) * (layer.params // max(before, 1)))
+        lost = sizes_of(layer)[0] - outputs if layer.bias else 0
+        held = (layer.params - (sizes_of(layer)[0] if layer.bias else 0)) // max(before, 1)
+        macs = layer.macs * after // max(before, 1)
+        return replace(layer, weight=weight, params=layer.params - lost - (before - after) * held, macs=macs)
     params = after + (outputs if layer.bias else 0) if layer.params else 0
     arriving = inputs * groups if layer.kernel and layer.kind not in TRANSPOSED else inputs
     calls = tuple(_call(layer, call, arriving, outputs) for call in layer.calls)
@@ -137,7 +140,7 @@ def _empty_norm(layer: Layer, width: int, groups: int) -> nn.Module:
 
 def slim(module: nn.Module, cut: Cut) -> nn.Module:
     """A narrower layer with what is left of the weights; hooks and flags are handed over by who puts it in place."""
-    unit = narrowed_unit(module, cut.outputs)
+    unit = narrowed_unit(module, cut.outputs, cut.inputs)
     if unit is not None:
         forget_hooks(unit)
         return unit

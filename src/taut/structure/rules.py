@@ -15,12 +15,18 @@ from taut.errors import CallError, ModelError
 KINDS = ("elementwise", "resizes", "concatenates", "reshapes", "mixes")
 """What an operator may do to channels, in words: see `register_channel_rule`."""
 
-WITH_PARAMETERS = ("elementwise", "resizes")
+WITH_PARAMETERS = ("elementwise", "resizes", "mixes")
 
 UNIT = "a channel rule of yours says what it does: nothing to factorize"
 """The reason why modules with a rule are not factorized; they may still become narrower."""
 
 Rule = str | Callable[..., Any]
+
+
+Axes = tuple[int | None, int | None]
+"""Of a parameter, on which its outputs lie and on which its inputs."""
+
+OUTPUTS, INPUTS = "outputs", "inputs"
 
 
 @dataclass(frozen=True, eq=False)
@@ -29,63 +35,96 @@ class ChannelRule:
 
     Attributes:
         target: what it is for. name: of that. rule: see `register_channel_rule`.
-        parameters: of a module, the axis on which channels lie. attributes: that hold the number of channels.
+        parameters: of a module, with the axes on which channels lie. attributes: that hold the number of channels, of
+            the "outputs" or of the "inputs".
     """
 
     target: Any
     name: str
     rule: Rule
-    parameters: Mapping[str, int] = field(default_factory=dict)
-    attributes: tuple[str, ...] = ()
+    parameters: Mapping[str, Axes] = field(default_factory=dict)
+    attributes: Mapping[str, str] = field(default_factory=dict)
 
     def remove(self) -> None:
         """Forget the rule."""
         for key in [key for key, known in _RULES.items() if known is self]:
             del _RULES[key]
 
+    @property
+    def mixes(self) -> bool:
+        """Whether a module gives channels of its own."""
+        return self.rule == "mixes"
+
     def held(self, module: nn.Module) -> dict[str, Tensor]:
-        """The parameters and buffers of a module that have a value per channel."""
+        """The parameters and buffers of a module that have values of channels."""
         own = {**module._parameters, **module._buffers}
         return {key: t for key in self.parameters if isinstance(t := own.get(key), Tensor)}
 
-    def width(self, module: nn.Module) -> int:
-        """How many channels a module holds values for; 0 where it holds none.
+    def sizes(self, module: nn.Module) -> tuple[int, int]:
+        """How many outputs and inputs a module has by its parameters; equal for values per channel, 0 where none are.
 
         Raises:
             ModelError: its parameters do not say the same.
         """
-        sizes = {f"'{key}'": t.shape[axis] for key, t, axis in self._axes(module)}
-        if len(set(sizes.values())) > 1:
-            told = ", ".join(f"{key} {size}" for key, size in sizes.items())
-            raise ModelError(f"The channel rule of {self.name} names parameters of different lengths: {told}.")
-        return next(iter(sizes.values()), 0)
+        found: list[int] = []
+        for side in range(2):
+            sizes = {f"'{key}'": t.shape[ax] for key, t, axes in self._axes(module) if (ax := axes[side]) is not None}
+            if len(set(sizes.values())) > 1:
+                told = ", ".join(f"{key} {size}" for key, size in sizes.items())
+                raise ModelError(f"The channel rule of {self.name} names parameters of different lengths: {told}.")
+            found.append(next(iter(sizes.values()), 0))
+        return (found[0], found[1]) if self.mixes else (found[0], found[0])
 
-    def narrowed(self, module: nn.Module, index: Tensor) -> nn.Module:
+    def narrowed(self, module: nn.Module, outputs: Tensor, inputs: Tensor) -> nn.Module:
         """A copy of a module with some of its channels.
+
+        Args:
+            module: to be made narrower.
+            outputs: indices of those that stay.
+            inputs: likewise, where it gives channels of its own.
 
         Raises:
             ModelError: an attribute does not hold their number.
         """
-        width = self.width(module)
-        built = copy.deepcopy(module)
-        for key, t, axis in self._axes(module):
-            part = t.detach().index_select(axis, index.to(t.device))
+        sizes, built = self.sizes(module), copy.deepcopy(module)
+        for key, t, axes in self._axes(module):
+            part = t.detach()
+            for axis, index in zip(axes, (outputs, inputs), strict=True):
+                part = part if axis is None else part.index_select(axis, index.to(t.device))
             if key in module._parameters:
                 built._parameters[key] = nn.Parameter(part, requires_grad=t.requires_grad)
             else:
                 built._buffers[key] = part
-        for key in self.attributes:
-            setattr(built, key, self._attribute(module, key, width, len(index)))
+        for key, side in self.attributes.items():
+            width, now = (sizes[1], len(inputs)) if side == INPUTS else (sizes[0], len(outputs))
+            setattr(built, key, self._attribute(module, key, width, now))
         return built
 
-    def _axes(self, module: nn.Module) -> list[tuple[str, Tensor, int]]:
+    def silence(self, module: nn.Module, side: str, index: Tensor) -> None:
+        """Set the values of some outputs, or of some inputs, to zero in place."""
+        for _, t, axes in self._axes(module):
+            axis = axes[1] if side == INPUTS else axes[0]
+            if axis is not None:
+                t.data.index_fill_(axis, index.to(t.device), 0)
+
+    def weight(self, module: nn.Module, side: str) -> Tensor:
+        """The values of a module's outputs, or of its inputs, a row for each."""
+        rows = [
+            t.detach().movedim(axis, 0).flatten(1)
+            for _, t, axes in self._axes(module)
+            if None not in axes and (axis := axes[1] if side == INPUTS else axes[0]) is not None
+        ]
+        return torch.cat(rows, 1).cpu()
+
+    def _axes(self, module: nn.Module) -> list[tuple[str, Tensor, Axes]]:
         held = self.held(module)
         for key, t in held.items():
-            if not -t.ndim <= self.parameters[key] < t.ndim:
-                raise ModelError(
-                    f"The channel rule of {self.name} names axis {self.parameters[key]} of '{key}', which has the "
-                    f"shape {tuple(t.shape)}."
-                )
+            for axis in self.parameters[key]:
+                if axis is not None and not -t.ndim <= axis < t.ndim:
+                    raise ModelError(
+                        f"The channel rule of {self.name} names axis {axis} of '{key}', which has the shape "
+                        f"{tuple(t.shape)}."
+                    )
         return [(key, t, self.parameters[key]) for key, t in held.items()]
 
     def _attribute(self, module: nn.Module, key: str, width: int, now: int) -> Any:
@@ -105,7 +144,11 @@ _RULES: dict[Any, ChannelRule] = {}
 
 
 def register_channel_rule(
-    target: Any, rule: Rule, *, parameters: Mapping[str, int] | None = None, attributes: Collection[str] = ()
+    target: Any,
+    rule: Rule,
+    *,
+    parameters: Mapping[str, int | tuple[int, int]] | None = None,
+    attributes: Collection[str] | Mapping[str, str] = (),
 ) -> ChannelRule:
     """Say what an operator or a module does to channels, so that they may be taken out around it.
 
@@ -122,9 +165,12 @@ def register_channel_rule(
             all channels of all inputs. Or a function that is called as the target is, with a tensor of whole numbers
             in the place of every tensor (each element the number of its channel) or None where there are no channels,
             and gives the like for every output: the same number for the same channel, -1 for what is none.
-        parameters: of a class of modules, "elementwise" or "resizes": its parameters and buffers with a value per
-            channel, and the axis on which these lie: {"weight": 0, "bias": 0}.
-        attributes: of these modules, that hold the number of channels, alone or as the end of a shape.
+        parameters: of a class of modules its parameters and buffers with values of channels. Where it is "elementwise"
+            or "resizes" with the axis on which these lie: {"weight": 0, "bias": 0}. Where it "mixes" channels with
+            those of the outputs and of the inputs: {"weight": (0, 1), "bias": 0}; then it becomes narrower on both
+            sides, as a layer of torch does.
+        attributes: of these modules, that hold the number of channels, alone or as the end of a shape; where it mixes
+            them, of which: {"width": "outputs", "fan_in": "inputs"}.
 
     Returns:
         The rule; its `remove()` forgets it.
@@ -132,19 +178,40 @@ def register_channel_rule(
     Raises:
         CallError: the target or the rule is nothing of this kind.
     """
-    made = ChannelRule(target, _name_of(target), rule, dict(parameters or {}), tuple(attributes))
     if not (rule in KINDS if isinstance(rule, str) else callable(rule)):
         raise CallError(f"A channel rule is one of {', '.join(KINDS)}, or a function. Got {rule!r:.60} instead.")
-    if (made.parameters or made.attributes) and not (_is_module(target) and rule in WITH_PARAMETERS):
+    name = _name_of(target)
+    if (parameters or attributes) and not (_is_module(target) and rule in WITH_PARAMETERS):
         raise CallError(
-            f"parameters= and attributes= are for classes of modules that are {' or '.join(WITH_PARAMETERS)}."
+            f"parameters= and attributes= are for classes of modules that are one of {', '.join(WITH_PARAMETERS)}."
         )
-    for key, axis in made.parameters.items():
-        if not isinstance(key, str) or not key.isidentifier() or type(axis) is not int:
-            raise CallError(f"parameters= maps names of the module's own parameters to axes. Got {key!r}: {axis!r}.")
+    mixes = rule == "mixes"
+    axes = {key: _checked_axes(key, axis, mixes=mixes) for key, axis in (parameters or {}).items()}
+    if mixes and axes and all(inputs is None for _, inputs in axes.values()):
+        raise CallError('A module that mixes channels needs a parameter with both: parameters={"weight": (0, 1)}.')
+    named = attributes if isinstance(attributes, Mapping) else dict.fromkeys(attributes, OUTPUTS)
+    if (mixes and not isinstance(attributes, Mapping) and named) or not set(named.values()) <= {OUTPUTS, INPUTS}:
+        raise CallError(f"attributes= says of each whether it is of the outputs or of the inputs. Got {attributes!r}.")
+    made = ChannelRule(target, name, rule, axes, dict(named))
     for key in _keys_of(target):
         _RULES[key] = made
     return made
+
+
+def _checked_axes(key: Any, axis: Any, *, mixes: bool) -> Axes:
+    """The axes of a parameter's outputs and inputs.
+
+    Raises:
+        CallError: they are written otherwise.
+    """
+    pair = axis if isinstance(axis, tuple) and mixes else (axis, None)
+    whole = len(pair) == 2 and type(pair[0]) is int and type(pair[1]) in {int, type(None)}
+    if not isinstance(key, str) or not key.isidentifier() or not whole or pair[0] == pair[1]:
+        raise CallError(
+            f"parameters= maps names of the module's own parameters to the axis of its channels, or, where it mixes "
+            f"them, to those of outputs and inputs. Got {key!r}: {axis!r}."
+        )
+    return pair[0], pair[1]
 
 
 def operator_rule(func: Any) -> ChannelRule | None:
@@ -164,10 +231,10 @@ def function_rules() -> list[ChannelRule]:
     return [known for key, known in _RULES.items() if _is_function(key)]
 
 
-def narrowed_unit(module: nn.Module, index: Tensor) -> nn.Module | None:
+def narrowed_unit(module: nn.Module, outputs: Tensor, inputs: Tensor) -> nn.Module | None:
     """A copy of a module with some of its channels; None for modules without a rule."""
     rule = module_rule(module)
-    return None if rule is None else rule.narrowed(module, index)
+    return None if rule is None else rule.narrowed(module, outputs, inputs)
 
 
 def _is_module(target: Any) -> bool:

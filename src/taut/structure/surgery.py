@@ -192,7 +192,7 @@ def locate(model: nn.Module, layer: Layer) -> str:
     if not layer.weight and type(here).__name__ == layer.kind:
         return layer.name  # a norm without parameters
     rule = module_rule(here)
-    if rule is not None and layer.weight == (rule.width(here),):
+    if rule is not None and layer.weight == rule.sizes(here)[: len(layer.weight)]:
         return layer.name
     for path, module in here.named_modules():
         weight = None if isinstance(module, Answering) else getattr(module, "weight", None)

@@ -268,7 +268,9 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
             "padding_mode": module.padding_mode,
         }
     elif (rule := module_rule(module)) is not None:
-        fields |= {"weight": (rule.width(module),) if rule.held(module) else (), "bias": False}
+        sizes = rule.sizes(module) if rule.held(module) else ()
+        alone = rule.mixes and any(rule.parameters[key][1] is None for key in rule.held(module))
+        fields |= {"weight": sizes if rule.mixes else sizes[:1], "bias": alone}
     elif isinstance(module, _ConvTransposeNd | nn.GroupNorm):
         fields["groups"] = module.num_groups if isinstance(module, nn.GroupNorm) else module.groups
     return Layer(**fields)

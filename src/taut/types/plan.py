@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
-from typing import ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from taut.core.text import count, fold, numbered, table, unique_keys
 from taut.errors import CallError
@@ -56,6 +56,14 @@ class Step:
     damage: float | None = None
     reason: str = ""
     keep: tuple[str, ...] = ()
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As plain data, `keep` only where there is something: what is compared with it may be older."""
+        written: dict[str, Any] = write(self)
+        if not self.keep:
+            del written["keep"]
+        return written
 
 
 @dataclass(frozen=True)

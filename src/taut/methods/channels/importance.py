@@ -20,6 +20,7 @@ from taut.methods.channels.widths import Curve
 from taut.methods.factorization import regular
 from taut.structure.channels.groups import ChannelGroup, Member
 from taut.structure.patches import groups_of, weight_of
+from taut.structure.rules import INPUTS, OUTPUTS, module_rule
 from taut.structure.statistics import LayerStatistics
 
 RIDGE = 1e-3
@@ -96,6 +97,9 @@ def _blind(model: nn.Module, group: ChannelGroup, usual: float) -> Curve:
 
 def columns_of(module: nn.Module) -> Tensor:
     """(inputs, everything else) of a layer's weight."""
+    rule = module_rule(module)
+    if rule is not None:
+        return rule.weight(module, INPUTS)
     W = weight_of(module).detach().cpu()
     if isinstance(module, _ConvTransposeNd):
         return W.flatten(1)
@@ -230,6 +234,9 @@ def _parts(model: nn.Module, group: ChannelGroup, known: Known, criterion: str) 
 
 def rows_of(module: nn.Module) -> Tensor:
     """(outputs, everything else) of a layer's weight."""
+    rule = module_rule(module)
+    if rule is not None:
+        return rule.weight(module, OUTPUTS)
     W = weight_of(module).detach().cpu()
     swapped = isinstance(module, _ConvTransposeNd | nn.Embedding)
     return (W.transpose(0, 1) if swapped else W).flatten(1)

@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.structure.channels.groups import ChannelGroup
 from taut.structure.narrowing import Cut
 from taut.structure.patches import groups_of, weight_of
-from taut.structure.rules import module_rule
+from taut.structure.rules import INPUTS, OUTPUTS, module_rule
 
 
 def cuts_of(model: nn.Module, groups: Sequence[ChannelGroup], gone: Sequence[Tensor]) -> dict[str, Cut]:
@@ -60,7 +60,7 @@ def sides_of(module: Any) -> tuple[int, int]:
     """How many outputs a layer has, and how many inputs each of them reads; equal for values per channel."""
     rule = module_rule(module)
     if rule is not None:
-        return rule.width(module), rule.width(module)
+        return rule.sizes(module)
     if isinstance(module, _ConvTransposeNd):
         return module.out_channels, (1 if module.groups > 1 else module.in_channels)
     if isinstance(module, nn.Embedding):
@@ -83,7 +83,10 @@ def silence(model: nn.Module, groups: Sequence[ChannelGroup], gone: Sequence[Ten
         for member in group.members if len(index) else ():
             module: Any = model.get_submodule(member.layer)
             places = member.index[index].flatten()
-            if member.end == "in":
+            rule = module_rule(module)
+            if rule is not None and member.end != "through":
+                rule.silence(module, INPUTS if member.end == "in" else OUTPUTS, places)
+            elif member.end == "in":
                 handles.append(module.register_forward_pre_hook(_zeroing(places, module)))
             elif member.end == "out":
                 axis = int(isinstance(module, _ConvTransposeNd | nn.Embedding))

@@ -58,10 +58,42 @@ def follow_module(rule: ChannelRule, module: nn.Module, sides: Sides, args: tupl
         output: what it gave.
     """
     call = UserCall(sides.labels, rule.name, args[0], args[1], tensors(args), tensors(output))
-    if rule.held(module) and not _passed(rule, module, sides, call):
+    if not rule.held(module):
+        follow(rule, call)
+    elif rule.mixes:
+        _given(rule, module, sides, call)
+    elif _passed(rule, module, sides, call):
+        follow(rule, call)
+    else:
         call.give_all(None)
-        return
-    follow(rule, call)
+
+
+def _given(rule: ChannelRule, module: nn.Module, sides: Sides, call: Call) -> None:
+    """Note which channels a module reads, and label those that it gives."""
+    outputs, inputs = rule.sizes(module)
+    call.labels.come(call.made[0], crossed=False)
+    if len(call.inputs) != 1 or len(call.made) != 1:
+        return call.give_up(f"the channel rule of {rule.name} is for one input and one output")
+    x, made = call.inputs[0], call.made[0]
+    axes = [
+        axis
+        for axis in range(made.ndim)
+        if x.ndim == made.ndim and (x.shape[axis], made.shape[axis]) == (inputs, outputs)
+    ]
+    label = call.labels.of(x)
+    if label is not None:
+        axes = [axis for axis in axes if varying(label) == [axis]] or axes
+    if len(axes) != 1:
+        sides.fixed()
+        return call.give_up(f"the channel rule of {rule.name} does not say on which axis they lie")
+    columns = sides.arriving(x, axes[0])
+    if columns is not None:
+        sides.read("in", columns)
+    given = sides.given(outputs)
+    call.labels.ruled.append((given, rule.name))
+    if columns is not None:
+        call.labels.ruled.append((columns, rule.name))
+    return call.labels.put(made, given.reshape([-1 if axis == axes[0] else 1 for axis in range(made.ndim)]))
 
 
 def _passed(rule: ChannelRule, module: nn.Module, sides: Sides, call: Call) -> bool:
@@ -71,7 +103,7 @@ def _passed(rule: ChannelRule, module: nn.Module, sides: Sides, call: Call) -> b
     if x is None or label is None:
         sides.fixed()
         return False
-    axes, width = varying(label), rule.width(module)
+    axes, width = varying(label), rule.sizes(module)[0]
     if len(axes) != 1 or x.shape[axes[0]] != width:
         where = "several axes" if len(axes) > 1 else f"an axis of {x.shape[axes[0]] if axes else 1}"
         call.give_up(_plain(f"the channel rule of {rule.name} has values for {width}, but they lie on {where}"))
