@@ -190,6 +190,13 @@ def test_benchmark_of_one_model(place: Place) -> None:
     assert "samples per second" in found.out
 
 
+def test_benchmark_against_another_does_not_say_that_there_is_no_evaluate(place: Place) -> None:
+    found = place("benchmark", "NETS:build", "--against", "NETS:ready", "--rounds", "2")
+    assert found.code == 0
+    assert "without `evaluate`" not in found.out
+    assert "`taut evaluate` asks" in found.out
+
+
 def test_methods_and_doctor(place: Place) -> None:
     listed = place("methods", task=None)
     assert listed.code == 0
@@ -431,7 +438,7 @@ def test_debug_shows_the_traceback(place: Place, monkeypatch: pytest.MonkeyPatch
 
 
 def test_an_unforeseen_error_is_one_line_too(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(taut, "trace", lambda *_: 1 / 0)
+    monkeypatch.setattr(taut, "inspect", lambda *_: 1 / 0)
     found = place("inspect", "NETS:build")
     assert found.code == 4
     assert found.is_one_line_error("ZeroDivisionError", "TAUT_DEBUG=1")

@@ -85,3 +85,12 @@ def test_unique_keys():
     assert json.loads('{"a": 1, "b": {"a": 2}}', object_pairs_hook=unique_keys) == {"a": 1, "b": {"a": 2}}
     with pytest.raises(ValueError, match="the key 'a' is repeated"):
         json.loads('{"b": 1, "a": 1, "a": 2}', object_pairs_hook=unique_keys)
+
+
+def test_no_digit_of_a_wide_table_is_cut():
+    numbers = [f"{1234567 + index}" * 3 for index in range(12)]
+    lines = table([f"h{index}" for index in range(12)] + ["why"], [[*numbers, "word " * 40]]).splitlines()
+    assert any(all(number in line for number in numbers) for line in lines)
+    assert sum("word" in line for line in lines) > 1  # the last column wraps
+    narrow = table(("a", "b"), [("1", "word " * 60)]).splitlines()
+    assert max(map(len, narrow)) <= 160

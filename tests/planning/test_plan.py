@@ -12,7 +12,7 @@ from taut.methods import METHODS
 from taut.methods.low_rank.svd import SVD
 from taut.planning.candidates import survey
 from taut.planning.knapsack import closest
-from taut.planning.plan import describe, unmet
+from taut.planning.plan import describe, unmet, unmet_plan
 from taut.types import Cost
 
 
@@ -135,3 +135,10 @@ def test_aligned_ranks_are_multiples_and_still_meet_the_budget():
     assert found.after.macs <= 0.5 * found.before.macs
     with pytest.raises(taut.CallError, match="'align' must be"):
         taut.plan(net, stats, taut.Budget(macs=0.5), align=0)
+
+
+def test_a_plan_that_misses_its_budget_does_not_say_that_it_is_met():
+    net, stats = observed("mlp")
+    met = taut.plan(net, stats, Budget(params=1.0))
+    assert {kept.reason for kept in unmet_plan(met).kept} == {"no network near the budget works with it changed"}
+    assert unmet_plan(met).steps == met.steps

@@ -33,6 +33,8 @@ from taut.structure.calling import read_example
 from taut.structure.surgery import shallow
 from taut.types import Cost
 
+UNJUDGED = "Only costs were measured: without `evaluate` nothing is known about the accuracy."
+
 Evaluate = Callable[[nn.Module], object]
 
 
@@ -82,7 +84,7 @@ class Comparison:
         else:
             notes += [f"{name} was not measured: {reason}" for name, reason in self.latency.skipped.items()]
         if self.score_after is None:
-            notes.append("Only costs were measured: without `evaluate` nothing is known about the accuracy.")
+            notes.append(UNJUDGED)
         if self.classes is not None:
             notes.append(
                 f"The class that lost most of {self.classes.classes}: on calibration samples, which the refit saw; as "

@@ -64,7 +64,14 @@ def benchmark(
         return
     other = models.load(against, against_weights, base or _base(against, model))
     taut.trace(other, job.example)
-    show(taut.compare(net, other, None, job.example, rounds=rounds))
+    from taut.artifact.comparison import UNJUDGED
+
+    said = str(taut.compare(net, other, None, job.example, rounds=rounds))
+    if job.evaluate is not None:
+        said = said.replace(
+            UNJUDGED, "Costs and times alone: `taut evaluate` asks the task's evaluate(model) of either."
+        )
+    show(said)
 
 
 def _base(model: str, other: str | None) -> str | None:

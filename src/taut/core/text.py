@@ -7,13 +7,23 @@ from io import StringIO
 from typing import Any
 
 from rich import box
+from rich.cells import cell_len
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+GAP = 3
+"""Between two columns."""
+
+LAST = 48
+"""What the last column of a wide table gets at least, where it is so long."""
+
 
 def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[int] = (), width: int = 160) -> str:
-    """A plain-text table; the columns whose index is in `right` are right-aligned, the last one wraps."""
+    """A plain-text table; the columns whose index is in `right` are right-aligned, the last one wraps.
+
+    It is as wide as all columns but the last need: no digit is cut, wherever it is printed.
+    """
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for index, header in enumerate(headers):
         last = index == len(headers) - 1
@@ -21,7 +31,10 @@ def table(headers: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence
     for row in rows:
         grid.add_row(*(Text(str(cell)) for cell in row))
     out = StringIO()
-    Console(file=out, width=width, color_system=None).print(grid)
+    columns = list(zip(headers, *rows, strict=True))
+    fixed = sum(max(cell_len(str(cell)) for cell in column) + GAP for column in columns[:-1])
+    needed = fixed + min(LAST, max(cell_len(str(cell)) for cell in columns[-1]))
+    Console(file=out, width=max(width, needed), color_system=None, legacy_windows=False).print(grid)
     return "\n".join(line.rstrip() for line in out.getvalue().strip("\n").splitlines())
 
 

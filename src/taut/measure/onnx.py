@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import io
 import logging
+import re
 import warnings
 from collections.abc import Iterator
 from importlib.util import find_spec
@@ -20,6 +21,9 @@ from taut.core.tensors import map_tensors, tensors
 from taut.errors import CallError, ModelError
 
 OPSET = 20
+LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
+"""Who speaks of an export."""
+
 LARGEST = (1 << 31) - (1 << 20)
 """Bytes: protobuf holds no single file above 2 GB."""
 
@@ -99,7 +103,8 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
                 verbose=False,
             )
     except Exception as error:
-        raise ModelError(f"torch cannot export this model to ONNX: {_reason(error)}") from error
+        reason = _reason(error)
+        raise ModelError(f"torch cannot export this model to ONNX: {reason}{_remedy(reason)}") from error
     _write(program, path)
 
 
@@ -131,16 +136,17 @@ def _write(program: Any, path: Path) -> None:
 
 @contextlib.contextmanager
 def _silence() -> Iterator[None]:
-    """The exporter prints and warns of what does not concern the user."""
-    logger = logging.getLogger("torch.onnx")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """The exporter and its helpers print and warn of what does not concern the user."""
+    levels = {name: logging.getLogger(name).level for name in LOGGERS}
+    for name in LOGGERS:
+        logging.getLogger(name).setLevel(logging.ERROR)
     try:
         unread = io.StringIO()
         with warnings.catch_warnings(action="ignore"), contextlib.redirect_stdout(unread):
             yield
     finally:
-        logger.setLevel(level)
+        for name, level in levels.items():
+            logging.getLogger(name).setLevel(level)
 
 
 def _reason(error: Exception) -> str:
@@ -148,7 +154,18 @@ def _reason(error: Exception) -> str:
     while error.__cause__ is not None and isinstance(error.__cause__, Exception):
         error = error.__cause__
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return f"{type(error).__name__}: {lines[0][:300] if lines else ''}"
+    line = re.sub(r", which is not a known type\. .*", ", which is not a known type.", lines[0]) if lines else ""
+    return f"{type(error).__name__}: {line[:300]}"
+
+
+def _remedy(reason: str) -> str:
+    """What to do about outputs that are no tensors."""
+    found = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", reason)
+    if found is None:
+        return ""
+    if "Cache" in found[1]:
+        return f" A {found[1]} is no output: set model.config.use_cache = False before compressing and exporting."
+    return f" Wrap the model in a module that returns the tensors of the {found[1]} alone."
 
 
 def feeds(names: list[str], inputs: Any) -> dict[str, Any]:

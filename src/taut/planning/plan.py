@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 
 from taut.core.modes import quietly
 from taut.core.text import count, numbered
@@ -14,6 +15,9 @@ from taut.structure.statistics import Statistics
 from taut.types import Budget, BudgetLike, Group, Kept, Layer, Looking, Method, Network, Plan, Setting, Step
 from taut.types.amounts import percent_note
 from taut.types.keep import AS_ASKED, Keep
+
+MET, UNMET = "the budget is met without it", "no network near the budget works with it changed"
+"""Why a layer stays that nothing would be lost by changing."""
 
 ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
 """Settings with which a method that takes out channels is told how many."""
@@ -179,10 +183,15 @@ def _step(choice: Choice, option: Option, total: float) -> Step:
     )
 
 
+def unmet_plan(plan: Plan) -> Plan:
+    """The plan of what comes closest: nothing in it says that the budget is met."""
+    return replace(plan, kept=tuple(replace(kept, reason=UNMET) if kept.reason == MET else kept for kept in plan.kept))
+
+
 def _keep_reason(choice: Choice, total: float, *, met: bool) -> str:
     gentlest = min((o for o in choice.options[1:]), key=lambda o: o.damage)
     if total <= 0:
-        return "the budget is met without it" if met else "no network near the budget works with it changed"
+        return MET if met else UNMET
     saved, times = choice.options[0].cost.macs - gentlest.cost.macs, gentlest.damage / total
     worse = f"{times:.1%} of the damage of all changes" if times < 1 else f"{times:.3g} times the damage of all changes"
     return f"the gentlest change would add {worse}, to save {count(saved)} MACs"

@@ -11,6 +11,7 @@ from torch import nn
 
 from taut.core.progress import track
 from taut.measure.accuracy import Score, measure
+from taut.planning.plan import unmet_plan
 from taut.search.nearest import explain, find_nearest
 from taut.search.ranks import Built
 from taut.search.session import Session
@@ -320,7 +321,7 @@ def _meet_costs(session: Session, costs: dict[str, float]) -> tuple[Built, Misse
     nearest = find_nearest(search.session, costs)
     if search.note((nearest.model, nearest.plan), search.amounts(nearest.model)) and search.best is not None:
         return search.best, None  # what the search for plans passed over
-    return (nearest.model, nearest.plan), Missed(explain(search.session, costs, nearest))
+    return (nearest.model, unmet_plan(nearest.plan)), Missed(explain(search.session, costs, nearest))
 
 
 def _rolled_back(plan: Plan) -> dict[str, str]:

@@ -1,0 +1,34 @@
+"""What the export to ONNX says: a remedy where an output is no tensor, and nothing of what its helpers say."""
+
+from __future__ import annotations
+
+import logging
+
+import pytest
+
+from taut.measure import onnx
+
+
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("transformers.cache_utils.DynamicCache", "set model.config.use_cache = False"),
+        ("__main__.Answer", "returns the tensors of the Answer alone"),
+    ],
+)
+def test_outputs_that_are_no_tensors_have_a_remedy(kind: str, said: str) -> None:
+    reason = onnx._reason(
+        RuntimeError(f"Found <class '{kind}'> in output, which is not a known type. If this type holds tensors, ...")
+    )
+    assert reason.endswith("which is not a known type.")
+    assert said in onnx._remedy(reason)
+    assert onnx._remedy("RuntimeError: something else") == ""
+
+
+def test_helpers_are_not_heard(caplog: pytest.LogCaptureFixture) -> None:
+    name = "onnxscript.optimizer._constant_folding"
+    with onnx._silence():
+        logging.getLogger(name).warning("Evaluation failed: cannot reshape array")
+    assert not caplog.records
+    logging.getLogger(name).warning("heard")
+    assert [record.message for record in caplog.records] == ["heard"]
