@@ -21,7 +21,8 @@ class TautError(Exception):
 
     Attributes:
         result: what was finished when it was raised: of `taut.compress` a `taut.Result` of counted costs alone, of
-            `taut.finetune` the model with the best weights so far; else None.
+            `taut.explore` the `taut.Front` of the points measured, of `taut.finetune` the model with the best weights
+            so far; else None.
     """
 
     exit_code: ClassVar[int] = 4

@@ -84,7 +84,7 @@ def test_a_result_is_printed_in_short(untimed: taut.Result) -> None:
 def test_progress_is_shown_where_it_is_asked_for(capsys: pytest.CaptureFixture[str]) -> None:
     compress(progress=True)
     stages = [line.partition(":")[0] for line in capsys.readouterr().err.splitlines()]
-    assert {"observing", "decomposing", "refitting"} <= set(stages)
+    assert {"tracing", "observing", "decomposing", "searching", "refitting"} <= set(stages)
     compress(progress=False)
     compress()
     assert capsys.readouterr() == ("", "")
@@ -167,3 +167,12 @@ def test_the_promise_of_a_drop_is_told_with_its_data() -> None:
     assert "Over its 64 samples the 95 % intervals of both are [" in said
     said = str(compress(budget="drop=0.2", evaluate=lambda model: sum(right(model)) / 64).comparison)
     assert "No interval can be given" in said
+
+
+def test_points_that_were_measured_are_not_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taut.search.exploration.RATIOS", (1.0, 2.0, 3.0))
+    with pytest.raises(taut.DataError, match="evaluate raised ZeroDivisionError") as caught:
+        taut.explore(net(), X[:4], data=[X], evaluate=Later(3), compare=False)
+    front = caught.value.result
+    assert isinstance(front, taut.Front)
+    assert [point.ratio for point in front.points] == [1.0, 2.0]

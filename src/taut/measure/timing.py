@@ -17,6 +17,7 @@ from torch import nn
 from taut.core.example import Example
 from taut.core.files import one_line
 from taut.core.modes import evaluating, quietly
+from taut.core.progress import track
 from taut.core.text import brief
 from taut.errors import CallError, ModelError
 from taut.measure.onnx import to_onnx
@@ -239,7 +240,7 @@ def _in_each(
         for name, model in models.items():
             example.run(model)  # an error of its own is raised before a runtime has one
             subjects[name] = Subject(model, example, _converter(model, example, folder / f"{name}.onnx"))
-        for runtime in runtimes:
+        for runtime in track(runtimes, "timing"):
             reasons = [reason for each in subjects.values() if (reason := runtime.refuses(each)) is not None]
             if reasons:
                 skipped |= {runtime.name: reasons[0]} if reasons[0] else {}

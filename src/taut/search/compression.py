@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -15,7 +15,6 @@ from taut.core.modes import quiet
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
 from taut.errors import BudgetError, CallError, TautError
-from taut.measure.accuracy import measure
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.planning.application import warn_of_training
@@ -86,24 +85,43 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     chosen()  # the runtimes that are asked for are here
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
     model, keep = bare(model), shares_of(model, keep)
-    # First of all: a faulty `evaluate` should cost no work.
-    evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
+    evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
         session = Session.open(
             model, example, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
         )
         built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])
-        tuned = None
-        if finetune is not None:
-            with _not_lost(session, built, Exception):
-                tuned = _trained(session, *built, finetune, seed)
-            with _not_lost(session, tuned, Exception):
-                built, missed = _chosen(session, built, tuned, budget, evaluation, missed)
-        with _not_lost(session, built, BaseException):
-            result = finished(session, *built, evaluation, budget, timing=compare)
-            if finetune is not None and built is tuned:
-                result = controlled(session, result, evaluation, finetune, seed)
+        return _answered(session, built, missed, _Asked(budget, evaluation, finetune, compare, seed))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """What `compress` was asked for."""
+
+    budget: Budget
+    evaluation: Evaluation | None
+    finetune: Finetune | None
+    timing: Timing
+    seed: int
+
+
+def _answered(session: Session, built: Built, missed: Missed | None, asked: _Asked) -> Result:
+    """The built model trained where that is wished, and compared.
+
+    Raises:
+        BudgetError: it misses the budget still.
+    """
+    wish, tuned = asked.finetune, None
+    if wish is not None:
+        with _not_lost(session, built, Exception):
+            tuned = _trained(session, *built, wish, asked.seed)
+        with _not_lost(session, tuned, Exception):
+            built, missed = _chosen(session, built, tuned, asked.budget, asked.evaluation, missed)
+    with _not_lost(session, built, BaseException):
+        result = finished(session, *built, asked.evaluation, asked.budget, timing=asked.timing)
+        if wish is not None and built is tuned:
+            result = controlled(session, result, asked.evaluation, wish, asked.seed)
     if missed is not None:
         raise BudgetError(missed.reason, result)
     return result
@@ -140,7 +158,7 @@ def _chosen(
         return tuned, None  # training won it back
     if missed is not None or broken is None:
         return tuned, missed
-    warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=3)
+    warnings.warn(f"Training broke the budget of {broken}: the untrained result is kept.", stacklevel=4)
     return built, missed
 
 

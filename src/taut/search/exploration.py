@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from taut.core.modes import quiet
 from taut.core.progress import stage
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
-from taut.measure import measure, model_times
+from taut.measure import model_times
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.methods import choose
@@ -76,7 +77,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     if folder is not None:
         rehearse_within(folder)
     model, shares = bare(model), shares_of(model, keep)
-    evaluation = None if evaluate is None else Evaluation(evaluate, measure(evaluate, model))
+    evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
         example = read_example(model, example)
         data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
@@ -90,7 +91,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         if missing:
             session = Session.open(model, example, data, methods, keep=shares)
             milliseconds = _original_time(session, points, compare)
-            with stage("exploring", total=len(missing)) as bar:
+            with _not_lost(points), stage("exploring", total=len(missing)) as bar:
                 for ratio in missing:
                     point = _measure(session, ratio, evaluation, milliseconds, compare)
                     if point is not None:
@@ -98,7 +99,23 @@ def explore(  # noqa: PLR0913 - the call is documented with these
                         if store is not None:
                             store.write(point)
                     bar()
+    return _front(points)
+
+
+def _front(points: Mapping[float, Point]) -> Front:
     return Front(tuple(points[ratio] for ratio in sorted(points)))
+
+
+@contextmanager
+def _not_lost(points: Mapping[float, Point]) -> Iterator[None]:
+    """What is raised inside carries the points that were measured by then as `.result`."""
+    try:
+        yield
+    except BaseException as error:
+        if points:
+            error.result = _front(points)  # type: ignore[attr-defined] # TautError documents it
+            error.add_note("The points that were measured by then are the `.result` of this error.")
+        raise
 
 
 def _original_time(session: Session, points: Mapping[float, Point], timing: Timing) -> float | None:

@@ -9,7 +9,7 @@ from typing import Any, Protocol
 
 from torch import nn
 
-from taut.core.progress import track
+from taut.core.progress import stage, track
 from taut.measure.accuracy import Score, measure
 from taut.planning.plan import unmet_plan
 from taut.search.nearest import explain, find_nearest
@@ -45,9 +45,16 @@ class Evaluation:
     evaluate: Evaluate
     original: Score
 
+    @classmethod
+    def of(cls, evaluate: Evaluate, original: nn.Module) -> Evaluation:
+        """Ask it about the original: first of all, since a faulty one should cost no work."""
+        with stage("evaluating"):
+            return cls(evaluate, measure(evaluate, original))
+
     def score(self, model: nn.Module) -> Score:
         """What it says of a model."""
-        return measure(self.evaluate, model)
+        with stage("evaluating"):
+            return measure(self.evaluate, model)
 
 
 class Limit(Protocol):

@@ -11,6 +11,7 @@ from torch import nn
 
 from taut.core.data import collect
 from taut.core.example import Example
+from taut.core.progress import stage
 from taut.errors import CallError
 from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
@@ -89,7 +90,8 @@ class Session:
         chosen, model = choose(methods), bare(model)
         call = read_example(model, example)
         batches = None if data is None else collect(call, data, SAMPLES)
-        network = trace(model, call, batches).leaving(shares)
+        with stage("tracing"):
+            network = trace(model, call, batches).leaving(shares)
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
