@@ -16,7 +16,7 @@ from taut.nn import Answering, Rebuilt, Reorder
 from taut.structure.reordering import sides
 from taut.structure.rules import UNIT, narrowed_unit
 from taut.structure.surgery import answering, forget_hooks, locate, replace
-from taut.types import Fitting, Group, Kept, Layer, Plan, Step
+from taut.types import Fitting, Group, Kept, Layer, Plan, Restoring, Step
 
 Shapes = dict[str, tuple[int, ...]]
 """Parameter name -> shape."""
@@ -55,10 +55,14 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
     """
     for step in steps:
         try:
+            method = resolve(step)
             places = {layer.name: _located(model, layer) for layer in _group(step).layers if layer.skip != UNIT}
             for name, module in _skeleton(step).items():
                 place = places[name]
                 old = model.get_submodule(place)
+                if isinstance(method, Restoring):
+                    replace(model, place, method.restored(old))
+                    continue
                 layer = next(layer for layer in _group(step).layers if layer.name == name)
                 replace(model, place, answering(module.to(device_of(old)), layer))
             for name, sizes in getattr(resolve(step), "units", _no_units)(_group(step)).items():

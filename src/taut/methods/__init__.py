@@ -7,6 +7,7 @@ from dataclasses import asdict, fields
 
 from taut.core.text import brief
 from taut.errors import CallError
+from taut.methods.bake import Bake
 from taut.methods.channels.channels import Channels
 from taut.methods.channels.dead_taps import DeadTaps
 from taut.methods.channels.dead_units import DeadUnits
@@ -35,6 +36,7 @@ METHODS |= {
     "spatial": Spatial,
     "tucker": Tucker,
     "cp": CP,
+    "bake": Bake,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "channels": Channels,

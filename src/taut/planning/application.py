@@ -36,7 +36,20 @@ from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import answering, clone, locate, shallow, unwrapped
 from taut.structure.surgery import replace as put
-from taut.types import Automatic, Group, Kept, Looking, Method, Network, NothingToDo, Plan, Rewrite, Slimming, Step
+from taut.types import (
+    Automatic,
+    Group,
+    Kept,
+    Looking,
+    Method,
+    Network,
+    NothingToDo,
+    Plan,
+    Restoring,
+    Rewrite,
+    Slimming,
+    Step,
+)
 from taut.types.plan import KeptCode
 
 NAMED = 4
@@ -243,7 +256,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
             _restore(small, places, modules)
             return Outcome(step, reason=looked.reason, warns=looked.warns)
         method, found = looked
-    if not step.allow_growth and not method.cost(group).lowers(group.cost):
+    if not step.allow_growth and not isinstance(method, Restoring) and not method.cost(group).lowers(group.cost):
         if not decided:
             raise _growth(step, method, group)
         _restore(small, places, modules)

@@ -9,13 +9,14 @@ from typing import Any
 
 from torch import nn
 
+from taut.artifact.provenance import remember
 from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.progress import stage
 from taut.errors import CallError
 from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
-from taut.methods import choose, settings
+from taut.methods import METHODS, choose, settings
 from taut.planning.application import apply_plan
 from taut.planning.candidates import survey
 from taut.planning.damage_measurement import sensitivity as measure_damage
@@ -31,6 +32,7 @@ from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
 from taut.structure.statistics import Statistics
+from taut.structure.support import COMPUTED
 from taut.structure.surgery import clone, locate, shallow, unwrapped
 from taut.structure.tracing import trace
 from taut.training.finetuning import Finetune, carry_out
@@ -164,7 +166,9 @@ class Session:
     def _renamed(self, small: nn.Module, plan: Plan) -> Built:
         """With the exact steps in front, and original names."""
         renamed = tuple(_original_names(step, self.exact) for step in plan.steps)
-        return small, replace(plan, steps=(*self.exact, *renamed), before=self.network.cost)
+        whole = replace(plan, steps=(*self.exact, *renamed), before=self.network.cost)
+        remember(small, whole)  # what was carried out of the base alone leaves out the exact steps
+        return small, whole
 
     def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
         """The schedule of `wish` carried out from the base, where the exact steps are done already."""
@@ -221,7 +225,9 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
-    """Do every exact rewrite that makes something smaller, and trace again."""
+    """Bake weights that are computed, do every exact rewrite that makes something smaller, and trace again."""
+    baking = [Step((x.name,), "bake", {}, Group((x,)), reason="exact", damage=0.0) for x in net.layers if _bakes(x)]
+    model, net, baked = _carried(model, net, baking)
     steps = []
     for layer in net.layers:
         group = Group((layer,))
@@ -232,6 +238,16 @@ def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Mo
                     for m in method.candidates(group, None)
                     if net.allows(layer.name, m.cost(group))
                 ]
+    done, net, others = _carried(model, net, steps)
+    return done, net, (*baked, *others)
+
+
+def _bakes(layer: Layer) -> bool:
+    return layer.skip == COMPUTED and METHODS["bake"]().refuses(Group((layer,))) is None
+
+
+def _carried(model: nn.Module, net: Network, steps: Sequence[Step]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
+    """The model with these steps done, its network, and the steps that were done."""
     if not steps:
         return model, net, ()
     done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))

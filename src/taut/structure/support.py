@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from taut.nn import Rebuilt, mask_of
+from taut.structure.baking import computed
 from taut.structure.rules import UNIT, module_rule
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -40,6 +41,13 @@ STILL_NARROWED = (UNIT, *UNFACTORIZED, OTHERS[_ConvTransposeNd], OTHERS[nn.Embed
 """Reasons that keep a layer from being factorized, but not from becoming narrower with those around it."""
 
 
+COMPUTED = (
+    "its weight is computed by a parametrization or a hook (weight norm, prune): taut.compress bakes it; elsewhere "
+    "make it permanent first (a step 'bake')"
+)
+"""Why a layer is left alone until it is baked."""
+
+
 def base_kind(module: nn.Module) -> str:
     """The class name, or that of the supported layer of which it is a faithful subclass."""
     for kind in SUPPORTED:
@@ -63,8 +71,10 @@ def refusal(module: nn.Module) -> str | None:
     """Why a module that owns parameters cannot be rewritten, judged from the module alone; None if it can."""
     if mask_of(module) is not None:
         return "a mask holds its weight: taut.nn.bake the model first"
+    if computed(module):
+        return COMPUTED
     if parametrize.is_parametrized(module):
-        return "its weight is computed by a parametrization (weight norm, mask): remove_parametrizations first"
+        return "a parametrization computes something of it: remove_parametrizations first"
     if module_rule(module) is not None:
         return UNIT
     if isinstance(module, SUPPORTED):
@@ -77,7 +87,7 @@ def refusal(module: nn.Module) -> str | None:
 def _refuse_supported(module: nn.Module) -> str | None:
     weight = module._parameters.get("weight")
     if not isinstance(weight, nn.Parameter):
-        return "its weight is recomputed by a hook (weight_norm, prune): make it permanent first"
+        return "its weight is no parameter, but computed by other code: make it one first"
     overridden = [_overridden(module, kind) for kind in SUPPORTED if isinstance(module, kind)]
     if all(overridden):
         return f"{type(module).__name__} overrides {overridden[0]}: it may compute something else"

@@ -13,6 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from taut.core.copying import deep_copy
 from taut.errors import CallError
 from taut.nn.answering import Answering, answers_of
+from taut.structure.baking import computed, computing_hooks
 from taut.structure.rules import module_rule
 from taut.structure.support import base_kind
 from taut.types import Layer
@@ -134,13 +135,15 @@ def answering(module: nn.Module, layer: Layer) -> nn.Module:
 
 def carry(old: nn.Module, new: nn.Module) -> None:
     """Hand hooks, train flag, frozen state, and the settings of a batch norm, to a layer's replacement."""
+    gone = {key for key, *_ in computing_hooks(old)}
     for attribute in HOOKS:
-        getattr(new, attribute).update(getattr(old, attribute, {}))
+        hooks = getattr(old, attribute, {}).items()
+        getattr(new, attribute).update({key: hook for key, hook in hooks if key not in gone})
     new._is_full_backward_hook = old._is_full_backward_hook
     new.train(old.training)
     carry_settings(old, new)
     for key in ("weight", "bias"):
-        value = getattr(old, key, None)
+        value = None if key in computed(old) else getattr(old, key, None)
         if isinstance(value, Tensor) and not value.requires_grad:
             for name, parameter in new.named_parameters():
                 if name.endswith("bias") == (key == "bias"):  # a weight may have become values, codes, scales

@@ -20,6 +20,7 @@ from taut.errors import CallError, ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.nn.answering import TENSORS
+from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
 from taut.structure.coverage import covering
 from taut.structure.outputs import Outputs
@@ -34,7 +35,7 @@ from taut.structure.probing import (
     training,
 )
 from taut.structure.rules import module_rule
-from taut.structure.support import NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
+from taut.structure.support import COMPUTED, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow, unwrapped
 from taut.types import Cost, Invocation, Layer, Network
 
@@ -144,15 +145,19 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
             owners[id(parameter)].append(name)
+        for parameter in (p for key in computed(module) for p in sources(module, key)):
+            if name not in owners[id(parameter)]:
+                owners[id(parameter)].append(name)
     reasons: dict[str, str | None] = {}
     for name, module in model.named_modules():
         own = list(module.parameters(recurse=False))
-        computed = hasattr(module, "parametrizations") and not isinstance(module, nn.ParameterList)
-        if (not own and not computed and not isinstance(module, NORMS)) or ".parametrizations." in f".{name}.":
+        parametrized = hasattr(module, "parametrizations") and not isinstance(module, nn.ParameterList)
+        own += [p for key in computed(module) for p in sources(module, key)]
+        if (not own and not parametrized and not isinstance(module, NORMS)) or ".parametrizations." in f".{name}.":
             continue
-        tied = [other for p in own for other in owners[id(p)] if other != name]
+        tied = [other for p in own for other in owners[id(p)] if other != name and ".parametrizations." not in other]
         reason, use = refusal(module), _refuse_use(name, tied, calls)
-        reasons[name] = use or reason if reason in STILL_NARROWED else reason or use
+        reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED} else reason or use
     return reasons
 
 
@@ -257,6 +262,7 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
         "calls": calls,
         "batch": batch,
         "itemsize": 4 if weight is None else weight.element_size(),
+        "computed": computed(module),
     }
     if isinstance(module, SUPPORTED) and not isinstance(module, nn.Linear):
         flat = module._reversed_padding_repeated_twice

@@ -4,7 +4,7 @@ from typing import Any
 
 from taut.core.deprecation import forward_names
 from taut.types.budget import Budget, BudgetLike, Cost
-from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Rewrite, Slimming
+from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Restoring, Rewrite, Slimming
 from taut.types.network import Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
 from taut.types.schedule import Schedule, Stage, alternate, cascade, check_schedule, ramp
@@ -24,6 +24,7 @@ __all__ = [
     "Network",
     "NothingToDo",
     "Plan",
+    "Restoring",
     "Rewrite",
     "Schedule",
     "Setting",

@@ -136,6 +136,14 @@ class Slimming(Protocol):
 
 
 @runtime_checkable
+class Restoring(Protocol):
+    """A method that makes of a layer one of its own kind, whatever that is: loading does the same to the base's."""
+
+    def restored(self, module: nn.Module) -> nn.Module:
+        """The layer in its new form."""
+
+
+@runtime_checkable
 class Fitting(Protocol):
     """A method whose final settings can be read off what it built: a plan that was never resolved can be saved."""
 

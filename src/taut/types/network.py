@@ -43,6 +43,7 @@ class Layer:
         live: per kernel axis the range [first, end) of the taps that ever see something else than padding.
         answers: attributes that other code reads of it, with what they are (of `weight` and `bias` the shape): what
             takes its place answers the same.
+        computed: those of its tensors that are computed at every call (weight norm, torch's pruning).
         skip: why no method may touch it, or None.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
         params: parameters that the module itself owns, each counted once in the network.
@@ -63,17 +64,16 @@ class Layer:
     itemsize: int = 4
     live: tuple[tuple[int, int], ...] = ()
     skip: str | None = None
+    computed: tuple[str, ...] = ()
     answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        """As plain data, `answers` only where there are some: what is compared with it may be older."""
+        """As plain data, what came later only where there is some: what is compared with it may be older."""
         fields: dict[str, Any] = write(self)
-        if not self.answers:
-            del fields["answers"]
-        return fields
+        return {key: value for key, value in fields.items() if value or key not in {"answers", "computed"}}
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -1,0 +1,100 @@
+"""Bake: a weight that is computed at every call becomes a plain one; the output does not change."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+
+from taut.structure.baking import baked
+from taut.structure.support import COMPUTED
+from taut.types import Cost, Group, Layer, Rewrite
+
+KINDS = "Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding"
+
+
+@dataclass(frozen=True)
+class Bake:
+    """Compute the weight once: of weight norm, spectral norm, any other parametrization, and torch's pruning masks.
+
+    What is baked is what a forward pass in eval mode sees, so the network computes the same. What is trained afterwards
+    is the weight itself: spectral norm no longer bounds it in train mode (its power iteration is gone), weight norm no
+    longer separates length and direction, and pruned weights may become other than zero. `taut.compress` does this
+    first, without being asked.
+    """
+
+    name: ClassVar[str] = "bake"
+    uses_statistics: ClassVar[bool] = False
+    default: ClassVar[bool] = False
+    plain: ClassVar[bool] = True
+    exact: ClassVar[bool] = True
+    masks: ClassVar[bool] = False
+    rank_settings: ClassVar[tuple[str, ...]] = ()
+
+    def refuses(self, group: Group) -> str | None:
+        """Layers whose weight is their own."""
+        if len(group.layers) != 1:
+            return "bake takes one layer at a time"
+        if not group.layer.computed:
+            return "bake: its weight is not computed from anything"
+        if group.layer.skip not in {None, COMPUTED}:
+            return group.layer.skip
+        return None if group.layer.kind in KINDS else f"bake: a {group.layer.kind} is not handled"
+
+    def family(self) -> str:
+        """There is nothing to decompose."""
+        return self.name
+
+    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> None:
+        """Nothing."""
+        del modules, stats
+
+    def candidates(self, group: Group, factors: object) -> Sequence[Bake]:
+        """Itself, where there is something to bake."""
+        del factors
+        return [] if self.refuses(group) else [self]
+
+    def damage(self, factors: object) -> float | None:
+        """None is done."""
+        del factors
+        return 0.0
+
+    def restored(self, module: nn.Module) -> nn.Module:
+        """The layer with a weight of its own."""
+        return baked(module)
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
+        """The layers with weights of their own."""
+        del factors
+        return Rewrite({name: baked(module) for name, module in modules.items()}, self)
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """Modules that hold a weight and a bias of the right shapes."""
+        return {layer.name: _shell(layer) for layer in group.layers}
+
+    def cost(self, group: Group) -> Cost:
+        """Of the plain layer."""
+        layer = group.layer
+        params = math.prod(layer.weight) + (_outputs(layer) if layer.bias else 0)
+        return Cost(params, params, layer.macs, params * layer.itemsize)
+
+    def exact_case(self, group: Group) -> tuple[Bake, nn.Module] | None:
+        """None: a plain layer has nothing to bake."""
+        del group
+        return None
+
+
+def _outputs(layer: Layer) -> int:
+    return layer.weight[1] * layer.groups if layer.kind.startswith("ConvTranspose") else layer.weight[0]
+
+
+def _shell(layer: Layer) -> nn.Module:
+    shell = nn.Module()
+    shell.register_parameter("weight", nn.Parameter(torch.empty(layer.weight, device="meta")))
+    if layer.bias:
+        shell.register_parameter("bias", nn.Parameter(torch.empty(_outputs(layer), device="meta")))
+    return shell

@@ -1,0 +1,128 @@
+"""Weights that are computed at every call are baked: same outputs, plain layers, the input as it was."""
+
+import warnings
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.parametrizations import orthogonal, spectral_norm, weight_norm
+
+import taut
+from cases import untouched
+from taut.core.copying import deep_copy
+from taut.structure.baking import baked, computed
+from taut.types import Plan, Step
+
+
+class Positive(nn.Module):
+    def forward(self, weight):
+        return weight.abs()
+
+
+def old_weight_norm(layer, **settings):
+    with warnings.catch_warnings(action="ignore"):
+        return nn.utils.weight_norm(layer, **settings)
+
+
+def pruned(layer):
+    prune.l1_unstructured(layer, "weight", 0.3)
+    return prune.random_unstructured(layer, "bias", 0.25)
+
+
+def pruned_twice(layer):
+    prune.l1_unstructured(layer, "weight", 0.3)
+    return prune.ln_structured(layer, "weight", 0.25, 2, 0)
+
+
+def positive(layer):
+    parametrize.register_parametrization(layer, "weight", Positive())
+    return parametrize.register_parametrization(layer, "bias", Positive())
+
+
+WAYS = {
+    "weight_norm": weight_norm,
+    "weight_norm of an axis": lambda layer: weight_norm(layer, dim=1),
+    "spectral_norm": spectral_norm,
+    "orthogonal": orthogonal,
+    "own": positive,
+    "old weight_norm": old_weight_norm,
+    "old weight_norm of all": lambda layer: old_weight_norm(layer, dim=None),
+    "old spectral_norm": nn.utils.spectral_norm,
+    "pruned": pruned,
+    "pruned twice": pruned_twice,
+}
+
+LAYERS = {
+    "linear": (lambda: nn.Linear(6, 8), (3, 6)),
+    "conv": (lambda: nn.Conv2d(4, 6, 3, groups=2), (2, 4, 5, 5)),
+    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 3), (2, 4, 5)),
+}
+
+
+@pytest.mark.parametrize("layer", LAYERS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_baked_layer_gives_the_same_and_is_plain(way, layer):
+    torch.manual_seed(0)
+    build, shape = LAYERS[layer]
+    model, x = WAYS[way](build()).eval(), torch.randn(shape)
+    other = deep_copy(model)  # shares the class that torch makes for a parametrized module
+    with untouched(model):
+        plain = baked(model)
+    assert type(plain) is type(build())
+    assert list(plain.state_dict()) == list(build().state_dict())
+    assert not plain._forward_pre_hooks
+    assert computed(plain) == ()
+    torch.testing.assert_close(plain(x), model(x))
+    torch.testing.assert_close(baked(other)(x), model(x))
+    assert all(p.requires_grad for p in plain.parameters())
+    plain.load_state_dict(build().state_dict())
+
+
+class Net(nn.Module):
+    def __init__(self, way=lambda layer: layer):
+        super().__init__()
+        self.a, self.b, self.c = way(nn.Linear(8, 16)), way(nn.Linear(16, 16)), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.c(self.b(self.a(x).relu()).relu())
+
+
+@pytest.mark.parametrize("way", ["weight_norm", "spectral_norm", "old weight_norm", "old spectral_norm", "pruned"])
+def test_compress_bakes_first_and_load_does_it_again(way, tmp_path):
+    torch.manual_seed(0)
+    model, x = Net(WAYS[way]).eval(), torch.randn(32, 8)
+    with untouched(model):
+        result = taut.compress(model, x, budget=taut.Budget(macs=0.8), data=[x], methods=("channels",), compare=False)
+    assert [step.method for step in result.plan.steps] == ["bake", "bake", "channels"]
+    assert type(result.model.b) is nn.Linear
+    assert all(p.requires_grad for p in result.model.parameters())
+    result.save(tmp_path / "small")
+    loaded = taut.load(tmp_path / "small", lambda: Net(WAYS[way]))
+    assert torch.equal(loaded(x), result.model(x))
+    plain = taut.load(tmp_path / "small", Net)  # of the architecture without it, too
+    assert torch.equal(plain(x), result.model(x))
+
+
+def test_a_step_of_a_plan_bakes(tmp_path):
+    model, x = Net(spectral_norm).eval(), torch.randn(4, 8)
+    net = taut.trace(model, x)
+    assert "taut.compress bakes it" in net["a"].skip
+    plan = Plan.from_json(Plan.of(net, [Step(("a",), "bake"), Step(("b",), "bake")]).to_json())
+    small = taut.apply(model, plan, taut.observe(net, model))
+    torch.testing.assert_close(small(x), model(x))
+    assert parametrize.is_parametrized(model.a)
+    assert taut.trace(small, x)["a"].skip is None
+    with pytest.raises(taut.errors.CallError, match="not computed from anything"):
+        taut.apply(model, Plan.of(net, [Step(("c",), "bake")]), taut.observe(net, model))
+
+
+def test_weights_that_are_computed_from_one_stay():
+    model = Net(weight_norm).eval()
+    model.b, model.a = model.a, nn.Linear(8, 8)
+    model.b = weight_norm(nn.Linear(8, 16))
+    model.d = weight_norm(nn.Linear(8, 16))
+    model.d.parametrizations.weight.original1 = model.b.parametrizations.weight.original1
+    model.c = nn.Linear(16, 4)
+    net = taut.trace(model, torch.randn(4, 8))
+    assert "shared" in net["b"].skip
