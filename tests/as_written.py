@@ -223,7 +223,7 @@ BLOCKS: dict[str, type[nn.Module]] = {
         Stored,
     )
 }
-CALLS = ("tensor", "in place", "tuple", "keywords", "one dict", "nested", "labels")
+CALLS = ("tensor", "in place", "tuple", "keywords", "one dict", "nested", "labels", "labels in batches", "targets")
 RETURNS = ("tensor", "tuple", "dict", "list", "nested", "ordered")
 
 
@@ -309,12 +309,21 @@ class Shape:
             "one dict": lambda: {"x": x, "more": more, "name": "batch"},
             "nested": lambda: {"both": (x, {"more": more})},
             "labels": lambda: {"x": x, "labels": torch.randint(CLASSES, (n,))},
+            "labels in batches": lambda: {"x": x},
+            "targets": lambda: x,
         }[self.call]()
 
-    def inputs_of(self) -> tuple[Any, list[Any]]:
-        """The example, and batches of many sizes."""
+    def inputs_of(self) -> tuple[list[Any], list[Any]]:
+        """Inputs of many sizes, of which the first is the example; and the others as a loader gives them."""
         with seeded(self.seed + 1):
-            return self.sample(2), [self.sample(n) for n in self.batches]
+            inputs = [self.sample(n) for n in (2, *self.batches)]
+            return inputs, [self.loaded(one, n) for one, n in zip(inputs[1:], self.batches, strict=True)]
+
+    def loaded(self, inputs: Any, n: int) -> Any:
+        targets = torch.randint(CLASSES, (n,))
+        if self.call == "labels in batches":
+            return {**inputs, "labels": targets}
+        return (inputs, targets) if self.call == "targets" else inputs
 
 
 @st.composite
