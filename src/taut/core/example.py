@@ -32,6 +32,10 @@ FORMS = (
 )
 
 
+Mask = str | Callable[[Any], Tensor] | None
+"""What says which positions are real: the name of an input, or a function of the inputs; None: as they are called."""
+
+
 class Example:
     """An input that fixes how a model is called.
 
@@ -43,6 +47,8 @@ class Example:
         keywords: whether it goes as keywords.
         signature: the parameters of the model's forward.
         answers: names of inputs that are targets, too: the model does not run without them.
+        output: what of an output counts, and how (`taut.structure.answers.Wish`); None: all that is an answer.
+        mask: what says which positions are real: a function of inputs, or the name of one; None: what is called so.
         samples: how many samples an input holds, and where.
         batch: samples in the example.
         divisible: whether the model computes the same for a part of a batch; `taut.trace` finds out.
@@ -72,6 +78,8 @@ class Example:
         mapping = isinstance(value, Mapping)
         self.keywords = mapping and set(value) <= self.signature.names if keywords is None else keywords
         self.answers = frozenset(answers)
+        self.output: Any = None
+        self.mask: Mask = None
         self._container = _container(value, self.value) if mapping and not self.keywords else None
         self._dtype = next((t.dtype for t in tensors(self.value) if t.is_floating_point()), _dtype_of(model))
         if any(t.dtype == torch.float64 for t in tensors(self.value)):

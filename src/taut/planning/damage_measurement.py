@@ -20,7 +20,9 @@ from taut.core.progress import track
 from taut.errors import CallError
 from taut.methods import choose
 from taut.recovery.samples import joined
-from taut.structure.fisher import choose_kinds, divergence
+from taut.structure.answers import answers_of
+from taut.structure.fisher import divergence
+from taut.structure.kinds import choose_kinds, look_at
 from taut.structure.statistics import Curve, Statistics
 from taut.structure.surgery import shallow, swap, unwrapped
 from taut.types import Group, Method, Network
@@ -58,19 +60,22 @@ def sensitivity(
     if not stats.samples:
         raise CallError("Measured damages start from predicted ones: give taut.observe calibration data first.")
     model = unwrapped(model)
-    batches = joined(net.example, model, [inputs for inputs, _ in collect(net.example, data, SAMPLES)])
-    samples = [net.example.samples.size(inputs) for inputs in batches]
+    example = stats.network.example
+    collected = collect(example, data, SAMPLES)
+    batches = joined(example, model, [inputs for inputs, _ in collected])
+    samples = [example.samples.size(inputs) for inputs in batches]
     copied = shallow(model)
     with evaluating(copied):
         notes = [_noted(net, copied, inputs, REMEMBERED_BYTES // len(batches)) for inputs in batches]
-        kinds = list(stats.kinds) or choose_kinds(notes[0][0], "auto")
+        wanted = [answers_of(example, before, inputs) for inputs, (before, _) in zip(batches, notes, strict=True)]
+        kinds = list(stats.kinds) or choose_kinds(wanted[0], "auto", look_at(model, example, *collected[0]))
 
         def measured(group: Group, method: Method) -> float:
             total = 0.0
-            for inputs, size, (before, outputs) in zip(batches, samples, notes, strict=True):
+            for inputs, size, before, (_, outputs) in zip(batches, samples, wanted, notes, strict=True):
                 with _remembered(copied, outputs, group):
                     after = _run_changed(net, copied, stats, group, method, inputs)
-                total += size * divergence(kinds, before, after)
+                total += size * divergence(kinds, before, answers_of(example, after, inputs))
             return float(total / sum(samples))
 
         curves: dict[tuple[tuple[str, ...], str], Curve] = {}

@@ -8,11 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+Reals = Sequence[Tensor | None] | None
+"""Of every batch, which positions are real, and no padding; None: all."""
+
 Norm = tuple[Tensor, Tensor]
 """Mean and variance per channel."""
 
 
-def reestimate(module: Any, before: Norm, inputs: Sequence[Tensor]) -> None:
+def reestimate(module: Any, before: Norm, inputs: Sequence[Tensor], real: Reals = None) -> None:
     """Move a batch norm's running statistics as far as its input moved, relative to the original's.
 
     mean' = mean + (m - m0), var' = var v / v0, with m, v of the input that it is about to normalize and m0, v0 of the
@@ -22,24 +25,26 @@ def reestimate(module: Any, before: Norm, inputs: Sequence[Tensor]) -> None:
         module: the batch norm.
         before: of the original.
         inputs: what it is about to normalize, batch by batch.
+        real: batch by batch which positions are; None: all.
     """
     mean, var = module.running_mean, module.running_var
     same = isinstance(mean, Tensor) and mean.shape == before[0].shape  # an exact step may have made it narrower
     if same and isinstance(mean, Tensor) and isinstance(var, Tensor):
-        now = moments_of(inputs)
+        now = moments_of(inputs, real)
         stored = mean.double(), var.double()
         tiny = 1e-6 * before[1].mean() + 1e-30
         mean.copy_(stored[0] + now[0] - before[0])
         var.copy_(stored[1] * (now[1] + tiny) / (before[1] + tiny))
 
 
-def moments_of(inputs: Sequence[Tensor]) -> Norm:
-    """Mean and variance of every channel over all batches, in float64."""
-    return pooled([counted(x) for x in inputs])
+def moments_of(inputs: Sequence[Tensor], real: Reals = None) -> Norm:
+    """Mean and variance of every channel over all batches, in float64, at all or at `real` positions."""
+    return pooled([counted(*pair) for pair in zip(inputs, real or [None] * len(inputs), strict=True)])
 
 
-def counted(x: Tensor) -> tuple[int, Tensor, Tensor]:
-    """How many values every channel of a batch has, their mean and their variance."""
+def counted(x: Tensor, real: Tensor | None = None) -> tuple[int, Tensor, Tensor]:
+    """How many values every channel of a batch has, their mean and their variance, at all or at `real` positions."""
+    x = x if real is None else x.movedim(1, -1)[real]
     wide = x.detach().double()
     axes = [axis for axis in range(x.ndim) if axis != 1]
     count = x.numel() // max(x.shape[1], 1)

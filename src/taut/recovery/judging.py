@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -13,13 +13,12 @@ from torch import Tensor, nn
 
 from taut.core.example import Example
 from taut.core.modes import evaluating
-from taut.core.nested import fresh
 from taut.recovery.samples import joined
+from taut.structure.answers import Answers, answers_of
 from taut.structure.coverage import seeded
-from taut.structure.fisher import choose_kinds, divergence, float_outputs, kinds_of
+from taut.structure.fisher import divergence
+from taut.structure.kinds import CLASSES, choose_kinds, kinds_of, look_at, name_of, rows_of
 from taut.structure.surgery import shallow
-
-CLASSES = frozenset({"logits", "probabilities"})
 
 
 class Judge:
@@ -42,14 +41,17 @@ class Judge:
         self.batches = joined(example, original, batches)
         self._samples = [example.samples.size(inputs) for inputs in self.batches]
         self._wanted = self._outputs(original)
-        self._kinds = list(kinds) or choose_kinds(self._wanted[0], "auto")
+        self._kinds = list(kinds) or choose_kinds(
+            self._wanted[0], "auto", look_at(original, example, self.batches[0], None)
+        )
 
-    def _outputs(self, model: nn.Module) -> list[Any]:
+    def _outputs(self, model: nn.Module) -> list[Answers]:
         """Of both models with the same random draws."""
         copied, outputs = shallow(model), []
         for number, inputs in enumerate(self.batches):
             with evaluating(copied), torch.no_grad(), seeded(number):
-                outputs.append(fresh(self.example.run(copied, inputs)))
+                answers = answers_of(self.example, self.example.run(copied, inputs), inputs)
+                outputs.append(replace(answers, tensors=tuple(t.clone() for t in answers.tensors)))
         return outputs
 
     def divergence(self, model: nn.Module) -> float:
@@ -61,24 +63,23 @@ class Judge:
         mean = sum(moved) / sum(self._samples)
         return mean if math.isfinite(mean) else math.inf
 
-    def _moved(self, before: Any, after: Any, size: int) -> float:
-        pairs = float_outputs(before), float_outputs(after)
-        if not pairs[0] or [t.shape for t in pairs[0]] != [t.shape for t in pairs[1]]:
+    def _moved(self, before: Answers, after: Answers, size: int) -> float:
+        if not before.tensors or [t.shape for t in before.tensors] != [t.shape for t in after.tensors]:
             return math.inf
-        one_by_one = self.example.samples.listed and isinstance(before, list | tuple) and len(before) == size
-        return divergence(self._kinds, *pairs) / (size if one_by_one else 1)
+        one_by_one = self.example.samples.listed and before.items == size
+        return divergence(self._kinds, before, after) / (size if one_by_one else 1)
 
     def agreement(self, model: nn.Module) -> float:
         """The share of answers that are the original's: of classes the first; else how much of the variance is kept."""
         tallies: dict[Any, _Tally] = defaultdict(_Tally)
         for before, after in zip(self._wanted, self._outputs(model), strict=True):
-            pairs = float_outputs(before), float_outputs(after)
-            alike = len(pairs[0]) == len(pairs[1])
             kinds = kinds_of(before, self._kinds)
-            for number, (kind, p) in enumerate(zip(kinds, pairs[0], strict=True)):
-                q = pairs[1][number] if alike and pairs[1][number].shape == p.shape else None
-                place = 0 if self.example.samples.listed else number
-                tallies[place, kind, p.shape[1:] if p.ndim > 1 else ()].add(kind, p, q)
+            for number, (kind, p, real) in enumerate(zip(kinds, before.tensors, before.real, strict=True)):
+                same = len(before.tensors) == len(after.tensors) and after.tensors[number].shape == p.shape
+                pair = [rows_of(t, kind, real) for t in ((p, after.tensors[number]) if same else (p,))]
+                column, shape = 0 if self.example.samples.listed else number, pair[0].shape
+                tally = tallies[column, kind, shape[1:] if len(shape) > 1 else ()]
+                tally.add(name_of(kind), pair[0], pair[1] if same else None)
         shares = [(tally.weight, tally.share) for tally in tallies.values()]
         return sum(weight * share for weight, share in shares) / sum(weight for weight, _ in shares) if shares else 0.0
 

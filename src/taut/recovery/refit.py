@@ -41,6 +41,7 @@ from taut.structure.chains import chain_outputs
 from taut.structure.collecting import FULL_LIMIT, SKETCH_ROWS, form_of, second_moment, sketched
 from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut
+from taut.structure.padding import Padding
 from taut.structure.patches import (
     fan_in,
     input_rows,
@@ -147,6 +148,7 @@ class _Refit:
     ) -> None:
         self.originals, self.small, self.chains, self.stats, self.targets = originals, small, chains, stats, targets
         self.norms = dict(targets.norms)
+        self.padding = [Padding(stats.network.example, inputs) for inputs in targets.batches]
         aimed = {name: target for name, target in targets.layers.items() if fan_in(originals[name]) <= FULL_LIMIT}
         self.others = Others(small, aimed)
         self.done: set[str] = set()
@@ -216,7 +218,8 @@ class _Refit:
         self.done.add(point)
         module = self.small.get_submodule(point)
         if point in self.norms:
-            reestimate(module, self.norms[point], [arrival.x for arrival in arrivals.values()])
+            real = [self.padding[number].of_channels(arrival.x) for number, arrival in arrivals.items()]
+            reestimate(module, self.norms[point], [arrival.x for arrival in arrivals.values()], real)
             return
         target = self.targets.layers[point].of(arrivals.keys())
         if target.seen:

@@ -13,22 +13,18 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from taut.core.data import collect
 from taut.core.modes import evaluating
 from taut.errors import ModelError
-from taut.recovery.batch_norm import Norm, counted, pooled
+from taut.recovery.batch_norm import Norm, pooled
+from taut.recovery.norms_seen import NormsSeen, affine
 from taut.recovery.samples import ROWS, ROWS_PER_COLUMN, affordable, joined, refit_samples
 from taut.recovery.successors import Following, Follows
 from taut.recovery.verification import unseen
 from taut.structure.collecting import FULL_LIMIT
 from taut.structure.coverage import seeded
 from taut.structure.narrowing import Cut
+from taut.structure.padding import Padding
 from taut.structure.patches import CONVOLUTIONS, choose, fan_in, groups_of, output_rows, positions, row_budget
 from taut.structure.surgery import shallow
 from taut.types import Network
-
-CHECKED = 64
-"""Rows on which a batch norm is held against its statistics."""
-
-ALIKE = 0.02
-"""Relative error up to which it does what they say; half precision rounds by less."""
 
 
 @dataclass(frozen=True)
@@ -255,14 +251,15 @@ def _note(  # noqa: PLR0913, PLR0917 - one batch of all that `note_targets` is g
         chosen = seen[name].index if index is None else index
         return output_rows(copied.get_submodule(name), t, chosen).to(seen[name].rows)
 
-    watch = Following(rows)
-    norms = _Norms(watch)
+    watch, padding = Following(rows), Padding(net.example, inputs)
+    norms = NormsSeen(watch, padding)
     note = _Note({}, {}, [], set())
     seeds = {layer.name: rank + 1_000_003 * number for rank, layer in enumerate(net.layers)}
     for name in names:
         layer = copied.get_submodule(name)
         layer.register_forward_pre_hook(_entered(name, watch))
-        layer.register_forward_hook(_noted(name, seeds[name], share, seen, note, watch, norms), prepend=True)
+        hook = _noted(name, seeds[name], share, seen, note, watch, norms, padding)
+        layer.register_forward_hook(hook, prepend=True)
     for name, module in copied.named_modules():
         if isinstance(module, _BatchNorm) and module.track_running_stats:
             module.register_forward_pre_hook(norms.before(name, note.order))
@@ -295,7 +292,14 @@ def _entered(name: str, watch: Following) -> Any:
 
 
 def _noted(  # noqa: PLR0913, PLR0917 - a hook over all that one run fills
-    name: str, seed: int, share: float, seen: dict[str, Seen], note: _Note, watch: Following, norms: _Norms
+    name: str,
+    seed: int,
+    share: float,
+    seen: dict[str, Seen],
+    note: _Note,
+    watch: Following,
+    norms: NormsSeen,
+    padding: Padding,
 ) -> Any:
     """A hook that notes outputs of a layer at chosen positions."""
 
@@ -305,10 +309,12 @@ def _noted(  # noqa: PLR0913, PLR0917 - a hook over all that one run fills
                 note.repeated.add(name)
                 return
             note.order.append(name)
-            total = positions(module, output)
+            real = padding.rows(module, output)
+            total = positions(module, output) if real is None else len(real)
             wanted = row_budget(max(fan_in(module), 1), round(total * share), ROWS_PER_COLUMN)
             wanted = min(round(total * share), ROWS) if fan_in(module) > FULL_LIMIT else wanted
             index = choose(total, max(1, round(wanted / share)), seed)
+            index = index if real is None else real[index]
             shape = torch.empty(output.shape, device="meta")
             seen[name] = Seen(index, output_rows(module, output, index), shape)
             if isinstance(module, CONVOLUTIONS) or output.ndim == 2:  # else a norm's channels are another axis
@@ -319,61 +325,6 @@ def _noted(  # noqa: PLR0913, PLR0917 - a hook over all that one run fills
     return hook
 
 
-class _Norms:
-    """Batch norms while the original runs: what each saw, and behind which layer it stands.
-
-    Attributes:
-        moments: count, mean and variance by name; None for one that serves several inputs.
-    """
-
-    def __init__(self, watch: Following) -> None:
-        self.watch = watch
-        self.moments: dict[str, tuple[int, Tensor, Tensor] | None] = {}
-        self.last: tuple[str, Tensor] | None = None
-        self._behind: dict[str, str] = {}
-
-    def before(self, name: str, order: list[str]) -> Any:
-        """A hook that notes what a batch norm sees, and which layer's output that is."""
-
-        def hook(_: nn.Module, args: tuple[Tensor, ...]) -> None:
-            if not args:
-                return
-            with self.watch.looking_away():
-                if name in self._behind:  # one set of statistics serves several inputs: leave it alone
-                    self.moments[name] = None
-                else:
-                    order.append(name)
-                    self.moments[name] = counted(args[0])
-                self._behind[name] = self.last[0] if self.last and args[0] is self.last[1] else ""
-
-        return hook
-
-    def behind(self, name: str, seen: Mapping[str, Seen]) -> Any:
-        """A hook that notes what a batch norm gave, if that is what its statistics say and nothing more."""
-
-        def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-            if not (args and isinstance(output, Tensor)):
-                return
-            self.watch.leave(name, output)
-            layer = self._behind.get(name)
-            if not layer or output.shape != args[0].shape:
-                return
-            with self.watch.looking_away():
-                one = seen[layer]
-                few = one.index[:: max(1, len(one.index) // CHECKED)]
-                scale, shift = affine(module, one.rows)
-                given = self.watch.rows(layer, output, few)
-                plain = scale * self.watch.rows(layer, args[0], few) + shift
-            if float((given - plain).norm()) <= ALIKE * float(plain.norm()):
-                self.watch.norm(name, args[0], output)
-
-        return hook
-
-    def direct(self) -> dict[str, str]:
-        """Layer -> the batch norm directly behind it whose statistics can be estimated anew."""
-        return {layer: norm for norm, layer in self._behind.items() if layer and self.moments[norm] is not None}
-
-
 def _follows(model: nn.Module, name: str, watch: Following, target: Target) -> Follows | None:
     """What the original makes of a layer's output, in numbers."""
     certain = watch.certain(name)
@@ -382,15 +333,3 @@ def _follows(model: nn.Module, name: str, watch: Following, target: Target) -> F
     trail, rectified = certain
     norm = model.get_submodule(trail.norm) if trail.norm else None
     return Follows(*affine(norm, target.rows), trail.total, trail.partner, rectified)
-
-
-def affine(norm: Any, rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift (g, 1, o) of a batch norm that uses its stored statistics; 1 and 0 without one."""
-    groups, _, outputs = rows.shape
-    if norm is None:
-        return rows.new_ones(groups, 1, outputs), rows.new_zeros(groups, 1, outputs)
-    scale = (norm.running_var.double() + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.detach().double()
-    shift = -norm.running_mean.double() * scale
-    shift = shift if norm.bias is None else shift + norm.bias.detach().double()
-    return scale.to(rows).reshape(groups, 1, outputs), shift.to(rows).reshape(groups, 1, outputs)

@@ -11,6 +11,7 @@ from typing import Any
 from torch import nn
 
 from taut.core.atomic_folder import rehearse
+from taut.core.example import Mask
 from taut.core.modes import quiet
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
@@ -22,6 +23,8 @@ from taut.search.finishing import Result, controlled, finished
 from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
 from taut.search.ranks import Built
 from taut.search.session import Session, bare
+from taut.structure.answers import Output
+from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
 from taut.training.control import control_folder
 from taut.training.finetuning import Finetune, carry_out, trains
@@ -42,6 +45,8 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     finetune: Finetune | None = None,
     methods: Iterable[str | Method] | None = None,
     keep: Keep = None,
+    output: Output = "auto",
+    mask: Mask = None,
     sensitivity: bool = False,
     align: int = 1,
     compare: Timing = True,
@@ -63,6 +68,10 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             itself, or several of these. Neither their shapes nor their weights change, but by `finetune`, which trains
             what is not frozen. As a mapping with the share that stays, {"head": 1.0, "features.*": 0.5}: so much of
             the layer's weights and multiply-accumulates at least; 1 leaves it alone. The others meet the budget.
+        output: what of the model's output counts, and how it is read: "auto", "logits", "probabilities", "sigmoid",
+            "values", a part by name, number or path, "part:kind", or a function that picks it (`taut.observe`).
+        mask: what says which positions of sequences are real, where their inputs are not called attention_mask or
+            *padding_mask: the name of an input, or a function of the inputs (`taut.observe`).
         sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
             strongly, as in deep nets at large ratios. Needs `data`.
         align: every rank is a multiple of it; 16 makes large convolutions a fifth faster on CPUs, at coarser steps.
@@ -87,8 +96,9 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     model, keep = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
+        call = read_example(model, example, output, mask)
         session = Session.open(
-            model, example, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
+            model, call, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
         )
         built, missed = meet_budget(session, budget, evaluation)
         warn_of_training(session.stats.outputs(session.base), built[0])

@@ -14,6 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 
 from taut.core.atomic_folder import rehearse_within
 from taut.core.data import collect
+from taut.core.example import Mask
 from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
@@ -29,6 +30,7 @@ from taut.search.finishing import compared
 from taut.search.front import Front, Point
 from taut.search.limits import Evaluate, Evaluation, model_at_ratio
 from taut.search.session import Session, bare
+from taut.structure.answers import Output
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
 from taut.structure.surgery import shallow
@@ -48,6 +50,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     evaluate: Evaluate | None,
     methods: Iterable[str | Method] | None = None,
     keep: Keep = None,
+    output: Output = "auto",
+    mask: Mask = None,
     compare: Timing = "torch",
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
@@ -62,6 +66,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         evaluate: as in `compress`, on validation data; None measures costs and latency only.
         methods: names or method objects; None for those marked default.
         keep: as in `compress`; the others become so many times smaller.
+        output: what of the model's output counts, and how it is read, as in `compress`.
+        mask: what says which positions are real, as in `compress`.
         compare: what is timed of every point: "torch", True for every runtime that is installed, or False for nothing.
         progress: as in `compress`.
         seed: of everything random.
@@ -79,12 +85,14 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     model, shares = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
-        example = read_example(model, example)
-        data = None if data is None else [inputs for inputs, _ in collect(example, data, SAMPLES)]
+        example = read_example(model, example, output, mask)
+        data = None if data is None else collect(example, data, SAMPLES)
+        inputs = None if data is None else [inputs for inputs, _ in data]
         used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
         asked: tuple[Any, ...] = (used, seed, None if evaluation is None else evaluation.original)
         asked = asked if compare == "torch" else (*asked, compare)
-        mark = fingerprint(model, (example.value, data), (*asked, shares) if shares else asked)
+        asked = asked if output == "auto" and mask is None else (*asked, _named(output), _named(mask))
+        mark = fingerprint(model, (example.value, inputs), (*asked, shares) if shares else asked)
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         missing = [ratio for ratio in RATIOS if ratio not in points]
@@ -116,6 +124,11 @@ def _not_lost(points: Mapping[float, Point]) -> Iterator[None]:
             error.result = _front(points)  # type: ignore[attr-defined] # TautError documents it
             error.add_note("The points that were measured by then are the `.result` of this error.")
         raise
+
+
+def _named(value: Any) -> Any:
+    """A function by its name."""
+    return getattr(value, "__qualname__", value)
 
 
 def _original_time(session: Session, points: Mapping[float, Point], timing: Timing) -> float | None:

@@ -26,8 +26,8 @@ from taut.recovery.samples import SAMPLES, refit_samples
 from taut.search.joint import JUDGES, JointPlanner
 from taut.search.latency import fit_latency_model, shape_variants
 from taut.search.ranks import Batches, Built, Limits, RankPlanner
+from taut.structure.answers import answers_of
 from taut.structure.calling import read_example
-from taut.structure.fisher import float_outputs
 from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
@@ -158,7 +158,7 @@ class Session:
         """Samples on which networks near a budget that cannot be met are compared with the original."""
         call, kinds = self.example, list(self.stats.kinds)
         if self.data is None:
-            outputs = float_outputs(Outputs(self.original, call).run(self.original)[0])
+            outputs = answers_of(call, Outputs(self.original, call).run(self.original)[0]).tensors
             return Judge(call, self.original, [call.value], ["values"] * len(outputs))
         some = collect(call, self.data, min(JUDGES, refit_samples(self.stats.network)))
         return Judge(call, self.original, [inputs for inputs, _ in some], kinds)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -9,20 +10,21 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from taut.core.example import Example
+from taut.core.example import Example, Mask
 from taut.core.formats import TARGETS, by_name
 from taut.core.modes import evaluating, quietly
 from taut.core.nested import fresh, lists_of, map_lists, rows_of
 from taut.core.samples import Samples
 from taut.core.tensors import all_tensors, map_tensors, opened, placed, tensors
 from taut.errors import DataError, ModelError
+from taut.structure.answers import Output, Wish, answers_of
 from taut.structure.coverage import noise_like, seeded
 from taut.structure.sameness import IN_OTHER_BATCHES, IN_OTHER_LAYERS, outputs_match
 from taut.structure.surgery import shallow, unwrapped
 
 
 @quietly
-def read_example(model: nn.Module, value: Any) -> Example:
+def read_example(model: nn.Module, value: Any, output: Output = "auto", mask: Mask = None) -> Example:
     """How `model` is called with `value`, and where its samples are.
 
     Lists of tensors hold one sample each, if twice the lists give twice the outputs (detection networks); a model with
@@ -33,13 +35,17 @@ def read_example(model: nn.Module, value: Any) -> Example:
     Args:
         model: is run a few times on a copy, in eval mode.
         value: an input, or an Example, which is returned as it is.
+        output: what of an output counts, and how it is read (`taut.observe`).
+        mask: what says which positions are real (`taut.observe`).
 
     Raises:
+        CallError: there is no such part of the output, or the mask names no input.
         DataError: the input holds no tensor, or an empty one.
         ModelError: the model cannot be run on it.
     """
+    wish = Wish.of(output)
     if isinstance(value, Example):
-        return value
+        return value if wish == Wish() and mask is None else _reading(value, wish, mask)
     copied = shallow(unwrapped(model))
     with evaluating(copied):
         example, plain = _call_of(copied, value)
@@ -51,7 +57,18 @@ def read_example(model: nn.Module, value: Any) -> Example:
         example.samples = trial.samples()
         example.batch = example.samples.size(example.value)
         example.divisible = trial.divisible()
+        if wish != Wish() or mask is not None:
+            example = _reading(example, wish, mask)
+            answers_of(example, example.run(copied), example.value)
     return example
+
+
+def _reading(example: Example, wish: Wish, mask: Mask) -> Example:
+    """The same, with another way of reading outputs or masks, where one is given."""
+    copied = copy.copy(example)
+    copied.output = example.output if wish == Wish() else wish
+    copied.mask = example.mask if mask is None else mask
+    return copied
 
 
 def _call_of(model: nn.Module, value: Any) -> tuple[Example, Any]:

@@ -12,6 +12,7 @@ from taut.decompose.outputs import LIMIT, OutputMoment, rows_for
 from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import DataError
+from taut.structure.padding import Padding
 from taut.structure.patches import (
     bias_of,
     choose,
@@ -224,16 +225,25 @@ class OutputSums:
 class LayerMoments:
     """Running sums of one layer over a calibration pass."""
 
-    def __init__(self, module: nn.Module, layer: Layer, samples: int, seed: int) -> None:
-        """`samples` is the size of the whole pass: sampled positions are spread over it."""
+    def __init__(self, module: nn.Module, layer: Layer, samples: int, seed: int, real: float = 1.0) -> None:
+        """Sampled positions are spread over the whole pass.
+
+        Args:
+            module: the layer.
+            layer: as it was traced.
+            samples: of the pass.
+            seed: of what is drawn.
+            real: share of the positions that are no padding.
+        """
         self.module, self.name, self.samples, self.seed = module, layer.name, samples, 1_000_003 * seed
         self.traced = layer.positions / layer.batch
-        self.inputs = InputMoments(module, round(samples * self.traced), seed)
+        self.inputs = InputMoments(module, round(samples * self.traced * real), seed)
         self.gradients: OutputSums | None = OutputSums(module, seed)
         self.taylor: Tensor | None = None
         self.outputs: list[Tensor] = []
         self.called = self.positions = 0
         self.energy = 0.0
+        self.padding: Padding | None = None
         self.held: bool | None = False
         """Whether the samples that pass are held out; None: no sample can be, so that some of their rows are."""
 
@@ -241,14 +251,16 @@ class LayerMoments:
         """Add x x^T of sampled output positions, scaled to all of them."""
         if not bool(torch.isfinite(x).all()):
             raise ObservationError(self.name)
-        total = positions(self.module, output)
+        real = None if self.padding is None else self.padding.rows(self.module, output)
+        total = positions(self.module, output) if real is None else len(real)
         if not total:  # an expert that no token reaches
             return
         self.positions += total
         if self.inputs.form == "channel":
-            self.energy += energy_of(self.module, output)
+            self.energy += energy_of(self.module, output, real)
         share = self.inputs.held_share if self.held else self.inputs.share
         index = choose(total, max(1, round(share * total)), self.seed + self.called)
+        index = index if real is None else real[index]
         self.called += 1
         weight = total / len(index)
         parts = [(index, bool(self.held))]
@@ -268,10 +280,11 @@ class LayerMoments:
         if self.gradients is None or not bool(torch.isfinite(grad).all()):
             self.gradients, self.taylor = None, None
             return
-        rise = _first_order(self.module, output.detach() * grad)
+        real = None if self.padding is None else self.padding.rows(self.module, output)
+        rise = _first_order(self.module, output.detach() * grad, real)
         self.taylor = rise if self.taylor is None else self.taylor.add_(rise)
         with torch.autocast(grad.device.type, enabled=False):
-            self.gradients.add(output_rows(self.module, grad))
+            self.gradients.add(output_rows(self.module, grad, real))
 
     def take_outputs(self) -> list[Tensor]:
         """The outputs captured since the last call."""
@@ -291,9 +304,10 @@ class LayerMoments:
         return weighting, B, per_sample, taylor
 
 
-def energy_of(module: nn.Module, output: Tensor) -> float:
-    """Sum of squares of the output (n, o, ...) of a convolution without its bias."""
+def energy_of(module: nn.Module, output: Tensor, real: Tensor | None = None) -> float:
+    """Sum of squares of the output (n, o, ...) of a convolution without its bias, at all or at `real` positions."""
     flat = output.detach().movedim(-len(weight_of(module).shape[2:]) - 1, 0).flatten(1)
+    flat = flat if real is None else flat[:, real.to(flat.device)]
     squares = torch.linalg.vector_norm(flat, dim=1, dtype=torch.float64).square()
     bias = bias_of(module)
     if bias is not None:
@@ -302,12 +316,19 @@ def energy_of(module: nn.Module, output: Tensor) -> float:
     return float(squares.sum())
 
 
-def _first_order(module: nn.Module, products: Tensor) -> Tensor:
-    """Sum over samples of |mean over positions of y dL/dy|, per output."""
+def _first_order(module: nn.Module, products: Tensor, real: Tensor | None = None) -> Tensor:
+    """Sum over samples of |mean over all, or over `real`, positions of y dL/dy|, per output."""
     axes = 0 if isinstance(module, nn.Linear) else weight_of(module).ndim - 2
     flat = products.movedim(products.ndim - axes - 1, -1)
     flat = flat[None] if flat.ndim == axes + 1 else flat
-    means = flat.reshape(len(flat), -1, flat.shape[-1]).float().mean(1)
+    flat = flat.reshape(len(flat), -1, flat.shape[-1]).float()
+    if real is None:
+        means = flat.mean(1)
+    else:
+        mask = torch.zeros(flat.shape[0] * flat.shape[1], device=flat.device)
+        mask[real.to(flat.device)] = 1
+        mask = mask.reshape(flat.shape[:2])
+        means = torch.einsum("np,npo->no", mask, flat) / mask.sum(1, keepdim=True).clamp_min(1)
     return means.abs().sum(0, dtype=torch.float64)
 
 

@@ -6,66 +6,39 @@ matrix; both put the damage of every layer in one unit, the rise of the loss (fo
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from taut.core.tensors import all_tensors
-from taut.errors import CallError
+from taut.structure.answers import KINDS
+from taut.structure.kinds import (
+    choose_kinds,
+    float_outputs,
+    kinds_of,
+    name_of,
+    output_kind,
+    real_of,
+    rows_of,
+)
+
+__all__ = ["KINDS", "Loss", "choose_kinds", "divergence", "float_outputs", "kinds_of", "output_kind", "sampled_loss"]
 
 Loss = Callable[[Any, Any], Tensor]
 
-KINDS = ("logits", "probabilities", "sigmoid", "values")
 
-
-def output_kind(output: Tensor) -> str:
-    """What an output tensor is, read off its values and shape."""
-    low, high = float(output.min()), float(output.max())
-    if low >= 0 and high <= 1:
-        rows = output.ndim >= 2 and output.shape[-1] > 1
-        if rows and torch.allclose(output.sum(-1), torch.ones(()).to(output), atol=1e-3):
-            return "probabilities"
-        return "sigmoid"
-    return "logits" if output.ndim == 2 and output.shape[1] >= 2 else "values"
-
-
-def float_outputs(output: Any) -> list[Tensor]:
-    """The floating-point tensors of an output, nested as it may be."""
-    return [t for t in all_tensors(output) if t.is_floating_point()]
-
-
-def choose_kinds(output: Any, wish: str) -> list[str]:
-    """The kind of every float tensor of an output; `wish` other than "auto" overrides.
-
-    Raises:
-        CallError: `wish` is unknown.
-    """
-    if wish != "auto" and wish not in KINDS:
-        raise CallError(f"The 'output' must be one of auto, {', '.join(KINDS)}. Got '{wish}' instead.")
-    return [output_kind(t.detach().float()) if wish == "auto" else wish for t in float_outputs(output)]
-
-
-def kinds_of(output: Any, kinds: list[str]) -> list[str]:
-    """The kinds of an output's float tensors; read anew for another number of them, as lists of samples give."""
-    outputs = float_outputs(output)
-    if len(outputs) == len(kinds):
-        return kinds
-    return kinds[:1] * len(outputs) if len(set(kinds)) == 1 else choose_kinds(output, "auto")
-
-
-def sampled_loss(output: Any, kinds: list[str], generator: torch.Generator) -> Tensor:
+def sampled_loss(output: Any, kinds: Sequence[str], generator: torch.Generator) -> Tensor:
     """Sum over samples of the loss on labels drawn from the output itself, summed over its float tensors."""
-    losses = [
-        _sampled(t.float(), kind, generator)
-        for t, kind in zip(float_outputs(output), kinds_of(output, kinds), strict=True)
-    ]
+    parts = zip(float_outputs(output), kinds_of(output, kinds), real_of(output), strict=True)
+    losses = [_sampled(rows_of(t.float(), kind, real), name_of(kind), generator) for t, kind, real in parts]
     return torch.stack(losses).sum()
 
 
 def _sampled(output: Tensor, kind: str, generator: torch.Generator) -> Tensor:
+    if not output.numel():  # nothing but padding
+        return output.sum()
     if kind == "values":
         signs = torch.empty(output.shape).bernoulli_(0.5, generator=generator).mul_(2).sub_(1).to(output)
         return (output * signs).sum()
@@ -80,11 +53,13 @@ def _sampled(output: Tensor, kind: str, generator: torch.Generator) -> Tensor:
     return -logs.gather(-1, labels).sum()
 
 
-def divergence(kinds: list[str], before: Any, after: Any) -> float:
+def divergence(kinds: Sequence[str], before: Any, after: Any) -> float:
     """How far an output moved, per sample, in the unit of `sampled_loss`: KL in nats, or half the squared change."""
     total = 0.0
-    for kind, p, q in zip(kinds_of(before, kinds), float_outputs(before), float_outputs(after), strict=True):
-        moved = float(_divergence(kind, p.double(), q.double())) / max(1, p.shape[0] if p.ndim else 1)
+    pairs = zip(float_outputs(before), float_outputs(after), strict=True)
+    for kind, real, (p, q) in zip(kinds_of(before, kinds), real_of(before), pairs, strict=True):
+        rows = (rows_of(t.double(), kind, real) for t in (p, q))
+        moved = float(_divergence(name_of(kind), *rows)) / max(1, p.shape[0] if p.ndim else 1)
         total += 0.0 if moved < 0 else moved  # probabilities in single precision sum to a little less or more than 1
     return total
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.core.data import chunks, collect
-from taut.core.example import Example
+from taut.core.example import Example, Mask
 from taut.core.files import one_line
 from taut.core.modes import device_of, evaluating, generator, quietly
 from taut.core.nested import fresh
@@ -22,8 +22,12 @@ from taut.core.showing import shown
 from taut.core.tensors import describe
 from taut.core.user_code import call
 from taut.errors import CallError, DataError, ModelError
+from taut.structure.answers import Output, Wish, answers_of
+from taut.structure.calling import read_example
 from taut.structure.collecting import LayerMoments
-from taut.structure.fisher import Loss, choose_kinds, divergence, float_outputs, sampled_loss
+from taut.structure.fisher import Loss, divergence, sampled_loss
+from taut.structure.kinds import choose_kinds, look_at
+from taut.structure.padding import Padding, real_share
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow, unwrapped
 from taut.structure.tracing import covered
@@ -45,12 +49,13 @@ HELD_OUT = 1 / 16, 8, 1 / 4
 
 @shown
 @quietly
-def observe(
+def observe(  # noqa: PLR0913 - the call is documented with these
     net: Network,
     model: nn.Module,
     data: Any = None,
     *,
-    output: str = "auto",
+    output: Output = "auto",
+    mask: Mask = None,
     loss: Loss | None = None,
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
 ) -> Statistics:
@@ -61,7 +66,13 @@ def observe(
         model: the traced model; it is not changed.
         data: an iterable of batches (inputs, or (inputs, targets)), or one batch; 1,024 samples are used at most.
             None: the weights alone decide.
-        output: how the model's output is read: "auto", "logits", "probabilities", "sigmoid" or "values".
+        output: what of the model's output counts, and how it is read: "auto", "logits", "probabilities", "sigmoid" or
+            "values"; the name, number or dotted path of a part, "part:kind", or a function that picks the part. By
+            itself it is all but caches, losses and inner states, and the kind is found as in
+            `taut.structure.kinds.Look`: by targets, names, values, shapes.
+        mask: the name of an input that is true, or not 0, where a position is real, or a function of the inputs that
+            gives such a tensor (samples, positions); None: inputs called attention_mask, or *padding_mask, which are
+            true at padding. Padded positions count nowhere.
         loss: `loss(outputs, targets)` in place of the sampled labels.
         progress: None: shown on a terminal or in a notebook, once it takes long; True: at once; False: not at all.
 
@@ -74,6 +85,8 @@ def observe(
     missing = [layer.name for layer in net.layers if layer.skip is None and layer.name not in modules]
     if missing:
         raise CallError(f"The network was traced from another model: this one has no layer '{missing[0]}'.")
+    example = read_example(model, net.example, output, mask)
+    net = net if example is net.example else replace(net, example=example)
     batches = None if data is None else collect(net.example, data, SAMPLES)
     net = net if batches is None else covered(net, model, batches)
     modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
@@ -82,7 +95,7 @@ def observe(
     if loss is not None and any(targets is None for _, targets in batches):
         raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
     try:
-        return _observe(net, model, modules, batches, _Scalar(output, loss))
+        return _observe(net, model, modules, batches, _Scalar(model, net.example, loss))
     except (RuntimeError, ModelError) as error:
         if loss is not None:
             raise
@@ -98,27 +111,29 @@ def observe(
 class _Scalar:
     """The number whose gradient is taken, and how the first output was read."""
 
-    def __init__(self, output: str, loss: Loss | None) -> None:
-        self.wish, self.loss = output, loss
+    def __init__(self, model: nn.Module, example: Example, loss: Loss | None) -> None:
+        self.model, self.example, self.loss = model, example, loss
         self.kinds: list[str] = []
         self.generator = generator(1)
 
-    def __call__(self, output: Any, targets: Any, samples: int) -> Tensor | None:
-        if not float_outputs(output):
+    def __call__(self, output: Any, inputs: Any, targets: Any) -> Tensor | None:
+        answers = answers_of(self.example, output, inputs)
+        if not answers.tensors:
             return None
-        if not all(bool(torch.isfinite(t).all()) for t in float_outputs(output)):
+        if not all(bool(torch.isfinite(t).all()) for t in answers.tensors):
             raise DataError("The model's output on the calibration data is not finite: check data and weights.")
         if not self.kinds:
-            self.kinds = choose_kinds(output, self.wish)
+            wish = self.example.output or Wish()
+            self.kinds = choose_kinds(answers, wish.kind, look_at(self.model, self.example, inputs, targets))
         if self.loss is None:
-            return sampled_loss(output, self.kinds, self.generator)
+            return sampled_loss(answers, self.kinds, self.generator)
         value = call("loss", self.loss, output, targets)
         if not isinstance(value, Tensor) or not value.is_floating_point():
             raise DataError(
                 f"loss returned {describe(value)}: return a tensor, one number that is a mean over the samples, or one "
                 "for each."
             )
-        return value * samples if value.ndim == 0 else value.sum()
+        return value * self.example.samples.size(inputs) if value.ndim == 0 else value.sum()
 
 
 def _observe(
@@ -132,17 +147,21 @@ def _observe(
     samples = sum(net.example.samples.size(inputs) for inputs, _ in batches)
     copied = shallow(model)
     with evaluating(copied), torch.no_grad():
-        outputs = sum(t.numel() * t.element_size() for t in float_outputs(net.example.run(copied)))
+        counting = answers_of(net.example, net.example.run(copied)).tensors
+        outputs = sum(t.numel() * t.element_size() for t in counting)
+    real = real_share(net.example, batches)
     moments = {
-        name: LayerMoments(copied.get_submodule(name), net[name], samples, seed) for seed, name in enumerate(modules)
+        name: LayerMoments(copied.get_submodule(name), net[name], samples, seed, real(net[name]))
+        for seed, name in enumerate(modules)
     }
     with _capturing(moments), evaluating(copied), torch.set_grad_enabled(scalar is not None):
         parts = _parts(net.example, batches, samples, chunk_size(net, outputs))
         for inputs, targets, held in track(parts, "observing"):
+            padding = Padding(net.example, inputs)
             for m in moments.values():
-                m.held = held
-            output, size = net.example.run(copied, inputs), net.example.samples.size(inputs)
-            value = None if scalar is None else scalar(output, fresh(targets, device_of(copied)), size)
+                m.held, m.padding = held, padding
+            output = net.example.run(copied, inputs)
+            value = None if scalar is None else scalar(output, inputs, fresh(targets, device_of(copied)))
             _backward(value, moments)
     layers = {name: _finished(moments.pop(name)) for name in modules}
     unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
@@ -256,5 +275,6 @@ def _calibrated(
         handle = copied.get_submodule(layer.name).register_forward_hook(disturb)
         after = net.example.run(copied, inputs)
         handle.remove()
+    before, after = (answers_of(net.example, output, inputs) for output in (before, after))
     scale = divergence(scalar.kinds, before, after) / share if scalar.kinds else 1.0
     return replace(stats, outputs=None, scale=scale)

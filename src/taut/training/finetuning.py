@@ -28,7 +28,9 @@ from taut.nn import bake, hold_zeros, masked
 from taut.planning.application import apply_plan
 from taut.recovery.balancing import balance
 from taut.recovery.samples import SAMPLES
+from taut.structure.answers import Output
 from taut.structure.calling import read_example
+from taut.structure.kinds import Reader
 from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import clone, unwrapped
@@ -54,8 +56,8 @@ class Finetune:
         loss: `loss(outputs, targets)`, a mean over samples; None: distillation from the original, without labels.
         schedule: stages, or a function of the plan that gives them, such as `taut.cascade`; None: all at once.
         folder: where the state is kept, to go on after a kill.
-        output: how the original's outputs are read for distillation: "auto" (as `observe` did), "logits",
-            "probabilities", "sigmoid" or "values".
+        output: what of the original's outputs is distilled, and how it is read: "auto" (as `observe` did), or as in
+            `taut.observe`.
         control: whether `taut.compress` trains the original equally and shows its metric beside: training alone may
             bring what looks like a gift of compression. It takes as long again; only where there is a loss, and
             `evaluate`. Its state is kept in FOLDER-control.
@@ -66,7 +68,7 @@ class Finetune:
     loss: Loss | None = None
     schedule: Schedule | Callable[[Plan], Schedule] | None = None
     folder: str | Path | None = None
-    output: str = "auto"
+    output: Output = "auto"
     control: bool = True
 
 
@@ -109,7 +111,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
     teacher: nn.Module | None = None,
     example: Any = None,
     folder: str | Path | None = None,
-    output: str = "auto",
+    output: Output = "auto",
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
 ) -> nn.Module:
@@ -126,8 +128,7 @@ def finetune(  # noqa: PLR0913 - the call is documented with these
         teacher: whose outputs are distilled; None: `model`, where there is a plan.
         example: how the model is called, where there are no statistics.
         folder: where the state is kept; called again with the same arguments, it goes on from there.
-        output: how outputs are read for distillation: "auto" (as `observe` did), "logits", "probabilities", "sigmoid"
-            or "values".
+        output: what of outputs is distilled, and how it is read: "auto" (as `observe` did), or as in `taut.observe`.
         progress: None: shown on a terminal or in a notebook, once it takes long; True: at once; False: not at all.
         seed: of everything random.
 
@@ -191,13 +192,15 @@ class _Run:
         if stats is None and example is None:
             raise CallError("Training needs stats= of taut.observe or an example= to know how the model is called.")
         given = stats.network.example if stats is not None else example
-        self.example: Example = read_example(model, given)
+        self.example: Example = read_example(model, given, wish.output)
         self.given = model
         self.held = tuple(masked(model))
         model = bake(clone(model)) if self.held else model
         self.original, self.plan, self.stats, self.wish, self.stages, self.seed = model, plan, stats, wish, stages, seed
         kinds = stats.kinds if stats is not None and wish.output == "auto" else ()
-        self.objectives = [Objective(wish.loss, stage.distill, kinds, wish.output) for stage in stages]
+        kind = "auto" if self.example.output is None else self.example.output.kind
+        reader = Reader(model if teacher is None else teacher, self.example)
+        self.objectives = [Objective(wish.loss, stage.distill, kinds, kind, reader) for stage in stages]
         distills = any(objective.distills for objective in self.objectives)
         if distills and teacher is None:
             raise CallError("Distillation needs the original: give teacher=, or a loss.")
@@ -249,7 +252,8 @@ class _Run:
         teacher = None if self.teacher is None else fingerprint(self.teacher, None, None)
         batches = self.wish.train if self.batches.fixed else None
         plan = self.plan and self.plan.to_json()
-        return fingerprint(self.original, batches, (plan, self.stages, self.seed, loss, teacher, self.wish.output))
+        output = getattr(self.wish.output, "__qualname__", self.wish.output)
+        return fingerprint(self.original, batches, (plan, self.stages, self.seed, loss, teacher, output))
 
     def _restored(self, position: Position, tensors: dict[str, Tensor]) -> nn.Module:
         model = clone(self.original)
@@ -325,8 +329,8 @@ class _Run:
                     samples = self.example.samples.size(inputs)
                     output, original = self.example.run(model, inputs), batches.original(place, inputs)
                     if objective.distills and objective.reading is None:
-                        position.reading = objective.settle(original)
-                    loss = objective(output, targets, on_device(original, device_of(model)))
+                        position.reading = objective.settle(original, inputs, targets)
+                    loss = objective(output, targets, on_device(original, device_of(model)), inputs)
                     total, count = total + samples * float(loss), count + samples
             if not count:
                 raise DataError("The validation data gave no batch.")

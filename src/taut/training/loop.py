@@ -188,16 +188,15 @@ class Trainer:
             group["lr"] = self._rate()
         inputs, targets = self.batches.read(batch)
         if self.objective.distills and self.objective.reading is None:
-            self.position.reading = self.objective.settle(self.batches.original(-1, inputs))
+            self.position.reading = self.objective.settle(self.batches.original(-1, inputs), inputs, targets)
         samples = self.example.samples
         size, mine = samples.size(inputs), (self.accelerator.process_index, self.accelerator.num_processes)
         device = device_of(self.model)
         inputs, targets = on_device(share(samples, (inputs, targets), size, *mine), device)
         original = self.batches.original(self.position.batch, inputs) if self.objective.distills else None
         with torch.enable_grad(), self.accelerator.autocast():
-            loss = self.objective(
-                self.example.run(self.wrapped, inputs, training=True), targets, on_device(original, device)
-            )
+            output = self.example.run(self.wrapped, inputs, training=True)
+            loss = self.objective(output, targets, on_device(original, device), inputs)
             scaled = loss * weight(size, *mine) if mine[1] > 1 else loss
         if not self._finite(loss):
             return None

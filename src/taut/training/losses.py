@@ -25,7 +25,7 @@ from torch.nn import functional
 from taut.core.tensors import describe
 from taut.core.user_code import call
 from taut.errors import CallError, DataError
-from taut.structure.fisher import choose_kinds, float_outputs
+from taut.structure.kinds import Look, Reader, choose_kinds, float_outputs, name_of, real_of, rows_of
 from taut.types.budget import FORBID
 
 Loss = Callable[[Any, Any], Tensor]
@@ -47,8 +47,14 @@ class Reading:
     scales: tuple[float, ...]
 
     @classmethod
-    def of(cls, original: Any, kinds: Sequence[str] = (), output: str = "auto") -> Reading:
+    def of(cls, original: Any, kinds: Sequence[str] = (), output: str = "auto", look: Look | None = None) -> Reading:
         """From the original's output on a batch; `kinds` that are known already are taken over.
+
+        Args:
+            original: the output, or what of it counts.
+            kinds: of its tensors, where they are known.
+            output: "auto" or the kind that is wished for.
+            look: what else is known of the output.
 
         Raises:
             CallError: `output` is unknown.
@@ -57,8 +63,11 @@ class Reading:
         found = [t.detach().float() for t in float_outputs(original)]
         if not found:
             raise DataError("Distillation needs floating-point outputs.")
-        settled = list(kinds) if len(kinds) == len(found) else choose_kinds(original, output)
-        scales = [_variance(t) if kind == "values" else 1.0 for t, kind in zip(found, settled, strict=True)]
+        settled = list(kinds) if len(kinds) == len(found) else choose_kinds(original, output, look)
+        parts = zip(found, settled, real_of(original), strict=True)
+        scales = [
+            _variance(t if real is None else rows_of(t, k, real)) if k == "values" else 1.0 for t, k, real in parts
+        ]
         return cls(tuple(settled), tuple(scales))
 
     def distance(self, original: Any, output: Any) -> Tensor:
@@ -71,8 +80,11 @@ class Reading:
         if len(pairs) != len(self.kinds) or any(p.shape != q.shape for p, q in pairs):
             raise DataError("Distillation needs floating-point outputs of the same shapes from both models.")
         parts = [
-            _distance(kind, p.detach().float(), q.float()) / scale
-            for kind, scale, (p, q) in zip(self.kinds, self.scales, pairs, strict=True)
+            _distance(
+                name_of(kind), (rows_of(p.detach().float(), kind, real), rows_of(q.float(), kind, real)), _samples(p)
+            )
+            / scale
+            for kind, scale, real, (p, q) in zip(self.kinds, self.scales, real_of(original), pairs, strict=True)
         ]
         return torch.stack(parts).sum()
 
@@ -83,8 +95,14 @@ def _variance(p: Tensor) -> float:
     return float(spread) or 1.0
 
 
-def _distance(kind: str, p: Tensor, q: Tensor) -> Tensor:
-    samples = max(1, p.shape[0] if p.ndim else 1)
+def _samples(p: Tensor) -> int:
+    return max(1, p.shape[0] if p.ndim else 1)
+
+
+def _distance(kind: str, rows: tuple[Tensor, Tensor], samples: int) -> Tensor:
+    p, q = rows
+    if not p.numel():
+        return q.sum()
     if kind == "values":
         return (p - q).square().mean()
     if kind == "sigmoid":
@@ -123,8 +141,22 @@ class Objective:
         loss: the user's, or None. share: weight of the distillation. reading: of the original's outputs, once settled.
     """
 
-    def __init__(self, loss: Loss | None, share: float | None, kinds: Sequence[str] = (), output: str = "auto") -> None:
+    def __init__(
+        self,
+        loss: Loss | None,
+        share: float | None,
+        kinds: Sequence[str] = (),
+        output: str = "auto",
+        reader: Reader | None = None,
+    ) -> None:
         """Settle the weights.
+
+        Args:
+            loss: the user's.
+            share: weight of the distillation; None: all of it without a loss, else nothing.
+            kinds: of the tensors of an output, where they are known.
+            output: "auto" or the kind that is wished for.
+            reader: knows what of an output counts; None: all that is an answer.
 
         Raises:
             CallError: the share asks for a loss that was not given.
@@ -133,7 +165,7 @@ class Objective:
         self.share = (1.0 if loss is None else 0.0) if share is None else share
         if self.loss is None and self.share < 1:
             raise CallError(f"A stage with 'distill' {self.share} needs a loss for the rest: give loss=.")
-        self.kinds, self.output = kinds, output
+        self.kinds, self.output, self.reader = kinds, output, reader
         self.reading: Reading | None = None
 
     @property
@@ -141,13 +173,23 @@ class Objective:
         """Whether the original's outputs are needed."""
         return self.share > 0
 
-    def settle(self, original: Any) -> Reading:
+    def settle(self, original: Any, inputs: Any = None, targets: Any = None) -> Reading:
         """Settle how the original's outputs are read, from those of one whole batch."""
-        self.reading = Reading.of(original, self.kinds, self.output)
+        look = None if self.reader is None else self.reader.look(inputs, targets)
+        self.reading = Reading.of(self._answers(original, inputs), self.kinds, self.output, look)
         return self.reading
 
-    def __call__(self, output: Any, targets: Any, original: Any) -> Tensor:
+    def _answers(self, output: Any, inputs: Any) -> Any:
+        return output if self.reader is None else self.reader.answers(output, inputs)
+
+    def __call__(self, output: Any, targets: Any, original: Any, inputs: Any = None) -> Tensor:
         """The loss of a batch, a mean over its samples.
+
+        Args:
+            output: of the compressed network.
+            targets: for the user's loss.
+            original: what the original gives.
+            inputs: of both, which say what is padding.
 
         Raises:
             DataError: the user's loss needs targets that the batch does not have, raised, or gave no scalar.
@@ -160,5 +202,7 @@ class Objective:
         if self.distills:
             if self.reading is None:
                 raise CallError("Distillation starts with a reading of the original's output.")
-            return total + self.share * self.reading.distance(original, output)
+            return total + self.share * self.reading.distance(
+                self._answers(original, inputs), self._answers(output, inputs)
+            )
         return total
