@@ -7,6 +7,8 @@
     keep: {head: 1, "features.*": 0.5}       # or a list of names, globs and kinds that are left alone
     finetune: {epochs: 5, patience: 2, cascade: false}
     sensitivity: false
+    output: logits
+    mask: attention_mask
     align: 1
     compare: torch          # what is timed at the end: true (every runtime), torch or false
     seed: 0
@@ -29,6 +31,7 @@ from taut.core.text import brief
 from taut.errors import CallError
 from taut.measure.timing import Timing, check_timing
 from taut.methods import resolve
+from taut.structure.answers import Wish
 from taut.types import Budget, Method, Plan, Schedule, Stage, Step
 from taut.types.keep import written_keep
 
@@ -84,6 +87,8 @@ class Recipe:
         budget: what the result may cost; None where the front is wanted.
         methods: what the planner may use; None for the default ones.
         finetune: how the result is trained; None for not at all.
+        output: what of the model's output counts, and how it is read (`taut.observe`).
+        mask: name of the input that says which positions are real; None: those that are called so.
         sensitivity: whether damages are measured before planning.
         align: every rank is a multiple of it.
         compare: what is timed at the end; None for what the command does by itself.
@@ -94,6 +99,8 @@ class Recipe:
     budget: Budget | None = None
     methods: tuple[Method, ...] | None = None
     finetune: Training | None = None
+    output: str = "auto"
+    mask: str | None = None
     sensitivity: bool = False
     align: int = 1
     compare: Timing | None = None
@@ -139,6 +146,9 @@ class Recipe:
             if isinstance(value, bool) or not isinstance(value, int):
                 raise CallError(f"The '{key}' must be a whole number. Got {brief(value)} instead.")
         check_seed(seed)
+        mask = given.get("mask")
+        if mask is not None and not isinstance(mask, str):
+            raise CallError(f"The 'mask' must be the name of an input. Got {brief(mask)} instead.")
         if given.get("compare") is not None:
             check_timing(given["compare"])
         training, measured = given.get("finetune"), given.get("sensitivity", False)
@@ -149,11 +159,23 @@ class Recipe:
             methods=None if methods is None else _methods(methods),
             keep=None if given.get("keep") is None else written_keep(given["keep"]),
             finetune=None if training is None else _training(training),
+            output=checked(given.get("output", "auto")),
+            mask=mask,
             sensitivity=measured,
             align=align,
             compare=given.get("compare"),
             seed=seed,
         )
+
+
+def checked(output: Any) -> str:
+    """What of an output counts, as it is written.
+
+    Raises:
+        CallError: it is none of its forms.
+    """
+    Wish.of(output)
+    return str(output)
 
 
 class _Strict(yaml.SafeLoader):

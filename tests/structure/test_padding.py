@@ -8,8 +8,11 @@ import taut
 from taut import CallError, DataError
 from taut.core.padding import real_positions, real_rows
 from taut.recovery.batch_norm import moments_of
+from taut.recovery.judging import Judge
 from taut.structure.calling import read_example
+from taut.structure.kinds import Reader
 from taut.structure.padding import Padding
+from taut.training.losses import Objective
 
 WORDS, WIDE = 20, 12
 LENGTHS = (3, 5, 2, 6, 4, 5, 3, 6)
@@ -98,13 +101,8 @@ def apart(batch):
     return [{"input_ids": ids[None, :n], "attention_mask": torch.ones(1, n, dtype=torch.long)} for ids, n in rows]
 
 
-def loss(output, _):
-    """One that draws nothing, and looks at real positions alone, as the models' own do."""
-    scores = output["logits"].log_softmax(-1)[..., :3].sum(-1)
-    return scores.sum(1)
-
-
 def masked_loss(output, targets):
+    """One that draws nothing, and looks at real positions alone, as the models' own do."""
     return (output["logits"].log_softmax(-1)[..., :3].sum(-1) * targets).sum(1)
 
 
@@ -132,8 +130,8 @@ def test_moments_are_those_of_the_sequences_one_by_one():
     with torch.no_grad():
         for one in apart(batch):
             model(**one)
-    for name, rows in sums.items():
-        rows = torch.cat(rows)
+    for name, parts in sums.items():
+        rows = torch.cat(parts)
         energy = rows.double().square().sum() / len(LENGTHS * 4)
         trace = padded.layers[name].weighting.full.diagonal(dim1=-2, dim2=-1).sum()
         assert float(trace) == pytest.approx(float(energy), rel=1e-4), name
@@ -162,8 +160,6 @@ def test_plans_and_refits_are_the_same_with_any_amount_of_padding(spare):
 
 
 def test_damage_divergence_and_agreement_look_at_real_positions_alone():
-    from taut.recovery.judging import Judge
-
     model, batch = Encoder().eval(), words(LENGTHS, 9)
     call = read_example(model, batch)
 
@@ -186,9 +182,6 @@ def test_damage_divergence_and_agreement_look_at_real_positions_alone():
 
 
 def test_distillation_looks_at_real_positions_alone():
-    from taut.structure.kinds import Reader
-    from taut.training.losses import Objective
-
     model, batch = Encoder().eval(), words(LENGTHS, 9)
     call = read_example(model, batch)
     output = model(**batch)

@@ -18,6 +18,7 @@ from taut.cli.options import (
     KeepNames,
     MethodNames,
     ModelArgument,
+    OutputText,
     RecipeFile,
     Seed,
     TaskFile,
@@ -44,6 +45,7 @@ def explore(
     recipe: RecipeFile = None,
     methods: MethodNames = None,
     keep: KeepNames = None,
+    output: OutputText = None,
     compare: Compare = None,
     seed: Seed = None,
     out: Annotated[
@@ -53,7 +55,7 @@ def explore(
 ) -> None:
     """Measure what a model can become, from 1x to 16x smaller; nothing is chosen or saved."""
     _require(model, task, weights, base, recipe)
-    wish = _wish(recipe, None, methods, seed, compare, keep)
+    wish = _wish(recipe, None, methods, seed, compare, keep, output)
     if plot is not None:
         from taut.search.front import check_plot
 
@@ -101,6 +103,7 @@ def compress(
     align: Annotated[
         int | None, typer.Option(min=1, help="Every rank a multiple of this; 16 is faster on CPUs. [default: 1]")
     ] = None,
+    output: OutputText = None,
     compare: Compare = None,
     seed: Seed = None,
 ) -> None:
@@ -109,7 +112,7 @@ def compress(
     _require(model, task, weights, base, recipe)
     from taut.recipe import Training
 
-    wish = _wish(recipe, wanted, methods, seed, compare, keep)
+    wish = _wish(recipe, wanted, methods, seed, compare, keep, output)
     if epochs is not None:
         wish = replace(wish, finetune=replace(wish.finetune or Training(), epochs=epochs))
     if cascade:
@@ -162,6 +165,8 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
             finetune=None if training is None else replace(training, folder=state),
             methods=wish.methods,
             keep=wish.keep,
+            output=wish.output,
+            mask=wish.mask or job.mask,
             sensitivity=wish.sensitivity,
             align=wish.align,
             compare=True if wish.compare is None else wish.compare,
@@ -231,6 +236,8 @@ def _front(net: nn.Module, job: tasks.Task, wish: Recipe, folder: Path | None) -
         evaluate=job.evaluate,
         methods=wish.methods,
         keep=wish.keep,
+        output=wish.output,
+        mask=wish.mask or job.mask,
         compare="torch" if wish.compare is None else wish.compare,
         seed=wish.seed,
         folder=folder,
@@ -272,11 +279,12 @@ def _wish(
     seed: int | None,
     compare: str | None = None,
     keep: list[str] | None = None,
+    output: str | None = None,
 ) -> Recipe:
     """The recipe, overridden by the options that were given."""
     from taut.core.randomness import check_seed
     from taut.methods import choose
-    from taut.recipe import Recipe
+    from taut.recipe import Recipe, checked
     from taut.types.keep import parse_keep
 
     written = Recipe() if recipe is None else Recipe.read(recipe)
@@ -286,6 +294,7 @@ def _wish(
         budget=_budget(budget) or written.budget,
         methods=written.methods if names is None else choose(names),
         keep=parse_keep(keep) if keep else written.keep,
+        output=written.output if output is None else checked(output),
         compare=written.compare if compare is None else _timing(compare),
         seed=written.seed if seed is None else check_seed(seed),
     )

@@ -62,4 +62,14 @@ Compare = Annotated[
         show_default=False,
     ),
 ]
+OutputText = Annotated[
+    str | None,
+    typer.Option(
+        "--output",
+        metavar="WHAT",
+        help="What of the model's output counts, and how it is read: logits, probabilities, sigmoid, values, the name "
+        "or number of a part, or PART:KIND. [default: auto]",
+        show_default=False,
+    ),
+]
 Seed = Annotated[int | None, typer.Option(help="Seed of everything random. [default: 0]", show_default=False)]

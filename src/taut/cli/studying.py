@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from taut.cli import models, signals, tasks
-from taut.cli.options import Base, KeepNames, ModelArgument, TaskFile, Weights
+from taut.cli.options import Base, KeepNames, ModelArgument, OutputText, TaskFile, Weights
 from taut.cli.output import say, show
 from taut.errors import TautError
 
@@ -23,13 +23,14 @@ class Asked:
     """What the command line names; other processes build the model and its task from it.
 
     Attributes:
-        model, weights, base, task: the arguments.
+        model, weights, base, task, output: the arguments.
     """
 
     model: str
     weights: Path | None
     base: str | None
     task: Path
+    output: str = "auto"
 
     def __call__(self) -> Subject:
         """The model and its task."""
@@ -40,7 +41,8 @@ class Asked:
         net = models.load(self.model, self.weights, self.base)
         identity = f"{self.model} {sha256(self.task.read_bytes()).hexdigest()}"
         data = None if job.calibration is None else job.data
-        return Subject(net, job.example, metric, data, job.training, job.loss, identity)
+        identity = identity if self.output == "auto" else f"{identity} {self.output}"
+        return Subject(net, job.example, metric, data, job.training, job.loss, identity, self.output, job.mask)
 
 
 def study(
@@ -60,6 +62,7 @@ def study(
         str, typer.Option(metavar="FRACTION,...", help="What is kept of the parameters; of the weights, if pruned.")
     ] = "0.5,0.25,0.125",
     keep: KeepNames = None,
+    output: OutputText = None,
     seeds: Annotated[int, typer.Option(min=1, help="How often each run is repeated.")] = 1,
     epochs: Annotated[
         int | None, typer.Option(min=1, help="Train every model that long, the uncompressed control too.")
@@ -69,6 +72,7 @@ def study(
     """Run methods x sizes x seeds on a model, and write what each result costs and is worth."""
     tasks.require(task)
     models.require(model, weights, base)
+    from taut.recipe import checked
     from taut.studies import studying
     from taut.studies.wishes import CONTROL, ORIGINAL, Grid, read_sizes, split
     from taut.types.keep import parse_keep
@@ -76,7 +80,8 @@ def study(
     grid = Grid(split(methods), read_sizes(sizes), seeds, epochs, parse_keep(keep or ()))
     signals.work_begins()
     try:
-        rows = studying.study(Asked(model, weights, base, task), out, grid, jobs)
+        asked = Asked(model, weights, base, task, "auto" if output is None else checked(output))
+        rows = studying.study(asked, out, grid, jobs)
     except KeyboardInterrupt:
         signals.advise(f"The same command goes on: finished runs are kept in {out}.")
         raise

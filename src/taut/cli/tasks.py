@@ -31,6 +31,7 @@ class Task:
         train: gives training batches; the file's `train_loader`, else its `calibration`.
         valid: gives validation batches, or None.
         loss: `loss(outputs, targets)`, or None: then the original is distilled.
+        mask: `mask(inputs)`, true where a position of a sequence is real, or None: inputs called so say it.
     """
 
     path: Path
@@ -40,6 +41,7 @@ class Task:
     train: Callable[[], Any] | None = None
     valid: Callable[[], Any] | None = None
     loss: Callable[[Any, Any], Any] | None = None
+    mask: Callable[[Any], Any] | None = None
 
     def data(self) -> Any:
         """The calibration batches, or None if the file defines none.
@@ -99,7 +101,9 @@ def read(path: Path) -> Task:
         raise CallError(f"The task file '{path}' must define example(): return an input of the model.")
     train, valid = _function(module, path, "train_loader"), _function(module, path, "valid_loader")
     loss = _function(module, path, "loss")
-    return Task(path, _call(example, path), evaluate, calibration, train or calibration, valid, loss)
+    mask = getattr(module, "mask", None)
+    mask = mask if callable(mask) else None
+    return Task(path, _call(example, path), evaluate, calibration, train or calibration, valid, loss, mask)
 
 
 def _imported(path: Path) -> ModuleType:

@@ -83,6 +83,10 @@ def _described(wish: Recipe) -> dict[str, Any]:
     recipe: dict[str, Any] = {"seed": wish.seed, "sensitivity": wish.sensitivity, "align": wish.align}
     if wish.compare is not None:
         recipe["compare"] = wish.compare
+    if wish.output != "auto":
+        recipe["output"] = wish.output
+    if wish.mask is not None:
+        recipe["mask"] = wish.mask
     if wish.budget is not None:
         recipe["budget"] = {key: value for key, value in asdict(wish.budget).items() if value is not None}
     if wish.methods is not None:

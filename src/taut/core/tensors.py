@@ -56,20 +56,26 @@ def placed(value: Any) -> list[tuple[str, Tensor]]:
 def opened(value: Any, depth: int = 4) -> Any:
     """The same nest with every Mapping and every object that torch's utilities do not see into as a dict.
 
-    Caches of keys and values are left out: they are no answer, but what saves the next run work.
+    Caches of keys and values are left out: they are no answer, but what saves the next run work. So are losses, which
+    are of the whole batch.
     """
     if is_cache(value):
         return None
+    if isinstance(value, tuple) and hasattr(value, "_fields"):
+        value = dict(zip(value._fields, value, strict=True))
     if isinstance(value, Mapping):
-        return {key: opened(item, depth) for key, item in value.items() if not is_cache(item)}
-    if isinstance(value, list | tuple):
-        return type(value)(opened(item, depth) for item in value) if type(value) in {list, tuple} else value
-    if not depth or isinstance(value, (Tensor, nn.Module, type, *NUMBERS)) or callable(value):
-        return value
-    if pytree.tree_structure(value).is_leaf():
-        held = attributes_of(value)
-        return {key: opened(item, depth - 1) for key, item in held.items()} if all_tensors(value) else value
+        return {key: opened(item, depth) for key, item in value.items() if not _is_beside(key, item)}
+    if type(value) in {list, tuple}:
+        return type(value)(opened(item, depth) for item in value)
+    foreign = depth and not callable(value) and pytree.tree_structure(value).is_leaf()
+    if foreign and not isinstance(value, (Tensor, nn.Module, type, *NUMBERS)) and all_tensors(value):
+        return opened(attributes_of(value), depth - 1)
     return value
+
+
+def _is_beside(key: Any, item: Any) -> bool:
+    """Whether an entry of an output is a cache or a loss."""
+    return is_cache(item) or (isinstance(item, Tensor) and not item.ndim and str(key).endswith("loss"))
 
 
 def is_cache(value: Any) -> bool:

@@ -17,6 +17,7 @@ from torch import nn
 from taut.artifact.checkpoint import is_folder, load, save
 from taut.artifact.manifest import WEIGHTS
 from taut.core.data import collect
+from taut.core.example import Example, Mask
 from taut.core.files import one_line
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
@@ -31,6 +32,7 @@ from taut.planning.plan import whole
 from taut.recovery.samples import SAMPLES
 from taut.search.limits import meet_budget
 from taut.search.session import Session
+from taut.structure.answers import Output
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
@@ -59,6 +61,8 @@ class Subject:
         training: gives training data and what judges (`taut.Finetune`), where models are trained.
         loss: of the training; None: distillation.
         identity: of everything else that results depend on, such as the digest of the data.
+        output: what of an output counts, and how it is read, as in `taut.compress`.
+        mask: what says which positions are real, likewise.
     """
 
     model: nn.Module
@@ -68,6 +72,13 @@ class Subject:
     training: Callable[[], tuple[Any, Any]] | None = None
     loss: Any = None
     identity: str = ""
+    output: Output = "auto"
+    mask: Mask = None
+
+    @property
+    def call(self) -> Example:
+        """How the model is called, and its outputs are read."""
+        return read_example(self.model, self.example, self.output, self.mask)
 
     @cached_property
     def state(self) -> str:
@@ -135,7 +146,7 @@ class Run:
             if cell["method"] in {ORIGINAL, CONTROL}:
                 raise
             return {"reason": one_line(error)}
-        cost = count(shallow(small), read_example(subject.model, subject.example))
+        cost = count(shallow(small), subject.call)
         name = self.name(cell)
         save(small, plan, self.folder / name)
         stored = (self.folder / name / WEIGHTS).read_bytes()
@@ -179,9 +190,7 @@ class Timing:
         if not is_folder(place):
             raise ArtifactError(f"The model '{place}' is gone: delete runs.jsonl beside its folder and start again.")
         small = load(place, base=subject.model)
-        found = latencies(subject.model, small, read_example(subject.model, subject.example), quick=True).runtimes[
-            "eager"
-        ]
+        found = latencies(subject.model, small, subject.call, quick=True).runtimes["eager"]
         return {"ms": found.after, "speedup": found.ratio}
 
 
@@ -202,7 +211,7 @@ def make(subject: Subject, cell: Cell, keep: Mapping[str, float] | None = None) 
     method = read_method(cell["method"])
     data = None if subject.data is None else subject.data()
     if planned(method):
-        session = Session.open(subject.model, subject.example, data, None if method is None else [method], keep=keep)
+        session = Session.open(subject.model, subject.call, data, None if method is None else [method], keep=keep)
         if not session.planner.movable.params:
             raise CallError(f"{cell['method']} makes no layer of this network smaller.")
         built, missed = meet_budget(session, Budget(params=float(cell["size"])))
@@ -211,7 +220,7 @@ def make(subject: Subject, cell: Cell, keep: Mapping[str, float] | None = None) 
         return built
     if method is None:
         raise CallError("Without a method there is nothing to do.")
-    net = trace(subject.model, subject.example).leaving(shares_of(subject.model, keep))
+    net = trace(subject.model, subject.call).leaving(shares_of(subject.model, keep))
     batches = None if data is None else collect(net.example, data, SAMPLES)
     plan = Plan.of(net, _steps(net, method, cell["size"]))
     small, done = apply_plan(subject.model, plan, observe(net, subject.model, batches), batches)
@@ -289,4 +298,4 @@ def trained(subject: Subject, small: nn.Module, cell: Cell, epochs: int) -> nn.M
     with quiet(cell["seed"]):
         train, judge = subject.training()
         wish = Finetune(train, judge, subject.loss, (Stage(epochs=epochs, hold_zeros=made),))
-        return carry_out(small, None, None, wish, teacher=subject.model, example=subject.example, seed=cell["seed"])[0]
+        return carry_out(small, None, None, wish, teacher=subject.model, example=subject.call, seed=cell["seed"])[0]
