@@ -40,7 +40,8 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
     [
         (
             "budgets: {macs: 0.5}",
-            "Unknown recipe key 'budgets'. Known: budget, methods, finetune, sensitivity, align, compare, seed, keep.",
+            "Unknown recipe key 'budgets'. Known: budget, methods, finetune, sensitivity, align, compare, seed, keep, "
+            "output, mask.",
         ),
         ("budget: {speed: 3}", "Unknown budget key 'speed'"),
         ("budget: {macs: 0.5, macs: 0.25}", "the key 'macs' is repeated"),

@@ -99,13 +99,13 @@ class Recipe:
     budget: Budget | None = None
     methods: tuple[Method, ...] | None = None
     finetune: Training | None = None
-    output: str = "auto"
-    mask: str | None = None
     sensitivity: bool = False
     align: int = 1
     compare: Timing | None = None
     seed: int = 0
     keep: Mapping[str, float] | None = None
+    output: str = "auto"
+    mask: str | None = None
 
     @classmethod
     def read(cls, path: str | Path) -> Recipe:
