@@ -8,6 +8,7 @@ import taut
 from cases import sequential
 from planning.knapsacks import best, cost_of, observed, problem
 from taut import Budget, BudgetError, CallError, Plan
+from taut.core.text import count
 from taut.methods import METHODS
 from taut.methods.low_rank.svd import SVD
 from taut.planning.candidates import survey
@@ -76,6 +77,11 @@ def test_what_cannot_be_met_says_how_far_it_goes():
     least = cost_of(net, choices, closest(net, choices, {"params": 1}), "params")
     assert str(least) in str(caught.value)
     assert unmet(net, choices, {"params": 1, "macs": 1}).count("the candidates alone reach") == 2
+    kept = net.layers[0].name
+    with pytest.raises(BudgetError) as caught:
+        taut.plan(net, stats, Budget(params=2), methods="svd", keep=kept)
+    assert f"Most of that is in '{kept}' ({count(net[kept].params)})" in str(caught.value)
+    assert f"Kept as asked: '{kept}'" in str(caught.value)
 
 
 def test_wrong_calls():

@@ -1,5 +1,7 @@
 """Budgets that cannot be met: limits held first, else the nearest network that still works; and what is said."""
 
+import re
+
 import pytest
 import torch
 from torch import nn
@@ -179,3 +181,25 @@ def test_the_walk_ends_at_the_whole_network(blocked):
     assert not chosen.plan.steps
     assert tried == sorted(tried)
     assert tried[-1] < session.network.cost.params
+
+
+@pytest.mark.parametrize(
+    ("methods", "key"),
+    [
+        *((("svd",), key) for key in ("params", "macs", "bytes")),
+        *((("channels",), key) for key in ("params", "macs", "bytes")),
+        (("channels", "svd"), "params"),
+    ],
+)
+def test_the_least_that_is_named_is_the_least_that_the_methods_reach(methods, key):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 6)).eval(), torch.randn(64, 8)
+    error = unmet(model, x, Budget(**{key: 5}), methods=methods, compare=False)
+    narrow = {"params": 8 + 1 + 6 + 6, "macs": 8 + 6}  # one channel
+    thin = {"params": 8 + 16 + 16 + 16 + 6 + 6, "macs": 8 + 16 + 16 + 6}  # rank 1
+    least = (thin if methods == ("svd",) else narrow).get(key)
+    said = re.search(rf"At the least these methods leave {key} ([\d.]+k?) of", str(error)).group(1)
+    assert said == str(least) or key == "bytes"
+    amount = float(said.removesuffix("k")) * (1000 if said.endswith("k") else 1)
+    assert amount <= getattr(error.best.plan.after, key) * 1.01
+    assert "most of it in '2' (" in str(error) or "most of it in '0' (" in str(error)

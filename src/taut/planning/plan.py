@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
 from taut.core.modes import quietly
-from taut.core.text import count, numbered
+from taut.core.text import count, numbered, some
 from taut.errors import BudgetError, CallError
 from taut.methods import choose, resolve, settings
 from taut.planning.candidates import Choice, Option, survey
@@ -18,6 +18,9 @@ from taut.types.keep import AS_ASKED, Keep
 
 MET, UNMET = "the budget is met without it", "no network near the budget works with it changed"
 """Why a layer stays that nothing would be lost by changing."""
+
+MOST_LEFT = 3
+"""Layers that a message names at most."""
 
 ASKED = ("macs", "params", "sparsity", "latency", "rates", "counts", "widths")
 """Settings with which a method that takes out channels is told how many."""
@@ -123,12 +126,26 @@ def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
         parts.append(
             f"{key} <= {count(limit)} (the candidates alone reach {count(least)} of {count(getattr(net.cost, key))})"
         )
-    skipped = sum(layer.skip is not None and layer.params > 0 for layer in net.layers)
+    skipped = sum(layer.skip not in {None, AS_ASKED} and layer.params > 0 for layer in net.layers)
     why = f"; {numbered(skipped, 'layer')} cannot be changed, taut inspect says why" if skipped else ""
+    rest = _rest(net, choices, limits)
     return (
-        f"No plan meets the budget {' and '.join(parts)}. Ask for less, or add methods{why}."
+        f"No plan meets the budget {' and '.join(parts)}. {rest}Ask for less, or add methods{why}."
         f"{percent_note(limits, {key: getattr(net.cost, key) for key in limits})}"
     )
+
+
+def _rest(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
+    """The layers in which most of the least is, and those that the user wants kept."""
+    key = next(key for key in limits if key != "bytes" or len(limits) == 1)
+    least = {layer.name: float(getattr(layer.cost, key)) for layer in net.layers}
+    least |= {c.group.layer.name: min(option_cost(o, key, None) for o in c.options) for c in choices}
+    largest = [name for name in sorted(least, key=least.__getitem__, reverse=True)[:MOST_LEFT] if least[name]]
+    kept = sorted(net.kept, key=list(least).index)
+    where = ", ".join(f"'{name}' ({count(least[name])})" for name in largest)
+    alone = f" Kept as asked: {some(kept, 8)}." if kept else ""
+    floors = f" At least a share stays, as asked, of {some(list(net.floors), 8)}." if net.floors else ""
+    return (f"Most of that is in {where}." if where else "") + f"{alone}{floors} "
 
 
 def describe(
