@@ -20,6 +20,9 @@ from taut.report import draw_colour_lines, draw_filters
 from taut.studies import Bound, run_grid, write_results
 from taut.studies.grid import cells
 
+NEEDS = ("accelerate", "matplotlib")
+"""Packages beside taut's own, looked for before the first step."""
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 

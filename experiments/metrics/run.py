@@ -28,6 +28,9 @@ from taut.artifact.manifest import taut_version
 from taut.studies import Bound, Cell, run_grid, write_results
 from taut.studies.grid import cells
 
+NEEDS = ("accelerate", "matplotlib")
+"""Packages beside taut's own, looked for before the first step."""
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 

@@ -18,6 +18,9 @@ from typing import Any
 
 from taut.studies import Cell, run_grid, write_results
 
+NEEDS = ("accelerate", "matplotlib")
+"""Packages beside taut's own, looked for before the first step."""
+
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
 

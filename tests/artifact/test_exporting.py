@@ -243,7 +243,7 @@ def test_a_net_that_cannot_be_exported_says_why(tmp_path):
 def test_bad_calls_are_named(tmp_path, monkeypatch):
     with pytest.raises(CallError, match=r"must end in .onnx or .xml"):
         taut.export(net(), torch.randn(4, 6), tmp_path / "model.pt")
-    monkeypatch.setattr("taut.measure.onnx.find_spec", lambda name: None if name == "onnxscript" else name)
+    monkeypatch.setattr("taut.core.extras.find_spec", lambda name: None if name == "onnxscript" else name)
     with pytest.raises(CallError, match=r"onnxscript is not installed: pip install 'taut\[onnx\]'"):
         taut.export(net(), torch.randn(4, 6), tmp_path / "model.onnx")
 

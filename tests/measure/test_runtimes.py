@@ -172,7 +172,7 @@ def test_a_failing_conversion_leaves_the_other_runtimes(every_runtime, monkeypat
 
 def test_a_missing_package_is_named_with_the_remedy(monkeypatch, every_runtime):
     monkeypatch.delenv("TAUT_RUNTIMES")  # what is asked for by name is no remark but an error
-    monkeypatch.setattr("taut.measure.onnx.find_spec", lambda name: None if name == "openvino" else name)
+    monkeypatch.setattr("taut.core.extras.find_spec", lambda name: None if name == "openvino" else name)
     monkeypatch.setattr(runtimes.OnnxRuntime, "refuses", lambda *_: "")
     model = convnet()
     found = latencies(model, model, Example(model, torch.randn(2, 3, 8, 8)), rounds=1)

@@ -36,6 +36,15 @@ def test_studies_are_found_from_the_current_folder_upward(checkout, tmp_path_fac
         find_experiments(checkout / "missing")
 
 
+def test_packages_are_looked_for_before_the_first_step(checkout):
+    path = checkout / "experiments" / "mine" / "run.py"
+    path.write_text("NEEDS = ('no_such_package', 'torch')\nraise ValueError('the first step')\n" + MAIN)
+    with pytest.raises(CallError, match="study 'mine' needs a package: no_such_package is not installed: pip install"):
+        reproduce("mine")
+    path.write_text("NEEDS = ('torch',)\n" + MAIN)
+    assert reproduce("mine", quick=True)[0]
+
+
 def test_bad_studies_are_named(checkout):
     with pytest.raises(CallError, match=r"no study 'other'. There are: broken, mine"):
         load_study(find_experiments(), "other")

@@ -100,8 +100,7 @@ def test_data_that_can_be_read_once_have_no_control() -> None:
 
 def without(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
     real = importlib.util.find_spec
-    for module in ("taut.training.loop", "taut.measure.onnx"):
-        monkeypatch.setattr(f"{module}.find_spec", lambda name: None if name == package else real(name))
+    monkeypatch.setattr("taut.core.extras.find_spec", lambda name: None if name == package else real(name))
 
 
 def test_training_asks_for_accelerate_before_anything_else(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -145,3 +144,13 @@ def test_a_study_that_trains_asks_first(monkeypatch: pytest.MonkeyPatch, tmp_pat
     grid = taut.studies.Grid(("svd",), (0.5,), epochs=1)
     with pytest.raises(CallError, match=r"pip install 'taut\[train\]'"):
         taut.studies.study(lambda: subject, tmp_path / "out", grid)
+
+
+def test_codebooks_ask_for_their_package_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    without("sklearn", monkeypatch)
+    with pytest.raises(CallError, match=r"pip install 'taut\[quantize\]'"):
+        taut.compress(
+            net(), X[:4], budget="bytes=0.6", methods=["codebook"], evaluate=lambda _: pytest.fail("evaluated")
+        )
+    with pytest.raises(CallError, match=r"pip install 'taut\[quantize\]'"):
+        taut.explore(net(), X[:4], data=None, methods=["codebook"], evaluate=lambda _: pytest.fail("evaluated"))

@@ -15,11 +15,12 @@ from torch import nn
 from taut.core import file_sets, text
 from taut.core.atomic_folder import recover, rehearse_within
 from taut.core.example import Example
+from taut.core.extras import missing
 from taut.core.files import guarded, one_line
 from taut.core.modes import evaluating, quietly
 from taut.core.tensors import tensors
 from taut.errors import ArtifactError, CallError, ModelError
-from taut.measure.onnx import batch_axis, missing, synthetic, to_onnx
+from taut.measure.onnx import batch_axis, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
 from taut.nn import Rebuilt
 from taut.structure.calling import read_example

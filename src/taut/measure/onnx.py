@@ -8,7 +8,6 @@ import logging
 import re
 import warnings
 from collections.abc import Iterator
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 
 from taut.core.copying import deep_copy
 from taut.core.example import Example
+from taut.core.extras import missing
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import CallError, ModelError
 
@@ -26,13 +26,6 @@ LOGGERS = ("torch.onnx", "torch.export", "onnxscript", "onnx_ir")
 
 LARGEST = (1 << 31) - (1 << 20)
 """Bytes: protobuf holds no single file above 2 GB."""
-
-
-def missing(*packages: str) -> str | None:
-    """The first package that is not installed, with the remedy; or None."""
-    absent = next((name for name in packages if find_spec(name) is None), None)
-    extra = "openvino" if absent == "openvino" else "onnx"
-    return None if absent is None else f"{absent} is not installed: pip install 'taut[{extra}]'"
 
 
 def synthetic(example: Example, size: int, seed: int = 0) -> Any:

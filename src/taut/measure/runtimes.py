@@ -27,12 +27,13 @@ from torch.utils._pytree import tree_structure
 
 from taut.core.copying import deep_copy
 from taut.core.example import Example
+from taut.core.extras import missing
 from taut.core.modes import device_of
 from taut.core.nested import fresh
 from taut.core.tensors import all_tensors, map_tensors, on_device, tensors
 from taut.errors import CallError
 from taut.measure.layout import channels_last, has_images, has_kernels, images_last
-from taut.measure.onnx import arguments, feeds, missing
+from taut.measure.onnx import arguments, feeds
 from taut.measure.rounds import COPIES, Call
 
 Run = Callable[[Any], list[Any]]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import asdict, fields
 
+from taut.core.extras import missing
 from taut.core.text import brief
 from taut.errors import CallError
 from taut.methods.bake import Bake
@@ -100,6 +101,9 @@ def choose(wish: Iterable[str | Method] | None) -> tuple[Method, ...]:
     chosen = tuple(resolve(Step((), item)) if isinstance(item, str) else item for item in wish)
     for method in chosen:
         accept(type(method))
+        absent = missing(*getattr(type(method), "packages", ()))
+        if absent is not None:
+            raise CallError(f"{method.name} needs a package: {absent}.")
     if not chosen:
         raise CallError(f"At least one method is needed. Known: {', '.join(METHODS)}.")
     return chosen

@@ -18,6 +18,7 @@ from taut.core.showing import shown
 from taut.errors import BudgetError, CallError, TautError
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
+from taut.methods import choose
 from taut.planning.application import warn_of_training
 from taut.search.finishing import Result, controlled, finished
 from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
@@ -93,6 +94,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     check_timing(compare)
     chosen()  # the runtimes that are asked for are here
     _check(budget, evaluate, finetune, measured=sensitivity and data is None)
+    methods = choose(methods)
     model, keep = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):

@@ -82,13 +82,14 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     chosen()  # the runtimes that are asked for are here
     if folder is not None:
         rehearse_within(folder)
+    methods = choose(methods)
     model, shares = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
         example = read_example(model, example, output, mask)
         data = None if data is None else collect(example, data, SAMPLES)
         inputs = None if data is None else [inputs for inputs, _ in data]
-        used = [(m.name, asdict(m)) for m in choose(methods)]  # type: ignore[call-overload]
+        used = [(m.name, asdict(m)) for m in methods]  # type: ignore[call-overload]
         asked: tuple[Any, ...] = (used, seed, None if evaluation is None else evaluation.original)
         asked = asked if compare == "torch" else (*asked, compare)
         asked = asked if output == "auto" and mask is None else (*asked, _named(output), _named(mask))

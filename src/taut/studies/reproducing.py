@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from taut.core.atomic_folder import rehearse_within
+from taut.core.extras import missing
 from taut.errors import CallError, DataError, TautError
 
 EXPERIMENTS, RUN = "experiments", "run.py"
@@ -66,6 +68,19 @@ def load_study(experiments: Path, name: str) -> Callable[..., Any]:
     return main
 
 
+def _require(path: Path) -> None:
+    """Find out before a study's first step whether the packages are here that its NEEDS = (...) names.
+
+    Raises:
+        CallError: one is missing.
+    """
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.Assign) and any(isinstance(t, ast.Name) and t.id == "NEEDS" for t in node.targets):
+            absent = missing(*ast.literal_eval(node.value))
+            if absent is not None:
+                raise CallError(f"The study '{path.parent.name}' needs a package: {absent}.")
+
+
 def reproduce(  # noqa: PLR0913 - what a study's main takes
     name: str,
     *,
@@ -94,6 +109,7 @@ def reproduce(  # noqa: PLR0913 - what a study's main takes
     folder = find_experiments(experiments)
     if name in studies(folder):
         rehearse_within(target)
+        _require(folder / name / RUN)
     main = load_study(folder, name)
     target.mkdir(parents=True, exist_ok=True)
     return bool(main(data, target, paper, quick, seeds)), target

@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
-from importlib.util import find_spec
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example
+from taut.core.extras import missing
 from taut.core.modes import device_of
 from taut.core.progress import stage as announce
 from taut.core.randomness import capture, mixed, restore, seed_all
@@ -52,7 +52,7 @@ def require_training() -> None:
     Raises:
         CallError: Accelerate is not.
     """
-    if find_spec("accelerate") is None:
+    if missing("accelerate") is not None:
         raise CallError("Training needs Accelerate: pip install 'taut[train]'.")
 
 

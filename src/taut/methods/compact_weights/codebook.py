@@ -53,6 +53,7 @@ class Codebook(Stored):
     metric: str = "data"
     seed: int = 0
     name: ClassVar[str] = "codebook"
+    packages: ClassVar[tuple[str, ...]] = ("sklearn",)
 
     def built(self, layer: Layer) -> Module:
         """Codes that are all zero."""
