@@ -203,3 +203,11 @@ def test_the_least_that_is_named_is_the_least_that_the_methods_reach(methods, ke
     amount = float(said.removesuffix("k")) * (1000 if said.endswith("k") else 1)
     assert amount <= getattr(error.best.plan.after, key) * 1.01
     assert "most of it in '2' (" in str(error) or "most of it in '0' (" in str(error)
+
+
+def test_what_an_exact_step_freed_is_not_said_to_block():
+    normed = nn.utils.parametrizations.weight_norm
+    model, x = nn.Sequential(normed(nn.Linear(8, 16)), nn.ReLU(), normed(nn.Linear(16, 6))).eval(), torch.randn(64, 8)
+    text = str(unmet(model, x, Budget(params=5), methods=["svd"], keep={"2": 0.9}, compare=False))
+    assert "90% of it stays, as asked" in text
+    assert "parametrization" not in text

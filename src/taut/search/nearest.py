@@ -185,7 +185,7 @@ def _blocking(session: Session, key: str) -> str:
     field, words = _counted(key)
     whole = max(float(getattr(session.network.cost, field)), 1.0)
     groups: dict[tuple[str, str], list[Layer]] = defaultdict(list)
-    for layer in session.network.layers:
+    for layer in session.stats.network.layers:  # after the exact steps, which may have freed some
         if layer.skip not in {None, AS_ASKED} and getattr(layer, field):
             groups[layer.kind, str(layer.skip).replace(f"'{layer.name}'", "it")].append(layer)
     shares = {kind: sum(getattr(layer, field) for layer in layers) / whole for kind, layers in groups.items()}
