@@ -335,3 +335,16 @@ def test_a_layer_at_two_places_and_its_hook_are_exported_dense_too(tmp_path, mon
     assert all(parity.holds for parity in done.parity)
     assert small[0] is small[1]
     assert type(small[0]).__name__ == "Hashed"
+
+
+def test_a_forward_of_any_number_of_inputs_is_exported(tmp_path):
+    class Many(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.fc = nn.Linear(4, 2)
+
+        def forward(self, *inputs):
+            return self.fc(sum(inputs))
+
+    exported = taut.export(Many().eval(), (torch.randn(3, 4), torch.randn(3, 4)), tmp_path / "many.onnx")
+    assert len({parity.samples for parity in exported.parity}) == 2  # the batch is dynamic

@@ -39,7 +39,8 @@ from taut.core.user_code import call
 from taut.errors import ArtifactError, CallError
 from taut.measure.storage import stored_tensors
 from taut.nn import bake, masked
-from taut.structure.surgery import clone, unwrapped
+from taut.structure.surgery import clone
+from taut.structure.wrappers import unwrapped
 from taut.types import Plan
 
 

@@ -24,7 +24,8 @@ from taut.measure.onnx import batch_axis, synthetic, to_onnx
 from taut.measure.runtimes import OnnxRuntime, OpenVINO, Run
 from taut.nn import Rebuilt
 from taut.structure.calling import read_example
-from taut.structure.surgery import clone, replace, unwrapped
+from taut.structure.surgery import clone, replace
+from taut.structure.wrappers import unwrapped
 
 SAMPLES = 64
 LIMIT = 1e-4

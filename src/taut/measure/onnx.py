@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import io
 import logging
 import re
@@ -91,7 +92,7 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
                 args,
                 kwargs=kwargs,
                 dynamo=True,
-                dynamic_shapes=dynamic[1] if kwargs else dynamic[0],
+                dynamic_shapes=_by_parameter(copied, dynamic),
                 opset_version=OPSET,
                 verbose=False,
             )
@@ -99,6 +100,14 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
         reason = _reason(error)
         raise ModelError(f"torch cannot export this model to ONNX: {reason}{_remedy(reason)}") from error
     _write(program, path)
+
+
+def _by_parameter(model: nn.Module, dynamic: tuple[tuple[Any, ...], dict[str, Any]]) -> Any:
+    """Dynamic axes as torch.export wants them: of a forward(*inputs, **more) by the names of these parameters."""
+    parameters = inspect.signature(model.forward).parameters.values()
+    if any(p.kind in {p.VAR_POSITIONAL, p.VAR_KEYWORD} for p in parameters):
+        return dict(inspect.signature(model.forward).bind(*dynamic[0], **dynamic[1]).arguments)
+    return dynamic[1] or dynamic[0]
 
 
 def _dimensions(example: Example, t: Tensor) -> Any:

@@ -34,8 +34,9 @@ from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import answering, clone, locate, shallow, unwrapped
+from taut.structure.surgery import answering, clone, locate, shallow
 from taut.structure.surgery import replace as put
+from taut.structure.wrappers import unwrapped
 from taut.types import (
     Automatic,
     Group,

@@ -24,7 +24,8 @@ from taut.structure.answers import answers_of
 from taut.structure.fisher import divergence
 from taut.structure.kinds import choose_kinds, look_at
 from taut.structure.statistics import Curve, Statistics
-from taut.structure.surgery import shallow, swap, unwrapped
+from taut.structure.surgery import shallow, swap
+from taut.structure.wrappers import unwrapped
 from taut.types import Group, Method, Network
 
 SAMPLES = 128

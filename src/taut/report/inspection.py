@@ -18,8 +18,9 @@ from taut.methods import METHODS
 from taut.report.remedies import remedy
 from taut.structure.calling import read_example
 from taut.structure.channels.groups import Coupling, coupled
-from taut.structure.surgery import shallow, unwrapped
+from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
+from taut.structure.wrappers import unwrapped
 from taut.types import Group, Layer, Looking, Method, Network
 
 SAMPLES = 64

@@ -26,6 +26,7 @@ from taut.recovery.samples import SAMPLES, refit_samples
 from taut.search.joint import JUDGES, JointPlanner
 from taut.search.latency import fit_latency_model, shape_variants
 from taut.search.ranks import Batches, Built, Limits, RankPlanner
+from taut.structure.admission import check_module
 from taut.structure.answers import answers_of
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
@@ -33,8 +34,9 @@ from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
 from taut.structure.statistics import Statistics
 from taut.structure.support import COMPUTED
-from taut.structure.surgery import clone, locate, shallow, unwrapped
+from taut.structure.surgery import clone, locate, shallow
 from taut.structure.tracing import trace
+from taut.structure.wrappers import unwrapped
 from taut.training.finetuning import Finetune, carry_out
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 from taut.types.keep import Keep
@@ -207,8 +209,7 @@ def bare(model: nn.Module) -> nn.Module:
     Raises:
         CallError: it is no module.
     """
-    if not isinstance(model, nn.Module):
-        raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    check_module(model)
     return unwrapped(model)
 
 

@@ -18,9 +18,11 @@ from taut.core.samples import Samples
 from taut.core.tensors import all_tensors, map_tensors, opened, placed, tensors
 from taut.errors import DataError, ModelError
 from taut.structure.answers import Output, Wish, answers_of
+from taut.structure.admission import admit
 from taut.structure.coverage import noise_like, seeded
 from taut.structure.sameness import IN_OTHER_BATCHES, IN_OTHER_LAYERS, outputs_match
-from taut.structure.surgery import shallow, unwrapped
+from taut.structure.surgery import shallow
+from taut.structure.wrappers import unwrapped
 
 
 @quietly
@@ -46,7 +48,9 @@ def read_example(model: nn.Module, value: Any, output: Output = "auto", mask: Ma
     wish = Wish.of(output)
     if isinstance(value, Example):
         return value if wish == Wish() and mask is None else _reading(value, wish, mask)
-    copied = shallow(unwrapped(model))
+    model = unwrapped(model)
+    admit(model)
+    copied = shallow(model)
     with evaluating(copied):
         example, plain = _call_of(copied, value)
         inputs = noise_like(example)

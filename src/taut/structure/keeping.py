@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from taut.structure.surgery import unwrapped, wrapped_by
+from taut.structure.wrappers import unwrapped, wrapped_by
 from taut.types.keep import Candidate, Keep, read_keep
 
 

@@ -29,8 +29,9 @@ from taut.structure.fisher import Loss, divergence, sampled_loss
 from taut.structure.kinds import choose_kinds, look_at
 from taut.structure.padding import Padding, real_share
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import shallow, unwrapped
+from taut.structure.surgery import shallow
 from taut.structure.tracing import covered
+from taut.structure.wrappers import unwrapped
 from taut.types import Layer, Network
 
 SAMPLES = 1024

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,32 +28,6 @@ HOOKS = (
     "_backward_pre_hooks",
 )
 """What a module remembers of its user's hooks; all of it moves to the replacement."""
-
-
-def unwrapped(model: nn.Module) -> nn.Module:
-    """The model without `torch.compile` and data parallelism, at the top or further in; itself where nothing wraps it.
-
-    A compiled module hides its layers from hooks, or compiles these along. Parameters and buffers are the model's own.
-    """
-    while (inner := wrapped_by(model)) is not None:
-        model = inner
-    wrappers = [module for module in model.modules() if wrapped_by(module) is not None]
-    if not wrappers:
-        return model
-    memo: dict[int, Any] = {id(t): t for t in (*model.parameters(), *model.buffers())}
-    for wrapper in reversed(wrappers):  # the innermost first: those around it copy what is left of it
-        memo[id(wrapper)] = deep_copy(cast(nn.Module, wrapped_by(wrapper)), memo)
-    return deep_copy(model, memo)
-
-
-def wrapped_by(module: nn.Module) -> nn.Module | None:
-    """What a wrapper holds, None where it is none."""
-    inner = getattr(module, "_orig_mod", None)  # of torch.compile
-    if isinstance(inner, nn.Module):
-        return inner
-    if isinstance(module, nn.DataParallel | nn.parallel.DistributedDataParallel):
-        return cast(nn.Module, module.module)
-    return None
 
 
 def shallow(model: nn.Module) -> nn.Module:

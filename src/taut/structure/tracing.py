@@ -16,10 +16,11 @@ from torch.nn.parameter import is_lazy
 from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.modes import quietly
-from taut.errors import CallError, ModelError
+from taut.errors import ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.nn.answering import TENSORS
+from taut.structure.admission import admit, check_module
 from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
 from taut.structure.coverage import covering
@@ -36,7 +37,8 @@ from taut.structure.probing import (
 )
 from taut.structure.rules import module_rule
 from taut.structure.support import COMPUTED, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
-from taut.structure.surgery import shallow, unwrapped
+from taut.structure.surgery import shallow
+from taut.structure.wrappers import unwrapped
 from taut.types import Cost, Invocation, Layer, Network
 
 SAMPLES = 1024
@@ -60,15 +62,9 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
         CallError: `model` is no module.
         ModelError: it cannot be run on the example, or holds NaN, Inf or uninitialized weights.
     """
-    if not isinstance(model, nn.Module):
-        raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead.")
+    check_module(model)
     model = unwrapped(model)
-    scripted = next((name for name, m in model.named_modules() if isinstance(m, torch.jit.ScriptModule)), None)
-    if scripted is not None:
-        raise ModelError(
-            f"The module '{scripted or '(model)'}' is compiled TorchScript, which cannot be observed: "
-            "pass the model as it was before torch.jit.script or torch.jit.trace."
-        )
+    admit(model)
     check_finite(model)
     call = read_example(model, example)
     fresh = not call.witnesses

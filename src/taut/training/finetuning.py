@@ -33,8 +33,9 @@ from taut.structure.calling import read_example
 from taut.structure.kinds import Reader
 from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
-from taut.structure.surgery import clone, unwrapped
+from taut.structure.surgery import clone
 from taut.structure.tracing import trace
+from taut.structure.wrappers import unwrapped
 from taut.training.batches import Batches
 from taut.training.freezing import below, frozen, run_order
 from taut.training.loop import Idle, Judge, Trainer, accelerator, launched, require_training
