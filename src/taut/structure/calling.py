@@ -17,8 +17,8 @@ from taut.core.nested import fresh, lists_of, map_lists, rows_of
 from taut.core.samples import Samples
 from taut.core.tensors import all_tensors, map_tensors, opened, placed, tensors
 from taut.errors import DataError, ModelError
-from taut.structure.answers import Output, Wish, answers_of
 from taut.structure.admission import admit
+from taut.structure.answers import Output, Wish, answers_of
 from taut.structure.coverage import noise_like, seeded
 from taut.structure.sameness import IN_OTHER_BATCHES, IN_OTHER_LAYERS, outputs_match
 from taut.structure.surgery import shallow
