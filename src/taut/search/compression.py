@@ -54,7 +54,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
 ) -> Result:
-    """One budget in, the best plan out: applied, recovered and measured.
+    """One budget in, the best plan out: applied, recovered and measured, as a `taut.Result`.
 
     Args:
         model: a trained model; it is not changed.
@@ -73,28 +73,20 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             "values", a part by name, number or path, "part:kind", or a function that picks it (`taut.observe`).
         mask: what says which positions of sequences are real, where their inputs are not called attention_mask or
             *padding_mask: the name of an input, or a function of the inputs (`taut.observe`).
-        sensitivity: plan with measured damages (`taut.sensitivity`): slower, and better where layers interact
-            strongly, as in deep nets at large ratios. Needs `data`.
+        sensitivity: plan with measured damages (`taut.sensitivity`): slower, better at large ratios. Needs `data`.
         align: every rank is a multiple of it; 16 makes large convolutions a fifth faster on CPUs, at coarser steps.
         compare: what is timed at the end: True: both models in every runtime that is installed; "torch": in torch
             alone; False: nothing, costs are counted and `evaluate` is asked.
-        progress: None: shown on a terminal or in a notebook, once the work takes long; True: at once, in a pipe as
-            lines; False: not at all.
+        progress: whether it is shown: True, False, or None: on a terminal or in a notebook, once it takes long.
         seed: of everything random; the same seed gives the same bytes, but with a budget of `latency`: times differ.
-
-    Returns:
-        Model, plan and comparison.
 
     Raises:
         BudgetError: the budget cannot be met; `.best` is the closest Result.
         CallError, DataError, ModelError: see `taut.errors`. One that is raised after a model was made, as out of
             `evaluate` or a loss, carries it as `.result`.
     """
-    budget, seed = Budget.of(budget), check_seed(seed)
-    check_timing(compare)
-    chosen()  # the runtimes that are asked for are here
-    _check(budget, evaluate, finetune, measured=sensitivity and data is None)
-    methods = choose(methods)
+    budget, seed, methods = Budget.of(budget), check_seed(seed), choose(methods)
+    _check(budget, evaluate, finetune, compare, measured=sensitivity and data is None)
     model, keep = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
@@ -103,7 +95,6 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             model, call, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
         )
         built, missed = meet_budget(session, budget, evaluation)
-        warn_of_training(session.stats.outputs(session.base), built[0])
         return _answered(session, built, missed, _Asked(budget, evaluation, finetune, compare, seed))
 
 
@@ -124,6 +115,7 @@ def _answered(session: Session, built: Built, missed: Missed | None, asked: _Ask
     Raises:
         BudgetError: it misses the budget still.
     """
+    warn_of_training(session.stats.outputs(session.base), built[0])
     wish, tuned = asked.finetune, None
     if wish is not None:
         with _not_lost(session, built, Exception):
@@ -174,8 +166,12 @@ def _chosen(
     return built, missed
 
 
-def _check(budget: Budget, evaluate: Evaluate | None, finetune: Finetune | None, *, measured: bool) -> None:
+def _check(
+    budget: Budget, evaluate: Evaluate | None, finetune: Finetune | None, timing: Timing, *, measured: bool
+) -> None:
     """Refuse before any work what cannot be done; `measured`: damages are to be measured, without data."""
+    check_timing(timing)
+    chosen()  # the runtimes that are asked for are here
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")
     if finetune is not None and trains(finetune.schedule):

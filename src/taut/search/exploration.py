@@ -18,7 +18,7 @@ from taut.core.example import Mask
 from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
-from taut.core.progress import stage
+from taut.core.progress import track
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
 from taut.measure import model_times
@@ -96,19 +96,23 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         mark = fingerprint(model, (example.value, inputs), (*asked, shares) if shares else asked)
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
-        missing = [ratio for ratio in RATIOS if ratio not in points]
-        if missing:
-            session = Session.open(model, example, data, methods, keep=shares)
-            milliseconds = _original_time(session, points, compare)
-            with _not_lost(points), stage("exploring", total=len(missing)) as bar:
-                for ratio in missing:
-                    point = _measure(session, ratio, evaluation, milliseconds, compare)
-                    if point is not None:
-                        points[ratio] = point
-                        if store is not None:
-                            store.write(point)
-                    bar()
+        if any(ratio not in points for ratio in RATIOS):
+            _fill(points, Session.open(model, example, data, methods, keep=shares), evaluation, compare, store)
     return _front(points)
+
+
+def _fill(
+    points: dict[float, Point], session: Session, evaluation: Evaluation | None, timing: Timing, store: _Store | None
+) -> None:
+    """Measure the points that are missing, and keep each in the store."""
+    milliseconds = _original_time(session, points, timing)
+    with _not_lost(points):
+        for ratio in track([ratio for ratio in RATIOS if ratio not in points], "exploring"):
+            point = _measure(session, ratio, evaluation, milliseconds, timing)
+            if point is not None:
+                points[ratio] = point
+                if store is not None:
+                    store.write(point)
 
 
 def _front(points: Mapping[float, Point]) -> Front:
