@@ -402,7 +402,7 @@ def test_a_module_that_cannot_be_imported(place: Place) -> None:
         ("def evaluate(model):\n    return 'good'", "Return a number"),
         ("def calibration():\n    return []", "gave no batch"),
         ("def calibration():\n    return [torch.ones(4, 2, 2, 2)]", "float32[4, 2, 2, 2]"),
-        ("def calibration():\n    return [{'image': torch.ones(4, 16)}]", "image"),
+        ("def calibration():\n    return [{'image': torch.ones(4, 16), 'depth': torch.ones(4, 16)}]", "image"),
         ("def calibration():\n    raise OSError('disk full')", "calibration() in the task file"),
         ("def calibration():\n    return [torch.full((64, 16), float('nan'))]", "not finite"),
         ("def example():\n    return torch.ones(2, 5)", "cannot be run"),

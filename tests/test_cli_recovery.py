@@ -53,7 +53,7 @@ READ = {
     "benchmark against": ["benchmark", "NETS:build", "--against", "small", "--rounds", "1"],
     "export": ["export", "small", "small.onnx", "--base", "NETS:build"],
     "explore": ["explore", "small", "--base", "NETS:build", "--methods", "dead_units"],
-    "study": ["study", "small", "--base", "NETS:build", "--methods", "dead_units", "--sizes", "0.5", "--out", "o"],
+    "study": ["study", "small", "--base", "NETS:build", "--methods", "magnitude", "--sizes", "0.5", "--out", "o"],
     "compress": ["compress", "small", "--base", "NETS:build", "--budget", "params=0.5", "--out", "other"],
 }
 """The folder is the MODEL."""
@@ -62,7 +62,7 @@ WRITTEN = {
     "export into it": ["export", "NETS:build", "small/model.onnx"],
     "explore into it": ["explore", "NETS:build", "--methods", "dead_units", "--out", "small/front"],
     "plot into it": ["explore", "NETS:build", "--methods", "dead_units", "--plot", "small/front.svg"],
-    "study into it": ["study", "NETS:build", "--methods", "dead_units", "--sizes", "0.5", "--out", "small/study"],
+    "study into it": ["study", "NETS:build", "--methods", "magnitude", "--sizes", "0.5", "--out", "small/study"],
     "compress into it": ["compress", "NETS:build", "--budget", "params=0.5", "--out", "small/inner"],
 }
 """What is written lies in the folder: it must not be made anew, and so hide the old one."""
