@@ -24,8 +24,9 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"fused encoder", "build it with enable_nested_tensor=False"),
     (r"normalization|an activation has nothing", "nothing: it becomes narrower with the layers around it (channels)"),
     (r"mask holds its weight", "call taut.nn.bake(model) first"),
-    (r"parametrization", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') on a copy first"),
-    (r"recomputed by a hook", "call remove_weight_norm, remove_spectral_norm or prune.remove on a copy first"),
+    (r"taut.compress bakes it", "nothing: taut.compress bakes it first; in a plan of your own a step 'bake' does"),
+    (r"parametrization", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"),
+    (r"computed by other code", "make it a torch.nn.Parameter of the layer before the model is handed in"),
     (
         r"overrides",
         "use the plain torch layer if it computes the same; or say what it does: taut.register_channel_rule",
