@@ -69,7 +69,7 @@ def read_amount(key: str, value: Any) -> float | int:
 def unknown_key(key: object, known: list[str]) -> CallError:
     """The error about a key that no budget has, with the one that is probably meant."""
     meant = OTHER_WORDS.get(str(key).lower())
-    advice = "" if meant is None else f" Say {RIGHT_CALLS[meant]}."
+    advice = "" if meant is None else f" Here that is '{meant}': {RIGHT_CALLS[meant]}."
     return CallError(f"Unknown budget key '{key}'. Known: {', '.join(known)}.{advice}")
 
 

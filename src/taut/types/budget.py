@@ -125,8 +125,8 @@ class Budget:
             return cls(**value)
         calls = "; ".join(list(RIGHT_CALLS.values())[:4])
         raise CallError(
-            f"The budget must be a taut.Budget, or say as one of what it is the amount. Got {brief(value)}. {calls}: "
-            'taut.Budget(macs=0.5), {"macs": 0.5} or "macs=50%".'
+            "The budget must be a taut.Budget, or a mapping or text that says of what: taut.Budget(macs=0.5), "
+            f'{{"macs": 0.5}} or "macs=50%". Got {brief(value)}. {calls}.'
         )
 
     @classmethod
