@@ -20,7 +20,7 @@ from taut.methods.channels.channels import READ_ELSEWHERE
 from taut.methods.factorization import Unplanned
 from taut.nn import Reorder
 from taut.planning.application import apply_plan
-from taut.structure.support import STILL_NARROWED, UNFACTORIZED
+from taut.structure.support import COMPUTED, STILL_NARROWED, UNFACTORIZED
 from taut.structure.surgery import clone, replace
 from taut.types import Looking, Slimming
 
@@ -65,10 +65,11 @@ FLAVOURS = (
 """Of two dimensions for those that keep the forward pass; all others meet every one."""
 
 TAKEN = {
+    "bake": (COMPUTED,),
     "dead_units": UNFACTORIZED,
     "channels": (*STILL_NARROWED, READ_ELSEWHERE),
 }
-"""Methods that make layers narrower, and how the reasons start for which other methods leave a layer alone."""
+"""Methods that bake or narrow layers, and how the reasons start for which other methods leave a layer alone."""
 
 METRICS = "frobenius", "data", "fisher"
 

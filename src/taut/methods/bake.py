@@ -39,10 +39,10 @@ class Bake:
         """Layers whose weight is their own."""
         if len(group.layers) != 1:
             return "bake takes one layer at a time"
-        if not group.layer.computed:
-            return "bake: its weight is not computed from anything"
         if group.layer.skip not in {None, COMPUTED}:
             return group.layer.skip
+        if not group.layer.computed:
+            return "bake: its weight is not computed from anything"
         return None if group.layer.kind in KINDS else f"bake: a {group.layer.kind} is not handled"
 
     def family(self) -> str:
