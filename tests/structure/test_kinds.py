@@ -203,7 +203,7 @@ PARTS = [
 ]
 
 
-@pytest.mark.parametrize(("output", "kinds"), PARTS, ids=str)
+@pytest.mark.parametrize(("output", "kinds"), PARTS, ids=[str(number) for number in range(len(PARTS))])
 def test_the_part_that_counts_is_asked_for(output, kinds):
     model = Net(maps(6), several).eval()
     stats = taut.observe(taut.trace(model, IMAGES), model, [IMAGES], output=output)

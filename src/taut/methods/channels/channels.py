@@ -17,7 +17,7 @@ from taut.errors import CallError
 from taut.methods.channels.compensation import refilled
 from taut.methods.channels.importance import CRITERIA, curves_of
 from taut.methods.channels.verification import failing
-from taut.methods.channels.widths import Costs, Curve, choose_widths, even_widths
+from taut.methods.channels.widths import Costs, Curve, choose_widths, even_widths, least_within
 from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import random_layer, refuse_layer
 from taut.methods.narrow_layers import (
@@ -218,7 +218,7 @@ class Channels:
         else:
             found = choose_widths(costs, [curves[place] for place in usable], limits, self.align)
         if found is None:
-            raise CallError(f"No widths of channels meet {self._asked()}: {_least(costs, limits)}.")
+            raise CallError(f"No widths of channels meet {self._asked()}: {least_within(costs, limits)}.")
         for place, count in zip(usable, found, strict=True):
             sizes[place] = count
         return sizes
@@ -388,18 +388,6 @@ def _within(coupling: Coupling, names: Mapping[str, str]) -> tuple[list[ChannelG
             given = [m.layer for m in group.of("out") if m.layer in names]
             stays |= {names[place]: OUTSIDE.format(name=outside) for place in given}
     return groups, stays
-
-
-def _least(costs: Costs, limits: Mapping[str, float]) -> str:
-    """How far narrowing goes, in words."""
-    none = np.zeros((1, len(costs.groups)))
-    most = costs.narrowest()[None]
-    shares = []
-    for key in limits:
-        left, whole = (float(costs.of(state, {key: 1.0})[0]) for state in (most, none))
-        shares.append(f"{left / max(whole, 1e-12):.3g} of the {key}")
-    least = "one channel a group, the least," if costs.floors is None else "the least that the floors allow"
-    return f"{least} still leaves {' and '.join(shares)}"
 
 
 def _why(stays: Mapping[str, str]) -> str:

@@ -261,3 +261,15 @@ def _raise_to_floors(costs: Costs, lost: np.ndarray, align: int | None) -> None:
         g = int((lost / sizes).argmax())
         size = costs.groups[g].size
         lost[g] = size - next(width for width in width_grid(size, align) if width > size - lost[g])
+
+
+def least_within(costs: Costs, limits: Mapping[str, float]) -> str:
+    """How far narrowing goes, in words."""
+    none = np.zeros((1, len(costs.groups)))
+    most = costs.narrowest()[None]
+    shares = []
+    for key in limits:
+        left, whole = (float(costs.of(state, {key: 1.0})[0]) for state in (most, none))
+        shares.append(f"{left / max(whole, 1e-12):.3g} of the {key}")
+    least = "one channel a group, the least," if costs.floors is None else "the least that the floors allow"
+    return f"{least} still leaves {' and '.join(shares)}"
