@@ -16,8 +16,8 @@ NARROW = (32, 64, 128, 256)
 SMALLER: dict[str, dict[str, Any]] = {
     "resnet18": {"channels": NARROW},
     "coatnet_pico_rw_224": {"embed_dim": (32, 64, 96, 128), "depths": (1, 1, 2, 1)},
-    "eca_nfnet_l0": {"channels": NARROW, "depths": (1, 1, 2, 1)},
-    "resnetv2_50x1_bit": {"channels": (64, 128, 256, 512)},
+    "eca_nfnet_l0": {"channels": (256, 256, 512, 512), "depths": (1, 1, 2, 1)},
+    "resnetv2_50x1_bit": {"channels": (128, 256, 512, 1024)},
     "beit_base_patch16_224": {"embed_dim": 192, "depth": 4, "num_heads": 3},
     "swin_tiny_patch4_window7_224": {"embed_dim": 48, "depths": (1, 1, 2, 1)},
     "resnet50": {"channels": NARROW, "layers": (1, 1, 2, 1)},
@@ -56,6 +56,7 @@ def detector(name: str, size: int, **settings: Any) -> Architecture:
         torchvision()
         models = importlib.import_module("torchvision.models.detection")
         model = getattr(models, name)(weights=None, weights_backbone=None, num_classes=4, **settings)
+        model.transform.fixed_size = (size, size)  # what the images are enlarged to
         sample = pictures(size)
 
         def listed(n: int) -> list[Tensor]:
@@ -151,7 +152,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "tv/mnasnet0_5": vision("mnasnet0_5", num_classes=10),
     "tv/shufflenet_v2_x0_5": vision("shufflenet_v2_x0_5", num_classes=10),
     "tv/squeezenet1_1": vision("squeezenet1_1", num_classes=10),
-    "tv/ssdlite320 (list)": detector("ssdlite320_mobilenet_v3_large", 160, topk_candidates=60, detections_per_img=30),
+    "tv/ssdlite320 (list)": detector("ssdlite320_mobilenet_v3_large", 96, topk_candidates=30, detections_per_img=10),
     "tv/vit_small": from_module(
         "torchvision.models.vision_transformer:VisionTransformer", pictures(64), 64, 16, 2, 4, 64, 128, num_classes=10
     ),
