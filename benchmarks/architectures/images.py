@@ -21,7 +21,6 @@ SMALLER: dict[str, dict[str, Any]] = {
     "beit_base_patch16_224": {"embed_dim": 192, "depth": 4, "num_heads": 3},
     "swin_tiny_patch4_window7_224": {"embed_dim": 48, "depths": (1, 1, 2, 1)},
     "resnet50": {"channels": NARROW, "layers": (1, 1, 2, 1)},
-    "resmlp_12_224": {"num_blocks": 4},
     "densenet121": {"block_config": (3, 3, 3, 3)},
 }
 
