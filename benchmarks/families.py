@@ -19,7 +19,7 @@ default methods. Where the budget cannot be met, `BudgetError.best` is the resul
                 of the others, by kind, what is in the way
 
 Torch-Pruning 1.6.1 runs as its README does: BasePruner, magnitude importance, the layers that make outputs ignored,
-everything else at its default, in ten steps of which the first that reaches half of the MACs is the last.
+everything else at its default, in five steps of which the first that reaches half of the MACs is the last.
 """
 
 from __future__ import annotations
