@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 import taut
-from taut.methods import METHODS, choose
+from taut.methods import choose
+from taut.planning.plain_form import in_plain_form
 from taut.structure.calling import read_example
 from taut.structure.channels.groups import coupled
-from taut.structure.support import COMPUTED
 
 HALF = 0.5
 SECONDS = 90
@@ -106,18 +106,7 @@ def shares(net: taut.Network, names: Iterable[str]) -> dict[str, float]:
     }
 
 
-def plain(net: taut.Network, model: nn.Module) -> tuple[taut.Network, nn.Module]:
-    """With weights that are computed at every call made plain ones, as compress does first of all."""
-    groups = [net.group([layer.name]) for layer in net.layers if layer.skip == COMPUTED]
-    bake = METHODS["bake"]()
-    steps = [taut.Step(group.names, "bake", {}, group) for group in groups if bake.refuses(group) is None]
-    if not steps:
-        return net, model
-    baked = taut.apply(model, taut.Plan(tuple(steps)), taut.observe(net, model))
-    return taut.trace(baked, net.example.value), baked
-
-
-def reach(net: taut.Network, model: nn.Module) -> dict[str, Any]:
+def reach(model: nn.Module, net: taut.Network) -> dict[str, Any]:
     """Which share of the cost low rank can touch, which one channels, and what the rest is, by kind and reason."""
     methods = choose(None)
     low = [
@@ -175,7 +164,7 @@ def ours(name: str) -> dict[str, Any]:
     net, error = attempt(lambda: taut.trace(model, example))
     if net is not None:
         row |= {"params": net.cost.params, "macs": net.cost.macs}
-        row["reach"], error = attempt(lambda: reach(*plain(net, model)))
+        row["reach"], error = attempt(lambda: reach(*in_plain_form(model, net)[:2]))
     row["trace_error"] = error
     if done is None:
         return row

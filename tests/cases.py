@@ -295,6 +295,23 @@ def new_weight_norm() -> nn.Module:
     )
 
 
+class InputsFirst(nn.Module):
+    """A linear layer that holds its weight as (inputs, outputs), as transformers' Conv1D does."""
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.width = outputs
+        self.weight = nn.Parameter(torch.randn(inputs, outputs) / inputs**0.5)
+        self.bias = nn.Parameter(torch.randn(outputs) / 10)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], self.width)
+
+
+def own_linear() -> nn.Module:
+    return sequential(turned=InputsFirst(16, 24), act=nn.ReLU(), square=InputsFirst(24, 24), plain=nn.Linear(24, 12))
+
+
 def spectral_norm() -> nn.Module:
     return sequential(normed=parametrizations.spectral_norm(nn.Linear(16, 16)), act=nn.ReLU(), plain=nn.Linear(16, 12))
 
@@ -425,6 +442,7 @@ NETS = (
     Case("weight_norm", new_weight_norm, randn(2, 8, 10)),
     Case("weight_norm_hook", old_weight_norm, randn(2, 8, 10)),
     Case("spectral_norm", spectral_norm, randn(2, 16)),
+    Case("own_linear", own_linear, randn(2, 3, 16)),
     Case("tied", Tied, lambda: tokens(20, 2, 6)),
     Case("shared", Shared, randn(2, 4, 4, 4)),
     Case("keywords", Keywords, lambda: {"tokens": tokens(30, 2, 5), "image": torch.randn(2, 12)}),

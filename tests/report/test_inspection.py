@@ -105,6 +105,7 @@ REASONS = [
     "its output on the example is empty",
     "a mask holds its weight: taut.nn.bake the model first",
     support.COMPUTED,
+    support.LINEAR,
     "a parametrization computes something of it: remove_parametrizations first",
     "its weight is no parameter, but computed by other code: make it one first",
     "StdConv2d overrides forward: it may compute something else",

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from taut.core.extras import missing
 from taut.core.text import brief
 from taut.errors import CallError
+from taut.methods.as_linear import AsLinear
 from taut.methods.bake import Bake
 from taut.methods.channels.channels import Channels
 from taut.methods.channels.dead_taps import DeadTaps
@@ -38,6 +39,7 @@ METHODS |= {
     "tucker": Tucker,
     "cp": CP,
     "bake": Bake,
+    "as_linear": AsLinear,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "channels": Channels,

@@ -15,6 +15,7 @@ from taut.core.showing import shown
 from taut.core.text import count, numbered, shape, table
 from taut.errors import CallError, ModelError
 from taut.methods import METHODS
+from taut.planning.plain_form import in_plain_form
 from taut.report.remedies import remedy
 from taut.structure.calling import read_example
 from taut.structure.channels.groups import Coupling, coupled
@@ -44,6 +45,7 @@ class Reach:
         masks: methods that set weights of it to zero.
         outputs, inputs: how many of its channels may go with those around it, of how many; a layer that holds values
             per channel between others, as a norm, has outputs alone.
+        plain_form: the method that gives it its plain form before all others, without being asked.
         blocked: why none of the default methods can. remedy: what to do about it.
         pinned: why (some of) its output channels stay. unpinning: what to do about it.
     """
@@ -54,6 +56,7 @@ class Reach:
     masks: tuple[str, ...] = ()
     outputs: tuple[int, int] = (0, 0)
     inputs: tuple[int, int] = (0, 0)
+    plain_form: str | None = None
     blocked: str | None = None
     pinned: str | None = None
 
@@ -138,6 +141,7 @@ class Inspection:
                 "macs": reach.layer.macs,
                 "default": list(reach.default),
                 "named": list(reach.named),
+                "plain_form": reach.plain_form,
                 "masks": list(reach.masks),
                 "outputs_free": reach.outputs[0],
                 "outputs": reach.outputs[1],
@@ -180,20 +184,25 @@ def inspect(model: nn.Module, example: Any, data: Any = None) -> Inspection:
     model = unwrapped(model)
     call = read_example(model, example)
     network = trace(model, call, None if data is None else collect(call, data, SAMPLES))
+    plain, base, steps = in_plain_form(model, network)
     note = None
     try:
-        channels = coupled(shallow(model), network.example)
+        channels = coupled(shallow(plain), base.example)
     except ModelError as error:
         channels, note = Coupling(()), f"Channels could not be followed: {error}"
-    return Inspection(network, tuple(_reach(layer, channels) for layer in network.layers), note)
+    first = {name: step.method for step in steps for name in step.layers}
+    reaches = (_reach(base[layer.name], channels, first.get(layer.name)) for layer in network.layers)
+    layers = tuple(replace(reach, layer=layer) for reach, layer in zip(reaches, network.layers, strict=True))
+    return Inspection(network, layers, note)
 
 
 def _defaults() -> list[str]:
     return [name for name, kind in METHODS.items() if kind.default]
 
 
-def _reach(layer: Layer, channels: Coupling) -> Reach:
-    reach = Reach(layer)
+def _reach(layer: Layer, channels: Coupling, plain_form: str | None) -> Reach:
+    """What can be done to a layer in its plain form; `plain_form` is the method that gives it that."""
+    reach = Reach(layer, plain_form=plain_form)
     group = Group((layer,))
     takers = {name: smaller for name, kind in METHODS.items() if (smaller := _takes(kind(), group)) is not None}
     default = tuple(name for name in _defaults() if takers.get(name))
@@ -245,7 +254,7 @@ def _alike(layers: Sequence[Reach]) -> Iterable[tuple[Reach, ...]]:
         return [(reach,) for reach in layers]
     rows: dict[tuple[Any, ...], list[Reach]] = {}
     for reach in layers:
-        ways = (reach.default, reach.outputs[0] > 0, reach.inputs[0] > 0, reach.blocked, reach.pinned)
+        ways = (reach.default, reach.outputs[0] > 0, reach.inputs[0] > 0, reach.plain_form, reach.blocked, reach.pinned)
         rows.setdefault((reach.layer.kind, *ways), []).append(reach)
     return [tuple(row) for row in rows.values()]
 
@@ -255,7 +264,7 @@ def _row(alike: Sequence[Reach], reasons: dict[str, int]) -> tuple[str, ...]:
     name = first.layer.name or "(model)"
     if len(alike) > 1:
         name = f"{numbered(len(alike), 'layer')}, {name} ... {alike[-1].layer.name}"
-    ways = [*first.default]
+    ways = [*first.default] if first.plain_form is None else [f"{first.plain_form} first", *first.default]
     if first.narrows:
         sides = [_side(alike, "outputs", "out"), _side(alike, "inputs", "in")]
         ways.append(f"channels ({', '.join(side for side in sides if side)})")

@@ -24,6 +24,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"fused encoder", "build it with enable_nested_tensor=False"),
     (r"normalization|an activation has nothing", "nothing: it becomes narrower with the layers around it (channels)"),
     (r"mask holds its weight", "call taut.nn.bake(model) first"),
+    (r"taut.compress puts an nn.Linear", "nothing: taut.compress does; in a plan of your own a step 'as_linear' does"),
     (r"taut.compress bakes it", "nothing: taut.compress bakes it first; in a plan of your own a step 'bake' does"),
     (r"parametrization", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"),
     (r"computed by other code", "make it a torch.nn.Parameter of the layer before the model is handed in"),

@@ -16,10 +16,10 @@ from taut.core.progress import stage
 from taut.errors import CallError
 from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
-from taut.methods import METHODS, choose, settings
-from taut.planning.application import apply_plan
+from taut.methods import choose, settings
 from taut.planning.candidates import survey
 from taut.planning.damage_measurement import sensitivity as measure_damage
+from taut.planning.plain_form import carry_exact, in_plain_form
 from taut.planning.plan import describe
 from taut.recovery.judging import Judge
 from taut.recovery.samples import SAMPLES, refit_samples
@@ -33,7 +33,6 @@ from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
 from taut.structure.statistics import Statistics
-from taut.structure.support import COMPUTED
 from taut.structure.surgery import clone, locate, shallow
 from taut.structure.tracing import trace
 from taut.structure.wrappers import unwrapped
@@ -226,9 +225,8 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
-    """Bake weights that are computed, do every exact rewrite that makes something smaller, and trace again."""
-    baking = [Step((x.name,), "bake", {}, Group((x,)), reason="exact", damage=0.0) for x in net.layers if _bakes(x)]
-    model, net, baked = _carried(model, net, baking)
+    """Give layers their plain form, do every exact rewrite that makes something smaller, and trace again."""
+    model, net, plain = in_plain_form(model, net)
     steps = []
     for layer in net.layers:
         group = Group((layer,))
@@ -239,20 +237,8 @@ def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Mo
                     for m in method.candidates(group, None)
                     if net.allows(layer.name, m.cost(group))
                 ]
-    done, net, others = _carried(model, net, steps)
-    return done, net, (*baked, *others)
-
-
-def _bakes(layer: Layer) -> bool:
-    return layer.skip == COMPUTED and METHODS["bake"]().refuses(Group((layer,))) is None
-
-
-def _carried(model: nn.Module, net: Network, steps: Sequence[Step]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
-    """The model with these steps done, its network, and the steps that were done."""
-    if not steps:
-        return model, net, ()
-    done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
-    return done, trace(done, net.example).leaving_as(net), plan.steps
+    done, net, others = carry_exact(model, net, steps)
+    return done, net, (*plain, *others)
 
 
 def _inside(base: nn.Module, step: Step, exact: tuple[Step, ...]) -> Step:

@@ -47,6 +47,12 @@ COMPUTED = (
 )
 """Why a layer is left alone until it is baked."""
 
+LINEAR = (
+    "it computes a linear layer in its own way: taut.compress puts an nn.Linear in its place; elsewhere do that first "
+    "(a step 'as_linear')"
+)
+"""Why a layer is left alone until it is an `nn.Linear`."""
+
 
 def base_kind(module: nn.Module) -> str:
     """The class name, or that of the supported layer of which it is a faithful subclass."""

@@ -24,6 +24,7 @@ from taut.structure.admission import admit, check_module
 from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
 from taut.structure.coverage import covering
+from taut.structure.linear_form import transposed_in
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.probing import (
@@ -35,8 +36,8 @@ from taut.structure.probing import (
     record_calls,
     training,
 )
-from taut.structure.rules import module_rule
-from taut.structure.support import COMPUTED, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
+from taut.structure.rules import UNIT, module_rule
+from taut.structure.support import COMPUTED, LINEAR, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow
 from taut.structure.wrappers import unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -153,6 +154,8 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
             continue
         tied = [other for p in own for other in owners[id(p)] if other != name and ".parametrizations." not in other]
         reason, use = refusal(module), _refuse_use(name, tied, calls)
+        if reason not in {None, UNIT} and use is None and transposed_in(module) is not None:
+            reason = LINEAR
         reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED} else reason or use
     return reasons
 

@@ -1,0 +1,108 @@
+"""Layers that compute a matrix product in their own way, and those that only seem to."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional
+
+import taut
+from cases import InputsFirst, own_linear
+from taut.structure.linear_form import transposed_in
+from taut.structure.support import LINEAR
+from taut.types import Plan, Step
+
+
+def overriding(forward):
+    return type("Own", (nn.Linear,), {"forward": forward})
+
+
+def noted(self, x):
+    self.calls = getattr(self, "calls", 0) + 1
+    return functional.linear(x, self.weight, self.bias) * self.calls
+
+
+LINEARS = {
+    "inputs first": (lambda: InputsFirst(6, 4), True),
+    "inputs first, square": (lambda: InputsFirst(5, 5), True),
+    "a subclass": (lambda: overriding(lambda self, x: x @ self.weight.T + self.bias)(6, 4), False),
+    "without a bias": (lambda: overriding(lambda self, x: x @ self.weight.T)(6, 4, bias=False), False),
+    "matrices alone": (lambda: overriding(lambda self, x: torch.addmm(self.bias, x, self.weight.t()))(6, 4), False),
+}
+
+OTHERS = {
+    "scaled": lambda self, x: functional.linear(x, self.weight, self.bias) * 2,
+    "without its bias": lambda self, x: functional.linear(x, self.weight),
+    "rounded": lambda self, x: functional.linear((x * 8).round() / 8, self.weight, self.bias),
+    "clipped far out": lambda self, x: functional.linear(x, self.weight, self.bias).clamp(-20, 20),
+    "dropped in training": lambda self, x: functional.dropout(
+        functional.linear(x, self.weight, self.bias), 0.5, self.training
+    ),
+    "with a state": noted,
+    "a pair": lambda self, x: (functional.linear(x, self.weight, self.bias), x),
+    "in single precision": lambda self, x: functional.linear(x.float(), self.weight.float(), self.bias.float()),
+}
+
+
+@pytest.mark.parametrize("name", LINEARS)
+def test_linear_layers_are_known_by_what_they_compute(name):
+    make, transposed = LINEARS[name]
+    torch.manual_seed(0)
+    assert transposed_in(make()) is transposed
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_computes_something_else_is_none(name):
+    torch.manual_seed(0)
+    assert transposed_in(overriding(OTHERS[name])(6, 4)) is None
+
+
+def test_tables_and_layers_with_more_than_a_weight_are_none():
+    assert transposed_in(nn.Embedding(6, 4)) is None
+    assert transposed_in(nn.LSTM(6, 4)) is None
+    assert transposed_in(nn.Sequential(nn.Linear(6, 4))) is None
+
+
+@pytest.mark.parametrize("methods", [("svd",), ("channels",)])
+def test_compress_does_it_first_and_load_again(methods, tmp_path):
+    torch.manual_seed(0)
+    model, x = own_linear().eval(), torch.randn(64, 16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = taut.compress(model, x, budget=taut.Budget(macs=0.6), data=[x], methods=methods, compare=False)
+    assert [step.method for step in result.plan.steps][:2] == ["as_linear", "as_linear"]
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert type(model.turned) is InputsFirst
+    result.save(tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=own_linear)(x), result.model(x))
+
+
+def test_a_step_alone_changes_nothing():
+    model, x = own_linear().eval(), torch.randn(4, 16)
+    net = taut.trace(model, x)
+    assert net["square"].skip == LINEAR
+    small = taut.apply(model, Plan.of(net, [Step(("square",), "as_linear")]), taut.observe(net, model))
+    assert type(small.square) is nn.Linear
+    torch.testing.assert_close(small(x), model(x))
+
+
+def test_a_layer_of_which_more_is_asked_stays():
+    class Reading(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = InputsFirst(6, 8), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.last(self.first(x)) / self.first.width
+
+    torch.manual_seed(0)
+    model, x = Reading().eval(), torch.randn(32, 6)
+    with pytest.warns(UserWarning, match="'first' is left as it was.*'width'"):
+        result = taut.compress(model, x, budget=taut.Budget(macs=0.9), data=[x], compare=False)
+    assert type(result.model.first) is InputsFirst
+    assert result.model(x).shape == model(x).shape
+
+
+def test_inspect_counts_what_it_becomes():
+    seen = taut.inspect(own_linear().eval(), torch.randn(2, 16))
+    assert seen.share("low rank", "macs") == 1
+    assert "as_linear first" in str(seen)
+    assert not taut.inspect(nn.Sequential(nn.Linear(16, 12)).eval(), torch.randn(2, 16)).layers[0].plain_form
