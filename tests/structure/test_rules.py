@@ -303,7 +303,7 @@ def test_a_kept_module_keeps_its_channels_and_the_last_rule_counts(register):
     model = build(Gain(8))
     register(Gain, "mixes")
     register(Gain, "elementwise", **GAIN)
-    assert taut.trace(model, X[:2])["between"].skip.startswith("a channel rule of yours")
+    assert taut.trace(model, X[:2])["between"].skip.startswith("a channel rule says")
     small = narrowed(model)[0]
     assert len(small.a.weight) < 8
     keep = {"between": 1.0}

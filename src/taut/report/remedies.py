@@ -46,7 +46,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"recurrent layers", "nothing yet; its inputs and what reads it may still be changed"),
     (r"packed parameter", "use separate projections of q, k and v (three torch.nn.Linear), as most libraries do"),
     (r"bilinear", "write it with torch.nn.Linear layers"),
-    (r"a channel rule of yours", "nothing: it becomes narrower as your rule says"),
+    (r"a channel rule says", "nothing: it becomes narrower as the rule says"),
     (
         r"modules of type|is not factorized",
         "compute with torch.nn.Linear and convolutions in place of parameters of its own; or say what it does to "

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
 
 from taut.errors import CallError, ModelError
 
@@ -17,7 +18,7 @@ KINDS = ("elementwise", "resizes", "concatenates", "reshapes", "mixes")
 
 WITH_PARAMETERS = ("elementwise", "resizes", "mixes")
 
-UNIT = "a channel rule of yours says what it does: nothing to factorize"
+UNIT = "a channel rule says what it does: nothing to factorize"
 """The reason why modules with a rule are not factorized; they may still become narrower."""
 
 Rule = str | Callable[..., Any]
@@ -219,11 +220,31 @@ def operator_rule(func: Any) -> ChannelRule | None:
     return (_RULES.get(func) or _RULES.get(func.overloadpacket)) if _RULES else None
 
 
+PER_CHANNEL = ChannelRule(
+    _NormBase,
+    "batch and instance norms",
+    "elementwise",
+    dict.fromkeys(("weight", "bias", "running_mean", "running_var"), (0, None)),
+    {"num_features": OUTPUTS},
+)
+"""Of norms channel by channel that compute in their own way, as timm's BatchNormAct2d, with an activation inside."""
+
+
 def module_rule(module: nn.Module) -> ChannelRule | None:
     """The rule of a module: of its class, or of one that this derives from without another forward."""
     kind: Any = next((kind for kind in type(module).__mro__ if kind in _RULES), None) if _RULES else None
-    same = kind is not None and type(module).forward is kind.forward and "forward" not in vars(module)
-    return _RULES[kind] if same else None
+    if kind is not None and type(module).forward is kind.forward and "forward" not in vars(module):
+        return _RULES[kind]
+    return PER_CHANNEL if _is_norm_of_its_own(module) else None
+
+
+def _is_norm_of_its_own(module: nn.Module) -> bool:
+    """Whether a norm channel by channel has another forward than torch's, and no tensor beside torch's."""
+    if not isinstance(module, _NormBase) or type(module).__module__.startswith("torch.nn."):
+        return False
+    known: Any = next(kind for kind in type(module).__mro__ if kind.__module__.startswith("torch.nn."))
+    tensors = {name for name, t in (*module.named_parameters(), *module.named_buffers()) if t.ndim}
+    return type(module).forward is not known.forward and tensors <= set(PER_CHANNEL.parameters)
 
 
 def function_rules() -> list[ChannelRule]:
