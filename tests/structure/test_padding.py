@@ -270,29 +270,29 @@ def test_where_a_mask_is_found():
     model, batch = Encoder().eval(), words(LENGTHS, 9)
     call = read_example(model, batch)
     real = batch["attention_mask"].bool()
-    assert torch.equal(real_positions(call, batch)[0], real)
-    assert real_positions(call, batch | {"attention_mask": torch.ones_like(real)}) == ()
+    assert torch.equal(real_positions(call, batch)["attention_mask"], real)
+    assert real_positions(call, batch | {"attention_mask": torch.ones_like(real)}) == {}
     row = read_example(model, tuple(batch.values()))
-    assert torch.equal(real_positions(row, tuple(batch.values()))[0], real)
+    assert torch.equal(real_positions(row, tuple(batch.values()))["attention_mask"], real)
     wide = real[:, None, :, None].expand(-1, 1, -1, 9)  # a mask of pairs is none of positions
-    assert real_positions(call, batch | {"attention_mask": wide}) == ()
+    assert real_positions(call, batch | {"attention_mask": wide}) == {}
     added = torch.where(real, 0.0, -1e9)  # nor is one that is added: its name says nothing of its sign
-    assert real_positions(call, batch | {"attention_mask": added}) == ()
+    assert real_positions(call, batch | {"attention_mask": added}) == {}
     torchs = read_example(Torchs().eval(), {"src": torch.randn(8, 9, WIDE), "src_key_padding_mask": ~real})
     for padding in (~real, torch.where(real, 0.0, -torch.inf)):
         inputs = torchs.value | {"src_key_padding_mask": padding}
-        assert torch.equal(real_positions(torchs, inputs)[0], real)
+        assert torch.equal(real_positions(torchs, inputs)["src_key_padding_mask"], real)
 
 
 def test_which_layers_a_mask_speaks_of():
     call = read_example(nn.Linear(3, 3), torch.randn(2, 3))
     mask = torch.tensor([[True, True, False], [True, False, False]])
     flat = [True, True, False, True, False, False]
-    assert real_rows(call, [mask], (2, 3)).tolist() == flat
-    assert real_rows(call, [mask], (6,)).tolist() == flat
-    assert real_rows(call, [mask], (3, 2)).tolist() == mask.T.flatten().tolist()
-    assert real_rows(call, [mask], (2, 3, 2)).tolist() == [value for value in flat for _ in range(2)]
+    assert real_rows(call, {"a": mask}, (2, 3)).tolist() == flat
+    assert real_rows(call, {"a": mask}, (6,)).tolist() == flat
+    assert real_rows(call, {"a": mask}, (3, 2)).tolist() == mask.T.flatten().tolist()
+    assert real_rows(call, {"a": mask}, (2, 3, 2)).tolist() == [value for value in flat for _ in range(2)]
     for sizes in ((2,), (2, 4), (7,), (4, 3)):
-        assert real_rows(call, [mask], sizes) is None
-    assert real_rows(call, [mask, ~mask], (2, 3)) is None  # every position is real to one of them
-    assert Padding(call, torch.randn(2, 3)).of((2, 3)) is None
+        assert real_rows(call, {"a": mask}, sizes) is None
+    assert real_rows(call, {"a": mask, "b": ~mask}, (2, 3)) is None  # every position is real to one of them
+    assert Padding(call, torch.randn(2, 3)).of("", (2, 3)) is None

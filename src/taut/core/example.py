@@ -55,6 +55,9 @@ class Example:
         witnesses: inputs on which what is made of the model is tried: the example's first samples, and what takes
             another path through its code (`taut.structure.coverage`, which notes `steps`, `marks` and `covered`).
         paths: those of the witnesses that are of another shape, or take other steps, than all before them.
+        marking: of inputs that are masks of positions, how they mark them (`taut.core.padding.Marking`); None of those
+            of which that cannot be told.
+        doubts: those of them of which the user was told so.
 
     Raises:
         DataError: it holds no tensor, or an empty one.
@@ -92,6 +95,8 @@ class Example:
         self.steps: set[tuple[str, str, str]] = set()
         self.marks: set[Any] = set()
         self.covered: set[Any] = set()
+        self.marking: dict[str, Any] = {}
+        self.doubts: set[str] = set()
 
     def run(self, model: nn.Module, inputs: Any = None, *, fused: bool = False, training: bool = False) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.

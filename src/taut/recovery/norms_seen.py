@@ -43,7 +43,7 @@ class NormsSeen:
                     self.moments[name] = None
                 else:
                     order.append(name)
-                    self.moments[name] = counted(args[0], self.padding.of_channels(args[0]))
+                    self.moments[name] = counted(args[0], self.padding.of_channels(name, args[0]))
                 self._behind[name] = self.last[0] if self.last and args[0] is self.last[1] else ""
 
         return hook

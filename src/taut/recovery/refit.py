@@ -218,7 +218,7 @@ class _Refit:
         self.done.add(point)
         module = self.small.get_submodule(point)
         if point in self.norms:
-            real = [self.padding[number].of_channels(arrival.x) for number, arrival in arrivals.items()]
+            real = [self.padding[number].of_channels(point, arrival.x) for number, arrival in arrivals.items()]
             reestimate(module, self.norms[point], [arrival.x for arrival in arrivals.values()], real)
             return
         target = self.targets.layers[point].of(arrivals.keys())

@@ -309,7 +309,7 @@ def _noted(  # noqa: PLR0913, PLR0917 - a hook over all that one run fills
                 note.repeated.add(name)
                 return
             note.order.append(name)
-            real = padding.rows(module, output)
+            real = padding.rows(name, module, output)
             total = positions(module, output) if real is None else len(real)
             wanted = row_budget(max(fan_in(module), 1), round(total * share), ROWS_PER_COLUMN)
             wanted = min(round(total * share), ROWS) if fan_in(module) > FULL_LIMIT else wanted

@@ -12,7 +12,7 @@ from torch.utils import _pytree as pytree
 from taut.core.example import Example
 from taut.core.formats import by_name
 from taut.core.nested import attributes_of
-from taut.core.padding import real_positions, real_rows
+from taut.core.padding import output_name, real_positions, real_rows
 from taut.core.tensors import NUMBERS, is_cache
 from taut.errors import CallError
 
@@ -99,8 +99,8 @@ def answers_of(example: Example, output: Any, inputs: Any = None) -> Answers:
     """
     wish = example.output or Wish()
     held = [(name, t) for name, t in _chosen(output, wish, bool(example.answers)) if t.is_floating_point()]
-    masks = () if inputs is None else real_positions(example, inputs)
-    real = tuple(_real(example, masks, t) for _, t in held)
+    masks = {} if inputs is None else real_positions(example, inputs)
+    real = tuple(_real(example, masks, t, number) for number, (_, t) in enumerate(held))
     items = len(output) if isinstance(output, list | tuple) and wish.part is None else None
     return Answers(tuple(t for _, t in held), tuple(name for name, _ in held), real, items)
 
@@ -206,12 +206,16 @@ def _known(value: Any) -> str:
     return f": it has {', '.join(map(str, names))}" if names else ""
 
 
-def _real(example: Example, masks: Sequence[Tensor], t: Tensor) -> Tensor | None:
+def _real(example: Example, masks: Mapping[str, Tensor], t: Tensor, number: int) -> Tensor | None:
     """Which positions of an output are real, in the shape of all its axes but that of the channels."""
-    if not masks or t.ndim < 2:
-        return None
-    for sizes in (t.shape[:-1], (t.shape[0], *t.shape[2:])):
-        rows = real_rows(example, masks, sizes) if len(sizes) > 1 or len(t) > 1 else None
+    for middle, sizes in enumerate(without_channels(t) if masks else ()):
+        rows = real_rows(example, masks, sizes, output_name(number, middle))
         if rows is not None:
             return rows.reshape(sizes).to(t.device)
     return None
+
+
+def without_channels(t: Tensor) -> list[tuple[int, ...]]:
+    """The sizes of an output's positions: with its channels on the last axis, and on axis 1."""
+    both = [tuple(t.shape[:-1]), (t.shape[0], *t.shape[2:])] if t.ndim > 1 else []
+    return [sizes for sizes in both if len(sizes) > 1 or len(t) > 1]

@@ -20,6 +20,7 @@ from taut.errors import DataError, ModelError
 from taut.structure.admission import admit
 from taut.structure.answers import Output, Wish, answers_of
 from taut.structure.coverage import noise_like, seeded
+from taut.structure.masks import settle
 from taut.structure.sameness import IN_OTHER_BATCHES, IN_OTHER_LAYERS, outputs_match
 from taut.structure.surgery import shallow
 from taut.structure.wrappers import unwrapped
@@ -47,7 +48,11 @@ def read_example(model: nn.Module, value: Any, output: Output = "auto", mask: Ma
     """
     wish = Wish.of(output)
     if isinstance(value, Example):
-        return value if wish == Wish() and mask is None else _reading(value, wish, mask)
+        if wish == Wish() and mask is None:
+            return value
+        example = _reading(value, wish, mask)
+        settle(unwrapped(model), example, example.value)
+        return example
     model = unwrapped(model)
     admit(model)
     copied = shallow(model)
@@ -64,6 +69,7 @@ def read_example(model: nn.Module, value: Any, output: Output = "auto", mask: Ma
         if wish != Wish() or mask is not None:
             example = _reading(example, wish, mask)
             answers_of(example, example.run(copied), example.value)
+        settle(copied, example, example.value)
     return example
 
 
@@ -71,7 +77,8 @@ def _reading(example: Example, wish: Wish, mask: Mask) -> Example:
     """The same, with another way of reading outputs or masks, where one is given."""
     copied = copy.copy(example)
     copied.output = example.output if wish == Wish() else wish
-    copied.mask = example.mask if mask is None else mask
+    if mask is not None and mask != example.mask:
+        copied.mask, copied.marking, copied.doubts = mask, {}, set()
     return copied
 
 

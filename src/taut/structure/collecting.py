@@ -251,7 +251,7 @@ class LayerMoments:
         """Add x x^T of sampled output positions, scaled to all of them."""
         if not bool(torch.isfinite(x).all()):
             raise ObservationError(self.name)
-        real = None if self.padding is None else self.padding.rows(self.module, output)
+        real = None if self.padding is None else self.padding.rows(self.name, self.module, output)
         total = positions(self.module, output) if real is None else len(real)
         if not total:  # an expert that no token reaches
             return
@@ -280,7 +280,7 @@ class LayerMoments:
         if self.gradients is None or not bool(torch.isfinite(grad).all()):
             self.gradients, self.taylor = None, None
             return
-        real = None if self.padding is None else self.padding.rows(self.module, output)
+        real = None if self.padding is None else self.padding.rows(self.name, self.module, output)
         rise = _first_order(self.module, output.detach() * grad, real)
         self.taylor = rise if self.taylor is None else self.taylor.add_(rise)
         with torch.autocast(grad.device.type, enabled=False):

@@ -27,7 +27,8 @@ from taut.structure.calling import read_example
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, divergence, sampled_loss
 from taut.structure.kinds import choose_kinds, look_at
-from taut.structure.padding import Padding, real_share
+from taut.structure.masks import settle
+from taut.structure.padding import Padding, real_share, tallied
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import shallow
 from taut.structure.tracing import covered
@@ -89,6 +90,8 @@ def observe(  # noqa: PLR0913 - the call is documented with these
     example = read_example(model, net.example, output, mask)
     net = net if example is net.example else replace(net, example=example)
     batches = None if data is None else collect(net.example, data, SAMPLES)
+    if batches:
+        settle(model, net.example, batches[0][0])
     net = net if batches is None else covered(net, model, batches)
     modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
     if batches is None:
@@ -169,7 +172,8 @@ def _observe(
     if unit == "loss" and scalar is not None:
         silent = [name for name, s in layers.items() if s.outputs is None]
         layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
-    return Statistics(net, modules, layers, () if scalar is None else tuple(scalar.kinds), unit, samples)
+    kinds = () if scalar is None else tuple(scalar.kinds)
+    return Statistics(net, modules, layers, kinds, unit, samples, real=tallied(net.example, batches))
 
 
 def _finished(moments: LayerMoments) -> LayerStatistics:

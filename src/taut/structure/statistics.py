@@ -103,6 +103,7 @@ class Statistics:
         unit: what damages are measured in.
         samples: calibration samples seen.
         curves: measured damages, where `taut.sensitivity` made them.
+        real: by the input that is a mask ("" for the user's own), how many positions are real, and of how many.
     """
 
     network: Network
@@ -112,6 +113,7 @@ class Statistics:
     unit: str = "relative weight error"
     samples: int = 0
     curves: Mapping[tuple[tuple[str, ...], str], Curve] = field(default_factory=dict)
+    real: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
     _outputs: dict[tuple[int, int], Outputs] = field(default_factory=dict, repr=False, compare=False)
 
@@ -188,6 +190,9 @@ class Statistics:
         """One line: what was seen and how it was read."""
         if not self.samples:
             return "no calibration data: damage is the relative error of the weights"
-        return (
-            f"{self.samples} samples; output read as {', '.join(self.kinds) or 'loss'}; damage in units of {self.unit}"
-        )
+        parts = [f"{self.samples} samples"]
+        parts += [
+            f"{name or 'mask'}: {real:,} of {whole:,} positions real" for name, (real, whole) in self.real.items()
+        ]
+        parts += [f"output read as {', '.join(self.kinds) or 'loss'}", f"damage in units of {self.unit}"]
+        return "; ".join(parts)
