@@ -160,3 +160,11 @@ def describe(value: Any) -> str:
         inner = ", ".join(describe(item) for item in value)
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     return type(value).__name__
+
+
+def address(t: Tensor) -> int:
+    """Where the values are; something of its own for tensors without plain memory."""
+    try:
+        return t.data_ptr() or id(t)
+    except RuntimeError:
+        return id(t)

@@ -23,6 +23,7 @@ from taut.nn.answering import TENSORS
 from taut.structure.admission import admit, check_module
 from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
+from taut.structure.channels.mentions import named_in_code
 from taut.structure.coverage import covering
 from taut.structure.linear_form import transposed_in
 from taut.structure.outputs import Outputs
@@ -75,6 +76,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     calls, keywords = record_calls(model, call)
     counted = count_macs(shallow(model), call)
     reasons = _reasons(model, calls)
+    uncalled = [name for name, reason in reasons.items() if reason == UNCALLED]
+    reasons |= dict.fromkeys({*uncalled} - {*named_in_code(model, uncalled)}, UNUSED)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
     used, answers = _used_otherwise(model, call, [name for name in free if name not in keywords], call.paths)
@@ -160,13 +163,17 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
     return reasons
 
 
+UNCALLED = "it is never called on the example (other code may use its weight directly)"
+UNUSED = "it is never called on the example; taken as unused: no code of the model names it"
+
+
 def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) -> str | None:
     if not name:
         return "the model itself is this layer: wrap it in a torch.nn.Sequential"
     if tied:
         return f"its weight is shared with '{tied[0]}'"
     if not calls.get(name):
-        return "it is never called on the example (other code may use its weight directly)"
+        return UNCALLED
     if any(math.prod(call.output) == 0 or len(call.input) < 1 for call in calls[name]):
         return "its output on the example is empty"
     return None

@@ -181,7 +181,7 @@ def test_nothing_goes_where_the_example_does_not_reach_a_layer():
     groups, stays = found_in(Choosing(), draw(2, 6))
     assert groups == {}
     assert set(stays) == {"a", "bright", "c"}
-    assert "the example does not reach 'dark', which may read or give as many" in stays["a"]
+    assert "the example does not reach 'dark', which may read or give any channels" in stays["a"]
     assert "'dark'" in stays["bright"]  # as wide, and read by the same layer
 
 
@@ -197,44 +197,11 @@ def test_what_no_code_names_reads_nothing():
             self.rest = nn.ModuleList([nn.Linear(8, 3)])
 
         def forward(self, x):
-            return self.b(self.a(x).relu())
-
-        def others(self):
-            return self.unused, self.slope, self.gain, self.rest
+            return self.b(self.a(x).relu() * getattr(self, "factor", 1))
 
     groups, stays = found_in(Holding(), draw(2, 6))
     assert groups["a"][0] == 8
     assert set(stays) == {"b"}
-
-
-@pytest.mark.parametrize(
-    "forward",
-    [
-        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.rest[0](s.a(x)),
-        lambda s, x: s.b(s.a(x) * s.gain if x.mean() < -9 else s.a(x)),
-        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.get_submodule("unused")(s.a(x)),
-        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else s.elsewhere(s.a(x)),
-        lambda s, x: s.b(s.a(x)) if x.mean() > -9 else through(s, s.a(x)),
-    ],
-)
-def test_what_code_names_may_read_as_many_channels(forward):
-    class Naming(nn.Module):
-        def __init__(self):
-            super().__init__()
-            self.a, self.b, self.unused = nn.Linear(6, 8), nn.Linear(8, 2), nn.Linear(8, 2)
-            self.gain, self.rest = nn.Parameter(torch.ones(8)), nn.ModuleList([nn.Linear(8, 2)])
-
-        def elsewhere(self, x):
-            return self.unused(x)
-
-    Naming.forward = forward
-    groups, stays = found_in(Naming(), draw(2, 6))
-    assert groups == {}
-    assert "the example does not reach" in stays["a"]
-
-
-def through(model, x):
-    return model.unused(x)
 
 
 def test_a_second_name_of_a_tied_weight_reads_nothing_of_its_own():

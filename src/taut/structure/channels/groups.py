@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example
+from taut.core.text import some
 from taut.structure.channels.mentions import named_in_code
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
 
@@ -72,7 +73,7 @@ class Coupling:
         stays: layer that gives channels -> why (some of) these stay.
         foreign: layers that read channels times, or plus, something that comes neither from a layer nor from the
             model's own tensors (a mask): what it is in another run is not known.
-        unreached: layers that code names and the example does not reach, so that channels stay which they may read.
+        unreached: layers that code may use and the example does not reach, so that all channels stay.
     """
 
     groups: tuple[ChannelGroup, ...]
@@ -94,10 +95,10 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
     runs = run_labelled(model, example)
     unreached = named_in_code(runs.copied, runs.unreached())
     if runs.blind:
-        for atoms in runs.sides.values():
-            runs.labels.atoms.pin(atoms, "the model returns no tensor that could be compared")
-    for name in unreached:
-        _pin_alike(runs, name)
+        _pin_all(runs, "the model returns no tensor that could be compared")
+    if unreached:
+        remedy = "give an input that does, or remove them"
+        _pin_all(runs, f"the example does not reach {some(unreached)}, which may read or give any channels: {remedy}")
     sharing, read = runs.sharing(), runs.read_elsewhere()
     for (name, _), side in runs.sides.items():
         if name in sharing:
@@ -109,15 +110,9 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
     return Coupling(groups, _reasons(sides, pinned | left), frozenset(runs.foreign), unreached)
 
 
-def _pin_alike(runs: LabelledRuns, name: str) -> None:
-    """The channels that a layer which was not reached may read or give, in other runs: as many as it is wide."""
-    module = runs.copied.get_submodule(name)
-    held = (*module.parameters(recurse=False), *module.buffers(recurse=False))
-    widths = {size for t in held for size in t.shape if size > 1}
-    reason = f"the example does not reach '{name}', which may read or give as many: give an input that does"
+def _pin_all(runs: LabelledRuns, reason: str) -> None:
     for atoms in runs.sides.values():
-        if len(atoms) in widths:
-            runs.labels.atoms.pin(atoms, reason)
+        runs.labels.atoms.pin(atoms, reason)
 
 
 def _grouped(

@@ -1,78 +1,265 @@
-"""Which parts of a model its code names: one that is not called and not named anywhere reads nothing."""
+"""Which parts of a model its code may use: one that is not called and that no code can name reads nothing.
+
+Whatever cannot be decided counts as named: code that finds parts by computed names or by going through them, and code
+that cannot be looked into.
+"""
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Iterable
-from types import CodeType, FunctionType
+import functools
+import sys
+import weakref
+from collections import deque
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
 
-from torch import nn
+import torch
+from torch import Tensor, nn
+
+from taut.core.tensors import address
+from taut.structure.channels.lookups import DYNAMIC, looks_up
+
+Mark = tuple[type, tuple[int, ...]]
 
 CONTAINERS = (nn.ModuleList, nn.ModuleDict, nn.Sequential, nn.ParameterList, nn.ParameterDict)
 """Modules whose parts go by numbers or keys: who names them may mean any part."""
 
+SETTING_UP = frozenset(
+    "__init__ __repr__ __setstate__ extra_repr reset_parameters _reset_parameters init_weights _init_weights".split()  # noqa: SIM905
+)
+"""Methods that make or show a module; they count where other code names them."""
+
+LIBRARIES = frozenset({"torch", "numpy"}) | sys.stdlib_module_names - {"__main__"}
+"""Packages whose functions name no parts of a user's model."""
+
+
+PLAIN = (str, bytes, int, float, Tensor, torch.dtype, torch.device, type, ModuleType, type(None))
+"""What holds no parts."""
+
 
 def named_in_code(model: nn.Module, names: Iterable[str]) -> tuple[str, ...]:
-    """Those of the modules that code which runs in a forward pass names, by an attribute or in a string.
+    """Those of the modules that code of the model may use.
+
+    Code is all methods and properties of the classes of modules that are named themselves, hooks, and what these name:
+    functions, also of other Python modules, closures, objects that hold a part.
 
     Args:
         model: the network.
         names: of modules that were not reached.
     """
-    unreached = list(names)
-    words: set[str] = set()
-    for name, module in model.named_modules():
-        if not any(name == other or name.startswith(f"{other}.") for other in unreached if other):
-            words |= _words(module)
-    return tuple(name for name in unreached if _is_named(model, name, words))
+    names = list(names)
+    if not names:
+        return ()
+    mentions = _Mentions(model)
+    size = -1
+    while size != len(mentions.live):  # what is named may name more
+        size = len(mentions.live)
+        for name, module in model.named_modules(remove_duplicate=False):
+            if name not in mentions.live and mentions.by_name(name):
+                mentions.live.add(name)
+                try:
+                    mentions.look_at(module)
+                except Exception:  # an object that cannot be looked into, or is nested too deep
+                    mentions.dynamic = True
+            if mentions.dynamic:
+                return tuple(names)
+    return tuple(name for name in names if mentions.uses_own(name))
 
 
-def _is_named(model: nn.Module, name: str, words: set[str]) -> bool:
-    """Whether every part of a module's name is among the words; of one that holds parameters of its own, any of these.
+@dataclass
+class _Mentions:
+    """What code names.
 
-    A module may be called by those that hold it alone: then its own code names what it reads.
+    Attributes:
+        model: the network.
+        words: attributes, and strings.
+        held: parts that are at hand under other names: in a list, a closure.
+        live: modules whose code counts.
+        dynamic: whether some code may name anything.
     """
-    module, parent = model.get_submodule(name), model
-    own = {*module._parameters, *module._buffers}
-    if not name or (list(module.children()) and not words.isdisjoint(own)):
-        return not words.isdisjoint(own)
-    for part in name.split("."):
-        if not isinstance(parent, CONTAINERS) and part not in words:
+
+    model: nn.Module
+    words: set[str] = field(default_factory=set)
+    held: set[Mark] = field(default_factory=set)
+    live: set[str] = field(default_factory=set)
+    dynamic: bool = False
+    seen: dict[int, Any] = field(default_factory=dict)  # the objects themselves, so that no number is used again
+
+    def by_name(self, name: str) -> bool:
+        """Whether every part of a module's name is among the words, or it, or what it lies in, is at hand."""
+        parent = self.model
+        named = True
+        for part in name.split(".") if name else ():
+            child = parent.get_submodule(part)
+            named = _mark(child) in self.held or (named and (isinstance(parent, CONTAINERS) or part in self.words))
+            parent = child
+        return named
+
+    def uses_own(self, name: str) -> bool:
+        """Whether code may use what a module holds itself; a user's own code does so by its name."""
+        module = self.model.get_submodule(name)
+        own = {key: t for key, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
+        if any(_mark(t) in self.held for t in own.values()):
+            return True
+        given = any(kind is not nn.Module and _of_torch(kind) for kind in _classes(module))
+        return name in self.live and (given or not self.words.isdisjoint(own))
+
+    def look_at(self, module: nn.Module) -> None:
+        """Add what a module's code names."""
+        self.dynamic |= isinstance(module, torch.jit.ScriptModule)
+        for kind in _classes(module):
+            if not _of_torch(kind):
+                self._follow_class(kind)
+            elif kind is not nn.Module and module._modules:  # torch knows its own parts, and takes no others
+                functions = (
+                    f for key, f in vars(kind).items() if key not in SETTING_UP and isinstance(f, FunctionType)
+                )
+                self.words.update(word for function in functions for word in _words(function.__code__))
+        hidden = {"_parameters", "_buffers", "_modules"}
+        for value in [value for key, value in vars(module).items() if key not in hidden]:
+            self._hold(value)
+
+    def _follow_class(self, kind: type) -> None:
+        for key, value in vars(kind).items():
+            if key not in SETTING_UP:
+                self._follow(value)
+
+    def _hold(self, value: Any) -> bool:
+        """Note the parts that a value holds, and follow functions; whether it holds any part."""
+        if isinstance(value, nn.Module | nn.Parameter):
+            self.held.add(_mark(value))
+            return True
+        if isinstance(value, PLAIN) or id(value) in self.seen or (callable(value) and self._follow(value)):
             return False
-        parent = parent.get_submodule(part)
-    return True
+        self.seen[id(value)] = value
+        if isinstance(value, Mapping):
+            return self._hold_all(value.values())
+        if isinstance(value, list | tuple | set | frozenset | deque):
+            return self._hold_all(value)
+        holds = self._hold_all(_attributes(value))
+        if holds or callable(value):
+            self._follow_object(value)
+        return holds
+
+    def _hold_all(self, values: Iterable[Any]) -> bool:
+        holds = [self._hold(value) for value in values]  # every one is looked at
+        return any(holds)
+
+    def _follow_object(self, value: Any) -> None:
+        """Follow the code of an object's class."""
+        for kind in type(value).__mro__:
+            if not _of_library(kind.__module__):
+                self._follow_class(kind)
+
+    def _follow(self, value: Any) -> bool:
+        """Add what a function names, however it is wrapped; whether the value is one."""
+        if isinstance(value, MethodType):
+            self._hold(value.__self__)
+        for inner in _wrapped(value):
+            self._follow(inner)
+            return True
+        if isinstance(value, functools.partial):
+            self._hold((value.args, value.keywords))
+            return self._follow(value.func) or self._hold(value.func)
+        if isinstance(value, FunctionType):
+            self._read(value)
+        elif type(value).__name__ == "cython_function_or_method":  # without code that could be read
+            self.dynamic = True
+        elif not isinstance(value, BuiltinFunctionType):
+            return False
+        return True
+
+    def _read(self, function: FunctionType) -> None:
+        if id(function) in self.seen or _of_library(function.__module__) or self.dynamic:
+            return
+        self.seen[id(function)] = function
+        words = set(_words(function.__code__))
+        self.words |= words
+        self.dynamic |= bool(words & DYNAMIC) or looks_up(function.__code__)
+        for value in (*_cells(function), function.__defaults__, function.__kwdefaults__):
+            self._hold(value)
+        for word in words:
+            self._named(function.__globals__.get(word), words)
+
+    def _named(self, value: Any, words: set[str]) -> None:
+        """Follow what a function names of its Python module, or of others."""
+        if isinstance(value, ModuleType):
+            if not _of_library(value.__name__) and id(value) not in self.seen:
+                for word in words:
+                    item = vars(value).get(word)
+                    if not isinstance(item, ModuleType):
+                        self._named(item, words)
+        elif isinstance(value, type):
+            if not _of_library(value.__module__) and id(value) not in self.seen and not issubclass(value, nn.Module):
+                self.seen[id(value)] = value
+                self._follow_class(value)
+        else:
+            self._hold(value)
 
 
-def _words(module: nn.Module) -> set[str]:
-    """Attributes and strings in the code that may run when a module of a user's class is called."""
-    kind = type(module)
-    if kind.__module__.startswith("torch.nn.") and "forward" not in vars(module):
-        return set()
-    words: set[str] = set()
-    seen: set[int] = set()
-    left: list[Any] = [module.forward, *module._forward_hooks.values(), *module._forward_pre_hooks.values()]
-    while left:
-        function = inspect.unwrap(left.pop())
-        function = getattr(function, "__func__", function)
-        if not isinstance(function, FunctionType) or id(function) in seen:
-            continue
-        seen.add(id(function))
-        more = _names_in(function.__code__)
-        words |= more
-        for word in more:
-            places = vars(module).get(word), getattr(kind, word, None), function.__globals__.get(word)
-            left += [f for f in places if isinstance(f, FunctionType) and not f.__module__.startswith("torch.")]
-    return words
+def _mark(part: nn.Module | Tensor) -> Mark:
+    """What a part and its copy on the same storage have in common, and other parts have not."""
+    held = part.parameters() if isinstance(part, nn.Module) else (part,)
+    return type(part), tuple(address(t) for t in held)
 
 
-def _names_in(code: CodeType) -> set[str]:
-    words = set(code.co_names)
+def _cells(function: FunctionType) -> Iterator[Any]:
+    """What a function finds around it."""
+    for cell in function.__closure__ or ():
+        with suppress(ValueError):  # nothing is in it yet
+            yield cell.cell_contents
+
+
+def _wrapped(value: Any) -> Iterator[Any]:
+    """What stands behind a property, a method or a decorated function."""
+    if isinstance(value, property):
+        yield value.fget
+    elif isinstance(value, functools.cached_property | functools.partialmethod):
+        yield value.func
+    elif isinstance(value, staticmethod | classmethod | MethodType):
+        yield value.__func__
+    elif not isinstance(value, type) and callable(value) and "__wrapped__" in getattr(value, "__dict__", {}):
+        yield value.__wrapped__
+
+
+def _attributes(value: Any) -> Iterator[Any]:
+    """What an object holds."""
+    yield value() if isinstance(value, weakref.ref) else None
+    yield from getattr(value, "__dict__", {}).values()
+    for kind in type(value).__mro__:
+        slots = vars(kind).get("__slots__", ())
+        for slot in (slots,) if isinstance(slots, str) else slots:
+            yield getattr(value, slot, None) if slot not in {"__dict__", "__weakref__"} else None
+
+
+def _classes(module: nn.Module) -> list[type]:
+    return [kind for kind in type(module).__mro__ if kind is not object]
+
+
+def _of_torch(kind: type) -> bool:
+    """Whether torch defines a class, and has not made it of a user's code."""
+    known = vars(sys.modules.get(kind.__module__, object)).get(kind.__qualname__)
+    return kind.__module__.split(".")[0] == "torch" and known is kind
+
+
+def _of_library(name: Any) -> bool:
+    return isinstance(name, str) and name.split(".")[0] in LIBRARIES
+
+
+def _words(code: CodeType) -> Iterator[str]:
+    yield from code.co_names
     for constant in code.co_consts:
-        if isinstance(constant, str):
-            words.add(constant)
-        elif isinstance(constant, tuple):
-            words |= {item for item in constant if isinstance(item, str)}
-        elif isinstance(constant, CodeType):
-            words |= _names_in(constant)
-    return words
+        yield from _strings(constant)
+
+
+def _strings(constant: Any) -> Iterator[str]:
+    if isinstance(constant, str):
+        yield from (constant, *constant.split("."))
+    elif isinstance(constant, tuple | frozenset):
+        for item in constant:
+            yield from _strings(item)
+    elif isinstance(constant, CodeType):
+        yield from _words(constant)

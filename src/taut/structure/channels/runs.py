@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taut.core.example import Example
 from taut.core.modes import evaluating, generator
-from taut.core.tensors import all_tensors, all_values, map_tensors, tensors
+from taut.core.tensors import address, all_tensors, all_values, map_tensors, tensors
 from taut.errors import ModelError
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels
@@ -215,13 +215,13 @@ class LabelledRuns:
         Those are all modules with parameters, and norms that hold statistics alone.
         """
         reached = self.called | self.read_elsewhere()
-        held = {_address(t) for name in reached for t in _own(self.copied.get_submodule(name))}
+        held = {address(t) for name in reached for t in _own(self.copied.get_submodule(name))}
         inside = [f"{name}." for name in self.layers if name not in self.known]
         return tuple(
             name
             for name, module in self.copied.named_modules()
             if name not in reached
-            and not (module._parameters and all(_address(t) in held for t in _own(module)))
+            and not (module._parameters and all(address(t) in held for t in _own(module)))
             and (module._parameters or name in self.layers)
             and _own(module)
             and not any(name.startswith(outer) for outer in inside)
@@ -236,7 +236,7 @@ class LabelledRuns:
         holders: dict[int, set[str]] = defaultdict(set)
         for name, module in self.copied.named_modules():
             for t in _own(module):
-                holders[_address(t)].add(name)
+                holders[address(t)].add(name)
         return {name for names in holders.values() if len(names) > 1 for name in names}
 
     def ruled_classes(self) -> dict[int, set[str]]:
@@ -254,11 +254,3 @@ class LabelledRuns:
 
 def _own(module: nn.Module) -> list[Tensor]:
     return [t for t in (*module.parameters(recurse=False), *module.buffers(recurse=False)) if t.numel()]
-
-
-def _address(t: Tensor) -> int:
-    """Where the values are; something of its own for tensors without plain memory."""
-    try:
-        return t.data_ptr() or id(t)
-    except RuntimeError:
-        return id(t)
