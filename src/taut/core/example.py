@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from types import GeneratorType
 from typing import Any
 
@@ -191,12 +191,29 @@ class Example:
             inputs = self._read_inputs(batch[0])
             if inputs is not None:
                 return inputs, batch[1] if len(batch) > 1 else self._targets(batch[0])
+            joined = self._joined(batch)
+            if joined is not None:
+                return joined
             count = len(self.value) if isinstance(self.value, tuple) else 0
             if 0 < count < len(batch) and self._fits(batch[:count]):  # (a, b, targets) for a model of (a, b)
                 return tuple(batch[:count]), batch[count]
         if isinstance(batch, list) and len(batch) > 1 and not self.samples.listed:
             return self._read_samples(batch)
         return None
+
+    def _joined(self, batch: Sequence[Any]) -> tuple[Any, Any] | None:
+        """A list of single inputs with their targets; None where it is none."""
+        samples = batch[0]
+        if self.samples.listed or len(batch) < 2 or type(samples) not in {list, tuple} or len(samples) < 2:
+            return None
+        result = self._read_samples(list(samples))
+        if result is None or result[1] is not None:
+            return None
+        targets = batch[1]
+        if isinstance(targets, list | tuple) and len(targets) == len(samples):
+            with suppress(ValueError, RuntimeError, TypeError):
+                targets = collated(targets)
+        return result[0], targets
 
     def _read_samples(self, batch: list[Any]) -> tuple[Any, Any] | None:
         """A list of single samples, as loaders give that do not collate."""

@@ -143,6 +143,8 @@ def collated(samples: Sequence[Any]) -> Any:
     parts = [by_name(sample) for sample in samples]
     if parts[0] is not None:
         held = [part for part in parts if part is not None]
+        if len(held) < len(parts):
+            raise ValueError("samples of different forms")
         keys = [key for key in parts[0] if all(key in part for part in held)]
         return {key: collated([part[key] for part in held]) for key in keys}
     if isinstance(first, tuple | list) and not is_row(first):

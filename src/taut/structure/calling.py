@@ -6,12 +6,14 @@ import copy
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from numbers import Number
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from taut.core.example import Example, Mask
-from taut.core.formats import TARGETS, by_name
+from taut.core.formats import TARGETS, by_name, collated
 from taut.core.modes import evaluating, quietly
 from taut.core.nested import fresh, lists_of, map_lists, rows_of
 from taut.core.samples import Samples
@@ -146,6 +148,9 @@ def _other_calls(model: nn.Module, example: Example) -> Iterator[Example]:
     """Other ways in which an example may be meant, for a model that does not run on it as it is."""
     value, signature = example.value, example.signature
     calls: list[tuple[Any, bool]] = []
+    stacked = _stacked(value)
+    if stacked is not None and _holds_samples(model, value, stacked):
+        calls.append((stacked, False))
     if isinstance(value, dict):
         named = {key: item for key, item in value.items() if key in signature.named}
         if signature.open and not example.keywords and signature.required <= set(value):
@@ -165,6 +170,58 @@ def _other_calls(model: nn.Module, example: Example) -> Iterator[Example]:
     for inputs, keywords in calls:
         with suppress(DataError):
             yield Example(model, inputs, keywords=keywords or None)
+    for inner in _nested(value, stacked):
+        with suppress(DataError):
+            other = Example(model, inner)
+            yield other
+            yield from _other_calls(model, other)
+
+
+def _nested(value: Any, stacked: Any) -> Iterator[Any]:
+    """What of a batch in lists and tuples may be the inputs in a form of their own, such as ((a, b), targets)."""
+    if not isinstance(value, list | tuple) or not value:
+        return
+    entries = None if type(value[0]) is tuple else by_name(value[0])
+    inner = (
+        [value[0] if entries is None else entries] if entries is not None or isinstance(value[0], list | tuple) else []
+    )
+    batches = [] if stacked is None else [stacked]
+    yield from batches + inner if len(value) > 2 or _is_single(value[0]) else inner + batches
+
+
+def _is_single(item: Any) -> bool:
+    """Whether an item of a list is one sample, since a number of it has no batch dimension."""
+    leaves = pytree.tree_leaves(item)
+    return any(isinstance(leaf, Number) or (isinstance(leaf, Tensor) and not leaf.ndim) for leaf in leaves)
+
+
+def _stacked(value: Any) -> Any:
+    """A list of single samples as one batch, as loaders give that do not collate; None where it is none."""
+    if type(value) not in {list, tuple} or len(value) < 2 or not tensors(value[0]):
+        return None
+    try:
+        batch = collated(value)
+    except (ValueError, RuntimeError, TypeError):
+        return None
+    return None if isinstance(batch, list) else batch
+
+
+def _holds_samples(model: nn.Module, value: Any, stacked: Any) -> bool:
+    """Whether a list is meant as a batch though the model may run on its first: a row for each only all together.
+
+    Two in a list are rather inputs and targets where the model gives a row for each of the first's.
+    """
+    if not isinstance(stacked, Tensor) or type(value) is not list:
+        return False
+    rows = []
+    for inputs in (value[0], stacked):
+        try:
+            example = Example(model, inputs)
+        except DataError:
+            return False
+        held = {t.shape[0] for t in all_tensors(_ran(model, example, example.value)) if t.ndim}
+        rows.append(held == {example.batch})
+    return rows[1] and (not rows[0] or (value[0].ndim == 1 and len(value) > 2))
 
 
 def _may_take_time_first(model: nn.Module) -> bool:
