@@ -1,7 +1,9 @@
 """What of an output counts, and what it is: by targets, names, values and shapes, or as it is asked for."""
 
 import collections
+import copy
 import dataclasses
+import warnings
 from typing import Any
 
 import pytest
@@ -15,7 +17,7 @@ from taut.recovery.judging import Judge
 from taut.structure.answers import Wish, answers_of
 from taut.structure.calling import read_example
 from taut.structure.fisher import divergence
-from taut.structure.kinds import class_axis, rows_of
+from taut.structure.kinds import Kind, class_axis, name_of, rows_of
 
 WORDS, LONG, WIDE = 11, 6, 8
 IDS = torch.randint(0, WORDS, (4, LONG), generator=torch.Generator().manual_seed(0))
@@ -120,10 +122,51 @@ def test_an_output_is_read_as_it_is_meant(name):
     assert taut.observe(net, model, [x if targets is None else (x, targets)]).kinds == (wanted,)
 
 
+NAMED = {
+    "image_embeds": "values",
+    "last_hidden_state": "values",
+    "pred_boxes": "values",
+    "predictedDepth": "values",
+    "logits": "logits",
+    "feature_scores": "logits",
+    "statement": "logits",
+    "workflow": "logits",
+    "resampled": "logits",
+    "": "logits",
+}
+
+
+@pytest.mark.parametrize("name", NAMED)
+def test_names_of_outputs_are_read_before_their_shapes_and_by_whole_words(name):
+    for body, x in ((rows(5), SERIES[:, 0]), (words, IDS)):
+        model = Net(body, lambda y, _: {name: y}).eval()
+        assert taut.observe(taut.trace(model, x), model, [x]).kinds == (NAMED[name],)
+    model = Net(maps(4, nn.Sigmoid()), lambda y, _: {name: y}).eval()
+    wanted = {"logits": "sigmoid"}.get(NAMED[name], NAMED[name])
+    assert taut.observe(taut.trace(model, IMAGES), model, [IMAGES]).kinds == (wanted,)
+
+
+@pytest.mark.parametrize("name", ["words", "segments", "rows", "values by targets", "segments by targets", "images"])
+def test_logits_by_shape_alone_are_said_once(name):
+    body, x, targets, _ = READ[name]
+    model = Net(body).eval()
+    with warnings.catch_warnings(record=True) as noted:
+        warnings.simplefilter("always")
+        data = [x if targets is None else (x, targets)]
+        taut.compress(model, x, budget=taut.Budget(params=0.9), data=data, compare=False)
+    said = [str(one.message) for one in noted if "by its shape alone" in str(one.message)]
+    assert len(said) == (name in {"words", "segments"})
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        taut.observe(taut.trace(model, x), model, data, output="values")
+
+
 def test_classes_on_another_axis_by_targets():
     model = Net(series(5), lambda y, _: y.transpose(1, 2)).eval()
     stats = taut.observe(taut.trace(model, SERIES), model, [(SERIES, classes(4, LONG, count=5))])
     assert stats.kinds == ("logits along axis 1",)
+    for kind in (*stats.kinds, *copy.deepcopy(stats.kinds)):
+        assert (kind, name_of(kind), class_axis(kind, 3)) == (Kind("logits", 1), "logits", 1)
     straight = Net(series(5)).eval()
     same = taut.observe(taut.trace(straight, SERIES), straight, [(SERIES, classes(4, LONG, count=5))])
     for name, layer in same.layers.items():
@@ -136,7 +179,7 @@ def test_damage_of_maps_is_that_of_their_classes():
     wanted = divergence(["logits"], *last) * len(last[0]) / 2
     assert divergence(["logits"], a, b) == pytest.approx(wanted)
     assert class_axis("logits", 3) == 2
-    assert class_axis("probabilities along axis 1", 3) == 1
+    assert class_axis(Kind("probabilities", 1), 3) == 1
     assert rows_of(a, "logits").shape == (2, 3, 3, 5)
     assert rows_of(a, "values") is a
     real = torch.rand(2, 3, 3) > 0.5

@@ -57,7 +57,7 @@ class Example:
         paths: those of the witnesses that are of another shape, or take other steps, than all before them.
         marking: of inputs that are masks of positions, how they mark them (`taut.core.padding.Marking`); None of those
             of which that cannot be told.
-        doubts: those of them of which the user was told so.
+        doubts: of what is not certain, such as those, what the user was told.
 
     Raises:
         DataError: it holds no tensor, or an empty one.

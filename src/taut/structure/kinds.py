@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,11 +23,20 @@ CLASSES = ("logits", "probabilities")
 MAPS = 4
 """Axes of an output from which on its classes are on axis 1, as of images; of fewer they are on the last."""
 
-VALUES = ("hidden_state", "hidden", "embed", "feature", "box", "depth", "recon", "flow", "sample", "coord", "state")
-"""What the names of outputs hold that are values."""
+VALUES = re.compile(
+    r"hidden|embed(s|ding|dings)?|encodings?|feat(ures?|s)?|b?box(es)?|depths?|disparity|recon(struct(ions?|ed))?|"
+    r"flows?|samples?|coord(s|inates?)?|keypoints?|landmarks|offsets?|latents?|states?|pool(ed|er)"
+)
+"""Words of the names of outputs that are values."""
+
+SCORES = frozenset({"logit", "logits", "score", "scores", "class", "classes", "cls"})
+"""Words of the names of outputs that are none, whatever else they are called."""
 
 IGNORED = (-100, 255)
 """Targets that stand for no class."""
+
+OUTPUT = ":output"
+"""Among `Example.doubts`: how the output is read."""
 
 NORMS = (nn.LayerNorm, nn.GroupNorm, nn.RMSNorm, nn.modules.batchnorm._NormBase)
 
@@ -42,23 +53,48 @@ def real_of(output: Any) -> list[Tensor | None]:
     return list(output.real) if isinstance(output, Answers) else [None] * len(float_outputs(output))
 
 
+class Kind(str):
+    """What an output is, as it is shown: one of KINDS, and the axis of its classes where that is not the usual one.
+
+    Attributes:
+        name: one of KINDS.
+        axis: of the classes; None: the usual one.
+    """
+
+    __slots__ = ("axis", "name")
+    name: str
+    axis: int | None
+
+    def __new__(cls, name: str, axis: int | None = None) -> Kind:
+        """Of a name, and an axis that is not the usual one."""
+        kind = super().__new__(cls, name if axis is None else f"{name} along axis {axis}")
+        kind.name, kind.axis = name, axis
+        return kind
+
+    def __getnewargs__(self) -> tuple[str, int | None]:  # type: ignore[override]
+        return self.name, self.axis
+
+
 def class_axis(kind: str, axes: int) -> int:
     """The axis of an output on which its classes are: the last, or 1 from MAPS axes on, if the kind does not say it."""
-    name, _, axis = kind.partition(" along axis ")
-    del name
-    if axis:
-        return int(axis)
+    if isinstance(kind, Kind) and kind.axis is not None:
+        return kind.axis
     return axes - 1 if axes < MAPS else 1
 
 
 def name_of(kind: str) -> str:
     """The kind without its axis."""
-    return kind.partition(" along axis ")[0]
+    return kind.name if isinstance(kind, Kind) else kind
 
 
 def _along(kind: str, axis: int, axes: int) -> str:
     axis %= axes
-    return kind if axis == class_axis(kind, axes) else f"{kind} along axis {axis}"
+    return kind if axis == class_axis(kind, axes) else Kind(kind, axis)
+
+
+def _is_called_values(name: str) -> bool:
+    words = set(re.findall(r"[a-z]+", re.sub(r"(?<=[a-z])(?=[A-Z])", "_", name).lower()))
+    return any(map(VALUES.fullmatch, words)) and not words & SCORES
 
 
 def rows_of(t: Tensor, kind: str, real: Tensor | None = None) -> Tensor:
@@ -120,17 +156,22 @@ class Look:
     A tensor of an output is read, in this order, by
     1. targets of the data: whole numbers, one for each row of classes, say that it is logits, and along which axis;
        other numbers of its own shape say that it is values (not where all are 0 and 1, or rows sum to 1),
-    2. its name: `*logits*` are logits, hidden states, boxes, depths and reconstructions values,
+    2. its name: hidden states, embeddings, features, boxes, depths, flows and reconstructions are values,
     3. its range: in [0, 1] and rows of sum 1 probabilities, else in [0, 1] sigmoid; logarithms of probabilities are
        logits,
-    4. its shape: (batch, classes) is logits. (batch, position, classes) is, where the model takes whole numbers (token
+    4. its name again: `*logits*` are logits,
+    5. its shape: (batch, classes) is logits. (batch, position, classes) is, where the model takes whole numbers (token
        ids) of (batch, position), and (batch, class, height, width) where it takes images of as many axes with another
        number of channels; neither where it ends in a normalization, is never negative, or is one of several of
-       different shapes. All others are values.
+       different shapes. All others are values. Where a shape of three axes or more alone says logits, a warning does.
     """
 
     def __init__(
-        self, inputs: Any = None, targets: Any = None, last: Callable[[], nn.Module | None] | None = None
+        self,
+        inputs: Any = None,
+        targets: Any = None,
+        last: Callable[[], nn.Module | None] | None = None,
+        doubts: set[str] | None = None,
     ) -> None:
         """Nothing has to be known.
 
@@ -138,10 +179,11 @@ class Look:
             inputs: of the model.
             targets: of the data.
             last: gives the layer that ran last.
+            doubts: what the user was told already; None: nothing is said.
         """
         self.inputs = [t for t in tensors(inputs) if t.ndim]
         self.targets = [t for t in tensors(targets) if t.ndim]
-        self._last = last
+        self._last, self._doubts = last, doubts
 
     def axis(self, t: Tensor) -> int:
         """The axis of classes by the targets, or the usual one."""
@@ -154,7 +196,7 @@ class Look:
         axis = self._axis_of_targets(t)
         if axis is not None:
             return plain if name_of(plain) not in {"values", "logits"} else _along("logits", axis, t.ndim)
-        if plain in {"logits", "values"} and self._are_values(t):
+        if _is_called_values(name) or (plain in {"logits", "values"} and self._are_values(t)):
             return "values"
         if plain != "values" or t.ndim < 2:
             return plain
@@ -165,14 +207,29 @@ class Look:
         usual = class_axis("logits", t.ndim)
         if "logits" in name:
             return "logits" if t.shape[usual] > 1 else "values"
-        if t.ndim < 3 or any(word in name for word in VALUES):
+        if t.ndim < 3:
             return "values"
         axis = _sums_to_one(t.exp()) if bool((t <= 0).all()) else None
         if axis is None and not several and not bool((t >= 0).all()):
             axis = self._axis_by_shape(t)
             if axis is not None and isinstance(self._last() if self._last else None, NORMS):
                 axis = None
+            if axis is not None:
+                self._warn(t, axis)
         return "values" if axis is None else _along("logits", axis, t.ndim)
+
+    def _warn(self, t: Tensor, axis: int) -> None:
+        """Say once that the shape alone decided."""
+        if self._doubts is None or OUTPUT in self._doubts:
+            return
+        self._doubts.add(OUTPUT)
+        sizes = ", ".join(map(str, t.shape[1:]))
+        warnings.warn(
+            f"The output (samples, {sizes}) is read as scores of {t.shape[axis]} classes, by its shape alone. Data with "
+            "targets, or output='logits', confirm it; if it is values (features, a flow, an image), say "
+            "output='values'.",
+            stacklevel=2,
+        )
 
     def _axis_of_targets(self, t: Tensor) -> int | None:
         """The axis of classes that whole-numbered targets leave out; the usual one first."""
@@ -248,7 +305,7 @@ class Reader:
 
 def look_at(model: nn.Module, example: Example, inputs: Any, targets: Any) -> Look:
     """What is known of a model's output on a batch; the model is run only where that has to say."""
-    return Look(inputs, targets, lambda: last_layer(model, example))
+    return Look(inputs, targets, lambda: last_layer(model, example), example.doubts)
 
 
 def kinds_of(output: Any, kinds: Sequence[str]) -> list[str]:
