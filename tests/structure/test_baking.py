@@ -104,6 +104,59 @@ def test_compress_bakes_first_and_load_does_it_again(way, tmp_path):
     assert torch.equal(plain(x), result.model(x))
 
 
+KINDS = {
+    "transposed": (lambda: nn.ConvTranspose1d(4, 6, 3, groups=2), (4, 4, 8)),
+    "transposed 2d": (lambda: nn.ConvTranspose2d(4, 6, 3), (4, 4, 3, 3)),
+    "embedding": (lambda: nn.Embedding(20, 6), (4, 5)),
+    "bag": (lambda: nn.EmbeddingBag(20, 6), (4, 5)),
+    "layer norm": (lambda: nn.LayerNorm(6), (4, 6)),
+    "layer norm of two axes": (lambda: nn.LayerNorm((3, 6)), (4, 3, 6)),
+    "group norm": (lambda: nn.GroupNorm(2, 6), (4, 6, 6)),
+    "batch norm": (lambda: nn.BatchNorm1d(6), (4, 6)),
+    "prelu": (lambda: nn.PReLU(6), (4, 6)),
+}
+
+
+@pytest.mark.parametrize(("kind", "way"), [*((kind, "own") for kind in KINDS), ("layer norm", "old weight_norm")])
+def test_every_kind_with_a_weight_alone_is_baked(kind, way, tmp_path):
+    layer, shape = KINDS[kind]
+
+    def build():
+        torch.manual_seed(0)
+        norm = layer()
+        if way == "own":
+            parametrize.register_parametrization(norm, "weight", Positive())
+        else:
+            old_weight_norm(norm)
+        return nn.Sequential(norm, nn.Flatten(), nn.LazyLinear(12), nn.Linear(12, 4)).eval()
+
+    x = torch.randint(0, 20, shape) if "bedding" in kind or kind == "bag" else torch.randn(shape)
+    model = build()
+    model(x)
+    assert taut.inspect(model, x).layers[0].plain_form == "bake"
+    result = taut.compress(model, x, budget={"params": 0.9}, data=[x], compare=False)
+    assert (result.plan.steps[0].method, result.plan.steps[0].layers) == ("bake", ("0",))
+    assert type(result.model[0]) is type(layer())
+    result.save(tmp_path / "small")
+
+    def base():
+        built = build()
+        built(x)
+        return built
+
+    assert torch.equal(taut.load(tmp_path / "small", base)(x), result.model(x))
+
+
+def test_what_no_step_bakes_is_not_said_to_be_baked():
+    lstm = nn.LSTM(4, 6, batch_first=True)
+    model = nn.Sequential(weight_norm(lstm, "weight_hh_l0")).eval()
+    (reach,) = taut.inspect(model, torch.randn(2, 3, 4)).layers
+    assert reach.layer.kind == "LSTM"
+    assert reach.plain_form is None
+    assert "make it permanent first" in reach.blocked
+    assert "remove_parametrizations" in reach.remedy
+
+
 def test_a_step_of_a_plan_bakes(tmp_path):
     model, x = Net(spectral_norm).eval(), torch.randn(4, 8)
     net = taut.trace(model, x)

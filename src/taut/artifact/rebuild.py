@@ -218,8 +218,7 @@ def _undo(shapes: Shapes, place: str, layer: Layer) -> None:
     if layer.weight:
         shapes[f"{place}.weight"] = layer.weight
     if layer.bias:
-        turned = layer.kind.startswith("ConvTranspose")
-        shapes[f"{place}.bias"] = (layer.weight[1] * layer.groups,) if turned else layer.weight[:1]
+        shapes[f"{place}.bias"] = layer.bias_shape
 
 
 def _words(shapes: Shapes) -> str:

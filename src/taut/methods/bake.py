@@ -11,10 +11,8 @@ import torch
 from torch import nn
 
 from taut.structure.baking import baked
-from taut.structure.support import COMPUTED
+from taut.structure.support import BAKED, COMPUTED
 from taut.types import Cost, Group, Layer, Rewrite
-
-KINDS = "Linear", "Conv1d", "Conv2d", "Conv3d", "ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d", "Embedding"
 
 
 @dataclass(frozen=True)
@@ -43,7 +41,7 @@ class Bake:
             return group.layer.skip
         if not group.layer.computed:
             return "bake: its weight is not computed from anything"
-        return None if group.layer.kind in KINDS else f"bake: a {group.layer.kind} is not handled"
+        return None if group.layer.kind in BAKED else f"bake: a {group.layer.kind} is not handled"
 
     def family(self) -> str:
         """There is nothing to decompose."""
@@ -79,7 +77,7 @@ class Bake:
     def cost(self, group: Group) -> Cost:
         """Of the plain layer."""
         layer = group.layer
-        params = math.prod(layer.weight) + (_outputs(layer) if layer.bias else 0)
+        params = math.prod(layer.weight) + (math.prod(layer.bias_shape) if layer.bias else 0)
         return Cost(params, params, layer.macs, params * layer.itemsize)
 
     def exact_case(self, group: Group) -> tuple[Bake, nn.Module] | None:
@@ -88,13 +86,9 @@ class Bake:
         return None
 
 
-def _outputs(layer: Layer) -> int:
-    return layer.weight[1] * layer.groups if layer.kind.startswith("ConvTranspose") else layer.weight[0]
-
-
 def _shell(layer: Layer) -> nn.Module:
     shell = nn.Module()
     shell.register_parameter("weight", nn.Parameter(torch.empty(layer.weight, device="meta")))
     if layer.bias:
-        shell.register_parameter("bias", nn.Parameter(torch.empty(_outputs(layer), device="meta")))
+        shell.register_parameter("bias", nn.Parameter(torch.empty(layer.bias_shape, device="meta")))
     return shell

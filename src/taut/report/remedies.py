@@ -26,6 +26,11 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"mask holds its weight", "call taut.nn.bake(model) first"),
     (r"taut.compress puts an nn.Linear", "nothing: taut.compress does; in a plan of your own a step 'as_linear' does"),
     (r"taut.compress bakes it", "nothing: taut.compress bakes it first; in a plan of your own a step 'bake' does"),
+    (
+        r"no step bakes",
+        "take the parametrization off before the model is handed in: torch.nn.utils.parametrize."
+        "remove_parametrizations, remove_weight_norm, or prune.remove",
+    ),
     (r"parametrization", "call torch.nn.utils.parametrize.remove_parametrizations(layer, 'weight') first"),
     (r"computed by other code", "make it a torch.nn.Parameter of the layer before the model is handed in"),
     (

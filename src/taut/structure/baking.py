@@ -45,12 +45,17 @@ def sources(module: nn.Module, name: str) -> list[Tensor]:
     return [p for key, p in module._parameters.items() if p is not None and key in {name + end for end in LEFTOVERS}]
 
 
+def leftovers(module: nn.Module) -> frozenset[str]:
+    """Names of what stands beside the computed tensors of a module, and goes when they are baked."""
+    return frozenset(name + end for name in computed(module) for end in LEFTOVERS)
+
+
 def baked(module: nn.Module) -> nn.Module:
     """A copy of a module whose computed tensors are parameters, with the values that they have in eval mode.
 
     Not by torch's own removal: that takes the weight's property from a class which copies of a module share.
     """
-    names = computed(module)
+    names, gone = computed(module), leftovers(module)
     copied: Any = deep_copy(module)
     with evaluating(copied), torch.no_grad():
         values = {name: _value(copied, name).detach().clone() for name in names}
@@ -64,8 +69,8 @@ def baked(module: nn.Module) -> nn.Module:
         for key, hook in list(hooks.items()):
             if "torch.nn.utils" in getattr(type(getattr(hook, "hook", hook)), "__module__", ""):
                 del hooks[key]
-    rest = {key: p for key, p in copied._parameters.items() if key not in {n + e for n in names for e in LEFTOVERS}}
-    buffers = {key: b for key, b in copied._buffers.items() if key not in {n + e for n in names for e in LEFTOVERS}}
+    rest = {key: p for key, p in copied._parameters.items() if key not in gone}
+    buffers = {key: b for key, b in copied._buffers.items() if key not in gone}
     for name in names:
         vars(copied).pop(name, None)
     made = {name: nn.Parameter(values[name], requires_grad=trained[name]) for name in names}

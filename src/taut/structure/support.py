@@ -11,7 +11,7 @@ from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
 from taut.nn import Rebuilt, mask_of
-from taut.structure.baking import computed
+from taut.structure.baking import computed, leftovers
 from taut.structure.rules import UNIT, module_rule
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -47,6 +47,19 @@ COMPUTED = (
 )
 """Why a layer is left alone until it is baked."""
 
+COMPUTED_INSIDE = (
+    "a parametrization or a hook (weight norm, prune) computes a parameter of it, and no step bakes modules of this "
+    "kind: make it permanent first"
+)
+"""Why a layer is left alone that no step bakes."""
+
+BAKED = frozenset(
+    "Linear Conv1d Conv2d Conv3d ConvTranspose1d ConvTranspose2d ConvTranspose3d Embedding EmbeddingBag LayerNorm "  # noqa: SIM905
+    "RMSNorm GroupNorm BatchNorm1d BatchNorm2d BatchNorm3d InstanceNorm1d InstanceNorm2d InstanceNorm3d SyncBatchNorm "
+    "PReLU Bilinear".split()
+)
+"""Kinds whose parameters are a weight and a bias of known shapes: these are baked."""
+
 LINEAR = (
     "it computes a linear layer in its own way: taut.compress puts an nn.Linear in its place; elsewhere do that first "
     "(a step 'as_linear')"
@@ -55,11 +68,15 @@ LINEAR = (
 
 
 def base_kind(module: nn.Module) -> str:
-    """The class name, or that of the supported layer of which it is a faithful subclass."""
+    """The class name, or that of the supported layer of which it is a faithful subclass.
+
+    Of a parametrized module that of the class that it had before: torch derives one for each such module.
+    """
     for kind in SUPPORTED:
         if isinstance(module, kind) and _computes_as(module, kind):
             return kind.__name__
-    return type(module).__name__
+    own = type(module)
+    return (own.__bases__[0] if parametrize.is_parametrized(module) else own).__name__
 
 
 def _computes_as(module: nn.Module, kind: type[nn.Module]) -> bool:
@@ -78,7 +95,7 @@ def refusal(module: nn.Module) -> str | None:
     if mask_of(module) is not None:
         return "a mask holds its weight: taut.nn.bake the model first"
     if computed(module):
-        return COMPUTED
+        return COMPUTED if _holds_weight_alone(module) else COMPUTED_INSIDE
     if parametrize.is_parametrized(module):
         return "a parametrization computes something of it: remove_parametrizations first"
     if module_rule(module) is not None:
@@ -88,6 +105,13 @@ def refusal(module: nn.Module) -> str | None:
     kinds = (*OTHERS.items(), *((kind, NORMALIZATION) for kind in NORMS))
     other = f"modules of type {type(module).__name__} are not handled"
     return next((reason for kind, reason in kinds if isinstance(module, kind)), other)
+
+
+def _holds_weight_alone(module: nn.Module) -> bool:
+    """Whether a module with computed tensors has a weight and a bias of known shapes once they are plain."""
+    names = {*computed(module), *module._parameters} - set(leftovers(module))
+    others = [child for name, child in module.named_children() if name != "parametrizations"]
+    return base_kind(module) in BAKED and names <= {"weight", "bias"} and not others
 
 
 def _refuse_supported(module: nn.Module) -> str | None:

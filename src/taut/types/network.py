@@ -81,6 +81,15 @@ class Layer:
         return self.weight[2:]
 
     @property
+    def bias_shape(self) -> tuple[int, ...]:
+        """Shape of the bias; () where there is none."""
+        if not self.bias:
+            return ()
+        if self.kind.startswith("ConvTranspose"):
+            return (self.weight[1] * self.groups,)
+        return self.weight if self.kind == "LayerNorm" else self.weight[:1]
+
+    @property
     def positions(self) -> int:
         """Output positions over all calls in the whole example (not per sample)."""
         if not self.weight or self.kind == "Embedding":
