@@ -179,3 +179,30 @@ def test_weights_that_are_computed_from_one_stay():
     model.c = nn.Linear(16, 4)
     net = taut.trace(model, torch.randn(4, 8))
     assert "shared" in net["b"].skip
+
+
+class Counting(nn.Module):
+    """A parametrization that counts how often it computes, in any mode."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, weight):
+        self.calls += 1
+        return weight * 1.0
+
+
+def counted(layer):
+    return parametrize.register_parametrization(layer, "weight", Counting(), unsafe=True)
+
+
+@pytest.mark.parametrize("way", [spectral_norm, torch.nn.utils.spectral_norm, counted], ids=["new", "old", "own"])
+@pytest.mark.parametrize("training", [True, False])
+def test_looking_at_a_model_leaves_what_its_weights_are_computed_from(way, training):
+    model, x = Net(way).train(training), torch.randn(4, 8)
+    before = {key: t.clone() for key, t in model.state_dict().items()}
+    taut.observe(taut.trace(model, x), model, [x])
+    taut.inspect(model, x)
+    assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
+    assert all(module.training is training for module in model.modules())

@@ -86,7 +86,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
     layers = []
-    for name, module in model.named_modules():
+    described = shallow(model).eval()  # a weight that is computed may change what it is computed from when it is read
+    for name, module in described.named_modules():
         if name in reasons:
             layer = describe_layer(name, module, tuple(calls.get(name, ())), call.batch)
             facts: dict[str, Any] = {
