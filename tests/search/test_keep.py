@@ -1,6 +1,7 @@
 """keep=: layers left alone or not below a share, whatever makes the others smaller."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -164,3 +165,47 @@ def test_a_front_is_of_one_keep(tmp_path, monkeypatch):
     front = taut.explore(model, X[:4], **settings, folder=tmp_path, keep=["3", "5"])
     assert front.points[-1].after.params > first.points[-1].after.params
     assert not {"3", "5"} & {name for point in front.points for step in point.plan.steps for name in step.layers}
+
+
+@pytest.mark.parametrize(
+    ("keep", "step"),
+    [
+        ("3", lambda net: taut.whole(net, "magnitude", sparsity=0.5)),
+        ("3", lambda net: taut.whole(net, "channels", macs=0.6)),
+        ({"3": 0.95}, lambda net: taut.whole(net, "channels", macs=0.8, align=1)),
+        ({"3": 0.95}, lambda net: taut.whole(net, "magnitude", sparsity=0.2)),
+        ({"3": 0.95}, lambda _: taut.Step(("3",), "magnitude", {"sparsity": 0.5})),
+        ({"3": 0.95}, lambda _: taut.Step(("3",), "codebook", {"codes": 8})),
+        ({"3": 0.9}, lambda _: taut.Step(("3",), "svd", {"rank": 1})),
+        ("3", lambda _: taut.Step(("3",), "svd", {"rank": 1})),
+        ({"3": 0.9}, lambda _: taut.Step(("3", "5"), "shared", {"rank": 2})),
+    ],
+)
+def test_plans_by_hand_respect_what_the_network_keeps(keep, step):
+    """The step and the statistics are of the network that keeps nothing; the plan holds after a round trip, too."""
+    model, net = build(), taut.trace(build(), X[:4])
+    least = keep["3"] if isinstance(keep, dict) else 1.0
+    stats = taut.observe(net, model, [X])
+    try:
+        plan = taut.Plan.of(net.keeping(keep), [step(net)])
+        small = taut.apply(model, taut.Plan.from_json(plan.to_json()), stats, data=[X])
+    except CallError as error:
+        words = str(error)
+        small = model
+    else:
+        words = "as asked"
+    assert "as asked" in words or "floors" in words
+    assert int(small.get_submodule("3").weight.count_nonzero()) >= least * math.prod(net["3"].weight)
+    assert least < 1 or same(model, small, "3")
+
+
+def test_a_plan_that_keeps_takes_no_step_on_what_it_keeps():
+    model, net = build(), taut.trace(build(), X[:4])
+    stats = taut.observe(net, model, [X])
+    alone = taut.Plan.of(net.keeping("3"), [])
+    edited = replace(alone, steps=(taut.whole(net, "magnitude", sparsity=0.5),))
+    with pytest.raises(CallError, match="does not apply to layer '3': kept: as asked"):
+        taut.apply(model, edited, stats)
+    spared = taut.whole(net, "magnitude", sparsity=0.5, spare=[0])
+    with pytest.raises(CallError, match="says something of each of its layers, of which '3'"):
+        taut.Plan.of(net.keeping("3"), [spared])

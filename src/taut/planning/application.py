@@ -116,7 +116,8 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
     model = unwrapped(model)
     _check_names(model, plan)
-    stats = stats.leaving(plan.left_alone)
+    plan.check_kept()
+    stats = stats.leaving(plan.shares)
     outputs = stats.outputs(model)
     small, done, reason = _tried(model, plan, stats, data, outputs, QUICK)
     if reason is not None:
@@ -296,7 +297,7 @@ def _below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[
             left = next(math.prod(now.weight) for now in method.after(group) if now.name == layer.name)
             fits = left >= min(floor.weights, math.prod(layer.weight))
         else:
-            fits = len(group.layers) > 1 or floor.allows(method.cost(group))
+            fits = floor.allows(layer.cost - (group.cost - method.cost(group)))  # all that goes may be of this one
         if not fits:
             return f"{floor.share:.0%} of '{layer.name}' has to stay, as asked, and {method.name} would leave less"
     return None

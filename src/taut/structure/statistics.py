@@ -141,9 +141,11 @@ class Statistics:
         }
         return replace(self, network=network, modules=modules, layers=known, curves={}, _cache={})
 
-    def leaving(self, names: Iterable[str]) -> Statistics:
-        """The same, of a network of which these layers are left alone because the user wants it so."""
-        shares = dict.fromkeys(set(names) - self.network.kept, 1.0)
+    def leaving(self, shares: Mapping[str, float]) -> Statistics:
+        """The same, of a network of which the user wants these shares of layers to stay; 1 leaves one alone."""
+        net = self.network
+        known = {**{name: floor.share for name, floor in net.floors.items()}, **dict.fromkeys(net.kept, 1.0)}
+        shares = {name: share for name, share in shares.items() if share > known.get(name, 0.0)}
         return replace(self, network=self.network.leaving(shares)) if shares else self
 
     def outputs(self, model: nn.Module) -> Outputs:

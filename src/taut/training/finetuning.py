@@ -272,11 +272,12 @@ class _Run:
         steps = Plan(tuple(self.plan.steps[place] for place in stage.steps))
         looks = any(resolve(step).uses_statistics for step in steps.steps)
         data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)] if looks else None
-        stats = self.stats if first else None
+        known = None if self.stats is None else self.stats.leaving(self.plan.shares)
+        stats = known if first else None
         if stats is None:
             net = trace(model, self.example)
-            stats = observe(net if self.stats is None else net.leaving_as(self.stats.network), model, data)
-        return apply_plan(model, steps, stats.leaving(self.plan.left_alone), data)
+            stats = observe(net if known is None else net.leaving_as(known.network), model, data)
+        return apply_plan(model, steps, stats.leaving(self.plan.shares) if known is None else stats, data)
 
     def _trained(
         self, model: nn.Module, stage: Stage, position: Position, tensors: dict[str, Tensor], accelerate: Any

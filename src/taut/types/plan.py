@@ -90,6 +90,7 @@ class Plan:
         kept: layers that stay as they are, with reasons.
         before: cost of the original model. after: predicted cost of the result.
         unit: what `damage` measures: "loss", "relative output error" or "relative weight error".
+        floors: layers that may not go below a share of what they were -> that share, as the user wants it.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -98,23 +99,58 @@ class Plan:
     before: Cost = field(default_factory=Cost)
     after: Cost = field(default_factory=Cost)
     unit: str = "loss"
+    floors: dict[str, float] = field(default_factory=dict)
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As plain data, `floors` only where there are some: what is compared with it may be older."""
+        written: dict[str, Any] = write(self)
+        if not self.floors:
+            del written["floors"]
+        return written
 
     @classmethod
     def of(cls, network: Network, steps: Iterable[Step]) -> Plan:
         """A plan made by hand: the groups of its steps are filled in from the traced network.
 
+        What the network keeps (`Network.keeping`) holds for every step: one over many layers leaves out those that are
+        kept, and knows the least of the others.
+
         Raises:
-            CallError: a step names a layer that the network does not have.
+            CallError: a step names a layer that the network does not have, or changes one that is kept.
         """
-        filled = tuple(s if s.group is not None else replace(s, group=network.group(s.layers)) for s in steps)
+        filled = tuple(_held(network, step) for step in steps)
         kept = tuple(Kept(la.name, AS_ASKED, la.cost, "as asked") for la in network.layers if la.name in network.kept)
-        return cls(filled, kept, before=network.cost, after=network.cost, unit="not predicted")
+        floors = {name: floor.share for name, floor in network.floors.items()}
+        plan = cls(filled, kept, before=network.cost, after=network.cost, unit="not predicted", floors=floors)
+        plan.check_kept()
+        return plan
 
     @property
     def left_alone(self) -> frozenset[str]:
         """The layers that the user wants left alone."""
         named = {name for step in self.steps for name in step.keep}
         return frozenset(named | {kept.layer for kept in self.kept if kept.code == "as asked"})
+
+    @property
+    def shares(self) -> dict[str, float]:
+        """What has to stay of layers, as the user wants it; 1 leaves one alone."""
+        return {**self.floors, **dict.fromkeys(self.left_alone, 1.0)}
+
+    def check_kept(self) -> None:
+        """Refuse steps on layers that the whole plan leaves alone.
+
+        Raises:
+            CallError: there is one.
+        """
+        alone = {kept.layer for kept in self.kept if kept.code == "as asked"}
+        for step in self.steps:
+            both = [name for name in step.layers if name in alone]
+            if both and not hasattr(METHODS.get(step.method), "restored"):  # a plain form computes the same
+                raise CallError(
+                    f"{step.method} does not apply to layer '{both[0]}': {AS_ASKED}. Leave the layer out of the step, "
+                    "or keep it no longer."
+                )
 
     def to_json(self) -> str:
         """The plan as JSON, to read, edit and replay."""
@@ -187,6 +223,41 @@ class Plan:
 def _schema() -> TypeAdapter[Plan]:
     """Made once: it takes longer than most plans."""
     return TypeAdapter(Plan)
+
+
+def _held(network: Network, step: Step) -> Step:
+    """The step with its group, as far as the network lets it: what `taut.whole` does with its `keep`.
+
+    Raises:
+        CallError: layers would have to be left out of a step that says something of each.
+    """
+    group = network.group(step.layers) if step.group is None else step.group
+    kind, floors = METHODS.get(step.method), network.floors
+    holds = hasattr(kind, "floors")
+    looks = hasattr(kind, "look") and not hasattr(kind, "restored")
+    out = {name for name in step.layers if name in network.kept or (name in floors and looks and not holds)}
+    stay = [place for place, name in enumerate(step.layers) if name not in out]
+    if len(step.layers) == 1 or not stay:
+        out, stay = set(), list(range(len(step.layers)))
+    asked = step.settings
+    if holds and set(step.layers) & set(floors):
+        known = asked.get("floors") or [0] * len(step.layers)
+        if isinstance(known, list) and len(known) == len(step.layers):
+            own = [floors[name].weights if name in floors else 0 for name in step.layers]
+            asked = {**asked, "floors": [max(pair) for pair in zip(known, own, strict=True)]}
+    if not out:
+        return replace(step, group=group, settings=asked)
+    if any(isinstance(value, list) and value for key, value in asked.items() if key != "floors"):
+        raise CallError(
+            f"The step of {step.method} says something of each of its layers, of which '{min(out)}' is to be kept: "
+            f'make it for the others, as taut.whole(net, "{step.method}", keep=...) does.'
+        )
+    least = asked.get("floors")
+    if isinstance(least, list):
+        asked = {**asked, "floors": [least[place] for place in stay]}
+    group = Group(tuple(layer for layer in group.layers if layer.name not in out))
+    before = None if step.before is None else group.cost
+    return replace(step, layers=group.names, group=group, settings=asked, before=before)
 
 
 def _step_row(step: Step) -> tuple[str, ...]:
