@@ -409,6 +409,49 @@ def test_a_model_in_double_precision_keeps_it():
     assert inputs.dtype == torch.float64
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("kind", [np.float16, np.float32, np.float64])
+def test_arrays_of_any_width_are_of_the_type_of_the_model(dtype, kind):
+    model, x = plain().to(dtype), X.numpy().astype(kind)
+    data = [(x, Y.numpy())], x, Items(x, Y.numpy()), Items(x), DataLoader(Items(x), 48, collate_fn=list)
+    for form in data:
+        call, ((inputs, _), *_) = read(model, x[:8], form)
+        assert call.value.dtype == inputs.dtype == dtype
+        call.run(model, inputs)
+
+
+def test_arrays_of_a_type_that_the_model_has_stay():
+    class Mixed(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.a = nn.Embedding(4, 10).half(), nn.Linear(10, 4)
+
+        def forward(self, x):
+            return self.a(x + self.table.weight.float().mean(0))
+
+    _, ((inputs, _),) = read(Mixed(), X[:8].numpy(), [X.numpy()])
+    assert torch.equal(inputs, X)
+
+
+@pytest.mark.parametrize(
+    ("model", "value", "words"),
+    [
+        (plain(), X[:8].half(), "The input is float16, the model's weights are float32: convert the input as in train"),
+        (plain().half(), X[:8], "The input is float32, the model's weights are float16: convert"),
+        (plain(), X[:8].byte(), "The input is uint8, the model's weights are float32: convert"),
+        (plain(), X[:8].byte().numpy(), "The input is uint8, the model's weights are float32: convert"),
+    ],
+)
+def test_an_input_of_another_type_is_named_with_the_remedy(model, value, words):
+    with pytest.raises(ModelError, match=words):
+        read_example(model, value)
+
+
+def test_a_batch_of_another_type_is_named_with_the_remedy():
+    with pytest.raises(ModelError, match="The input is float16, the model's weights are float32: convert"):
+        taut.observe(taut.trace(plain(), X[:8]), plain(), [X.half()])
+
+
 # Words.
 
 

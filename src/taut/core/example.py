@@ -16,9 +16,11 @@ from taut.core.formats import (
     by_name,
     collated,
     differences,
+    fitted,
     holds_arrays,
     narrowed,
     targets_in,
+    type_remedy,
 )
 from taut.core.modes import device_of, looked_into
 from taut.core.nested import fresh, lists_of, map_lists
@@ -75,8 +77,10 @@ class Example:
             answers: see above.
         """
         converted = plain(value)
-        double = holds_arrays(value)
-        self.value = detached(narrowed(converted, _dtype_of(model)) if double else converted)
+        own = _dtypes_of(model)
+        if holds_arrays(value):
+            converted = fitted(narrowed(converted, own[0]), own[0], own)
+        self.value = detached(converted)
         self.signature = Signature.of(model)
         mapping = isinstance(value, Mapping)
         self.keywords = mapping and set(value) <= self.signature.names if keywords is None else keywords
@@ -84,9 +88,10 @@ class Example:
         self.output: Any = None
         self.mask: Mask = None
         self._container = _container(value, self.value) if mapping and not self.keywords else None
-        self._dtype = next((t.dtype for t in tensors(self.value) if t.is_floating_point()), _dtype_of(model))
+        self._dtype = next((t.dtype for t in tensors(self.value) if t.is_floating_point()), own[0])
         if any(t.dtype == torch.float64 for t in tensors(self.value)):
             self._dtype = torch.float64
+        self._dtypes = {t.dtype for t in tensors(self.value)} | set(own)
         self.samples = Samples()
         self.batch = self.samples.size(self.value)
         self.divisible = True
@@ -122,6 +127,7 @@ class Example:
         except Exception as error:
             raise ModelError(
                 f"The model cannot be run on an input of structure {describe(inputs)}: {type(error).__name__}: {error}"
+                f"{type_remedy(error, inputs, _dtypes_of(model))}"
             ) from error
 
     def _called(self, model: nn.Module, inputs: Any) -> Any:
@@ -147,7 +153,12 @@ class Example:
             raise DataError(self._unfit(converted))
         inputs, targets = result
         inputs = narrowed(inputs, self._dtype)
-        return inputs, narrowed(targets, self._dtype) if holds_arrays(batch) else targets
+        if not holds_arrays(batch):
+            return inputs, targets
+        return self._fitted(inputs), self._fitted(narrowed(targets, self._dtype))
+
+    def _fitted(self, value: Any) -> Any:
+        return fitted(value, self._dtype, self._dtypes)
 
     def is_batch(self, batch: Any) -> bool:
         """Whether it can be read as one."""
@@ -170,7 +181,8 @@ class Example:
             ValueError: they cannot be stacked.
         """
         if not self.samples.listed or not isinstance(self.value, list):
-            return collated(samples)
+            batch = collated(samples)
+            return self._fitted(batch) if holds_arrays(samples[0]) else batch
         if isinstance(samples[0], tuple | list):
             return tuple(map(list, zip(*samples, strict=True)))
         return list(samples)
@@ -312,9 +324,10 @@ def _container(value: Any, entries: Any) -> Callable[[Any], Any] | None:
         return None
 
 
-def _dtype_of(model: nn.Module) -> torch.dtype:
-    """Of the first weights in floating point."""
-    return next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.get_default_dtype())
+def _dtypes_of(model: nn.Module) -> list[torch.dtype]:
+    """The types of weights in floating point, that of the first one first."""
+    held = dict.fromkeys(p.dtype for p in model.parameters() if p.is_floating_point())
+    return list(held) or [torch.get_default_dtype()]
 
 
 def _item_structure(value: Any) -> Any:

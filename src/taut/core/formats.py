@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from numbers import Number
 from typing import Any
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from taut.core.nested import is_row
-from taut.core.tensors import as_tensor, map_tensors, structure_of
+from taut.core.tensors import as_tensor, map_tensors, structure_of, tensors
 
 TARGETS = frozenset(
     {
@@ -109,6 +110,38 @@ def narrowed(value: Any, dtype: torch.dtype | None) -> Any:
     if dtype in {None, torch.float64}:
         return value
     return map_tensors(lambda t: t.to(dtype) if t.dtype == torch.float64 else t, value)
+
+
+def fitted(value: Any, dtype: torch.dtype, known: Container[torch.dtype]) -> Any:
+    """The same nest with floating-point numbers of a type that is not `known`, numpy's, as `dtype`.
+
+    Args:
+        value: a nest that came as arrays.
+        dtype: of the model.
+        known: types that the model, or the example, is of.
+    """
+    return map_tensors(lambda t: t.to(dtype) if t.is_floating_point() and t.dtype not in known else t, value)
+
+
+MISFIT = re.compile(r"dtype|[Ii]nput type|scalar type|not implemented for|expected .*(Float|Half|Double|BFloat16|Char)")
+"""What errors of torch say that are of types."""
+
+
+def type_remedy(error: Exception, inputs: Any, known: Sequence[torch.dtype]) -> str:
+    """What to do where a model failed on the type of its input; "" where that is not the reason.
+
+    Args:
+        error: that the model raised.
+        inputs: that it was given.
+        known: the types of its weights in floating point.
+    """
+    dtypes = list(dict.fromkeys(t.dtype for t in tensors(inputs)))
+    floats = [dtype for dtype in dtypes if dtype.is_floating_point]
+    others = [dtype for dtype in floats or dtypes if dtype not in known]
+    if not others or not known or not MISFIT.search(str(error)):
+        return ""
+    words = [", ".join(str(d).removeprefix("torch.") for d in some) for some in (others, dict.fromkeys(known))]
+    return f". The input is {words[0]}, the model's weights are {words[1]}: convert the input as in training"
 
 
 def differences(example: Any, inputs: Any) -> list[str]:
