@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from types import GeneratorType
@@ -33,6 +34,9 @@ FORMS = (
     "the example does."
 )
 
+
+BEHIND = ":targets"
+"""Among `Example.doubts`: what stands behind the targets."""
 
 Mask = str | Callable[[Any], Tensor] | None
 """What says which positions are real: the name of an input, or a function of the inputs; None: as they are called."""
@@ -141,8 +145,8 @@ class Example:
         """A batch as (inputs, targets or None).
 
         Entries by name are the model's where the example or the signature of `forward` names them, and targets where
-        they are called so (`taut.core.formats.TARGETS`); all others are dropped. Of a tuple the entry behind the
-        inputs holds the targets, and what follows is dropped.
+        they are called so (`taut.core.formats.TARGETS`); all others are dropped. Of a tuple the first entry
+        behind the inputs that is not None holds the targets, and what follows is dropped.
 
         Raises:
             DataError: the batch has none of these forms.
@@ -152,6 +156,7 @@ class Example:
         if result is None:
             raise DataError(self._unfit(converted))
         inputs, targets = result
+        self._warn_of_labels(converted, inputs, targets)
         inputs = narrowed(inputs, self._dtype)
         if not holds_arrays(batch):
             return inputs, targets
@@ -202,13 +207,13 @@ class Example:
         if isinstance(batch, list | tuple) and len(batch):
             inputs = self._read_inputs(batch[0])
             if inputs is not None:
-                return inputs, batch[1] if len(batch) > 1 else self._targets(batch[0])
+                return inputs, _first(batch[1:]) if len(batch) > 1 else self._targets(batch[0])
             joined = self._joined(batch)
             if joined is not None:
                 return joined
             count = len(self.value) if isinstance(self.value, tuple) else 0
             if 0 < count < len(batch) and self._fits(batch[:count]):  # (a, b, targets) for a model of (a, b)
-                return tuple(batch[:count]), batch[count]
+                return tuple(batch[:count]), _first(batch[count:])
         if isinstance(batch, list) and len(batch) > 1 and not self.samples.listed:
             return self._read_samples(batch)
         return None
@@ -226,6 +231,21 @@ class Example:
             with suppress(ValueError, RuntimeError, TypeError):
                 targets = collated(targets)
         return result[0], targets
+
+    def _warn_of_labels(self, batch: Any, inputs: Any, targets: Any) -> None:
+        """Say once that whole numbers behind the targets, one or more for each sample, are dropped."""
+        behind = [] if targets is None or not isinstance(batch, list | tuple) else list(batch)
+        place = next((i for i, item in enumerate(behind) if item is targets), len(behind))
+        rest = [t for t in behind[place + 1 :] if isinstance(t, Tensor) and t.ndim and not t.is_floating_point()]
+        if not rest or BEHIND in self.doubts or len(rest[-1]) != self.samples.size(inputs):
+            return
+        self.doubts.add(BEHIND)
+        warnings.warn(
+            f"Entry {place} of each batch is taken as its targets ({describe(targets)}), and what follows is dropped "
+            f"({', '.join(map(describe, rest))}). If those are the labels, give (inputs, targets), or a dict with "
+            "'labels'.",
+            stacklevel=2,
+        )
 
     def _read_samples(self, batch: list[Any]) -> tuple[Any, Any] | None:
         """A list of single samples, as loaders give that do not collate."""
@@ -313,6 +333,11 @@ class Example:
             words = ["give the example as a dict, too: with the entries that go into the model"]
         reason = f" ({'; '.join(words)})" if words else ""
         return f"{FORMS.format(example=describe(self.value))} Got {describe(batch)} instead{reason}."
+
+
+def _first(entries: Sequence[Any]) -> Any:
+    """The first that is not None."""
+    return next((entry for entry in entries if entry is not None), None)
 
 
 def _container(value: Any, entries: Any) -> Callable[[Any], Any] | None:

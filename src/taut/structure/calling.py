@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from difflib import get_close_matches
 from numbers import Number
 from typing import Any
 
@@ -60,6 +62,7 @@ def read_example(model: nn.Module, value: Any, output: Output = "auto", mask: Ma
     copied = shallow(model)
     with evaluating(copied):
         example, plain = _call_of(copied, value)
+        _name_left_out(value, example)
         inputs = noise_like(example)
         outputs = _ran(copied, example, inputs)
         if outputs is None or not outputs_match(outputs, outputs, IN_OTHER_BATCHES):
@@ -109,6 +112,23 @@ def _call_of(model: nn.Module, value: Any) -> tuple[Example, Any]:
             return other, outputs
         failed = failed or _failure(model, other)
     raise failed or ModelError("The model cannot be run on the example.")
+
+
+def _name_left_out(value: Any, example: Example) -> None:
+    """Warn of entries of an example that are no parameters of forward, and so do not go into the model."""
+    entries = None if isinstance(value, tuple) or not isinstance(example.value, dict) else by_name(value)
+    gone = [key for key in entries or () if key not in example.value and key not in TARGETS]
+    gone = [str(key) for key in gone if entries is not None and entries[key] is not None]
+    if not gone:
+        return
+    free = sorted(example.signature.named - set(example.value))
+    meant = {key: close[0] for key in gone if (close := get_close_matches(key, free, 1))}
+    advice = "".join(f" For '{key}', did you mean '{word}'?" for key, word in meant.items())
+    warnings.warn(
+        f"Entries of the example that are no parameters of the model's forward are left out: {', '.join(gone)}.{advice}"
+        f" It takes {', '.join(sorted(example.signature.named))}.",
+        stacklevel=2,
+    )
 
 
 def _answers(example: Example) -> list[str]:

@@ -225,8 +225,8 @@ class Look:
         self._doubts.add(OUTPUT)
         sizes = ", ".join(map(str, t.shape[1:]))
         warnings.warn(
-            f"The output (samples, {sizes}) is read as scores of {t.shape[axis]} classes, by its shape alone. Data with "
-            "targets, or output='logits', confirm it; if it is values (features, a flow, an image), say "
+            f"The output (samples, {sizes}) is read as scores of {t.shape[axis]} classes, by its shape alone. Data "
+            "with targets, or output='logits', confirm it; if it is values (features, a flow, an image), say "
             "output='values'.",
             stacklevel=2,
         )

@@ -68,7 +68,8 @@ def read_amount(key: str, value: Any) -> float | int:
 
 def unknown_key(key: object, known: list[str]) -> CallError:
     """The error about a key that no budget has, with the one that is probably meant."""
-    meant = OTHER_WORDS.get(str(key).lower())
+    word = str(key).strip().lower()
+    meant = word if word in known else OTHER_WORDS.get(word)
     advice = "" if meant is None else f" Here that is '{meant}': {RIGHT_CALLS[meant]}."
     return CallError(f"Unknown budget key '{key}'. Known: {', '.join(known)}.{advice}")
 
