@@ -183,8 +183,9 @@ def test_a_ramp_that_was_interrupted_goes_on_as_if_it_had_not(tmp_path):
         return nn.functional.cross_entropy(inputs, targets)
 
     whole.__qualname__ = "loss"
-    with pytest.raises(StopError):
+    with pytest.raises(taut.DataError) as raised:
         tuned(net, plan, stats, loss=stopping, folder=tmp_path / "run")
+    assert isinstance(raised.value.__cause__, StopError)
     found = tuned(net, plan, stats, loss=whole, folder=tmp_path / "run")
     assert all(torch.equal(a, b) for a, b in zip(found.parameters(), wanted.parameters(), strict=True))
 

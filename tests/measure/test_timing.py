@@ -168,7 +168,7 @@ def test_a_model_that_cannot_be_copied_is_timed_as_it_is():
     model = Single(3, 4, 3)
     latency = latencies(model, model, Example(model, torch.randn(1, 3, 8, 8)), rounds=1)
     assert list(latency.runtimes) == ["eager"]
-    assert latency.skipped == {"channels_last": "TypeError: only one of me"}
+    assert latency.skipped == {"channels_last": "ModelError: The model cannot be copied: TypeError: only one of me"}
 
 
 def test_a_failing_model_is_a_model_error():

@@ -36,7 +36,7 @@ def lost(model, built, x):
     [("svd", [{"rank": r} for r in (2, 5, 9)]), ("tucker", [{"rank_in": r, "rank_out": 2 * r} for r in (2, 3, 4)])],
 )
 def test_predicted_is_what_fresh_images_lose(name, ranks, monkeypatch):
-    model, net, stats = observed(monkeypatch, smooth(128))
+    model, net, stats = observed(monkeypatch, smooth(128), output="values")
     group, fresh = net.group(["conv"]), smooth(256)
     assert stats.layers["conv"].weighting.channel is not None
     raw, corrected = [], []

@@ -25,6 +25,7 @@ from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_k
 from taut.structure.channels.op_calls import Call, operands
 from taut.structure.channels.op_rules import note
 from taut.structure.channels.user_rules import follow, follow_module, watched_functions
+from taut.structure.coverage import seeded
 from taut.structure.rules import ChannelRule, module_rule, operator_rule
 from taut.structure.sameness import few
 from taut.structure.surgery import shallow
@@ -160,6 +161,7 @@ class LabelledRuns:
         try:
             with (
                 evaluating(self.copied, training=training),
+                seeded(),  # models draw random numbers, in train mode more of them do
                 torch.no_grad(),
                 sdpa_kernel(SDPBackend.MATH),
                 watched_functions(self.labels, self._inside),
