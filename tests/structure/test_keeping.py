@@ -1,6 +1,7 @@
 """What keep= names: layers by name, glob, kind or as the module; of several the strictest; and what means nothing."""
 
 import pytest
+import torch
 from torch import nn
 
 from taut import CallError
@@ -86,3 +87,27 @@ def test_as_it_is_written_in_files_and_on_command_lines():
     for wrong in (3, [{"a": 1}], {1: 0.5}, {"a": 2}):
         with pytest.raises(CallError):
             written_keep(wrong)
+
+
+@pytest.mark.parametrize(
+    ("wrap", "keep", "kept"),
+    [
+        (nn.DataParallel, "module.head.0", {"head.0"}),
+        (nn.DataParallel, "module.body*", {"body", "body.0", "body.1", "body.2"}),
+        (nn.DataParallel, {"head.0": 1.0, "module.body.0": 1.0}, {"head.0", "body.0"}),
+        (torch.compile, "_orig_mod.head.0", {"head.0"}),
+        (lambda net: nn.DataParallel(torch.compile(net)), "module._orig_mod.body.2", {"body.2"}),
+    ],
+)
+def test_a_wrapper_s_own_names_mean_the_layers_inside(wrap, keep, kept):
+    assert set(shares_of(wrap(Net()), keep)) == kept
+    assert len(shares_of(wrap(Net()), next(iter(wrap(Net())._modules)))) == len(list(Net().named_modules()))
+
+
+def test_an_inner_wrapper_s_names_and_a_layer_of_that_name():
+    net = Net()
+    net.body = nn.DataParallel(net.body)
+    assert set(shares_of(net, "body.module.2")) == set(shares_of(net, "body.2")) == {"body.2"}
+    inner = nn.Sequential()
+    inner.module, inner.other = nn.Linear(4, 4), nn.Linear(4, 4)
+    assert set(shares_of(nn.DataParallel(inner), "module")) == {"module"}

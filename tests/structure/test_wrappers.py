@@ -27,6 +27,41 @@ def test_wrappers_are_taken_off(wrap):
     assert [layer.name for layer in taut.trace(model, X).layers] == ["0", "2"]
 
 
+class Asking(nn.Module):
+    """Knows that its features are wrapped."""
+
+    def __init__(self, wrap, ask):
+        super().__init__()
+        self.f, self.head, self.ask = wrap(build()), nn.Linear(3, 2), ask
+
+    def forward(self, x):
+        return self.head(self.ask(self.f, x).relu())
+
+
+ASKED = {
+    "module": (nn.DataParallel, lambda f, x: f.module(x)),
+    "its layers": (nn.DataParallel, lambda f, x: f.module[2](f.module[1](f.module[0](x)))),
+    "device_ids": (nn.DataParallel, lambda f, x: f(x) if not f.device_ids else f.module(x)),
+    "n_averaged": (AveragedModel, lambda f, x: f.module(x) * (f.n_averaged + 1)),
+    "_orig_mod": (torch.compile, lambda f, x: f._orig_mod(x)),
+    "twice": (lambda m: nn.DataParallel(AveragedModel(m)), lambda f, x: f.module.module(x)),
+}
+
+
+@pytest.mark.parametrize("asked", ASKED)
+def test_code_that_knows_an_inner_wrapper_can_still_ask_it(asked, tmp_path):
+    torch.manual_seed(0)
+    model = Asking(*ASKED[asked]).eval()
+    before, wanted = list(model.state_dict()), model(X)
+    result = taut.compress(model, X, budget={"params": 0.9}, data=[X], compare=False, methods=("svd",))
+    assert result.plan.steps
+    assert list(model.state_dict()) == before
+    assert torch.equal(unwrapped(model)(X), wanted)
+    assert type(unwrapped(unwrapped(model)).f) is nn.Sequential
+    result.save(tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", lambda: Asking(*ASKED[asked]))(X), result.model(X))
+
+
 @pytest.mark.parametrize("where", ["cpu", "disk", "hooks"])
 def test_what_accelerate_has_offloaded_is_loaded(where, tmp_path):
     accelerate = pytest.importorskip("accelerate")
@@ -119,6 +154,31 @@ def test_what_cannot_be_used_is_said_with_the_remedy(kind):
         with pytest.raises(ModelError, match=words) as caught:
             verb(model, X)
         assert "\n" not in str(caught.value)
+
+
+NO_MODULES = {
+    "None": (None, "Got NoneType instead"),
+    "text": ("x", "Got str instead"),
+    "function": (lambda x: x, "function instead: wrap it in a module"),
+    "class": (nn.Flatten, r"the class Flatten instead: pass an object of it, Flatten\(\.\.\.\)"),
+    "state dict": (build().state_dict(), "OrderedDict instead: .*load_state_dict"),
+}
+
+
+@pytest.mark.parametrize("kind", NO_MODULES)
+def test_no_verb_takes_what_is_no_module(kind):
+    given, words = NO_MODULES[kind]
+    for verb in (taut.trace, taut.inspect, lambda m, x: taut.compress(m, x, budget=taut.Budget(macs=0.5))):
+        with pytest.raises(CallError, match=words):
+            verb(given, X)
+
+
+@pytest.mark.parametrize("layer", [nn.LazyLinear(3), nn.LazyBatchNorm1d(affine=False)])
+def test_every_verb_says_of_lazy_layers_what_to_do(layer):
+    model = nn.Sequential(nn.Linear(6, 8), layer)
+    for verb in (taut.trace, taut.inspect, lambda m, x: taut.compress(m, x, budget=taut.Budget(macs=0.5))):
+        with pytest.raises(ModelError, match="'1[.].*is not initialized yet: run the lazy model on an input first"):
+            verb(model, X)
 
 
 def test_what_is_no_module_is_said_with_the_remedy():

@@ -178,6 +178,7 @@ def inspect(model: nn.Module, example: Any, data: Any = None) -> Inspection:
         data: calibration batches, whose other paths through the model count, too; None: the example alone.
 
     Raises:
+        CallError: `model` is no module.
         ModelError: the model cannot be run.
         DataError: the example or a batch is of no use.
     """

@@ -26,7 +26,6 @@ from taut.recovery.samples import SAMPLES, refit_samples
 from taut.search.joint import JUDGES, JointPlanner
 from taut.search.latency import fit_latency_model, shape_variants
 from taut.search.ranks import Batches, Built, Limits, RankPlanner
-from taut.structure.admission import check_module
 from taut.structure.answers import answers_of
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
@@ -208,7 +207,6 @@ def bare(model: nn.Module) -> nn.Module:
     Raises:
         CallError: it is no module.
     """
-    check_module(model)
     return unwrapped(model)
 
 

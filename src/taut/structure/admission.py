@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from taut.errors import CallError, ModelError
 
@@ -24,10 +26,19 @@ def check_module(model: Any) -> None:
         return
     if isinstance(model, torch.export.ExportedProgram):
         raise CallError(f"The model is {EXPORTED}.")
-    remedy = (
-        ": wrap it in a module whose forward calls it, with its parameters as attributes" if callable(model) else ""
-    )
-    raise CallError(f"The model must be a torch.nn.Module. Got {type(model).__name__} instead{remedy}.")
+    raise CallError(f"The model must be a torch.nn.Module. Got {_got(model)}.")
+
+
+def _got(model: Any) -> str:
+    """What was handed in instead of a module, and what to do."""
+    name = type(model).__name__
+    if isinstance(model, type):
+        return f"the class {model.__name__} instead: pass an object of it, {model.__name__}(...), with its weights"
+    if isinstance(model, Mapping):
+        return f"{name} instead: where it is a state dict, load it into the model (load_state_dict), and pass that"
+    if callable(model):
+        return f"{name} instead: wrap it in a module whose forward calls it, with its parameters as attributes"
+    return f"{name} instead"
 
 
 def admit(model: nn.Module) -> None:
@@ -66,6 +77,11 @@ def _refuse(name: str, what: str, remedy: str) -> None:
 
 
 def _check_tensor(name: str, t: Tensor) -> None:
+    if is_lazy(t):
+        raise ModelError(
+            f"The {'parameter' if isinstance(t, nn.Parameter) else 'buffer'} '{name}' is not initialized yet: run the "
+            "lazy model on an input first."
+        )
     if t.is_meta:
         raise ModelError(
             f"The tensor '{name}' is on the meta device and has no values: load the weights first "

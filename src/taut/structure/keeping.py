@@ -39,12 +39,32 @@ def _candidate(name: str, module: nn.Module) -> Candidate:
 
 
 def _walk(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
-    """All modules, and wrappers under the names of what they hold."""
+    """All modules, and wrappers under the names of what they hold; that again under the wrapper's names for it."""
     inner = wrapped_by(module)
     if inner is not None:
-        return [(name, module), *_walk(inner, name)]
+        held = _walk(inner, name)
+        return [(name, module), *held, *_as_named_by(module, inner, name, held)]
     found = [(name, module)]
     for key, child in module._modules.items():
         if child is not None:
             found += _walk(child, f"{name}.{key}" if name else key)
     return found
+
+
+def _as_named_by(
+    wrapper: nn.Module, inner: nn.Module, name: str, held: list[tuple[str, nn.Module]]
+) -> list[tuple[str, nn.Module]]:
+    """What a wrapper holds, under the names that its own state dict has, as "module.head"; none where others have such.
+
+    Args:
+        wrapper: around `inner`.
+        inner: what it holds.
+        name: of both, without the wrapper.
+        held: the modules inside, by their names without the wrapper.
+    """
+    key = next(key for key, child in wrapper._modules.items() if child is inner)
+    prefix = f"{name}.{key}" if name else key
+    if any(other == prefix or other.startswith(f"{prefix}.") for other, _ in held):
+        return []
+    rest = [(other.removeprefix(name).removeprefix("."), module) for other, module in held]
+    return [(f"{prefix}.{path}" if path else prefix, module) for path, module in rest]

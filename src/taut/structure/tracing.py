@@ -11,7 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
-from torch.nn.parameter import is_lazy
 
 from taut.core.data import collect
 from taut.core.example import Example
@@ -20,7 +19,7 @@ from taut.errors import ModelError
 from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.nn.answering import TENSORS
-from taut.structure.admission import admit, check_module
+from taut.structure.admission import admit
 from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
 from taut.structure.channels.mentions import named_in_code
@@ -64,7 +63,6 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
         CallError: `model` is no module.
         ModelError: it cannot be run on the example, or holds NaN, Inf or uninitialized weights.
     """
-    check_module(model)
     model = unwrapped(model)
     admit(model)
     check_finite(model)
@@ -107,11 +105,9 @@ def check_finite(model: nn.Module) -> None:
     """Refuse weights that no decomposition survives.
 
     Raises:
-        ModelError: a parameter is uninitialized, or holds NaN or Inf (named, with the count).
+        ModelError: a parameter holds NaN or Inf (named, with the count).
     """
     for name, parameter in model.named_parameters():
-        if is_lazy(parameter):
-            raise ModelError(f"The parameter '{name}' is not initialized yet: run the lazy model on an input first.")
         if parameter.is_floating_point() and parameter.numel() and not _is_finite(parameter):
             bad = int((~torch.isfinite(parameter)).sum())
             if bad:
