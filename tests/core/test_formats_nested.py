@@ -3,7 +3,9 @@
 import pytest
 import torch
 from torch import nn
+from torch.utils.data import DataLoader, TensorDataset
 
+from taut import DataError
 from taut.core.data import collect
 from taut.structure.calling import read_example
 
@@ -80,3 +82,53 @@ def test_a_list_of_vectors_is_a_batch_and_a_pair_is_none():
     model = nn.Linear(10, 10)
     assert torch.equal(read_example(model, list(LEFT)).value, LEFT)
     assert torch.equal(read_example(model, [LEFT, LEFT + 1]).value, LEFT)  # targets of the same shape
+
+
+class Named(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.words, self.a = nn.Embedding(9, 4), nn.Linear(4, 4)
+
+    def forward(self, input_ids, attention_mask=None):
+        return self.a(self.words(input_ids))
+
+
+@pytest.mark.parametrize("example", [torch.ones(4, 5).long(), {"input_ids": torch.ones(4, 5).long()}])
+def test_rows_of_numbers_are_told_once_with_the_remedy(example):
+    batch = {"input_ids": [[1] * 12] * 16, "attention_mask": [[1] * 12] * 16}
+    words = r"Got \{input_ids: \[16 x int\[12\]\], .*it holds no tensor: give tensors or numpy arrays"
+    with pytest.raises(DataError, match=words):
+        collect(read_example(Named(), example), [batch], 8)
+
+
+def batches_of_it():
+    yield LEFT
+
+
+@pytest.mark.parametrize(
+    ("example", "words"),
+    [
+        (DataLoader(TensorDataset(LEFT, Y), 4), r"Got DataLoader instead: give next\(iter\(loader\)\)"),
+        (
+            TensorDataset(LEFT, Y),
+            r"Got TensorDataset instead: give next\(iter\(DataLoader\(dataset, batch_size=8\)\)\)",
+        ),
+        (iter([LEFT]), "Got list_iterator instead: give next"),
+        (batches_of_it(), "Got generator instead: give next"),
+        (range(3), "Got range instead: give next"),
+        (None, "at least one tensor"),
+    ],
+)
+def test_what_gives_batches_is_no_example(example, words):
+    with pytest.raises(DataError, match=words):
+        read_example(nn.Linear(10, 4), example)
+
+
+@pytest.mark.parametrize(
+    ("form", "item", "kind"), [(list, None, "None"), (list, "abc", "str"), (tuple, "abc", "str"), (list, (), "tuple")]
+)
+def test_a_batch_with_nothing_behind_it_is_refused(form, item, kind):
+    example = read_example(nn.Linear(10, 4), LEFT)
+    with pytest.raises(DataError, match=f"a batch and behind it {kind}, which is neither"):
+        collect(example, form([LEFT, item]), 8)
+    assert collect(example, [(LEFT, item)], 8)  # of a loader: what is beside the inputs may be anything

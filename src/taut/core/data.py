@@ -106,11 +106,25 @@ def _is_one(example: Example, data: Any) -> bool:
             return False
         if len(data) > 2 and all(map(example.is_batch, converted[:2])):
             return False
+        if len(data) > 1 and example.is_batch(converted[0]) and _is_nothing(data):
+            kind = "None" if data[1] is None else type(data[1]).__name__
+            raise DataError(
+                f"The data hold a batch and behind it {kind}, which is neither a batch nor targets: give a list of "
+                "batches, such as [x], or (inputs, targets)."
+            )
         return example.is_batch(converted) and not example.is_sample(converted[0])
     if tensors(plain(data)):
         example.inputs_of(data)
         return True
     return False
+
+
+def _is_nothing(pair: Any) -> bool:
+    """Whether what stands behind a batch says nothing that targets could; (inputs, None) says that there are none."""
+    item = pair[1]
+    if item is None:
+        return type(pair) is list
+    return isinstance(item, str | bytes) or (isinstance(item, list | tuple | Mapping) and not item)
 
 
 def is_indexed(data: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils import _pytree as pytree
 
 from taut.core.formats import (
     TARGETS,
@@ -20,6 +21,7 @@ from taut.core.formats import (
     fitted,
     holds_arrays,
     narrowed,
+    no_input,
     targets_in,
     type_remedy,
 )
@@ -81,6 +83,8 @@ class Example:
             answers: see above.
         """
         converted = plain(value)
+        if not tensors(converted) and (words := no_input(value)):
+            raise DataError(words)
         own = _dtypes_of(model)
         if holds_arrays(value):
             converted = fitted(narrowed(converted, own[0]), own[0], own)
@@ -327,7 +331,9 @@ class Example:
         named = by_name(first)
         mapped = isinstance(self.value, Mapping)
         words = differences(self.value, first)
-        if mapped and named is None:
+        if isinstance(first, list | Mapping) and not tensors(first) and pytree.tree_leaves(first):
+            words = ["it holds no tensor: give tensors or numpy arrays, such as torch.tensor(rows)"]
+        elif mapped and named is None:
             words = [f"give dicts with the entries {', '.join(map(repr, self.value))}"]
         elif named is not None and not mapped:
             words = ["give the example as a dict, too: with the entries that go into the model"]

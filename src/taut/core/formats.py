@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
+from torch.utils.data import Dataset
 
 from taut.core.nested import is_row
 from taut.core.tensors import as_tensor, map_tensors, structure_of, tensors
@@ -142,6 +143,20 @@ def type_remedy(error: Exception, inputs: Any, known: Sequence[torch.dtype]) -> 
         return ""
     words = [", ".join(str(d).removeprefix("torch.") for d in some) for some in (others, dict.fromkeys(known))]
     return f". The input is {words[0]}, the model's weights are {words[1]}: convert the input as in training"
+
+
+def no_input(value: Any) -> str:
+    """Why something that gives batches is no example, and what to do; "" for anything else."""
+    if isinstance(value, Mapping | list | tuple | str | bytes | type) or by_name(value) is not None:
+        return ""
+    kind, batch = type(value).__name__, ""
+    if isinstance(value, Iterator):
+        batch = "next(it), of one made anew"
+    elif hasattr(value, "__getitem__") or isinstance(value, Dataset):
+        batch = "next(iter(DataLoader(dataset, batch_size=8)))"
+    elif hasattr(value, "__iter__"):
+        batch = "next(iter(loader))"
+    return f"The example must be one batch, as the model takes it. Got {kind} instead: give {batch}." if batch else ""
 
 
 def differences(example: Any, inputs: Any) -> list[str]:

@@ -149,7 +149,10 @@ SHOWN = 3
 
 
 def describe(value: Any) -> str:
-    """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`."""
+    """The structure of an input in words for an error message: `(float32[8, 3, 32, 32], int64[8])`.
+
+    More than three of a kind are told once: `[16 x int[12]]`.
+    """
     if isinstance(value, Tensor):
         return f"{str(value.dtype).removeprefix('torch.')}{list(value.shape)}"
     if isinstance(value, Mapping):
@@ -157,7 +160,9 @@ def describe(value: Any) -> str:
     if is_row(value) and len(value) > SHOWN:
         return f"{type(value[0]).__name__}[{len(value)}]"
     if isinstance(value, list | tuple):
-        inner = ", ".join(describe(item) for item in value)
+        words = [describe(item) for item in value]
+        alike = len(words) > SHOWN and len(set(words)) == 1
+        inner = f"{len(words)} x {words[0]}" if alike else ", ".join(words)
         return f"[{inner}]" if isinstance(value, list) else f"({inner})"
     return type(value).__name__
 
