@@ -238,6 +238,13 @@ def test_every_mask_speaks_of_the_layers_of_its_own_inputs():
     assert [share(net[n]) * LONG for n in ("left", "right", "head")] == pytest.approx([shares[0], shares[1], shares[1]])
 
 
+def test_a_part_of_the_output_that_shorter_sequences_have_not_is_no_error():
+    model, inputs = Attending().eval(), batch(REAL.long())
+    part = lambda output: output.reshape(-1, LONG, 5)[:, LONG - 1]  # noqa: E731
+    call = read_example(model, inputs, part)
+    assert call.marking["attention_mask"].ways == {}
+
+
 def test_nothing_more_is_run_where_there_is_no_mask():
     model, calls = Labelled(False).body, []
     model.register_forward_hook(lambda *_: calls.append(1))

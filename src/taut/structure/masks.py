@@ -27,7 +27,7 @@ from taut.core.padding import (
     ways_of,
 )
 from taut.core.tensors import map_tensors, tensors
-from taut.errors import ModelError
+from taut.errors import CallError, ModelError
 from taut.structure.answers import answers_of, without_channels
 from taut.structure.coverage import seeded
 from taut.structure.padding import sizes_of
@@ -266,7 +266,7 @@ class _Trial:
         try:
             with seeded():
                 return list(answers_of(self.example, self.example.run(self.model, inputs)).tensors)
-        except ModelError:
+        except (ModelError, CallError):  # the user's function of the output may want the whole length
             return None
 
 
