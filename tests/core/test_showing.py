@@ -132,3 +132,18 @@ def test_false_is_silence_and_an_outer_display_is_kept(capsys: pytest.CaptureFix
 def test_other_values_are_refused(value: object) -> None:
     with pytest.raises(CallError, match="'progress' must be True, False or None"), showing(value):  # type: ignore[arg-type]
         pass
+
+
+def test_a_stage_that_is_over_early_does_not_end_at_none_of_several(capsys: pytest.CaptureFixture[str]) -> None:
+    with showing(progress=True), stage("searching", total=4):
+        pass
+    assert "searching: 0.0 s" in capsys.readouterr().err
+
+    def broken() -> None:
+        with showing(progress=True), stage("observing", total=4) as step:
+            step()
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        broken()
+    assert "observing: 1 of 4" in capsys.readouterr().err

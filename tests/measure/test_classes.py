@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -44,13 +46,33 @@ def test_the_class_that_lost_most() -> None:
 
 
 @pytest.mark.parametrize(
+    "targets",
+    [LABELS[:, None], nn.functional.one_hot(LABELS), nn.functional.one_hot(LABELS).float(), LABELS.tolist()],
+    ids=["column", "one-hot", "one-hot floats", "list"],
+)
+def test_the_forms_of_labels(targets: Any) -> None:
+    found = worst_class(example(), Says(), Says(wrong=1, good=15), [(INPUTS, targets)])
+    assert found is not None
+    assert (found.label, found.n, found.classes, found.before, found.after) == (1, 20, 3, 1.0, 0.75)
+
+
+def test_samples_that_losses_leave_out_do_not_count() -> None:
+    targets = torch.where(torch.arange(60) < 30, LABELS, -100)
+    found = worst_class(example(), Says(), Says(wrong=1), [(INPUTS, targets)])
+    assert found is not None
+    assert (found.label, found.n, found.after) == (1, 10, 0.0)
+
+
+@pytest.mark.parametrize(
     ("batches", "why"),
     [
         ([(INPUTS, None)], "no labels"),
         ([(INPUTS, LABELS.float())], "numbers, no classes"),
         ([(INPUTS, LABELS + 1)], "a class that no output stands for"),
         ([(INPUTS, (LABELS + 1) % 3)], "labels that the original does not know"),
-        ([(INPUTS, LABELS[:, None])], "another shape"),
+        ([(INPUTS, LABELS[:, None].expand(-1, 2))], "another shape"),
+        ([(INPUTS, nn.functional.one_hot(LABELS).float() * 0.9)], "shares, no classes"),
+        ([(INPUTS, torch.full((60,), -100))], "labels of samples that do not count"),
         ([(INPUTS[:12], LABELS[:12])], "too few"),
         ([], "nothing"),
     ],
@@ -59,13 +81,14 @@ def test_where_nothing_can_be_said(batches: list[tuple[Tensor, Tensor | None]], 
     assert worst_class(example(), Says(), Says(wrong=1), batches) is None, why
 
 
-def test_it_stands_in_the_comparison() -> None:
+@pytest.mark.parametrize("compare", ["torch", False])
+def test_it_stands_in_the_comparison(compare: Any) -> None:
     random = torch.Generator().manual_seed(0)
     x = torch.randn(120, 8, generator=random)
     torch.manual_seed(0)
     model = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 3)).eval()
     y = model(x).argmax(1)
-    result = taut.compress(model, x[:4], budget="params=0.5", data=[(x, y)], compare="torch")
+    result = taut.compress(model, x[:4], budget="params=0.5", data=[(x, y)], compare=compare)
     worst = result.comparison.classes
     assert worst is not None
     assert worst.before == 1.0

@@ -176,3 +176,9 @@ def test_points_that_were_measured_are_not_lost(monkeypatch: pytest.MonkeyPatch)
     front = caught.value.result
     assert isinstance(front, taut.Front)
     assert [point.ratio for point in front.points] == [1.0, 2.0]
+
+
+@pytest.mark.parametrize("wish", [5, True, {"epochs": 1}])
+def test_what_is_no_finetune_is_refused_with_the_call(wish: object) -> None:
+    with pytest.raises(taut.CallError, match=r"must be a taut\.Finetune.*taut\.Finetune\(train, valid"):
+        taut.compress(net(), X[:4], budget="params=50%", finetune=wish)  # type: ignore[arg-type]

@@ -209,3 +209,8 @@ def test_a_plan_that_keeps_takes_no_step_on_what_it_keeps():
     spared = taut.whole(net, "magnitude", sparsity=0.5, spare=[0])
     with pytest.raises(CallError, match="says something of each of its layers, of which '3'"):
         taut.Plan.of(net.keeping("3"), [spared])
+
+
+def test_a_step_of_which_all_layers_are_kept_says_so():
+    with pytest.raises(CallError, match="has nothing left to change: all layers that it would take are kept"):
+        taut.whole(taut.trace(build(), X[:4]), "magnitude", keep="*")

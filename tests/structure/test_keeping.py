@@ -1,5 +1,8 @@
 """What keep= names: layers by name, glob, kind or as the module; of several the strictest; and what means nothing."""
 
+from fractions import Fraction
+
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -48,6 +51,11 @@ def test_of_several_the_strictest_holds():
     assert {name: shares[name] for name in LINEAR} == {"body.0": 0.5, "body.2": 1.0, "head.0": 0.25}
 
 
+@pytest.mark.parametrize("share", ["50%", " 50 % ", np.float32(0.5), Fraction(1, 2)])
+def test_shares_as_they_are_written(share):
+    assert shares_of(Net(), {"again": share}) == {"head.0": 0.5}
+
+
 def test_a_module_inside_of_a_wrapper_is_found():
     net = Net()
     inner = net.body[0]
@@ -69,6 +77,8 @@ def test_a_module_inside_of_a_wrapper_is_found():
         ({"head": "half"}, "Got 'half'"),
         ({"head": float("nan")}, "Got nan"),
         (3, "keep= must be a layer"),
+        ("", "its name is empty"),
+        ({"head": "150%"}, r"in \(0, 1\]"),
         ([3], "a layer is given by its name"),
     ],
 )

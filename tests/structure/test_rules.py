@@ -264,6 +264,8 @@ def test_a_wrong_rule_costs_channels_and_is_named(between, rule, settings, reaso
     ("settings", "message"),
     [
         ({"parameters": {"gain": 5}}, "axis 5 of 'gain'"),
+        ({"parameters": {"gian": 1}}, "names 'gian', which a Gain does not have. Its parameters and buffers: gain, "),
+        ({"parameters": {"gain": 1}, "attributes": ("chanels",)}, "names 'chanels', which a Gain does not have"),
         ({"parameters": {"gain": 1, "once": 0}}, "axis 0 of 'once'"),
         ({"parameters": {"gain": 1, "seen": 0}, "attributes": ("once",)}, "attribute 'once'"),
     ],
@@ -291,6 +293,7 @@ def test_a_rule_that_does_not_fit_its_module_is_told(settings, message, register
         (Gain, "elementwise", {"attributes": {"channels": "width"}}, "of the outputs or of the inputs"),
         (Gain, "elementwise", {"parameters": {"inner.gain": 0}}, "own parameters"),
         (Gain, "elementwise", {"parameters": {"gain": None}}, "own parameters"),
+        (Gain, "elementwise", {"parameters": ["gain"]}, r"parameters= maps names .*Got \['gain'\]"),
     ],
 )
 def test_what_is_no_rule_is_told(target, rule, settings, message):

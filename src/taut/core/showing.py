@@ -195,6 +195,8 @@ class Lines(Written):
         seconds = time.monotonic() - stage.since
         if seconds < (SHORT if stage.description in self._shown else self._least):
             return
+        if stage.total is not None and stage.done < stage.total and sys.exc_info()[0] is None:
+            stage.done, stage.total = 0.0, None  # it needed no more than that: it is over, and not at "0 of 4"
         self._shown.add(stage.description)
         self._write(str(stage))
 

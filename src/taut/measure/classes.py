@@ -18,6 +18,10 @@ FEWEST = 10
 """Samples of a class below which its share of right answers says nothing."""
 
 
+UNTOLD = -100
+"""The label of samples that torch's losses leave out."""
+
+
 @dataclass(frozen=True)
 class ClassChange:
     """The class whose share of right answers fell most.
@@ -51,19 +55,36 @@ def worst_class(
     labels, right = [], []
     width = 0
     for inputs, targets in batches:
-        if not isinstance(targets, Tensor) or targets.ndim != 1 or targets.is_floating_point() or targets.is_complex():
+        classes = _classes(targets)
+        if classes is None:
             return None
+        told = classes != UNTOLD
         answers = []
         for model in (original, small):
             with torch.no_grad(), evaluating(model):
                 output = next(iter(tensors(example.run(model, inputs))), None)
-            if output is None or output.ndim != 2 or len(output) != len(targets) or not output.is_floating_point():
+            if output is None or output.ndim != 2 or len(output) != len(classes) or not output.is_floating_point():
                 return None
             width = output.shape[1]
-            answers.append(output.argmax(1).cpu() == targets.cpu())
-        labels.append(targets.cpu().long())
+            answers.append((output.argmax(1).cpu() == classes)[told])
+        labels.append(classes[told])
         right.append(torch.stack(answers, 1))
-    return _worst(torch.cat(labels), torch.cat(right).double(), width) if labels else None
+    return _worst(torch.cat(labels), torch.cat(right).double(), width) if sum(map(len, labels)) else None
+
+
+def _classes(targets: Any) -> Tensor | None:
+    """The class of every sample (n,): of whole numbers, a column or a list of them, or of ones among zeros."""
+    if isinstance(targets, list | tuple) and targets and all(type(target) is int for target in targets):
+        targets = torch.tensor(targets)
+    if not isinstance(targets, Tensor) or targets.is_complex():
+        return None
+    targets = targets.detach().cpu()
+    if targets.ndim == 2 and targets.shape[1] > 1:
+        single = bool(((targets == 0) | (targets == 1)).all()) and bool((targets.sum(1) == 1).all())
+        return targets.long().argmax(1) if single else None
+    if targets.ndim == 2 and targets.shape[1] == 1:
+        targets = targets[:, 0]
+    return None if targets.ndim != 1 or targets.is_floating_point() else targets.long()
 
 
 def _worst(labels: Tensor, right: Tensor, width: int) -> ClassChange | None:

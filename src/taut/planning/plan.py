@@ -82,6 +82,10 @@ def whole(net: Network, method: str, without: Iterable[str] = (), *, keep: Keep 
     left_out = {net[name].name for name in without}
     taken = (layer for layer in net.layers if layer.name not in left_out)
     layers = tuple(layer for layer in taken if _takes(chosen, net, layer))
+    wanted = net.kept | set(net.floors)
+    free = replace(net, floors={}, layers=tuple(replace(net[name], skip=None) for name in wanted))
+    if not layers and any(_takes(chosen, free, layer) for layer in free.layers):
+        raise CallError(f"{method} has nothing left to change: all layers that it would take are kept, as asked.")
     if not layers:
         raise CallError(f"{method} takes no layer of this network: taut inspect says why each is skipped.")
     group = Group(layers)

@@ -15,12 +15,13 @@ from taut.core.example import Mask
 from taut.core.modes import quiet
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
+from taut.core.text import brief
 from taut.errors import BudgetError, CallError, TautError
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.methods import choose
 from taut.planning.application import warn_of_training
-from taut.search.finishing import Result, controlled, finished
+from taut.search.finishing import Result, controlled, counted, finished
 from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
 from taut.search.ranks import Built
 from taut.search.session import Session, bare
@@ -142,8 +143,7 @@ def _not_lost(session: Session, built: Built, kinds: type[BaseException]) -> Ite
         if isinstance(trained, nn.Module) and session.cost(trained) == session.cost(small):
             small = trained
         with suppress(TautError):
-            counted = finished(session, small, plan, None, Budget(macs=1.0), timing=False)
-            error.result = counted  # type: ignore[attr-defined] # TautError documents it
+            error.result = counted(session, small, plan)  # type: ignore[attr-defined] # TautError documents it
             error.add_note("The model that was finished by then is the `.result` of this error.")
         raise
 
@@ -171,6 +171,11 @@ def _check(
 ) -> None:
     """Refuse before any work what cannot be done; `measured`: damages are to be measured, without data."""
     check_timing(timing)
+    if finetune is not None and not isinstance(finetune, Finetune):
+        raise CallError(
+            "The 'finetune' must be a taut.Finetune, which says on what is trained: taut.Finetune(train, valid, "
+            f"loss=..., schedule=(taut.Stage(epochs=5),)). Got {brief(finetune)} instead."
+        )
     chosen()  # the runtimes that are asked for are here
     if budget.drop is not None and evaluate is None:
         raise CallError("A budget of 'drop' needs evaluate=: a function of the model, on validation data.")

@@ -61,6 +61,20 @@ class ChannelRule:
         own = {**module._parameters, **module._buffers}
         return {key: t for key in self.parameters if isinstance(t := own.get(key), Tensor)}
 
+    def check(self, module: nn.Module) -> None:
+        """Refuse names that a module does not have.
+
+        Raises:
+            ModelError: there is one.
+        """
+        for key in (*self.parameters, *self.attributes):
+            if not hasattr(module, key):
+                own = ", ".join({**module._parameters, **module._buffers}) or "none"
+                raise ModelError(
+                    f"The channel rule of {self.name} names '{key}', which a {self.name} does not have. Its parameters "
+                    f"and buffers: {own}. Register the rule with the names of the class."
+                )
+
     def sizes(self, module: nn.Module) -> tuple[int, int]:
         """How many outputs and inputs a module has by its parameters; equal for values per channel, 0 where none are.
 
@@ -187,6 +201,11 @@ def register_channel_rule(
             f"parameters= and attributes= are for classes of modules that are one of {', '.join(WITH_PARAMETERS)}."
         )
     mixes = rule == "mixes"
+    if not isinstance(parameters, Mapping | None):
+        raise CallError(
+            'parameters= maps names of the module\'s own parameters to the axis of their channels, as {"weight": 0}. '
+            f"Got {parameters!r:.60} instead."
+        )
     axes = {key: _checked_axes(key, axis, mixes=mixes) for key, axis in (parameters or {}).items()}
     if mixes and axes and all(inputs is None for _, inputs in axes.values()):
         raise CallError('A module that mixes channels needs a parameter with both: parameters={"weight": (0, 1)}.')

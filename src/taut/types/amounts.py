@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Mapping
+from difflib import get_close_matches
 from numbers import Integral, Real
 from typing import Any
 
@@ -68,9 +69,16 @@ def read_amount(key: str, value: Any) -> float | int:
 
 def unknown_key(key: object, known: list[str]) -> CallError:
     """The error about a key that no budget has, with the one that is probably meant."""
-    word = str(key).strip().lower()
-    meant = word if word in known else OTHER_WORDS.get(word)
-    advice = "" if meant is None else f" Here that is '{meant}': {RIGHT_CALLS[meant]}."
+    text = str(key).strip()
+    word = text.lower().strip("<>: ")
+    meant, near = word if word in known else OTHER_WORDS.get(word), get_close_matches(word, known, 1, 0.7)
+    advice = ""
+    if meant is not None:
+        advice = f" Here that is '{meant}': {RIGHT_CALLS[meant]}."
+    elif near:
+        advice = f" Did you mean '{near[0]}'? {RIGHT_CALLS[near[0]]}."
+    elif not text.strip("0123456789_.%"):
+        advice = " A comma stands between keys, as in macs=50%,params=100000, and not in numbers or at the end."
     return CallError(f"Unknown budget key '{key}'. Known: {', '.join(known)}.{advice}")
 
 

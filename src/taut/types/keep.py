@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
+from numbers import Real
 from typing import Any
 
 from taut.core.text import some
@@ -58,7 +60,10 @@ def check_share(key: object, share: Any) -> float:
     Raises:
         CallError: it is no number in (0, 1].
     """
-    if isinstance(share, bool) or not isinstance(share, int | float) or not 0 < share <= 1:
+    if isinstance(share, str) and share.strip().endswith("%"):
+        with suppress(ValueError):
+            share = float(share.strip().removesuffix("%")) / 100
+    if isinstance(share, bool) or not isinstance(share, Real) or not 0 < float(share) <= 1:
         raise CallError(
             f"What keep= leaves of {_shown(key)} must be a share in (0, 1]; 1 leaves it alone. Got {share!r} instead."
         )
@@ -79,7 +84,7 @@ def parse_keep(texts: Iterable[str]) -> dict[str, float]:
         if not name or name in shares:
             raise CallError(f"keep names '{name}' twice." if name else f"keep names no layer in '{text}'.")
         try:
-            number: object = float(value.removesuffix("%")) / (100 if value.endswith("%") else 1)
+            number: object = value if value.endswith("%") else float(value)
         except ValueError:
             number = value
         shares[name] = check_share(name, number)
@@ -136,6 +141,8 @@ def _named(key: Any, candidates: Sequence[Candidate]) -> list[str]:
 def _by_text(key: str, candidates: Sequence[Candidate]) -> list[str]:
     """By name, else by glob, else by kind."""
     names = [one.name for one in candidates]
+    if not key.strip():
+        raise CallError("keep= names no layer: its name is empty. Leave keep= out to keep nothing.")
     if key in names:
         return [key]
     if any(sign in key for sign in "*?["):

@@ -58,6 +58,7 @@ def follow_module(rule: ChannelRule, module: nn.Module, sides: Sides, args: tupl
         output: what it gave.
     """
     call = UserCall(sides.labels, rule.name, args[0], args[1], tensors(args), tensors(output))
+    rule.check(module)
     if not rule.held(module):
         follow(rule, call)
     elif rule.mixes:
