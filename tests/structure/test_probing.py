@@ -65,7 +65,8 @@ def looked(model):
         (lambda fc: fc.weight.norm(), "weight"),
         (lambda fc: fc.bias + 1, "bias"),
         (lambda fc: fc.weight[0], "weight"),
-        (lambda fc: fc.weight.data.T, "weight"),
+        (lambda fc: fc.weight.data.T.sum(), "weight"),
+        (lambda fc: torch.ones(4) @ fc.weight.t(), "weight"),
         (lambda fc: torch.cat([fc.bias, fc.bias]), "bias"),
         (lambda fc: F.linear(torch.ones(4), fc.weight), "weight"),
         (lambda fc: fc.reset_parameters, "reset_parameters"),
@@ -82,6 +83,7 @@ def test_whoever_computes_with_an_attribute_is_noticed(read, name):
     [
         (lambda fc: fc.in_features, {"in_features": 4}),
         (lambda fc: fc.weight.dtype, {"weight": (4, 4)}),
+        (lambda fc: (fc.weight.data.T.shape, fc.weight.t().dtype), {"weight": (4, 4)}),
         (lambda fc: torch.ones(1).to(fc.weight), {"weight": (4, 4)}),
         (lambda fc: torch.zeros_like(fc.weight.data) + fc.weight.new_ones(4), {"weight": (4, 4)}),
         (lambda fc: fc.bias is None or fc.bias.device, {"bias": (4,)}),

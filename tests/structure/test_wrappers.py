@@ -177,7 +177,7 @@ def test_no_verb_takes_what_is_no_module(kind):
 def test_every_verb_says_of_lazy_layers_what_to_do(layer):
     model = nn.Sequential(nn.Linear(6, 8), layer)
     for verb in (taut.trace, taut.inspect, lambda m, x: taut.compress(m, x, budget=taut.Budget(macs=0.5))):
-        with pytest.raises(ModelError, match="'1[.].*is not initialized yet: run the lazy model on an input first"):
+        with pytest.raises(ModelError, match=r"'1[.].*is not initialized yet: run the lazy model on an input first"):
             verb(model, X)
 
 

@@ -71,6 +71,17 @@ class Described:
         """Itself."""
         return self
 
+    def t(self) -> Described | Tensor:
+        """With its axes turned around."""
+        values = self.__dict__["_values"]
+        turned = None if values is None else lambda: values().t()
+        return Described(self.shape[::-1], self.__dict__["_owner"], turned) if self.ndim < 3 else self._dense("t").t()
+
+    @property
+    def T(self) -> Described | Tensor:  # noqa: N802 - torch's name
+        """With its axes turned around."""
+        return self.t() if self.ndim < 3 else self._dense("T").T
+
     def size(self, dim: int | None = None) -> torch.Size | int:
         """The shape, or the length of one axis."""
         return self.shape if dim is None else self.shape[dim]

@@ -4,6 +4,7 @@ import pytest
 import torch
 from torch import nn
 
+import taut
 from cases import untouched
 from structure import staying, wired
 from structure.silencing import halves, narrow, silenced
@@ -267,3 +268,47 @@ def test_the_same_answer_twice(build):
     for one, two in zip(first, second, strict=True):
         assert one.name == two.name
         assert all(torch.equal(a.index, b.index) for a, b in zip(one.members, two.members, strict=True))
+
+
+class Glancing(nn.Module):
+    """Looks at a layer's parameters, and uses them or does not."""
+
+    def __init__(self, look):
+        super().__init__()
+        self.a, self.b, self.c, self.look = nn.Linear(6, 8), nn.Linear(8, 8), nn.Linear(8, 3), look
+
+    def forward(self, x):
+        x = self.b(self.a(x).relu()).relu()
+        seen = self.look(self.b, x)
+        return self.c(x + seen if isinstance(seen, torch.Tensor) and seen.ndim else x)
+
+
+GLANCES = {
+    "type": lambda b, _: b.weight.data.dtype,
+    "detached": lambda b, _: b.weight.detach().dtype,
+    "turned": lambda b, _: (b.weight.T.shape, b.weight.t().dtype),
+    "state dict": lambda b, _: [v.dtype for v in b.state_dict().values()] and None,
+    "new zeros": lambda b, _: b.weight.new_zeros(3).dtype,
+    "zeros like": lambda b, _: torch.zeros_like(b.bias) is None,
+}
+
+USES = {
+    "detached": lambda b, x: x @ b.weight.detach(),
+    "turned": lambda b, x: nn.functional.linear(x, b.weight.t()),
+    "turned twice": lambda b, x: x @ b.weight.t().detach().t(),
+    "as a layer's input": lambda b, x: b(b.weight.detach()).sum() * x,
+}
+
+
+@pytest.mark.parametrize("glance", GLANCES)
+def test_a_look_at_a_parameter_without_its_values_holds_nothing(glance):
+    model, x = Glancing(GLANCES[glance]).eval(), torch.randn(5, 6)
+    reach = taut.inspect(model, x).layers[1]
+    assert reach.outputs == (8, 8), reach.pinned
+    assert reach.blocked in {None, "no rank makes it smaller"}, reach.blocked
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_use_of_a_parameter_s_values_holds_its_channels(use):
+    model, x = Glancing(USES[use]).eval(), torch.randn(5, 6)
+    assert taut.inspect(model, x).layers[1].outputs[0] == 0

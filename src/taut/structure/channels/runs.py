@@ -7,6 +7,7 @@ executed (`op_rules`), whatever code calls them; where they arrive at a layer th
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterable
 from contextlib import suppress
 from typing import Any, Literal
 
@@ -19,6 +20,7 @@ from taut.core.example import Example
 from taut.core.modes import evaluating, generator
 from taut.core.tensors import address, all_tensors, all_values, map_tensors, tensors
 from taut.errors import ModelError
+from taut.nn.answering import ASKED, LIKE
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels
 from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_kind, gives_its_own, narrowable, passes
@@ -32,6 +34,9 @@ from taut.structure.surgery import shallow
 
 End = Literal["out", "in", "through"]
 """A layer's rows, its columns, or the values that it holds per channel between others."""
+
+TURNS = frozenset("detach alias t transpose permute numpy_T".split())  # noqa: SIM905
+"""Operations that give the same values in another order of axes, whatever the widths are."""
 
 OUTPUT = "they reach the model's output"
 
@@ -92,7 +97,7 @@ class _Noting:
         output = func(*args, **named)
         if not self.runs.depth:
             inputs = operands((*args, *named.values()))
-            self.runs.used.update(id(t) for t in inputs if id(t) in self.runs.owners)
+            self.runs.note_use(func, inputs, operands([output]))
             rule = operator_rule(func)
             if rule is None:
                 note(self.runs.labels, func, args, named, inputs, output)
@@ -128,6 +133,7 @@ class LabelledRuns:
         self.depth = 0
         self.blind = False
         self.used: set[int] = set()
+        self.turned: dict[int, tuple[Tensor, set[int]]] = {}  # views of parameters that nobody has used yet
         self.called: set[str] = set()
         self.foreign: set[str] = set()
         self.owners: dict[int, list[str]] = defaultdict(list)
@@ -172,15 +178,34 @@ class LabelledRuns:
             for handle in handles:
                 handle.remove()
         returned = all_tensors(output)
+        self.note_use(None, returned, ())
         self.labels.pin(returned, OUTPUT)
         self.blind |= not returned
+
+    def note_use(self, func: Any, inputs: Iterable[Tensor], outputs: Iterable[Tensor]) -> None:
+        """Note of which parameters and buffers an operation uses values; their shape, type and device are free.
+
+        Args:
+            func: the operation; None: code that cannot be seen.
+            inputs: tensors that it takes.
+            outputs: and gives.
+        """
+        numbers: set[int] = set()
+        for t in inputs:
+            numbers |= {id(t)} if id(t) in self.owners else self.turned.get(id(t), (t, set[int]()))[1]
+        name = "" if func is None else func.overloadpacket.__name__
+        if name in TURNS:
+            self.turned.update({id(t): (t, numbers) for t in outputs if numbers})
+        elif name not in ASKED | LIKE:
+            self.used |= numbers
 
     def _inside(self, deeper: int) -> bool:
         """Go into what is not looked into, or out of it; whether the run is outside of all such then."""
         self.depth += deeper
         return not self.depth
 
-    def _enter(self, *_: Any) -> None:
+    def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> None:
+        self.note_use(None, all_tensors((args, kwargs)), ())
         self.depth += 1
 
     def _leave(self, name: str) -> Any:
