@@ -258,12 +258,33 @@ def test_a_mask_of_the_users_own():
         (lambda inputs: inputs["none"], CallError, "The mask raised KeyError: 'none'"),
         (lambda inputs: inputs["x"][:, 0, 0], DataError, r"must be a tensor \(samples, positions\).*Got float32\[8\]"),
         (lambda _: 3, DataError, "Got int instead"),
+        (lambda _: [[1], [1, 0]], DataError, r"\(samples, positions\)"),
+        (lambda _: torch.ones(5, 3), DataError, "each of the 8 samples of the batch.*Got float32.5, 3. instead"),
+        (lambda x, extra: extra, CallError, "missing 1 required.*It gets one argument, the inputs"),
+        (True, CallError, "must be the name of an input, or a function.*Got bool instead"),
+        (torch.ones(8, 6), CallError, r"or a function.*Got float32\[8, 6\] instead"),
     ],
 )
 def test_masks_that_are_none(mask, error, words):
     batch = {"x": torch.randn(8, 6, 4), "extra": torch.ones(8, 6)}
     with pytest.raises(error, match=words):
         taut.compress(Unnamed().eval(), batch, budget=taut.Budget(params=0.9), data=[batch], mask=mask)
+
+
+@pytest.mark.parametrize("form", [lambda t: t.numpy(), lambda t: t.tolist()])
+def test_a_mask_may_be_an_array_or_rows(form):
+    mask = torch.arange(6) < torch.tensor([[6], [3], [2], [5], [4], [1], [6], [2]])
+    batch = {"x": torch.randn(8, 6, 4), "extra": mask}
+    model, share = Unnamed().eval(), float(mask.sum()) / 8
+    stats = observed(model, batch, [batch], mask=lambda inputs: form(inputs["extra"]))
+    assert stats.layers["a"].positions == share
+
+
+@pytest.mark.parametrize("pick", [lambda _: None, lambda _: "a", lambda _: [], lambda o: o.argmax(-1)])
+def test_a_part_of_the_output_that_counts_nothing_is_refused(pick):
+    batch = {"x": torch.randn(8, 6, 4), "extra": torch.ones(8, 6)}
+    with pytest.raises(CallError, match=r"holds tensors in floating point. Got .* of the output float32\[8, 6, 5\]"):
+        observed(Unnamed().eval(), batch, [batch], output=pick)
 
 
 def test_where_a_mask_is_found():

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from taut.core.example import Example
-from taut.core.tensors import describe
+from taut.core.tensors import describe, plain
 from taut.errors import CallError, DataError
 
 ATTENDED = frozenset({"attention_mask", "decoder_attention_mask", "pixel_mask", "input_mask"})
@@ -149,7 +149,9 @@ def given_mask(example: Example, inputs: Any, *, whole: bool = False) -> Tensor:
         try:
             value = mask(inputs)
         except Exception as error:
-            raise CallError(f"The mask raised {type(error).__name__}: {error}") from error
+            remedy = ". It gets one argument, the inputs as the model gets them" if isinstance(error, TypeError) else ""
+            raise CallError(f"The mask raised {type(error).__name__}: {error}{remedy}") from error
+        value = _as_tensor(value)
     else:
         named, mask = named_inputs(example, inputs), str(mask)
         if mask not in named:
@@ -161,6 +163,12 @@ def given_mask(example: Example, inputs: Any, *, whole: bool = False) -> Tensor:
             "A mask must be a tensor (samples, positions), true where a position is real. "
             f"Got {describe(value)} instead."
         )
+    samples = example.samples.size(inputs)
+    if samples not in value.shape[:FEWEST_AXES]:
+        raise DataError(
+            f"A mask must have a row for each of the {samples} samples of the batch, {describe(inputs)}. "
+            f"Got {describe(value)} instead: return one (samples, positions)."
+        )
     real = value.detach() != 0 if callable(mask) else read_mask(value, _reading_of(str(mask), value))
     if real is None or (whole and not bool(real.any())):
         name = "" if callable(mask) else f" '{mask}'"
@@ -169,6 +177,16 @@ def given_mask(example: Example, inputs: Any, *, whole: bool = False) -> Tensor:
             "are not 0. Give `mask=` as a function of the inputs that is true where a position is real."
         )
     return real
+
+
+def _as_tensor(value: Any) -> Any:
+    """What a function gave, where it is an array or rows of equal length, as a tensor."""
+    if isinstance(value, list | tuple):
+        try:
+            return torch.tensor(value)
+        except (ValueError, TypeError, RuntimeError):
+            return value
+    return plain(value)
 
 
 def _reading_of(name: str, value: Tensor) -> str:

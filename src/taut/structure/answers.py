@@ -13,7 +13,7 @@ from taut.core.example import Example
 from taut.core.formats import by_name
 from taut.core.nested import attributes_of
 from taut.core.padding import output_name, real_positions, real_rows
-from taut.core.tensors import NUMBERS, is_cache
+from taut.core.tensors import NUMBERS, describe, is_cache
 from taut.errors import CallError
 
 KINDS = ("logits", "probabilities", "sigmoid", "values")
@@ -167,9 +167,16 @@ def _has(output: Any, name: str) -> bool:
 def _part(output: Any, part: str | int | Callable[[Any], Any]) -> Any:
     if callable(part):
         try:
-            return part(output)
+            chosen = part(output)
         except Exception as error:
-            raise CallError(f"The function given as 'output' raised {type(error).__name__}: {error}") from error
+            remedy = ". It gets one argument, the output" if isinstance(error, TypeError) else ""
+            raise CallError(f"The function given as 'output' raised {type(error).__name__}: {error}{remedy}") from error
+        if not any(t.is_floating_point() for _, t in _named(chosen)):
+            raise CallError(
+                "The function given as 'output' must pick a part that holds tensors in floating point. "
+                f"Got {describe(chosen)} instead, of the output {describe(output)}."
+            )
+        return chosen
     value = output
     for step in str(part).split("."):
         try:

@@ -19,8 +19,8 @@ from taut.core.formats import TARGETS, by_name, collated
 from taut.core.modes import evaluating, quietly
 from taut.core.nested import fresh, lists_of, map_lists, rows_of
 from taut.core.samples import Samples
-from taut.core.tensors import all_tensors, map_tensors, opened, placed, tensors
-from taut.errors import DataError, ModelError
+from taut.core.tensors import all_tensors, describe, map_tensors, opened, placed, tensors
+from taut.errors import CallError, DataError, ModelError
 from taut.structure.admission import admit
 from taut.structure.answers import Output, Wish, answers_of
 from taut.structure.coverage import noise_like, seeded
@@ -51,6 +51,11 @@ def read_example(model: nn.Module, value: Any, output: Output = "auto", mask: Ma
         ModelError: the model cannot be run on it.
     """
     wish = Wish.of(output)
+    if mask is not None and not isinstance(mask, str) and not callable(mask):
+        raise CallError(
+            "The 'mask' must be the name of an input, or a function of the inputs that gives a tensor (samples, "
+            f"positions). Got {describe(mask)} instead."
+        )
     if isinstance(value, Example):
         if wish == Wish() and mask is None:
             return value
