@@ -94,6 +94,9 @@ def test_as_it_is_written_in_files_and_on_command_lines():
     for wrong in (["a", "a=0.5"], ["a=x"], ["a=2"], ["=0.5"], [""]):
         with pytest.raises(CallError):
             parse_keep(wrong)
+    for wrong in (4, [4, "a"], {4: 0.5}):
+        with pytest.raises(CallError, match='A name that is a number stands in quotes: "4"'):
+            written_keep(wrong)
     for wrong in (3, [{"a": 1}], {1: 0.5}, {"a": 2}):
         with pytest.raises(CallError):
             written_keep(wrong)

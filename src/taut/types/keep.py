@@ -101,7 +101,10 @@ def written_keep(value: Any) -> dict[str, float]:
         return {name: check_share(name, share) for name, share in value.items()}
     names = [value] if isinstance(value, str) else value
     if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
-        raise CallError(f"'keep' must be names of layers, or name: share. Got {value!r:.80} instead.")
+        keys = list(value) if isinstance(value, Mapping | list) else [value]
+        number = next((key for key in keys if type(key) is int), None)
+        quoted = "" if number is None else f' A name that is a number stands in quotes: "{number}".'
+        raise CallError(f"'keep' must be names of layers, or name: share. Got {value!r:.80} instead.{quoted}")
     return parse_keep(names)
 
 
