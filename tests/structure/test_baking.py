@@ -134,17 +134,18 @@ def test_every_kind_with_a_weight_alone_is_baked(kind, way, tmp_path):
     model = build()
     model(x)
     assert taut.inspect(model, x).layers[0].plain_form == "bake"
-    result = taut.compress(model, x, budget={"params": 0.9}, data=[x], compare=False)
-    assert (result.plan.steps[0].method, result.plan.steps[0].layers) == ("bake", ("0",))
-    assert type(result.model[0]) is type(layer())
-    result.save(tmp_path / "small")
+    net = taut.trace(model, x)
+    plan = Plan.of(net, [Step(("0",), "bake")])
+    small = taut.apply(model, plan, taut.observe(net, model))
+    assert type(small[0]) is type(layer())
+    taut.save(small, plan, tmp_path / "small")
 
     def base():
         built = build()
         built(x)
         return built
 
-    assert torch.equal(taut.load(tmp_path / "small", base)(x), result.model(x))
+    assert torch.equal(taut.load(tmp_path / "small", base)(x), small(x))
 
 
 def test_what_no_step_bakes_is_not_said_to_be_baked():
@@ -206,3 +207,16 @@ def test_looking_at_a_model_leaves_what_its_weights_are_computed_from(way, train
     taut.inspect(model, x)
     assert all(torch.equal(t, before[key]) for key, t in model.state_dict().items())
     assert all(module.training is training for module in model.modules())
+
+
+def test_a_layer_that_nothing_else_changed_keeps_its_parametrization(tmp_path):
+    build = lambda: nn.Sequential(nn.Linear(16, 32), nn.ReLU(), orthogonal(nn.Linear(32, 32)), nn.Linear(32, 4))  # noqa: E731
+    torch.manual_seed(0)
+    model, x = build().eval(), torch.randn(32, 16)
+    result = taut.compress(model, x, budget="params=97%", data=[x], methods=("svd",), compare=False)
+    assert result.plan.steps
+    assert "bake" not in {step.method for step in result.plan.steps}
+    assert parametrize.is_parametrized(result.model[2])
+    result.save(tmp_path / "small")
+    loaded = taut.load(tmp_path / "small", build)
+    assert torch.equal(loaded(x), result.model(x))

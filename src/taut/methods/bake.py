@@ -22,7 +22,7 @@ class Bake:
     What is baked is what a forward pass in eval mode sees, so the network computes the same. What is trained afterwards
     is the weight itself: spectral norm no longer bounds it in train mode (its power iteration is gone), weight norm no
     longer separates length and direction, and pruned weights may become other than zero. `taut.compress` does this
-    first, without being asked.
+    first, without being asked; layers that no other step is about are as they were in what it gives.
     """
 
     name: ClassVar[str] = "bake"

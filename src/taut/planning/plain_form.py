@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import nn
 
 from taut.methods import METHODS
 from taut.planning.application import apply_plan
 from taut.structure.observation import observe
 from taut.structure.support import COMPUTED, LINEAR
+from taut.structure.surgery import clone
 from taut.structure.tracing import trace
-from taut.types import Group, Network, Plan, Step
+from taut.types import Group, Layer, Network, Plan, Step
 
 PLAIN_FORMS = {COMPUTED: "bake", LINEAR: "as_linear"}
 """Why a layer is left alone -> the method that does away with it."""
@@ -50,3 +52,52 @@ def carry_exact(model: nn.Module, net: Network, steps: Sequence[Step]) -> tuple[
         return model, net, ()
     done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
     return done, trace(done, net.example).leaving_as(net), plan.steps
+
+
+def idle_forms(small: nn.Module, base: nn.Module, exact: Sequence[Step], steps: Sequence[Step]) -> tuple[Step, ...]:
+    """The exact steps that give layers a plain form which nothing else needs: no other step is about these layers.
+
+    Args:
+        small: what all steps made.
+        base: what the exact ones made.
+        exact: these.
+        steps: all others.
+    """
+
+    def idle(step: Step) -> bool:
+        others = {name for other in (*exact, *steps) if other is not step for name in other.layers}
+        return (
+            step.method in PLAIN_FORMS.values()
+            and others.isdisjoint(step.layers)
+            and step.group is not None
+            and all(_alike(small, base, layer) for layer in step.group.layers)
+        )
+
+    return tuple(step for step in exact if idle(step))
+
+
+def in_own_form(model: nn.Module, original: nn.Module, steps: Sequence[Step]) -> nn.Module:
+    """A copy of a model in which the layers of these steps are the original's again."""
+    copied = clone(model)
+    for layer in (layer for step in steps if step.group is not None for layer in step.group.layers):
+        plain, own = copied.get_submodule(layer.name), clone(original.get_submodule(layer.name))
+        values = plain.state_dict() if layer.computed else {}
+        with torch.no_grad():
+            for key, t in own.state_dict().items():  # a bias may have been corrected
+                if key in values and t.shape == values[key].shape:
+                    t.copy_(values[key])
+        for parent in list(copied.modules()):
+            for key, child in list(parent._modules.items()):
+                if child is plain:
+                    parent._modules[key] = own
+    return copied
+
+
+def _alike(small: nn.Module, base: nn.Module, layer: Layer) -> bool:
+    """Whether a layer has the same values in both, bit for bit, where these were computed; a bias may be another."""
+    try:
+        first, second = (dict(model.get_submodule(layer.name).named_parameters()) for model in (small, base))
+    except AttributeError:
+        return False
+    names = layer.computed or tuple(second)
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in names)

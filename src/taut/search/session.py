@@ -19,7 +19,7 @@ from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.planning.candidates import survey
 from taut.planning.damage_measurement import sensitivity as measure_damage
-from taut.planning.plain_form import carry_exact, in_plain_form
+from taut.planning.plain_form import carry_exact, idle_forms, in_own_form, in_plain_form
 from taut.planning.plan import describe
 from taut.recovery.judging import Judge
 from taut.recovery.samples import SAMPLES, refit_samples
@@ -133,11 +133,11 @@ class Session:
     def best_within(self, limits: Limits) -> Built | None:
         """The model with the least damage within `limits`; None where no plan is so small."""
         built = self.planner.best_within(limits)
-        return None if built is None else self._renamed(*built)
+        return None if built is None else self._renamed(*built, limits)
 
     def alternatives(self, limits: Limits) -> Iterator[Built]:
         """Models within `limits` by channels, by ranks, and by both in equal parts, as far as these were asked for."""
-        return (self._renamed(*built) for built in self.planner.alternatives(limits))
+        return (self._renamed(*built, limits) for built in self.planner.alternatives(limits))
 
     def whole(self, key: str) -> float:
         """What the original costs by a key of a budget."""
@@ -147,7 +147,10 @@ class Session:
         """A bit-equal copy, or the exact steps alone where some were asked for; `met` says whether that is enough."""
         choices = self.planner.choices
         plan = describe(self.stats.network, self.stats, choices, [0] * len(choices), met=met)
-        return clone(self.base), replace(plan, steps=self.exact, before=self.network.cost)
+        idle = idle_forms(self.base, self.base, self.exact, ())
+        exact = tuple(step for step in self.exact if step not in idle)
+        small = in_own_form(self.base, self.original, idle) if exact else clone(self.original)
+        return small, replace(plan, steps=exact, before=self.network.cost)
 
     def without(self, reasons: Mapping[str, str]) -> Session:
         """The same, with some layers left alone, for these reasons: what was done to them failed."""
@@ -163,28 +166,42 @@ class Session:
         some = collect(call, self.data, min(JUDGES, refit_samples(self.stats.network)))
         return Judge(call, self.original, [inputs for inputs, _ in some], kinds)
 
-    def _renamed(self, small: nn.Module, plan: Plan) -> Built:
-        """With the exact steps in front, and original names."""
+    def _renamed(self, small: nn.Module, plan: Plan, limits: Limits) -> Built:
+        """With the exact steps in front that were needed, and original names."""
         renamed = tuple(_original_names(step, self.exact) for step in plan.steps)
-        whole = replace(plan, steps=(*self.exact, *renamed), before=self.network.cost)
+        small, exact = self._needed(small, renamed, limits)
+        whole = replace(plan, steps=(*exact, *renamed), before=self.network.cost)
         remember(small, whole)  # what was carried out of the base alone leaves out the exact steps
         return small, whole
 
+    def _needed(self, small: nn.Module, steps: Sequence[Step], limits: Limits) -> tuple[nn.Module, tuple[Step, ...]]:
+        """Layers that only their plain form changed as they were, within the limits; the exact steps that are left."""
+        idle = idle_forms(small, self.base, self.exact, steps)
+        if not idle:
+            return small, self.exact
+        own = in_own_form(small, self.original, idle)
+        counted = {key: limit for key, limit in limits.items() if key != "latency"}
+        if any(amount > counted[key] for key, amount in self.amounts(own, counted).items()):
+            return small, self.exact
+        return own, tuple(step for step in self.exact if step not in idle)
+
     def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
-        """The schedule of `wish` carried out from the base, where the exact steps are done already."""
-        done = len(self.exact)
+        """The schedule of `wish` carried out from the base, where the exact steps of the plan are done already."""
+        exact = tuple(step for step in plan.steps if step in self.exact)
+        done = len(exact)
         stages = tuple(
             replace(stage, steps=tuple(place - done for place in stage.steps if place >= done))
             for stage in wish.schedule or ()  # type: ignore[union-attr] # resolved by the caller
             if not stage.steps or max(stage.steps) >= done
         )
-        inner = replace(plan, steps=tuple(_inside(self.base, step, self.exact) for step in plan.steps[done:]))
+        inner = replace(plan, steps=tuple(_inside(self.base, step, exact) for step in plan.steps[done:]))
         wish = replace(wish, schedule=stages)
-        model, found = carry_out(self.base, inner, self.stats, wish, teacher=self.original, seed=seed)
+        base = self.base
+        if len(exact) < len(self.exact):
+            base = in_own_form(base, self.original, [step for step in self.exact if step not in exact])
+        model, found = carry_out(base, inner, self.stats, wish, teacher=self.original, seed=seed)
         steps = () if found is None else found.steps
-        return model, replace(
-            found or plan, steps=(*self.exact, *(_original_names(step, self.exact) for step in steps))
-        )
+        return model, replace(found or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))
 
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""
