@@ -220,3 +220,22 @@ def test_a_layer_that_nothing_else_changed_keeps_its_parametrization(tmp_path):
     result.save(tmp_path / "small")
     loaded = taut.load(tmp_path / "small", build)
     assert torch.equal(loaded(x), result.model(x))
+
+
+class Scaled(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, weight):
+        return weight * self.scale
+
+
+def test_one_object_that_computes_the_weights_of_two_layers_holds_neither():
+    shared, model, x = Scaled(), Net().eval(), torch.randn(4, 8)
+    for layer in (model.a, model.b):
+        parametrize.register_parametrization(layer, "weight", shared)
+    reaches = taut.inspect(model, x).layers
+    assert [reach.plain_form for reach in reaches] == ["bake", "bake", None]
+    result = taut.compress(model, x, budget={"params": 0.9}, data=[x], compare=False)
+    assert [step.method for step in result.plan.steps[:2]] == ["bake", "bake"]

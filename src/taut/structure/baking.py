@@ -39,10 +39,17 @@ def computed(module: nn.Module) -> tuple[str, ...]:
 
 
 def sources(module: nn.Module, name: str) -> list[Tensor]:
-    """The parameters from which a tensor is computed."""
+    """The parameters from which a tensor is computed, without those of what computes it."""
+    if parametrize.is_parametrized(module, name):
+        return list(module.parametrizations[name].parameters(recurse=False))  # type: ignore[index, union-attr]
+    return [p for key, p in module._parameters.items() if p is not None and key in {name + end for end in LEFTOVERS}]
+
+
+def _trained_for(module: nn.Module, name: str) -> list[Tensor]:
+    """The parameters that change a computed tensor when they are trained."""
     if parametrize.is_parametrized(module, name):
         return list(module.parametrizations[name].parameters())  # type: ignore[index, union-attr]
-    return [p for key, p in module._parameters.items() if p is not None and key in {name + end for end in LEFTOVERS}]
+    return sources(module, name)
 
 
 def leftovers(module: nn.Module) -> frozenset[str]:
@@ -59,7 +66,7 @@ def baked(module: nn.Module) -> nn.Module:
     copied: Any = deep_copy(module)
     with evaluating(copied), torch.no_grad():
         values = {name: _value(copied, name).detach().clone() for name in names}
-    trained = {name: any(p.requires_grad for p in sources(copied, name)) for name in names}
+    trained = {name: any(p.requires_grad for p in _trained_for(copied, name)) for name in names}
     for key, _, _ in list(computing_hooks(copied)):
         del copied._forward_pre_hooks[key]
     if "parametrizations" in copied._modules:
