@@ -257,3 +257,10 @@ def test_a_layer_called_with_keywords_is_left_alone():
     assert net["fc"].skip == "it is called with keyword arguments"
     assert net["out"].skip is None
     taut.observe(net, model, x)
+
+
+def test_of_two_layers_with_one_bias_the_bias_is_named():
+    model = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2)).eval()
+    model[1].bias = model[0].bias
+    net = taut.trace(model, torch.randn(2, 4))
+    assert [layer.skip for layer in net.layers] == ["its bias is shared with '1'", "its bias is shared with '0'", None]

@@ -9,8 +9,8 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"the model itself is this layer", "wrap it: torch.nn.Sequential(layer)"),
     (r"owns parameters of its own|bare parameter", "move the parameter into a torch.nn.Linear or convolution"),
     (
-        r"its weight is shared with",
-        "give it a weight of its own if the two may differ: layer.weight = clone; else nothing",
+        r"its (weight|bias) is shared with",
+        "give it a parameter of its own if the two may differ: layer.weight = clone; else nothing",
     ),
     (
         r"never called on the example",

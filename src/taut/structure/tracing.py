@@ -153,7 +153,8 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
         if (not own and not parametrized and not isinstance(module, NORMS)) or ".parametrizations." in f".{name}.":
             continue
         tied = [other for p in own for other in owners[id(p)] if other != name and ".parametrizations." not in other]
-        reason, use = refusal(module), _refuse_use(name, tied, calls)
+        what = "bias" if _shares_bias_alone(module, name, owners) else "weight"
+        reason, use = refusal(module), _refuse_use(name, tied, calls, what)
         if reason not in {None, UNIT} and use is None and transposed_in(module) is not None:
             reason = LINEAR
         reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED} else reason or use
@@ -164,11 +165,17 @@ UNCALLED = "it is never called on the example (other code may use its weight dir
 UNUSED = "it is never called on the example; taken as unused: no code of the model names it"
 
 
-def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]]) -> str | None:
+def _shares_bias_alone(module: nn.Module, name: str, owners: dict[int, list[str]]) -> bool:
+    """Whether a module shares its bias, and no other parameter."""
+    own = [key for key, p in module._parameters.items() if p is not None and set(owners[id(p)]) != {name}]
+    return own == ["bias"]
+
+
+def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]], what: str) -> str | None:
     if not name:
         return "the model itself is this layer: wrap it in a torch.nn.Sequential"
     if tied:
-        return f"its weight is shared with '{tied[0]}'"
+        return f"its {what} is shared with '{tied[0]}'"
     if not calls.get(name):
         return UNCALLED
     if any(math.prod(call.output) == 0 or len(call.input) < 1 for call in calls[name]):
