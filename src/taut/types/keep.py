@@ -113,10 +113,12 @@ def _entries(keep: Keep) -> list[tuple[Any, float]]:
         return []
     if isinstance(keep, Mapping):
         return [(key, check_share(key, share)) for key, share in keep.items()]
-    if isinstance(keep, str | type) or hasattr(keep, "named_modules"):
-        return [(keep, 1.0)]
-    if isinstance(keep, Iterable):
-        return [(key, 1.0) for key in keep]
+    keys = [keep] if isinstance(keep, str | type) or hasattr(keep, "named_modules") else keep
+    if isinstance(keys, Iterable):
+        entries = [(key, 1.0) for key in keys]
+        if any(isinstance(key, str) and not key.strip() for key, _ in entries):
+            raise CallError("keep= names no layer: its name is empty. Leave keep= out to keep nothing.")
+        return entries
     raise CallError(
         "keep= must be a layer (its name, a glob of names, its kind or the module itself), a list of these, or a "
         f"mapping of these to the share that stays. Got {keep!r:.80} instead."
@@ -144,12 +146,10 @@ def _named(key: Any, candidates: Sequence[Candidate]) -> list[str]:
 def _by_text(key: str, candidates: Sequence[Candidate]) -> list[str]:
     """By name, else by glob, else by kind."""
     names = [one.name for one in candidates]
-    if not key.strip():
-        raise CallError("keep= names no layer: its name is empty. Leave keep= out to keep nothing.")
     if key in names:
         return [key]
     if any(sign in key for sign in "*?["):
-        return [name for name in names if fnmatchcase(name, key)]
+        return [name for name in names if name and fnmatchcase(name, key)]
     if any(name.startswith(f"{key}.") for name in names):
         return [name for name in names if name.startswith(f"{key}.")]
     return [one.name for one in candidates if key in one.kinds]
