@@ -53,9 +53,16 @@ READS = {
     "features": (Dense, lambda m, x: x.reshape(-1, m.wo.out_features) * (m.wo.in_features / 24)),
     "zeros": (Dense, lambda m, x: x + torch.zeros_like(m.wo.weight)[:, 0] + m.wo.weight.new_zeros(12)),
     "has": (Dense, lambda m, x: x if hasattr(m.wo, "weight") and not hasattr(m.wo, "qweight") else x * 0),
+    "memory": (Dense, lambda m, x: x * m.wo.weight.is_contiguous() * (m.wo.weight.stride() == (24, 1))),
+    "gradient": (Dense, lambda m, x: x if m.wo.weight.grad is None else x * 0),
     "settings": (Convs, sizes),
     "stride": (Convs, lambda m, x: x * (m.wo.stride == (1, 1)) * m.wo.groups),
 }
+
+
+def test_a_weight_that_lies_otherwise_in_memory_is_asked_itself():
+    model = Convs(lambda m, x: x * m.wo.weight.is_contiguous() + x).eval().to(memory_format=torch.channels_last)
+    assert "weight" in taut.trace(model, torch.randn(4, 3, 8, 8))["wo"].skip
 
 
 @pytest.mark.parametrize("kind", READS)

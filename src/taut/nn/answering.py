@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from itertools import chain
 from typing import Any
@@ -40,11 +41,18 @@ class Described:
         shape: of the tensor.
         owner: holds tensors of its dtype and on its device.
         values: gives the tensor itself where somebody asks for more than that; None: that is an error.
+        strides: of the tensor; None: as it lies in memory by itself.
     """
 
-    def __init__(self, shape: tuple[int, ...], owner: nn.Module, values: Callable[[], Tensor] | None = None) -> None:
+    def __init__(
+        self,
+        shape: tuple[int, ...],
+        owner: nn.Module,
+        values: Callable[[], Tensor] | None = None,
+        strides: tuple[int, ...] | None = None,
+    ) -> None:
         """See the class."""
-        self.__dict__.update(_shape=torch.Size(shape), _owner=owner, _values=values)
+        self.__dict__.update(_shape=torch.Size(shape), _owner=owner, _values=values, _strides=strides)
 
     @property  # type: ignore[misc] # what isinstance asks
     def __class__(self) -> type:
@@ -71,11 +79,36 @@ class Described:
         """Itself."""
         return self
 
+    @property
+    def grad(self) -> None:
+        """None: nothing was trained."""
+        return
+
+    def stride(self, dim: int | None = None) -> tuple[int, ...] | int:
+        """How far apart neighbours on every axis, or on one, lie in memory."""
+        strides = self._strides_in_memory()
+        return strides if dim is None else strides[dim]
+
+    def is_contiguous(self) -> bool:
+        """Whether its values lie in memory one behind the other."""
+        return self._strides_in_memory() == _strides_of(self.shape)
+
+    def _strides_in_memory(self) -> tuple[int, ...]:
+        """As a replacement would say; where the tensor lies otherwise, it is asked itself."""
+        strides = self.__dict__["_strides"]
+        if strides in {None, _strides_of(self.shape)}:
+            return _strides_of(self.shape)
+        values = self.__dict__["_values"]
+        return strides if values is None else values().stride()  # type: ignore[no-any-return]
+
     def t(self) -> Described | Tensor:
         """With its axes turned around."""
         values = self.__dict__["_values"]
+        if self.ndim > 2:
+            return self._dense("t").t()
         turned = None if values is None else lambda: values().t()
-        return Described(self.shape[::-1], self.__dict__["_owner"], turned) if self.ndim < 3 else self._dense("t").t()
+        strides = self.__dict__["_strides"] or _strides_of(self.shape)
+        return Described(self.shape[::-1], self.__dict__["_owner"], turned, strides[::-1])
 
     @property
     def T(self) -> Described | Tensor:  # noqa: N802 - torch's name
@@ -140,6 +173,10 @@ class Described:
             return item._dense(name)
 
         return func(*map(plain, args), **{key: plain(item) for key, item in (kwargs or {}).items()})
+
+
+def _strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(math.prod(shape[axis + 1 :]) for axis in range(len(shape)))
 
 
 def _operator(name: str) -> Callable[..., Any]:

@@ -82,7 +82,7 @@ class Probe(nn.Module):
         value = getattr(modules["inner"], name)
         self.read.add(name)
         if name in TENSORS and isinstance(value, Tensor):
-            return Described(tuple(value.shape), modules["inner"], lambda: self._noted(name, value))
+            return Described(tuple(value.shape), modules["inner"], lambda: self._noted(name, value), value.stride())
         if not is_plain(value):
             self.used.add(name)
         return value
