@@ -15,6 +15,7 @@ from torch import nn
 
 from taut.artifact.provenance import remember
 from taut.artifact.rebuild import with_sides
+from taut.core.arguments import expect
 from taut.core.data import collect
 from taut.core.deprecation import warn_author
 from taut.core.example import Example
@@ -97,6 +98,8 @@ def apply(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> 
     Raises:
         CallError: a step names an unknown layer, method or setting, or would grow its layer.
     """
+    expect(plan, Plan, "taut.plan(net, stats, budget)")
+    expect(stats, Statistics, "taut.observe(net, model, data)")
     if data is not None and not isinstance(data, Noted):
         data = collect(stats.network.example, data, SAMPLES)
         covering(unwrapped(model), stats.network.example, data)

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor, nn
 
+from taut.core.arguments import expect
 from taut.core.data import collect
 from taut.core.modes import evaluating, quietly
 from taut.core.progress import track
@@ -60,6 +61,7 @@ def sensitivity(
     Raises:
         CallError: the statistics were made without calibration data.
     """
+    expect(stats, Statistics, "taut.observe(net, model, data)")
     if not stats.samples:
         raise CallError("Measured damages start from predicted ones: give taut.observe calibration data first.")
     model = unwrapped(model)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 
+from taut.core.arguments import expect
 from taut.core.modes import quietly
 from taut.core.text import count, numbered, some
 from taut.errors import BudgetError, CallError
@@ -51,6 +52,8 @@ def plan(
         BudgetError: no combination of candidates is small enough; the message says how far they go.
         CallError: an unknown method, or a budget of `drop` alone.
     """
+    expect(net, Network, "taut.trace(model, example)")
+    expect(stats, Statistics, "taut.observe(net, model, data)")
     limits = Budget.of(budget).limits(net.cost)
     if not limits or "latency" in limits:
         raise CallError("A plan needs a budget of params, macs or bytes; 'latency' and 'drop' are for taut.compress.")
@@ -77,6 +80,7 @@ def whole(net: Network, method: str, without: Iterable[str] = (), *, keep: Keep 
     Raises:
         CallError: the method, a setting or a layer left out is unknown, or no layer is taken.
     """
+    expect(net, Network, "taut.trace(model, example)")
     chosen = resolve(Step((), method, settings))
     net = net.keeping(keep)
     left_out = {net[name].name for name in without}

@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taut.core.arguments import expect
 from taut.core.data import chunks, collect
 from taut.core.example import Example, Mask
 from taut.core.files import one_line
@@ -82,6 +83,7 @@ def observe(  # noqa: PLR0913 - the call is documented with these
         DataError: no batch, a batch of the wrong structure, or values that are not finite.
         CallError: `output` is unknown, `loss` without targets, or `net` is of another model.
     """
+    expect(net, Network, "taut.trace(model, example)")
     model = unwrapped(model)
     modules = dict(model.named_modules())
     missing = [layer.name for layer in net.layers if layer.skip is None and layer.name not in modules]
