@@ -134,3 +134,8 @@ REASONS = [
 @pytest.mark.parametrize("reason", REASONS)
 def test_every_reason_has_a_remedy(reason: str) -> None:
     assert remedy(reason) != UNKNOWN
+
+
+@pytest.mark.parametrize("name", ["normalization", "bilinear_rnn", "overrides", "parametrization"])
+def test_the_names_of_layers_say_nothing(name: str) -> None:
+    assert remedy(tracing._read(name, "stride")) == remedy(tracing._read("a", "stride"))

@@ -84,6 +84,15 @@ def test_other_encoders_can_be_replaced_as_well(settings):
     assert {x.skip for x in net.layers if x.name.endswith(("linear1", "linear2"))} == {None}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_in_half_precision_the_fused_path_rounds_otherwise(dtype):
+    torch.manual_seed(0)
+    net = taut.trace(Tagger().eval().to(dtype), padded())
+    assert {x.skip for x in net.layers if x.name.endswith(("linear1", "linear2"))} == {None}
+    pooled = taut.trace(Pooled().eval().to(dtype), padded())
+    assert "enable_nested_tensor=False" in pooled["encoder.layers.0.linear1"].skip
+
+
 def test_where_padded_positions_are_read_the_fused_path_stays():
     net = taut.trace(Pooled().eval(), padded())
     assert "enable_nested_tensor=False" in net["encoder.layers.0.linear1"].skip

@@ -261,6 +261,11 @@ def test_a_mask_of_the_users_own():
         (lambda _: [[1], [1, 0]], DataError, r"\(samples, positions\)"),
         (lambda _: torch.ones(5, 3), DataError, "each of the 8 samples of the batch.*Got float32.5, 3. instead"),
         (lambda x, extra: extra, CallError, "missing 1 required.*It gets one argument, the inputs"),
+        (
+            lambda inputs: torch.ones(len(inputs["x"]), 7),
+            DataError,
+            "marks 7 positions.*nothing in the model has as many",
+        ),
         (True, CallError, "must be the name of an input, or a function.*Got bool instead"),
         (torch.ones(8, 6), CallError, r"or a function.*Got float32\[8, 6\] instead"),
     ],

@@ -10,8 +10,12 @@ from pathlib import Path
 METHODS = "taut.methods"
 
 
-def method_rows() -> list[tuple[str, bool, str]]:
-    """Name, whether it is tried unasked, and what it does: of every method, in the order of the registry."""
+PLAIN_FORM = "PlainForm"
+"""The base of the methods that are carried out before all others."""
+
+
+def method_rows() -> list[tuple[str, str, str]]:
+    """Name, when it is tried, and what it does: of every method, in the order of the registry."""
     tree = _parsed(METHODS)
     table = next(node.value for node in ast.walk(tree) if isinstance(node, ast.AugAssign))
     if not isinstance(table, ast.Dict):
@@ -21,7 +25,7 @@ def method_rows() -> list[tuple[str, bool, str]]:
         if isinstance(key, ast.Constant) and isinstance(kind, ast.Name):
             module, definition = _class(METHODS, kind.id)
             summary = (ast.get_docstring(definition) or "").partition("\n")[0]
-            rows.append((str(key.value), _default(module, definition), summary))
+            rows.append((str(key.value), _when(module, definition), summary))
     return rows
 
 
@@ -44,6 +48,12 @@ def _class(module: str, name: str) -> tuple[str, ast.ClassDef]:
             if isinstance(node, ast.ImportFrom) and node.module and (alias.asname or alias.name) == name:
                 return _class(node.module, alias.name)
     raise LookupError(name)
+
+
+def _when(module: str, definition: ast.ClassDef) -> str:
+    if any(isinstance(base, ast.Name) and base.id == PLAIN_FORM for base in definition.bases):
+        return "first, always"
+    return "default" if _default(module, definition) else "on request"
 
 
 def _default(module: str, definition: ast.ClassDef) -> bool:

@@ -31,5 +31,4 @@ def inspect(
 
 def methods() -> None:
     """List the methods, and which of them are tried unasked."""
-    rows = [(name, "default" if default else "on request", summary) for name, default, summary in method_rows()]
-    show(text.table(("method", "tried", "what it does"), rows))
+    show(text.table(("method", "tried", "what it does"), method_rows()))

@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
+from taut.methods.plain_form import PlainForm
 from taut.structure.linear_form import linear_form, transposed_in
 from taut.structure.support import LINEAR
 from taut.types import Cost, Group, Rewrite
 
 
 @dataclass(frozen=True)
-class AsLinear:
+class AsLinear(PlainForm):
     """Put an `nn.Linear` in the place of transformers' Conv1D, and of all else that computes x W + b or x Wᵀ + b.
 
     Which layers do is shown by running each in float64 (`taut.structure.linear_form`), not by its name. The network
@@ -28,12 +29,6 @@ class AsLinear:
     transposed: bool | None = None
 
     name: ClassVar[str] = "as_linear"
-    uses_statistics: ClassVar[bool] = False
-    default: ClassVar[bool] = False
-    plain: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
-    masks: ClassVar[bool] = False
-    rank_settings: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, group: Group) -> str | None:
         """Layers that are linear ones already, or compute something else."""
@@ -41,24 +36,6 @@ class AsLinear:
             return "as_linear takes one layer at a time"
         skip = group.layer.skip
         return None if skip == LINEAR else skip or "as_linear: it is plain already"
-
-    def family(self) -> str:
-        """There is nothing to decompose."""
-        return self.name
-
-    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> None:
-        """Nothing."""
-        del modules, stats
-
-    def candidates(self, group: Group, factors: object) -> Sequence[AsLinear]:
-        """Itself, where the layer is one."""
-        del factors
-        return [] if self.refuses(group) else [self]
-
-    def damage(self, factors: object) -> float | None:
-        """None is done."""
-        del factors
-        return 0.0
 
     def restored(self, module: nn.Module) -> nn.Module:
         """The layer as an `nn.Linear`."""
@@ -80,8 +57,3 @@ class AsLinear:
     def cost(self, group: Group) -> Cost:
         """As before."""
         return group.layer.cost
-
-    def exact_case(self, group: Group) -> tuple[AsLinear, nn.Module] | None:
-        """None: a plain layer has nothing to become."""
-        del group
-        return None

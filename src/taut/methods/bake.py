@@ -3,20 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import nn
 
+from taut.methods.plain_form import PlainForm
 from taut.structure.baking import baked
 from taut.structure.support import BAKED, COMPUTED
 from taut.types import Cost, Group, Layer, Rewrite
 
 
 @dataclass(frozen=True)
-class Bake:
+class Bake(PlainForm):
     """Compute the weight once: of weight norm, spectral norm, any other parametrization, and torch's pruning masks.
 
     What is baked is what a forward pass in eval mode sees, so the network computes the same. What is trained afterwards
@@ -26,12 +27,6 @@ class Bake:
     """
 
     name: ClassVar[str] = "bake"
-    uses_statistics: ClassVar[bool] = False
-    default: ClassVar[bool] = False
-    plain: ClassVar[bool] = True
-    exact: ClassVar[bool] = True
-    masks: ClassVar[bool] = False
-    rank_settings: ClassVar[tuple[str, ...]] = ()
 
     def refuses(self, group: Group) -> str | None:
         """Layers whose weight is their own."""
@@ -42,24 +37,6 @@ class Bake:
         if not group.layer.computed:
             return "bake: its weight is not computed from anything"
         return None if group.layer.kind in BAKED else f"bake: a {group.layer.kind} is not handled"
-
-    def family(self) -> str:
-        """There is nothing to decompose."""
-        return self.name
-
-    def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> None:
-        """Nothing."""
-        del modules, stats
-
-    def candidates(self, group: Group, factors: object) -> Sequence[Bake]:
-        """Itself, where there is something to bake."""
-        del factors
-        return [] if self.refuses(group) else [self]
-
-    def damage(self, factors: object) -> float | None:
-        """None is done."""
-        del factors
-        return 0.0
 
     def restored(self, module: nn.Module) -> nn.Module:
         """The layer with a weight of its own."""
@@ -79,11 +56,6 @@ class Bake:
         layer = group.layer
         params = math.prod(layer.weight) + (math.prod(layer.bias_shape) if layer.bias else 0)
         return Cost(params, params, layer.macs, params * layer.itemsize)
-
-    def exact_case(self, group: Group) -> tuple[Bake, nn.Module] | None:
-        """None: a plain layer has nothing to bake."""
-        del group
-        return None
 
 
 def _shell(layer: Layer) -> nn.Module:

@@ -219,7 +219,7 @@ class Answering(nn.Sequential):
         return Described(value, self) if name in TENSORS and value is not None else value
 
 
-def answers_of(layer: nn.Module, names: set[str]) -> dict[str, Answer]:
+def read_attributes(layer: nn.Module, names: set[str]) -> dict[str, Answer]:
     """What a layer answers when it is asked for attributes that hold plain values, or for its tensors."""
     answers: dict[str, Answer] = {}
     for name in sorted(names):

@@ -89,9 +89,13 @@ REMEDIES: tuple[tuple[str, str], ...] = (
 )
 """Words of a reason, and what to do about it; the first that fits counts."""
 
+NAMES = re.compile(r"'[^']*'")
+"""Of layers, attributes and operations, as reasons quote them."""
+
 UNKNOWN = "say what it does to channels by taut.register_channel_rule, or build it of layers that torch knows"
 
 
 def remedy(reason: str) -> str:
-    """What to change so that the reason goes away."""
-    return next((advice for words, advice in REMEDIES if re.search(words, reason)), UNKNOWN)
+    """What to change so that the reason goes away; names in it, which are the user's, say nothing."""
+    words = NAMES.sub("''", reason)
+    return next((advice for pattern, advice in REMEDIES if re.search(pattern, words)), UNKNOWN)

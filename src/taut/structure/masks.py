@@ -27,7 +27,7 @@ from taut.core.padding import (
     ways_of,
 )
 from taut.core.tensors import map_tensors, tensors
-from taut.errors import CallError, ModelError
+from taut.errors import CallError, DataError, ModelError
 from taut.structure.answers import answers_of, without_channels
 from taut.structure.coverage import seeded
 from taut.structure.padding import sizes_of
@@ -114,7 +114,13 @@ class _Trial:
         return bool(marks.any()) and (torch.equal(marks, marks.triu(1)) or torch.equal(marks, marks.tril(-1)))
 
     def marking(self) -> Marking | None:
-        """How the mask marks positions; None where that cannot be told."""
+        """How the mask marks positions; None where that cannot be told.
+
+        Raises:
+            DataError: the user's has another number of positions than all that the model computes.
+        """
+        if self.key == OWN:
+            self._check_length()
         if not self.fits:  # the user's may be of what a layer makes of the inputs
             return None if self.key != OWN or self._as_wide() else Marking(ONES, {})
         if self.key == OWN:
@@ -129,6 +135,15 @@ class _Trial:
         if ways is None and self._as_wide():
             return None
         return Marking(reading, ways or {})
+
+    def _check_length(self) -> None:
+        sizes = self._sizes(self.inputs)
+        ways = self._matched(self.mask)
+        if sizes is not None and not any(ways(size) for calls in sizes.values() for size in calls):
+            raise DataError(
+                f"The mask marks {self.length} positions of each sample, and nothing in the model has as many: give "
+                "`mask=` a value for each position of the sequences."
+            )
 
     def _says_something(self, reading: str) -> bool:
         real = read_mask(self.whole, reading)

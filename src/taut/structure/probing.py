@@ -14,7 +14,7 @@ from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
-from taut.nn.answering import TENSORS, Answer, Answering, Described, answers_of, is_plain
+from taut.nn.answering import TENSORS, Answer, Answering, Described, is_plain, read_attributes
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import weight_of
@@ -101,13 +101,13 @@ def training(model: nn.Module) -> Iterator[nn.Module]:
 Mode = Callable[[nn.Module], AbstractContextManager[nn.Module]]
 
 
-Answers = dict[str, dict[str, Answer]]
+LayerAnswers = dict[str, dict[str, Answer]]
 """Layer -> attribute -> what it is."""
 
 
 def read_by_others(
     model: nn.Module, example: Example, names: list[str], paths: Sequence[Any], mode: Mode = evaluating
-) -> tuple[dict[str, str], Answers]:
+) -> tuple[dict[str, str], LayerAnswers]:
     """The layers of which other code reads attributes while the model runs.
 
     No hooks are attached, so fused fast paths (torch's TransformerEncoderLayer) run as they do for the user.
@@ -130,7 +130,9 @@ def read_by_others(
             used[name] |= probe.used
             read[name] |= probe.read
     answers = {
-        name: answers_of(model.get_submodule(name), asked) for name, asked in read.items() if asked and not used[name]
+        name: read_attributes(model.get_submodule(name), asked)
+        for name, asked in read.items()
+        if asked and not used[name]
     }
     return {name: min(attributes) for name, attributes in used.items() if attributes}, answers
 
@@ -178,7 +180,7 @@ def stand_in(
 
 
 def kind_matters(
-    model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any], answers: Answers | None = None
+    model: nn.Module, example: Example, names: Sequence[str], paths: Sequence[Any], answers: LayerAnswers | None = None
 ) -> list[str]:
     """The layers that cannot be replaced because other code asks what they are, or holds them elsewhere.
 
@@ -203,7 +205,9 @@ class _Trial:
     constant at padded positions: nothing is said there, and what its layers give there one by one is as good.
     """
 
-    def __init__(self, model: nn.Module, example: Example, inputs: Any, names: Sequence[str], answers: Answers) -> None:
+    def __init__(
+        self, model: nn.Module, example: Example, inputs: Any, names: Sequence[str], answers: LayerAnswers
+    ) -> None:
         self.model, self.example, self.inputs, self.answers = model, example, inputs, answers
         self.calls: Counter[str] = Counter()
         copied = shallow(model)

@@ -129,6 +129,10 @@ IN_OTHER_LAYERS = Tolerance(epsilons=4, each=1e-3, least=1e-4)
 """Layers that compute the same by other sums, in the model's own dtype; in half precision its epsilon decides."""
 
 
+BY_FUSED_KERNELS = Tolerance(share=1e-3, epsilons=4, least=1e-7)
+"""What torch's fused layers give, and the same layers one by one; in half precision its epsilon decides."""
+
+
 def outputs_match(before: Any, after: Any, tolerance: Tolerance = IN_FLOAT64) -> bool:
     """Whether two outputs agree in number, shapes and dtypes of their tensors, and in values but for rounding.
 
@@ -146,7 +150,7 @@ def outputs_match(before: Any, after: Any, tolerance: Tolerance = IN_FLOAT64) ->
     return len(pairs[0]) == len(pairs[1]) and all(_match(a, b, tolerance) for a, b in zip(*pairs, strict=True))
 
 
-def said_alike(before: Any, after: Any, tolerance: Tolerance = IN_OTHER_BATCHES) -> bool:
+def said_alike(before: Any, after: Any, tolerance: Tolerance = BY_FUSED_KERNELS) -> bool:
     """Whether two outputs agree but for rows in which the first one says nothing: two or more, and all alike.
 
     Args:
@@ -165,11 +169,11 @@ def _said_alike(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
         return True
     if a.ndim < 2 or not a.is_floating_point():
         return False
-    rows, others = a.reshape(-1, a.shape[-1]), b.reshape(-1, b.shape[-1])
-    limit = tolerance.share * float(a.abs().max()) + tolerance.least
+    rows, others = (t.reshape(-1, t.shape[-1]).double() for t in (a, b))
+    limit = _limit(rows.abs(), tolerance, a.dtype)
     silent = ((rows - others).abs() > limit).any(1) | (rows - others).isnan().any(1)
     said = rows[silent]
-    return len(said) > 1 and bool(((said - said[:1]).abs() <= limit).all())
+    return len(said) > 1 and bool(((said - said[:1]).abs() <= _limit(said.abs(), tolerance, a.dtype)).all())
 
 
 def _match(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
@@ -177,16 +181,19 @@ def _match(a: Tensor, b: Tensor, tolerance: Tolerance) -> bool:
         return False
     if not (a.is_floating_point() or a.is_complex()):
         return torch.equal(a, b)
-    epsilon, half = torch.finfo(a.dtype).eps, a.dtype in {torch.float16, torch.bfloat16}
+    dtype = a.dtype
     a, b = (t.to(torch.complex128 if t.is_complex() else torch.float64) for t in (a, b))
     finite = torch.isfinite(a)
     if not bool(finite.all()):
         if not torch.allclose(a[~finite], b[~finite], equal_nan=True):
             return False
         a, b = a[finite], b[finite]
-    if not a.numel():
-        return True
-    sizes = a.abs()
-    share = tolerance.share + (tolerance.epsilons * epsilon if half else 0.0)
+    return not a.numel() or bool(((a - b).abs() <= _limit(a.abs(), tolerance, dtype)).all())
+
+
+def _limit(sizes: Tensor, tolerance: Tolerance, dtype: torch.dtype) -> Tensor | float:
+    """How far values of these sizes may be away, each or all of them."""
+    half = dtype in {torch.float16, torch.bfloat16}
+    share = tolerance.share + (tolerance.epsilons * torch.finfo(dtype).eps if half else 0.0)
     limit = share * float(sizes.max()) + tolerance.least
-    return bool(((a - b).abs() <= (sizes * tolerance.each + limit if tolerance.each else limit)).all())
+    return sizes * tolerance.each + limit if tolerance.each else limit

@@ -12,7 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.copying import deep_copy
 from taut.errors import CallError
-from taut.nn.answering import Answering, answers_of
+from taut.nn.answering import Answering, read_attributes
 from taut.structure.baking import computed, computing_hooks
 from taut.structure.rules import module_rule
 from taut.structure.support import base_kind
@@ -101,7 +101,7 @@ def answering(module: nn.Module, layer: Layer) -> nn.Module:
         return module
     if base_kind(module) == layer.kind:
         narrower = tuple(module.weight.shape[:2]) != layer.weight[:2] if isinstance(module.weight, Tensor) else True
-        if narrower or answers_of(module, set(layer.answers)) == layer.answers:
+        if narrower or read_attributes(module, set(layer.answers)) == layer.answers:
             return module  # what is narrower is asked for its own sizes
     parts = dict(module.named_children()) if type(module) is nn.Sequential else {"0": module}
     return Answering(OrderedDict(parts), answers=layer.answers)

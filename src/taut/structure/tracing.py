@@ -28,7 +28,7 @@ from taut.structure.linear_form import transposed_in
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.probing import (
-    Answers,
+    LayerAnswers,
     StandInCheck,
     kind_matters,
     live_ranges,
@@ -184,8 +184,8 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]], 
 
 
 def _used_otherwise(
-    model: nn.Module, call: Example, free: list[str], paths: Sequence[Any], known: Answers | None = None
-) -> tuple[dict[str, str], Answers]:
+    model: nn.Module, call: Example, free: list[str], paths: Sequence[Any], known: LayerAnswers | None = None
+) -> tuple[dict[str, str], LayerAnswers]:
     """Why layers cannot be replaced of which other code uses an attribute or asks the kind, on any of the inputs.
 
     Args:
@@ -238,7 +238,7 @@ def _read(name: str, attribute: str) -> str:
     return f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
 
 
-def _both(first: Answers, second: Answers) -> Answers:
+def _both(first: LayerAnswers, second: LayerAnswers) -> LayerAnswers:
     return {name: {**first.get(name, {}), **second.get(name, {})} for name in (*first, *second)}
 
 
