@@ -25,8 +25,8 @@ def inspect(
     tasks.require(task)
     models.require(model, weights, base)
     net, job = models.load(model, weights, base), tasks.read(task)
-    found = taut.inspect(net, job.example, job.data())
-    show(found.to_json() if as_json else found)
+    inspection = taut.inspect(net, job.example, job.data())
+    show(inspection.to_json() if as_json else inspection)
 
 
 def methods() -> None:

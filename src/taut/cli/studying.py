@@ -89,7 +89,7 @@ def study(
     name = studying.PICTURE
     picture = f", the picture {name}" if (out / name).exists() else "; a picture needs pip install 'taut[report]'"
     say(f"All runs are in {out}{picture}.")
-    made = [row for row in rows if row.method not in {ORIGINAL, CONTROL}]
-    if all(row.reason for row in made):
-        reasons = dict.fromkeys(f"{row.method}: {row.reason}" for row in made)
+    compressed = [row for row in rows if row.method not in {ORIGINAL, CONTROL}]
+    if all(row.reason for row in compressed):
+        reasons = dict.fromkeys(f"{row.method}: {row.reason}" for row in compressed)
         raise TautError(f"No run of the study made a model. {next(iter(reasons))}")

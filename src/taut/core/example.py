@@ -239,13 +239,13 @@ class Example:
     def _warn_of_labels(self, batch: Any, inputs: Any, targets: Any) -> None:
         """Say once that whole numbers behind the targets, one or more for each sample, are dropped."""
         behind = [] if targets is None or not isinstance(batch, list | tuple) else list(batch)
-        place = next((i for i, item in enumerate(behind) if item is targets), len(behind))
-        rest = [t for t in behind[place + 1 :] if isinstance(t, Tensor) and t.ndim and not t.is_floating_point()]
+        index = next((i for i, item in enumerate(behind) if item is targets), len(behind))
+        rest = [t for t in behind[index + 1 :] if isinstance(t, Tensor) and t.ndim and not t.is_floating_point()]
         if not rest or BEHIND in self.doubts or len(rest[-1]) != self.samples.size(inputs):
             return
         self.doubts.add(BEHIND)
         warnings.warn(
-            f"Entry {place} of each batch is taken as its targets ({describe(targets)}), and what follows is dropped "
+            f"Entry {index} of each batch is taken as its targets ({describe(targets)}), and what follows is dropped "
             f"({', '.join(map(describe, rest))}). If those are the labels, give (inputs, targets), or a dict with "
             "'labels'.",
             stacklevel=2,

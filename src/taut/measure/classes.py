@@ -58,7 +58,7 @@ def worst_class(
         classes = _classes(targets)
         if classes is None:
             return None
-        told = classes != UNTOLD
+        labelled = classes != UNTOLD
         answers = []
         for model in (original, small):
             with torch.no_grad(), evaluating(model):
@@ -66,8 +66,8 @@ def worst_class(
             if output is None or output.ndim != 2 or len(output) != len(classes) or not output.is_floating_point():
                 return None
             width = output.shape[1]
-            answers.append((output.argmax(1).cpu() == classes)[told])
-        labels.append(classes[told])
+            answers.append((output.argmax(1).cpu() == classes)[labelled])
+        labels.append(classes[labelled])
         right.append(torch.stack(answers, 1))
     return _worst(torch.cat(labels), torch.cat(right).double(), width) if sum(map(len, labels)) else None
 
@@ -94,7 +94,7 @@ def _worst(labels: Tensor, right: Tensor, width: int) -> ClassChange | None:
         return None
     if float(right[:, 0].mean()) <= chance + 3 * math.sqrt(chance * (1 - chance) / n):
         return None  # these numbers are no classes that the original knows
-    found = []
+    pairs = []
     for label in sorted(set(labels.tolist())):
         own = right[labels == label]
         if len(own) >= FEWEST:
@@ -102,8 +102,8 @@ def _worst(labels: Tensor, right: Tensor, width: int) -> ClassChange | None:
             half = 1.96 * float(change.std()) / math.sqrt(len(own))
             mean = float(change.mean())
             before, after = own.mean(0).tolist()
-            found.append((mean, ClassChange(label, len(own), 0, before, after, mean - half, mean + half)))
-    if len(found) < 2:
+            pairs.append((mean, ClassChange(label, len(own), 0, before, after, mean - half, mean + half)))
+    if len(pairs) < 2:
         return None
-    worst = min(found, key=lambda pair: pair[0])[1]
-    return ClassChange(worst.label, worst.n, len(found), worst.before, worst.after, worst.low, worst.high)
+    worst = min(pairs, key=lambda pair: pair[0])[1]
+    return ClassChange(worst.label, worst.n, len(pairs), worst.before, worst.after, worst.low, worst.high)

@@ -162,12 +162,12 @@ def _reason(error: Exception) -> str:
 
 def _remedy(reason: str) -> str:
     """What to do about outputs that are no tensors."""
-    found = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", reason)
-    if found is None:
+    match = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", reason)
+    if match is None:
         return ""
-    if "Cache" in found[1]:
-        return f" A {found[1]} is no output: set model.config.use_cache = False before compressing and exporting."
-    return f" Wrap the model in a module that returns the tensors of the {found[1]} alone."
+    if "Cache" in match[1]:
+        return f" A {match[1]} is no output: set model.config.use_cache = False before compressing and exporting."
+    return f" Wrap the model in a module that returns the tensors of the {match[1]} alone."
 
 
 def feeds(names: list[str], inputs: Any) -> dict[str, Any]:

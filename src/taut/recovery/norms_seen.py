@@ -62,9 +62,9 @@ class NormsSeen:
                 one = seen[layer]
                 few = one.index[:: max(1, len(one.index) // CHECKED)]
                 scale, shift = affine(module, one.rows)
-                given = self.watch.rows(layer, output, few)
+                rows = self.watch.rows(layer, output, few)
                 plain = scale * self.watch.rows(layer, args[0], few) + shift
-            if float((given - plain).norm()) <= ALIKE * float(plain.norm()):
+            if float((rows - plain).norm()) <= ALIKE * float(plain.norm()):
                 self.watch.norm(name, args[0], output)
 
         return hook

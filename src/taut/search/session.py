@@ -199,9 +199,9 @@ class Session:
         base = self.base
         if len(exact) < len(self.exact):
             base = in_own_form(base, self.original, [step for step in self.exact if step not in exact])
-        model, found = carry_out(base, inner, self.stats, wish, teacher=self.original, seed=seed)
-        steps = () if found is None else found.steps
-        return model, replace(found or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))
+        model, trained = carry_out(base, inner, self.stats, wish, teacher=self.original, seed=seed)
+        steps = () if trained is None else trained.steps
+        return model, replace(trained or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))
 
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""

@@ -80,9 +80,9 @@ def baked(module: nn.Module) -> nn.Module:
     buffers = {key: b for key, b in copied._buffers.items() if key not in gone}
     for name in names:
         vars(copied).pop(name, None)
-    made = {name: nn.Parameter(values[name], requires_grad=trained[name]) for name in names}
-    order = sorted({*made, *rest}, key=lambda name: (name != "weight", name != "bias"))
-    copied._parameters = {name: made.get(name, rest.get(name)) for name in order}
+    parameters = {name: nn.Parameter(values[name], requires_grad=trained[name]) for name in names}
+    order = sorted({*parameters, *rest}, key=lambda name: (name != "weight", name != "bias"))
+    copied._parameters = {name: parameters.get(name, rest.get(name)) for name in order}
     copied._buffers = buffers
     plain: nn.Module = copied
     return plain

@@ -44,11 +44,11 @@ def _walk(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:
     if inner is not None:
         held = _walk(inner, name)
         return [(name, module), *held, *_as_named_by(module, inner, name, held)]
-    found = [(name, module)]
+    named = [(name, module)]
     for key, child in module._modules.items():
         if child is not None:
-            found += _walk(child, f"{name}.{key}" if name else key)
-    return found
+            named += _walk(child, f"{name}.{key}" if name else key)
+    return named
 
 
 def _as_named_by(

@@ -85,8 +85,8 @@ class ChannelRule:
         for side in range(2):
             sizes = {f"'{key}'": t.shape[ax] for key, t, axes in self._axes(module) if (ax := axes[side]) is not None}
             if len(set(sizes.values())) > 1:
-                told = ", ".join(f"{key} {size}" for key, size in sizes.items())
-                raise ModelError(f"The channel rule of {self.name} names parameters of different lengths: {told}.")
+                lengths = ", ".join(f"{key} {size}" for key, size in sizes.items())
+                raise ModelError(f"The channel rule of {self.name} names parameters of different lengths: {lengths}.")
             found.append(next(iter(sizes.values()), 0))
         return (found[0], found[1]) if self.mixes else (found[0], found[0])
 
@@ -212,10 +212,10 @@ def register_channel_rule(
     named = attributes if isinstance(attributes, Mapping) else dict.fromkeys(attributes, OUTPUTS)
     if (mixes and not isinstance(attributes, Mapping) and named) or not set(named.values()) <= {OUTPUTS, INPUTS}:
         raise CallError(f"attributes= says of each whether it is of the outputs or of the inputs. Got {attributes!r}.")
-    made = ChannelRule(target, name, rule, axes, dict(named))
+    registered = ChannelRule(target, name, rule, axes, dict(named))
     for key in _keys_of(target):
-        _RULES[key] = made
-    return made
+        _RULES[key] = registered
+    return registered
 
 
 def _checked_axes(key: Any, axis: Any, *, mixes: bool) -> Axes:

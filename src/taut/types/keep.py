@@ -128,19 +128,19 @@ def _entries(keep: Keep) -> list[tuple[Any, float]]:
 def _named(key: Any, candidates: Sequence[Candidate]) -> list[str]:
     """The names of the modules that a key means."""
     if isinstance(key, str):
-        found = _by_text(key, candidates)
+        names = _by_text(key, candidates)
     elif isinstance(key, type):
         wanted = _kinds_below(key)
-        found = [
+        names = [
             one.name
             for one in candidates
             if (wanted & one.kinds if one.module is None else isinstance(one.module, key))
         ]
     else:
-        found = [one.name for one in candidates if one.module is key]
-    if not found:
+        names = [one.name for one in candidates if one.module is key]
+    if not names:
         raise CallError(f"keep= names {_shown(key)}, but {_nearest(key, candidates)}")
-    return found
+    return names
 
 
 def _by_text(key: str, candidates: Sequence[Candidate]) -> list[str]:

@@ -286,8 +286,8 @@ class Channels:
 
     def units(self, group: Group) -> Mapping[str, Sizes]:
         """The modules with a channel rule of the user's that are not as they were: their outputs and inputs."""
-        found = zip(group.layers, self._checked(group), strict=True)
-        return {layer.name: sizes for layer, sizes in found if layer.skip == UNIT and not _kept(layer, sizes)}
+        sized = zip(group.layers, self._checked(group), strict=True)
+        return {layer.name: sizes for layer, sizes in sized if layer.skip == UNIT and not _kept(layer, sizes)}
 
     def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Channels:
         """Itself with the widths that the parameters of the step's layers have, where it is not resolved.

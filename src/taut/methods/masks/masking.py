@@ -145,9 +145,9 @@ class Masking(Unplanned):
         self._must("floors", self.floors is None or len(self.floors) == len(names), f"{len(names)} numbers, or None")
         floors = self.floors or [0] * len(names)
         places = [place for place in range(len(names)) if place not in spared]
-        found = iter(self._selected([scores[place] for place in places], [floors[place] for place in places]))
+        kept = iter(self._selected([scores[place] for place in places], [floors[place] for place in places]))
         return [
-            torch.ones_like(score, dtype=torch.bool) if place in spared else next(found)
+            torch.ones_like(score, dtype=torch.bool) if place in spared else next(kept)
             for place, score in enumerate(scores)
         ]
 

@@ -104,8 +104,8 @@ class _Mentions:
         own = {key: t for key, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
         if any(_mark(t) in self.held for t in own.values()):
             return True
-        given = any(kind is not nn.Module and _of_torch(kind) for kind in _classes(module))
-        return name in self.live and (given or not self.words.isdisjoint(own))
+        of_torch = any(kind is not nn.Module and _of_torch(kind) for kind in _classes(module))
+        return name in self.live and (of_torch or not self.words.isdisjoint(own))
 
     def look_at(self, module: nn.Module) -> None:
         """Add what a module's code names."""

@@ -90,11 +90,11 @@ def _given(rule: ChannelRule, module: nn.Module, sides: Sides, call: Call) -> No
     columns = sides.arriving(x, axes[0])
     if columns is not None:
         sides.read("in", columns)
-    given = sides.given(outputs)
-    call.labels.ruled.append((given, rule.name))
+    outputs_given = sides.given(outputs)
+    call.labels.ruled.append((outputs_given, rule.name))
     if columns is not None:
         call.labels.ruled.append((columns, rule.name))
-    return call.labels.put(made, given.reshape([-1 if axis == axes[0] else 1 for axis in range(made.ndim)]))
+    return call.labels.put(made, outputs_given.reshape([-1 if axis == axes[0] else 1 for axis in range(made.ndim)]))
 
 
 def _passed(rule: ChannelRule, module: nn.Module, sides: Sides, call: Call) -> bool:
@@ -149,8 +149,10 @@ def _watched(rule: ChannelRule, forward: Any, labels: Labels, outside: Callable[
             free = outside(-1)
         if free:
             with torch._C._DisableTorchDispatch():  # labels have none themselves
-                given = tuple(a for a in args if not isinstance(a, torch.autograd.function.FunctionCtx))
-                follow(rule, UserCall(labels, rule.name, given, kwargs, tensors((given, kwargs)), tensors(output)))
+                arguments = tuple(a for a in args if not isinstance(a, torch.autograd.function.FunctionCtx))
+                follow(
+                    rule, UserCall(labels, rule.name, arguments, kwargs, tensors((arguments, kwargs)), tensors(output))
+                )
         return output
 
     return run
@@ -233,11 +235,11 @@ def _called(rule: Callable[..., Any], call: Call) -> None:
     if len(results) != len(call.made):
         raise ValueError(f"it gives {len(results)} results for {len(call.made)} outputs")
     known = torch.cat([compact(label).flatten() for t in call.inputs if (label := call.labels.of(t)) is not None])
-    given = [_checked(call, known, result, t) for result, t in zip(results, call.made, strict=True)]
-    left = [compact(label).flatten() for label in given if label is not None]
+    labels = [_checked(call, known, result, t) for result, t in zip(results, call.made, strict=True)]
+    left = [compact(label).flatten() for label in labels if label is not None]
     gone = known[~torch.isin(known, torch.cat(left))] if left else known
     call.pin(gone, MIXES)
-    for t, label in zip(call.made, given, strict=True):
+    for t, label in zip(call.made, labels, strict=True):
         call.labels.put(t, label)
 
 
