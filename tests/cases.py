@@ -312,6 +312,31 @@ def own_linear() -> nn.Module:
     return sequential(turned=InputsFirst(16, 24), act=nn.ReLU(), square=InputsFirst(24, 24), plain=nn.Linear(24, 12))
 
 
+class StandardConv(nn.Conv2d):
+    """A convolution whose weight is standardized at every call and scaled by a gain, and that pads by the size."""
+
+    def __init__(self, *sizes: int, **settings: Any) -> None:
+        super().__init__(*sizes, **settings)
+        self.gain = nn.Parameter(torch.rand(self.out_channels) + 0.5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        flat = self.weight.flatten(1)
+        normed = (flat - flat.mean(1, keepdim=True)) / (flat.std(1, keepdim=True) + 1e-5) * self.gain[:, None]
+        pads = [
+            max((-(-n // s) - 1) * s + (k - 1) * d + 1 - n, 0)
+            for n, k, s, d in zip(x.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True)
+        ]
+        x = F.pad(x, [pads[1] // 2, pads[1] - pads[1] // 2, pads[0] // 2, pads[0] - pads[0] // 2])
+        weight = normed.reshape(self.weight.shape) / normed.shape[1] ** 0.5
+        return F.conv2d(x, weight, self.bias, self.stride, 0, self.dilation, self.groups)
+
+
+def own_conv() -> nn.Module:
+    return sequential(
+        odd=StandardConv(4, 12, 3), act=nn.ReLU(), strided=StandardConv(12, 12, 3, stride=2), plain=nn.Conv2d(12, 8, 3)
+    )
+
+
 def spectral_norm() -> nn.Module:
     return sequential(normed=parametrizations.spectral_norm(nn.Linear(16, 16)), act=nn.ReLU(), plain=nn.Linear(16, 12))
 
@@ -443,6 +468,7 @@ NETS = (
     Case("weight_norm_hook", old_weight_norm, randn(2, 8, 10)),
     Case("spectral_norm", spectral_norm, randn(2, 16)),
     Case("own_linear", own_linear, randn(2, 3, 16)),
+    Case("own_conv", own_conv, randn(2, 4, 9, 10)),
     Case("tied", Tied, lambda: tokens(20, 2, 6)),
     Case("shared", Shared, randn(2, 4, 4, 4)),
     Case("keywords", Keywords, lambda: {"tokens": tokens(30, 2, 5), "image": torch.randn(2, 12)}),

@@ -20,7 +20,7 @@ from taut.methods.channels.channels import READ_ELSEWHERE
 from taut.methods.factorization import Unplanned
 from taut.nn import Answering, Reorder
 from taut.planning.application import apply_plan
-from taut.structure.support import COMPUTED, LINEAR, STILL_NARROWED, UNFACTORIZED
+from taut.structure.support import COMPUTED, CONVOLUTION, LINEAR, STILL_NARROWED, UNFACTORIZED
 from taut.structure.surgery import answering, clone, replace
 from taut.types import Looking, Slimming
 
@@ -65,6 +65,7 @@ FLAVOURS = (
 """Of two dimensions for those that keep the forward pass; all others meet every one."""
 
 TAKEN = {
+    "as_conv": (CONVOLUTION,),
     "as_linear": (LINEAR,),
     "bake": (COMPUTED,),
     "dead_units": UNFACTORIZED,

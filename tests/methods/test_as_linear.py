@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import taut
 from cases import InputsFirst, own_linear
-from taut.structure.linear_form import transposed_in
+from taut.structure.linear_form import is_linear, transposed_in
 from taut.structure.support import LINEAR
 from taut.types import Plan, Step
 
@@ -54,6 +54,63 @@ def test_linear_layers_are_known_by_what_they_compute(name):
 def test_what_computes_something_else_is_none(name):
     torch.manual_seed(0)
     assert transposed_in(overriding(OTHERS[name])(6, 4)) is None
+
+
+class Masked(nn.Linear):
+    """Keeps a mask beside its weight."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.register_buffer("mask", (torch.rand(self.weight.shape) > 0.5).float())
+
+    def forward(self, x):
+        return functional.linear(x, self.weight * self.mask, self.bias)
+
+
+class Added(nn.Linear):
+    """Adds a product of two thin matrices to its weight."""
+
+    def __init__(self, *arguments, **settings):
+        super().__init__(*arguments, **settings)
+        self.down, self.up = nn.Parameter(torch.randn(2, self.in_features)), nn.Linear(2, self.out_features)
+
+    def forward(self, x):
+        return super().forward(x) + self.up(x @ self.down.T)
+
+
+COMPUTED = {
+    "standardized": lambda: overriding(
+        lambda self, x: functional.linear(x, functional.normalize(self.weight, dim=1), self.bias)
+    )(6, 4),
+    "scaled": lambda: overriding(OTHERS["scaled"])(6, 4),
+    "without its bias": lambda: overriding(OTHERS["without its bias"])(6, 4),
+    "rounded weights": lambda: overriding(
+        lambda self, x: functional.linear(x, (self.weight * 8).round() / 8, self.bias)
+    )(6, 4),
+    "masked": lambda: Masked(6, 4),
+    "with an addition": lambda: Added(6, 4, bias=False),
+}
+
+
+@pytest.mark.parametrize("name", COMPUTED)
+def test_computed_weights_become_plain_ones(name, tmp_path):
+    torch.manual_seed(0)
+    model, x = nn.Sequential(COMPUTED[name]()).eval(), torch.randn(5, 6)
+    net = taut.trace(model, x)
+    assert net["0"].skip == LINEAR
+    plan = Plan.of(net, [Step(("0",), "as_linear")])
+    small = taut.apply(model, plan, taut.observe(net, model))
+    assert type(small[0]) is nn.Linear
+    torch.testing.assert_close(small(3 * x), model(3 * x), rtol=1e-5, atol=1e-5)
+    taut.save(small, plan, tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=lambda: nn.Sequential(COMPUTED[name]()))
+    assert torch.equal(again(x), small(x))
+
+
+@pytest.mark.parametrize("name", OTHERS.keys() - {"scaled", "without its bias"})
+def test_what_is_not_linear_stays(name):
+    torch.manual_seed(0)
+    assert not is_linear(overriding(OTHERS[name])(6, 4))
 
 
 def test_tables_and_layers_with_more_than_a_weight_are_none():

@@ -106,6 +106,7 @@ REASONS = [
     "a mask holds its weight: taut.nn.bake the model first",
     support.COMPUTED,
     support.LINEAR,
+    support.CONVOLUTION,
     "a parametrization computes something of it: remove_parametrizations first",
     "its weight is no parameter, but computed by other code: make it one first",
     "StdConv2d overrides forward: it may compute something else",

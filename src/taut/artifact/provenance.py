@@ -9,7 +9,7 @@ from weakref import WeakKeyDictionary
 from torch import nn
 
 from taut.methods import resolve
-from taut.types import Plan, Slimming
+from taut.types import Plan, Restoring, Slimming
 
 _DONE: WeakKeyDictionary[nn.Module, Plan] = WeakKeyDictionary()
 
@@ -33,7 +33,7 @@ def recall(model: nn.Module, plan: Plan) -> Plan:
     left them open; else it is `plan` itself.
     """
     done = _DONE.get(model)
-    if done is None or not any(isinstance(resolve(step), Slimming) for step in plan.steps):
+    if done is None or not any(isinstance(resolve(step), Slimming | Restoring) for step in plan.steps):
         return plan
     asked = iter(plan.steps)
     for step in done.steps:

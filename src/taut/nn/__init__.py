@@ -7,6 +7,7 @@ from taut.nn.fastfood import Fastfood
 from taut.nn.hashed import Hashed
 from taut.nn.lowrank import LowRankSparse
 from taut.nn.masks import Mask, bake, fill_plain, hold_zeros, mask_of, masked, plain_state
+from taut.nn.padding import SamePad
 from taut.nn.quantized import Int8Weight
 from taut.nn.rebuilt import Rebuilt
 from taut.nn.sharing import Basis
@@ -23,6 +24,7 @@ __all__ = [
     "Pick",
     "Rebuilt",
     "Reorder",
+    "SamePad",
     "bake",
     "fill_plain",
     "hold_zeros",

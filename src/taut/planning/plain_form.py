@@ -10,12 +10,12 @@ from torch import nn
 from taut.methods import METHODS
 from taut.planning.application import apply_plan
 from taut.structure.observation import observe
-from taut.structure.support import COMPUTED, LINEAR
+from taut.structure.support import COMPUTED, CONVOLUTION, LINEAR
 from taut.structure.surgery import clone
 from taut.structure.tracing import trace
 from taut.types import Group, Layer, Network, Plan, Step
 
-PLAIN_FORMS = {COMPUTED: "bake", LINEAR: "as_linear"}
+PLAIN_FORMS = {COMPUTED: "bake", LINEAR: "as_linear", CONVOLUTION: "as_conv"}
 """Why a layer is left alone -> the method that does away with it."""
 
 

@@ -192,9 +192,15 @@ def inspect(model: nn.Module, example: Any, data: Any = None) -> Inspection:
     except ModelError as error:
         channels, note = Coupling(()), f"Channels could not be followed: {error}"
     first = {name: step.method for step in steps for name in step.layers}
-    reaches = (_reach(base[layer.name], channels, first.get(layer.name)) for layer in network.layers)
+    reaches = (_reach(_now(base, layer), channels, first.get(layer.name)) for layer in network.layers)
     layers = tuple(replace(reach, layer=layer) for reach, layer in zip(reaches, network.layers, strict=True))
     return Inspection(network, layers, note)
+
+
+def _now(base: Network, layer: Layer) -> Layer:
+    """What a layer is in its plain form: itself, or what stands in its place, behind its padding."""
+    inside = f"{layer.name}."
+    return next((now for now in base.layers if now.name == layer.name or now.name.startswith(inside)), layer)
 
 
 def _defaults() -> list[str]:

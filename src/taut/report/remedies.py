@@ -25,6 +25,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"normalization|an activation has nothing", "nothing: it becomes narrower with the layers around it (channels)"),
     (r"mask holds its weight", "call taut.nn.bake(model) first"),
     (r"taut.compress puts an nn.Linear", "nothing: taut.compress does; in a plan of your own a step 'as_linear' does"),
+    (r"taut.compress puts that", "nothing: taut.compress does; in a plan of your own a step 'as_conv' does"),
     (r"taut.compress bakes it", "nothing: taut.compress bakes it first; in a plan of your own a step 'bake' does"),
     (
         r"no step bakes",

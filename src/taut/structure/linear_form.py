@@ -1,4 +1,8 @@
-"""Layers that compute x W or x Wᵀ in their own way, such as transformers' Conv1D, as the `nn.Linear` that they are."""
+"""Layers that compute x W or x Wᵀ in their own way, such as transformers' Conv1D, as the `nn.Linear` that they are.
+
+So are layers that compute W at every call, from their weight and what else they hold: standardized, scaled, masked,
+rounded, with low-rank additions. It is read off what the layer gives for unit vectors.
+"""
 
 from __future__ import annotations
 
@@ -11,13 +15,22 @@ from torch import Tensor, nn
 from taut.core.copying import deep_copy
 from taut.core.modes import generator
 from taut.structure.sameness import IN_FLOAT64, outputs_match
-from taut.structure.surgery import shallow
+from taut.structure.surgery import forget_hooks, shallow
 
 SHAPES = (3,), (2, 3), (2, 1, 3)
 """Leading axes of the inputs on which a layer is compared with an `nn.Linear`."""
 
 SCALES = 1.0, 30.0
 """Sizes of these inputs: what is not linear shows at one of them."""
+
+MOST_PRODUCTS = 1 << 37
+"""Multiply-accumulates, at most, with which a weight is read off: seconds."""
+
+ROWS_AT_ONCE = 256
+"""Unit vectors in one run."""
+
+NEAR = 1e-3
+"""Share of the largest weight by which one may differ between dtypes without having been rounded otherwise."""
 
 
 def transposed_in(module: nn.Module) -> bool | None:
@@ -37,6 +50,59 @@ def transposed_in(module: nn.Module) -> bool | None:
     ways = [way for way in (True, False) if bias is None or len(bias) == weight.shape[int(way)]]
     ways = [way for way in ways if _answers(module, weight.shape[1 - int(way)], weight)]
     return next((way for way in ways if _computes(module, transposed=way)), None)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a layer computes a linear one, with its own weight or with one that it computes."""
+    return transposed_in(module) is not None or computed_linear(module) is not None
+
+
+def computed_linear(module: nn.Module) -> nn.Linear | None:
+    """The `nn.Linear` that a layer computes, with a weight that it computes from its own; None: it computes none.
+
+    Shown as by `transposed_in`. The weight is that of a run in eval mode.
+    """
+    weight = module._parameters.get("weight")
+    if weight is None or weight.ndim != 2 or not weight.is_floating_point() or not weight.numel() or weight.is_meta:
+        return None
+    outputs, inputs = weight.shape
+    if inputs * weight.numel() > MOST_PRODUCTS or not _answers(module, inputs, weight):
+        return None
+    copied = deep_copy(module).double().eval()
+    forget_hooks(copied)
+    wide = _read_off(copied, weight.double())
+    if wide is None or len(wide.weight) != outputs or not _as(copied, wide):
+        return None
+    own = _read_off(shallow(module).eval(), weight)
+    if own is None or (own.bias is None) != (wide.bias is None):
+        return None
+    exact = wide.to(weight.dtype)
+    # what the layer rounds may be rounded otherwise in float64: then its own dtype decides
+    linear = exact if _near(exact.weight, own.weight) else own
+    return linear.requires_grad_(any(p.requires_grad for p in module.parameters())).train(module.training)
+
+
+def _read_off(module: nn.Module, like: Tensor) -> nn.Linear | None:
+    """What a layer gives for zeros is its bias, what it gives for unit vectors besides its weight."""
+    inputs = like.shape[1]
+    zero = _output(module, like.new_zeros(1, inputs))
+    if not isinstance(zero, Tensor) or zero.ndim != 2 or zero.dtype != like.dtype or not zero.isfinite().all():
+        return None
+    linear = nn.Linear(inputs, zero.shape[1], bias=bool(zero.any()), device="meta", dtype=like.dtype)
+    columns = []
+    for rows in torch.split(torch.eye(inputs, dtype=like.dtype, device=like.device), ROWS_AT_ONCE):
+        made = _output(module, rows)
+        if not isinstance(made, Tensor) or made.shape != (len(rows), zero.shape[1]):
+            return None
+        columns.append(made - zero)
+    linear.weight = nn.Parameter(torch.cat(columns).T.contiguous(), requires_grad=False)
+    if linear.bias is not None:
+        linear.bias = nn.Parameter(zero[0].clone(), requires_grad=False)
+    return linear
+
+
+def _near(first: Tensor, second: Tensor) -> bool:
+    return bool(((first - second).abs() <= NEAR * first.abs().max()).all())
 
 
 def linear_form(module: nn.Module, *, transposed: bool) -> nn.Linear:
@@ -67,7 +133,11 @@ def _answers(module: nn.Module, inputs: int, weight: Tensor) -> bool:
 def _computes(module: nn.Module, *, transposed: bool) -> bool:
     """Whether the layer gives what a linear layer of its weight gives, for all inputs that it takes."""
     copied = deep_copy(module).double()
-    linear = linear_form(copied, transposed=transposed)
+    return _as(copied, linear_form(copied, transposed=transposed))
+
+
+def _as(copied: nn.Module, linear: nn.Linear) -> bool:
+    """Whether a copy in float64 gives what a linear layer gives."""
     random = generator(0)
     compared = 0
     for shape in SHAPES:

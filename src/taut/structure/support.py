@@ -66,6 +66,12 @@ LINEAR = (
 )
 """Why a layer is left alone until it is an `nn.Linear`."""
 
+CONVOLUTION = (
+    "it computes an ordinary convolution in its own way (weights computed, or padding by size): taut.compress puts "
+    "that in its place; elsewhere do that first (a step 'as_conv')"
+)
+"""Why a layer is left alone until it is an ordinary convolution."""
+
 
 def base_kind(module: nn.Module) -> str:
     """The class name, or that of the supported layer of which it is a faithful subclass.

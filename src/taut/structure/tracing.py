@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.data import collect
 from taut.core.example import Example
@@ -23,10 +22,11 @@ from taut.structure.admission import admit
 from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
 from taut.structure.channels.mentions import named_in_code
+from taut.structure.conv_form import conv_form
 from taut.structure.coverage import covering
-from taut.structure.linear_form import transposed_in
+from taut.structure.linear_form import is_linear
 from taut.structure.outputs import Outputs
-from taut.structure.patches import weight_of
+from taut.structure.patches import groups_of, weight_of
 from taut.structure.probing import (
     LayerAnswers,
     StandInCheck,
@@ -37,7 +37,7 @@ from taut.structure.probing import (
     training,
 )
 from taut.structure.rules import UNIT, module_rule
-from taut.structure.support import COMPUTED, LINEAR, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
+from taut.structure.support import COMPUTED, CONVOLUTION, LINEAR, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
 from taut.structure.surgery import shallow
 from taut.structure.wrappers import unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -155,10 +155,17 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
         tied = [other for p in own for other in owners[id(p)] if other != name and ".parametrizations." not in other]
         what = "bias" if _shares_bias_alone(module, name, owners) else "weight"
         reason, use = refusal(module), _refuse_use(name, tied, calls, what)
-        if reason not in {None, UNIT} and use is None and transposed_in(module) is not None:
-            reason = LINEAR
+        if reason not in {None, UNIT} and use is None:
+            reason = _own_form(module) or reason
         reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED} else reason or use
     return reasons
+
+
+def _own_form(module: nn.Module) -> str | None:
+    """Why a layer that cannot be rewritten as it is stays until it is in its plain form; None where it has none."""
+    if is_linear(module):
+        return LINEAR
+    return None if conv_form(module) is None else CONVOLUTION
 
 
 UNCALLED = "it is never called on the example (other code may use its weight directly)"
@@ -287,8 +294,10 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
         sizes = rule.sizes(module) if rule.held(module) else ()
         alone = rule.mixes and any(rule.parameters[key][1] is None for key in rule.held(module))
         fields |= {"weight": sizes if rule.mixes else sizes[:1], "bias": alone}
-    elif isinstance(module, _ConvTransposeNd | nn.GroupNorm):
-        fields["groups"] = module.num_groups if isinstance(module, nn.GroupNorm) else module.groups
+    elif isinstance(module, nn.GroupNorm):
+        fields["groups"] = module.num_groups
+    elif weight is not None and weight.ndim > 2:
+        fields["groups"] = groups_of(module)
     return Layer(**fields)
 
 
