@@ -20,7 +20,7 @@ from taut.methods.channels.channels import READ_ELSEWHERE
 from taut.methods.factorization import Unplanned
 from taut.nn import Answering, Reorder
 from taut.planning.application import apply_plan
-from taut.structure.support import COMPUTED, CONVOLUTION, LINEAR, STILL_NARROWED, UNFACTORIZED
+from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, STILL_NARROWED, UNFACTORIZED
 from taut.structure.surgery import answering, clone, replace
 from taut.types import Looking, Slimming
 
@@ -66,6 +66,7 @@ FLAVOURS = (
 
 TAKEN = {
     "as_conv": (CONVOLUTION,),
+    "as_attention": (ATTENTION,),
     "as_linear": (LINEAR,),
     "bake": (COMPUTED,),
     "dead_units": UNFACTORIZED,

@@ -97,3 +97,19 @@ def test_a_whole_network_method_is_still_no_candidate():
     with pytest.raises(CallError, match="no candidate"):
         taut.plan(net, taut.observe(net, model), Budget(macs=0.5), ["channels"])
     assert Group(()).names == ()
+
+
+def test_one_batch_that_cannot_be_divided_is_refitted_and_judged_on():
+    class Scaled(torch.nn.Module):
+        """Gives something else for a part of a batch."""
+
+        def __init__(self):
+            super().__init__()
+            self.first, self.last = torch.nn.Linear(8, 24), torch.nn.Linear(24, 4)
+
+        def forward(self, x):
+            return self.last(self.first(x - x.mean(0)).relu())
+
+    model, x = Scaled().eval(), torch.randn(64, 8)
+    result = taut.compress(model, x, budget=Budget(macs=0.5), data=[x], methods=("channels", "svd"), compare=False)
+    assert result.plan.after.macs <= 0.5 * result.plan.before.macs

@@ -8,6 +8,7 @@ from dataclasses import asdict, fields
 from taut.core.extras import missing
 from taut.core.text import brief
 from taut.errors import CallError
+from taut.methods.as_attention import AsAttention
 from taut.methods.as_conv import AsConv
 from taut.methods.as_linear import AsLinear
 from taut.methods.bake import Bake
@@ -42,6 +43,7 @@ METHODS |= {
     "bake": Bake,
     "as_linear": AsLinear,
     "as_conv": AsConv,
+    "as_attention": AsAttention,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "channels": Channels,

@@ -1,6 +1,7 @@
 """The few modules that are not plain torch.nn."""
 
 from taut.nn.answering import Answering
+from taut.nn.attention import Attention
 from taut.nn.channels import Pick, Reorder
 from taut.nn.codebook import Codebook
 from taut.nn.fastfood import Fastfood
@@ -14,6 +15,7 @@ from taut.nn.sharing import Basis
 
 __all__ = [
     "Answering",
+    "Attention",
     "Basis",
     "Codebook",
     "Fastfood",

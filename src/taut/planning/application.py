@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import copy
-import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -21,22 +21,23 @@ from taut.core.deprecation import warn_author
 from taut.core.example import Example
 from taut.core.modes import quietly
 from taut.core.progress import track
-from taut.core.tensors import all_tensors
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
+from taut.planning.step_checks import below_floor, departs, growth, shown_settings
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
 from taut.structure.coverage import covering
 from taut.structure.narrowing import Cut, composed
+from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
-from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.surgery import answering, clone, locate, shallow
 from taut.structure.surgery import replace as put
+from taut.structure.tracing import trace
 from taut.structure.wrappers import unwrapped
 from taut.types import (
     Automatic,
@@ -48,7 +49,6 @@ from taut.types import (
     NothingToDo,
     Plan,
     Restoring,
-    Rewrite,
     Slimming,
     Step,
 )
@@ -118,6 +118,9 @@ def warn_of_training(outputs: Outputs, small: nn.Module) -> None:
 def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> tuple[nn.Module, Plan]:
     """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
     model = unwrapped(model)
+    first = _forms_in_front(model, plan)
+    if first:
+        return _apply_behind(model, plan, first, stats, data)
     _check_names(model, plan)
     plan.check_kept()
     stats = stats.leaving(plan.shares)
@@ -142,7 +145,7 @@ def _tried(
     late = _late(plan.steps)
     kept = list(plan.kept)
     small = clone(model, without=frozenset(name for step in plan.steps[:late] for name in step.layers))
-    check = partial(_departs, outputs, most)
+    check = partial(departs, outputs, most)
     done, stats, cuts = _carry_all(small, plan.steps[:late], stats, kept, check)
     failed = None
     if data is not None and any(not resolve(step).exact for step in done):
@@ -153,7 +156,7 @@ def _tried(
     done, folded = _fold(small, done, stats.network)
     done += _carry_all(small, plan.steps[late:], stats, kept, check)[0]
     tried = data is None and not folded and (most is None or len(outputs.inputs) <= most)
-    reason = failed or (None if tried else _departs(outputs, None, small))
+    reason = failed or (None if tried else departs(outputs, None, small))
     return small, replace(plan, steps=tuple(done), kept=tuple(kept)), reason
 
 
@@ -218,6 +221,33 @@ def _fold(small: nn.Module, done: list[Step], net: Network) -> tuple[list[Step],
     return [with_sides(small, step) for step in done], True
 
 
+def _forms_in_front(model: nn.Module, plan: Plan) -> int:
+    """How many steps give layers their plain form before one that names what came of them; 0 where none does."""
+    named = {name for step in plan.steps for name in step.layers}
+    if named <= {name for name, _ in model.named_modules()}:
+        return 0
+    forms = takewhile(lambda step: isinstance(resolve(step), Restoring), plan.steps)
+    return sum(1 for _ in forms)
+
+
+def _apply_behind(model: nn.Module, plan: Plan, first: int, stats: Statistics, data: Any) -> tuple[nn.Module, Plan]:
+    """`apply_plan` in two parts: what the first steps make is traced and observed before the others are carried out.
+
+    Args:
+        model: the original.
+        plan: of it.
+        first: steps that give layers their plain form.
+        stats: of the original.
+        data: calibration batches; None: of the new layers the weights alone decide.
+    """
+    base, forms = apply_plan(model, replace(plan, steps=plan.steps[:first], kept=()), stats)
+    net = trace(base, stats.network.example).leaving_as(stats.network)
+    small, rest = apply_plan(base, replace(plan, steps=plan.steps[first:]), observe(net, base, data), data)
+    done = replace(rest, steps=(*forms.steps, *rest.steps), kept=(*forms.kept, *rest.kept))
+    remember(small, done)
+    return small, done
+
+
 def _check_names(model: nn.Module, plan: Plan) -> None:
     missing = sorted(
         {name for step in plan.steps for name in step.layers} - {name for name, _ in model.named_modules()}
@@ -263,13 +293,13 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
         method, found = looked
     if not step.allow_growth and not isinstance(method, Restoring) and not method.cost(group).lowers(group.cost):
         if not decided:
-            raise _growth(step, method, group)
+            raise growth(step, method, group)
         _restore(small, places, modules)
-        reason = f"what its weights decide for {step.method} would not shrink it: {_short(settings(method))}"
+        reason = f"what its weights decide for {step.method} would not shrink it: {shown_settings(settings(method))}"
         return Outcome(step, reason=reason)
     factors = found if isinstance(method, Looking) else _factors(stats, group, method, modules)
     rewrite = method.rewrite(modules, factors)
-    below = _below_floor(stats.network, group, rewrite, modules)
+    below = below_floor(stats.network, group, rewrite, modules)
     if below is not None:
         _restore(small, places, modules)
         return Outcome(step, reason=below)
@@ -284,45 +314,6 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
     after = resolved.cost(group)
     done = replace(step, settings=settings(resolved), group=group, before=group.cost, after=after)
     return Outcome(done, factors)
-
-
-def _below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[str, nn.Module]) -> str | None:
-    """Why a step may not be carried out: it would leave less of a layer than the user wants to stay."""
-    method = rewrite.resolved
-    for layer in group.layers if net.floors else ():
-        floor = net.floors.get(layer.name)
-        if floor is None:
-            continue
-        if method.masks:
-            left, was = (_weights(found[layer.name]) for found in (rewrite.modules, modules))
-            fits = left >= min(floor.weights, was)
-        elif isinstance(method, Slimming):
-            left = next(math.prod(now.weight) for now in method.after(group) if now.name == layer.name)
-            fits = left >= min(floor.weights, math.prod(layer.weight))
-        else:
-            fits = floor.allows(layer.cost - (group.cost - method.cost(group)))  # all that goes may be of this one
-        if not fits:
-            return f"{floor.share:.0%} of '{layer.name}' has to stay, as asked, and {method.name} would leave less"
-    return None
-
-
-def _weights(module: nn.Module) -> int:
-    return int(weight_of(module).count_nonzero())
-
-
-def _growth(step: Step, method: Method, group: Group) -> CallError:
-    """The error of a step after which its layers would cost no less."""
-    if method.masks:
-        return CallError(
-            f"{step.method} with {_short(step.settings)} would prune nothing of layer '{step.layers[0]}' and those "
-            "with it: raise the sparsity, spare less, or set allow_growth on the step."
-        )
-    cost = method.cost(group)
-    return CallError(
-        f"{step.method} with {_short(step.settings)} would not shrink layer '{step.layers[0]}': {cost.params} "
-        f"parameters and {cost.macs} MACs instead of {group.cost.params} and {group.cost.macs}. Lower the rank, or set "
-        "allow_growth on the step."
-    )
 
 
 def _looked(
@@ -370,28 +361,3 @@ def _untouched(stats: Statistics, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the layers still have the values that were observed."""
     pairs = [(stats.modules.get(name), module) for name, module in modules.items()]
     return all(old is not None and torch.equal(weight_of(old), weight_of(new)) for old, new in pairs)
-
-
-def _short(values: Mapping[str, Any]) -> str:
-    return ", ".join(f"{key}={value}" for key, value in values.items() if key != "metric")
-
-
-def _departs(outputs: Outputs, most: int | None, model: nn.Module, exact: nn.Module | None = None) -> str | None:
-    """How a model's outputs are of another form than the original's; for an exact step, how they moved at all.
-
-    Args:
-        outputs: the original's.
-        most: inputs that are tried; None: all.
-        model: what was made of it.
-        exact: the model before the step.
-    """
-    try:
-        present = outputs.run(model, most)
-    except ModelError as error:
-        return str(error)
-    reason = outputs.differ(present)
-    if reason is not None or exact is None:
-        return reason
-    before = outputs.run(exact, most)
-    same = outputs_match(all_tensors(before), all_tensors(present), IN_OTHER_LAYERS)
-    return None if same else "the output on the example changed although the method is exact"

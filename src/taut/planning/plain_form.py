@@ -8,14 +8,16 @@ import torch
 from torch import nn
 
 from taut.methods import METHODS
+from taut.nn import Attention
 from taut.planning.application import apply_plan
+from taut.structure.attention_form import packed_biases
 from taut.structure.observation import observe
-from taut.structure.support import COMPUTED, CONVOLUTION, LINEAR
+from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR
 from taut.structure.surgery import clone
 from taut.structure.tracing import trace
-from taut.types import Group, Layer, Network, Plan, Step
+from taut.types import Group, Kept, Layer, Network, Plan, Step
 
-PLAIN_FORMS = {COMPUTED: "bake", LINEAR: "as_linear", CONVOLUTION: "as_conv"}
+PLAIN_FORMS = {COMPUTED: "bake", LINEAR: "as_linear", CONVOLUTION: "as_conv", ATTENTION: "as_attention"}
 """Why a layer is left alone -> the method that does away with it."""
 
 
@@ -65,10 +67,10 @@ def idle_forms(small: nn.Module, base: nn.Module, exact: Sequence[Step], steps: 
     """
 
     def idle(step: Step) -> bool:
-        others = {name for other in (*exact, *steps) if other is not step for name in other.layers}
+        others = [name for other in (*exact, *steps) if other is not step for name in other.layers]
         return (
             step.method in PLAIN_FORMS.values()
-            and others.isdisjoint(step.layers)
+            and not any(f"{name}.".startswith(f"{own}.") for name in others for own in step.layers)
             and step.group is not None
             and all(_alike(small, base, layer) for layer in step.group.layers)
         )
@@ -82,6 +84,8 @@ def in_own_form(model: nn.Module, original: nn.Module, steps: Sequence[Step]) ->
     for layer in (layer for step in steps if step.group is not None for layer in step.group.layers):
         plain, own = copied.get_submodule(layer.name), clone(original.get_submodule(layer.name))
         values = plain.state_dict() if layer.computed else {}
+        if isinstance(plain, Attention):
+            values = packed_biases(plain)
         with torch.no_grad():
             for key, t in own.state_dict().items():  # a bias may have been corrected
                 if key in values and t.shape == values[key].shape:
@@ -93,11 +97,37 @@ def in_own_form(model: nn.Module, original: nn.Module, steps: Sequence[Step]) ->
     return copied
 
 
+def kept_whole(kept: Sequence[Kept], idle: Sequence[Step], net: Network) -> tuple[Kept, ...]:
+    """What stays, with modules in the place of the layers that they became where they are as they were in the end.
+
+    Args:
+        kept: as a plan of the plain forms has it.
+        idle: the steps that gave plain forms that nothing needs.
+        net: the original.
+    """
+    modules = {la.name: la for step in idle if step.group is not None for la in step.group.layers if not la.weight}
+    if not modules:
+        return tuple(kept)
+
+    def whole(name: str) -> str:
+        return next((module for module in modules if name.startswith(f"{module}.")), name)
+
+    merged: dict[str, Kept] = {}
+    for one in kept:
+        name = whole(one.layer)
+        merged.setdefault(name, one if name == one.layer else Kept(name, one.reason, modules[name].cost, one.code))
+    inside = (la for la in net.layers if whole(la.name) != la.name)
+    return (*merged.values(), *(Kept(la.name, str(la.skip), la.cost, "skipped") for la in inside))
+
+
 def _alike(small: nn.Module, base: nn.Module, layer: Layer) -> bool:
     """Whether a layer has the same values in both, bit for bit, where these were computed; a bias may be another."""
     try:
-        first, second = (dict(model.get_submodule(layer.name).named_parameters()) for model in (small, base))
+        modules = [model.get_submodule(layer.name) for model in (small, base)]
     except AttributeError:
         return False
+    first, second = (dict(module.named_parameters()) for module in modules)
     names = layer.computed or tuple(second)
+    if isinstance(modules[1], Attention):
+        names = tuple(name for name in second if not name.endswith(".bias"))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in names)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -192,15 +192,25 @@ def inspect(model: nn.Module, example: Any, data: Any = None) -> Inspection:
     except ModelError as error:
         channels, note = Coupling(()), f"Channels could not be followed: {error}"
     first = {name: step.method for step in steps for name in step.layers}
-    reaches = (_reach(_now(base, layer), channels, first.get(layer.name)) for layer in network.layers)
-    layers = tuple(replace(reach, layer=layer) for reach, layer in zip(reaches, network.layers, strict=True))
+    layers = tuple(_reaches(network, base, channels, first))
     return Inspection(network, layers, note)
 
 
-def _now(base: Network, layer: Layer) -> Layer:
-    """What a layer is in its plain form: itself, or what stands in its place, behind its padding."""
-    inside = f"{layer.name}."
-    return next((now for now in base.layers if now.name == layer.name or now.name.startswith(inside)), layer)
+def _reaches(network: Network, base: Network, channels: Coupling, first: Mapping[str, str]) -> Iterator[Reach]:
+    """What can be done to every layer, by its own name; of a module that becomes several, to each of these.
+
+    Args:
+        network: as it was traced.
+        base: with every layer in its plain form.
+        channels: which of its channels go together.
+        first: layers -> the methods that gave them that form.
+    """
+    known = {layer.name: layer for layer in network.layers}
+    for layer in base.layers:
+        whole = next((name for name in first if f"{layer.name}.".startswith(f"{name}.")), layer.name)
+        reach = _reach(layer, channels, first.get(whole))
+        own = known.get(whole, layer)
+        yield replace(reach, layer=own if own.weight or whole not in first else layer)
 
 
 def _defaults() -> list[str]:

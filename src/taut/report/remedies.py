@@ -26,6 +26,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"mask holds its weight", "call taut.nn.bake(model) first"),
     (r"taut.compress puts an nn.Linear", "nothing: taut.compress does; in a plan of your own a step 'as_linear' does"),
     (r"taut.compress puts that", "nothing: taut.compress does; in a plan of your own a step 'as_conv' does"),
+    (
+        r"taut.compress gives it layers",
+        "nothing: taut.compress does; in a plan of your own a step 'as_attention' does",
+    ),
     (r"taut.compress bakes it", "nothing: taut.compress bakes it first; in a plan of your own a step 'bake' does"),
     (
         r"no step bakes",

@@ -327,6 +327,8 @@ def _divided(example: Example, data: Batches | None) -> tuple[Batches | None, li
     if not size:
         return data, [inputs for inputs, _ in data]
     pieces = list(chunks(example, data, max(1, size // PIECES)))
+    if len(pieces) == 1:
+        return data, [inputs for inputs, _ in data]
     held, seen = len(pieces), 0
     while seen < size and held > 1:
         held -= 1

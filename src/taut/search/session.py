@@ -19,7 +19,7 @@ from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.planning.candidates import survey
 from taut.planning.damage_measurement import sensitivity as measure_damage
-from taut.planning.plain_form import carry_exact, idle_forms, in_own_form, in_plain_form
+from taut.planning.plain_form import carry_exact, idle_forms, in_own_form, in_plain_form, kept_whole
 from taut.planning.plan import describe
 from taut.recovery.judging import Judge
 from taut.recovery.samples import SAMPLES, refit_samples
@@ -150,7 +150,8 @@ class Session:
         idle = idle_forms(self.base, self.base, self.exact, ())
         exact = tuple(step for step in self.exact if step not in idle)
         small = in_own_form(self.base, self.original, idle) if exact else clone(self.original)
-        return small, replace(plan, steps=exact, before=self.network.cost)
+        kept = kept_whole(plan.kept, idle, self.network)
+        return small, replace(plan, steps=exact, kept=kept, before=self.network.cost)
 
     def without(self, reasons: Mapping[str, str]) -> Session:
         """The same, with some layers left alone, for these reasons: what was done to them failed."""
@@ -170,7 +171,8 @@ class Session:
         """With the exact steps in front that were needed, and original names."""
         renamed = tuple(_original_names(step, self.exact) for step in plan.steps)
         small, exact = self._needed(small, renamed, limits)
-        whole = replace(plan, steps=(*exact, *renamed), before=self.network.cost)
+        kept = kept_whole(plan.kept, [step for step in self.exact if step not in exact], self.network)
+        whole = replace(plan, steps=(*exact, *renamed), kept=kept, before=self.network.cost)
         remember(small, whole)  # what was carried out of the base alone leaves out the exact steps
         return small, whole
 
@@ -279,8 +281,11 @@ def _inside(base: nn.Module, step: Step, exact: tuple[Step, ...]) -> Step:
 
 
 def _original_names(step: Step, exact: tuple[Step, ...]) -> Step:
-    """The step by original names: "conv.1", left inside by an exact step, is "conv" to the user."""
-    names = {name for done in exact for name in done.layers}
+    """The step by original names: "conv.1", left inside by an exact step, is "conv" to the user.
+
+    What became several layers has none of its own any more: these go by the names that they have.
+    """
+    names = {la.name for done in exact for la in ((done.group and done.group.layers) or ()) if la.weight}
 
     def original(name: str) -> str:
         return next((known for known in names if name == known or name.startswith(f"{known}.")), name)

@@ -101,12 +101,15 @@ class Outputs:
         self._finite = [[torch.isfinite(t) for t in all_values(output)] for output in outputs]
         self._sized_by_values: bool | None = None
 
-    def run(self, model: nn.Module, most: int | None = None) -> list[Any]:
-        """A model's outputs on the first `most` inputs; code that writes to buffers in forward writes to a copy's."""
+    def run(self, model: nn.Module, most: int | None = None, *, fused: bool = True) -> list[Any]:
+        """A model's outputs on the first `most` inputs; code that writes to buffers in forward writes to a copy's.
+
+        Fused, as its user runs it; or what it is made of one after the other.
+        """
         copied, outputs = shallow(model), []
         for inputs in self.inputs[:most]:
             with evaluating(copied), seeded():
-                outputs.append(self.example.run(copied, inputs, fused=True))
+                outputs.append(self.example.run(copied, inputs, fused=fused))
         return outputs
 
     def differ(self, outputs: Sequence[Any]) -> str | None:

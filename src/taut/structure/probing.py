@@ -15,6 +15,7 @@ from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
 from taut.nn.answering import TENSORS, Answer, Answering, Described, is_plain, read_attributes
+from taut.structure.attention_form import attention_form
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import weight_of
@@ -153,14 +154,18 @@ class _Unchanged(nn.Linear):
 
 def stand_in(
     layer: nn.Module, identities: dict[Any, Tensor] | None = None, answers: Mapping[str, Answer] | None = None
-) -> nn.Sequential:
+) -> nn.Module:
     """What a layer's replacement looks like from outside, and computes what the layer computes: it, and an identity.
+
+    Of an attention the layers of which it consists.
 
     Args:
         layer: stays inside.
         identities: matrices by size, which other stand-ins share.
         answers: attributes for which it answers.
     """
+    if isinstance(layer, nn.MultiheadAttention):
+        return attention_form(layer, shared=True)
 
     def chained(*parts: nn.Module) -> nn.Sequential:
         return Answering(*parts, answers=answers) if answers else nn.Sequential(*parts)

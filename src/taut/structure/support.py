@@ -25,6 +25,9 @@ UNFACTORIZED = NORMALIZATION, ACTIVATION = (
 )
 """Reasons that hold for factorizations alone: such layers may still become narrower with those around them."""
 
+PACKED = "its input projections are one packed parameter"
+"""How reasons start why an `nn.MultiheadAttention` is left alone."""
+
 OTHERS: Mapping[type[nn.Module], str] = {
     Rebuilt: "it holds its weight in another form already; its to_plain() is a dense layer",
     _ConvTransposeNd: "transposed convolutions are not factorized",
@@ -32,7 +35,7 @@ OTHERS: Mapping[type[nn.Module], str] = {
     nn.EmbeddingBag: "an embedding is a table: nothing is multiplied",
     nn.RNNBase: "recurrent layers hold all gates in one parameter",
     nn.RNNCellBase: "recurrent layers hold all gates in one parameter",
-    nn.MultiheadAttention: "its input projections are one packed parameter",
+    nn.MultiheadAttention: PACKED,
     nn.Bilinear: "bilinear layers are not factorized",
     nn.PReLU: ACTIVATION,
 }
@@ -71,6 +74,12 @@ CONVOLUTION = (
     "that in its place; elsewhere do that first (a step 'as_conv')"
 )
 """Why a layer is left alone until it is an ordinary convolution."""
+
+ATTENTION = (
+    f"{PACKED}: taut.compress gives it layers of their own for queries, keys and values; elsewhere do that first (a "
+    "step 'as_attention')"
+)
+"""Why an `nn.MultiheadAttention` is left alone until it is a `taut.nn.Attention`."""
 
 
 def base_kind(module: nn.Module) -> str:

@@ -80,12 +80,13 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 
 
 def _settle(encoder: nn.TransformerEncoder) -> None:
-    """Keep nested tensors from an encoder of which some layer has something else than a Linear inside.
+    """Keep nested tensors from an encoder of which some layer has something else than torch's own layers inside.
 
     Its fused path asks the first layer alone, and hands such tensors to all of them.
     """
-    parts = (getattr(layer, name, None) for layer in encoder.layers for name in ("linear1", "linear2"))
-    plain = all(part is None or issubclass(type(part), nn.Linear) for part in parts)
+    kinds = {"linear1": nn.Linear, "linear2": nn.Linear, "self_attn": nn.MultiheadAttention}
+    parts = ((getattr(layer, name, None), kind) for layer in encoder.layers for name, kind in kinds.items())
+    plain = all(part is None or issubclass(type(part), kind) for part, kind in parts)
     before = vars(encoder).get(NESTED)
     if not plain and before is None:
         setattr(encoder, NESTED, getattr(encoder, "use_nested_tensor", False))

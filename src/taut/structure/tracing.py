@@ -19,6 +19,7 @@ from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.nn.answering import TENSORS
 from taut.structure.admission import admit
+from taut.structure.attention_form import unlike, unlike_in_use
 from taut.structure.baking import computed, sources
 from taut.structure.calling import read_example
 from taut.structure.channels.mentions import named_in_code
@@ -37,7 +38,18 @@ from taut.structure.probing import (
     training,
 )
 from taut.structure.rules import UNIT, module_rule
-from taut.structure.support import COMPUTED, CONVOLUTION, LINEAR, NORMS, STILL_NARROWED, SUPPORTED, base_kind, refusal
+from taut.structure.support import (
+    ATTENTION,
+    COMPUTED,
+    CONVOLUTION,
+    LINEAR,
+    NORMS,
+    PACKED,
+    STILL_NARROWED,
+    SUPPORTED,
+    base_kind,
+    refusal,
+)
 from taut.structure.surgery import shallow
 from taut.structure.wrappers import unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -80,6 +92,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
     used, answers = _used_otherwise(model, call, [name for name in free if name not in keywords], call.paths)
     reasons |= used
+    reasons |= _attentions_that_stay(model, call, [n for n, why in reasons.items() if why == ATTENTION], call.paths)
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
@@ -155,7 +168,9 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
         tied = [other for p in own for other in owners[id(p)] if other != name and ".parametrizations." not in other]
         what = "bias" if _shares_bias_alone(module, name, owners) else "weight"
         reason, use = refusal(module), _refuse_use(name, tied, calls, what)
-        if reason not in {None, UNIT} and use is None:
+        if reason == PACKED and use is None:
+            reason = _shared_output(name, module, owners) or unlike(module) or ATTENTION
+        elif reason not in {None, UNIT} and use is None:
             reason = _own_form(module) or reason
         reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED} else reason or use
     return reasons
@@ -170,6 +185,28 @@ def _own_form(module: nn.Module) -> str | None:
 
 UNCALLED = "it is never called on the example (other code may use its weight directly)"
 UNUSED = "it is never called on the example; taken as unused: no code of the model names it"
+
+
+def _shared_output(name: str, module: nn.Module, owners: dict[int, list[str]]) -> str | None:
+    """Why an attention stays of which the output projection is somebody else's, too."""
+    own = {f"{name}.out_proj"}
+    others = [other for p in module.get_submodule("out_proj").parameters() for other in owners[id(p)]]
+    other = next((other for other in others if other not in own), None)
+    return None if other is None else f"the weight of its output projection is shared with '{other}'"
+
+
+def _attentions_that_stay(model: nn.Module, call: Example, names: list[str], paths: Sequence[Any]) -> dict[str, str]:
+    """Why attentions stay as they are: on what they are given, or seen from other code, layers would do something else.
+
+    Args:
+        model: the network.
+        call: how it is called.
+        names: the attentions.
+        paths: the inputs.
+    """
+    reasons = unlike_in_use(model, call, names, paths)
+    reasons |= _kinds_matter(model, call, [name for name in names if name not in reasons], paths, {})
+    return reasons
 
 
 def _shares_bias_alone(module: nn.Module, name: str, owners: dict[int, list[str]]) -> bool:
@@ -211,16 +248,20 @@ def _used_otherwise(
         used, answers = trained | used, _both(answers, more)
     answers = _both(known or {}, {name: asked for name, asked in answers.items() if name not in used})
     reasons = {name: _read(name, attribute) for name, attribute in used.items()}
-    for name in kind_matters(model, call, [name for name in free if name not in reasons], paths, answers):
-        reasons[name] = (
-            FUSED
-            if _is_fused(model, name)
-            else (
-                f"other code asks what kind of layer '{name}' is, or calls it from another place than its own: "
-                "with a replacement the model computes something else"
-            )
-        )
+    reasons |= _kinds_matter(model, call, [name for name in free if name not in reasons], paths, answers)
     return reasons, answers
+
+
+def _kinds_matter(
+    model: nn.Module, call: Example, names: list[str], paths: Sequence[Any], answers: LayerAnswers
+) -> dict[str, str]:
+    """Why layers cannot be replaced of which other code asks the kind."""
+    kind = (
+        "other code asks what kind of layer '{}' is, or calls it from another place than its own: with a replacement "
+        "the model computes something else"
+    )
+    blamed = kind_matters(model, call, names, paths, answers)
+    return {name: FUSED if _is_fused(model, name) else kind.format(name) for name in blamed}
 
 
 FUSED = (
@@ -264,7 +305,10 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
         return net
     known = {layer.name: layer.answers for layer in free}
     reasons, answers = _used_otherwise(model, net.example, [layer.name for layer in free], paths, known)
-    return net.skipping(reasons).answering(answers)
+    attentions = [layer.name for layer in net.layers if layer.skip == ATTENTION]
+    stay = _attentions_that_stay(model, net.example, attentions, paths)
+    layers = tuple(replace(layer, skip=stay.get(layer.name, layer.skip)) for layer in net.layers)
+    return replace(net, layers=layers).skipping(reasons).answering(answers)
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:

@@ -240,11 +240,18 @@ class Network:
         return replace(self, layers=layers, floors={**self.floors, **below})
 
     def leaving_as(self, before: Network) -> Network:
-        """The same with what `before`, of which this was made, leaves alone: of a replaced layer what is inside."""
+        """The same with what `before`, of which this was made, leaves alone: of a replaced layer what is inside.
+
+        Of what was one module without a weight of its own, its share is that of each part.
+        """
         if not before.kept and not before.floors:
             return self
         inside = {layer.name: _origin(layer.name, before.floors) for layer in self.layers}
-        floors = {name: before.floors[origin] for name, origin in inside.items() if origin is not None}
+        floors = {
+            layer.name: before.floors[origin] if before[origin].weight else Floor.of(layer, before.floors[origin].share)
+            for layer in self.layers
+            if (origin := inside[layer.name]) is not None
+        }
         return replace(self.leaving(dict.fromkeys(before.kept, 1.0)), floors=floors)
 
     def answering(self, answers: Mapping[str, Mapping[str, Any]]) -> Network:

@@ -1,0 +1,101 @@
+"""What a step is held against: what has to stay of a layer, what it costs, and what the model gave before."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from taut.core.tensors import all_tensors
+from taut.errors import CallError, ModelError
+from taut.structure.outputs import Outputs
+from taut.structure.patches import weight_of
+from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match, said_alike
+from taut.types import Group, Method, Network, Rewrite, Slimming, Step
+
+
+def below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[str, nn.Module]) -> str | None:
+    """Why a step may not be carried out: it would leave less of a layer than the user wants to stay."""
+    method = rewrite.resolved
+    for layer in group.layers if net.floors else ():
+        floor = net.floors.get(layer.name)
+        if floor is None:
+            continue
+        if method.masks:
+            left, was = (_weights(found[layer.name]) for found in (rewrite.modules, modules))
+            fits = left >= min(floor.weights, was)
+        elif isinstance(method, Slimming):
+            left = next(math.prod(now.weight) for now in method.after(group) if now.name == layer.name)
+            fits = left >= min(floor.weights, math.prod(layer.weight))
+        else:
+            fits = floor.allows(layer.cost - (group.cost - method.cost(group)))  # all that goes may be of this one
+        if not fits:
+            return f"{floor.share:.0%} of '{layer.name}' has to stay, as asked, and {method.name} would leave less"
+    return None
+
+
+def _weights(module: nn.Module) -> int:
+    return int(weight_of(module).count_nonzero())
+
+
+def growth(step: Step, method: Method, group: Group) -> CallError:
+    """The error of a step after which its layers would cost no less."""
+    if method.masks:
+        return CallError(
+            f"{step.method} with {shown_settings(step.settings)} would prune nothing of layer '{step.layers[0]}' and "
+            "those with it: raise the sparsity, spare less, or set allow_growth on the step."
+        )
+    cost = method.cost(group)
+    return CallError(
+        f"{step.method} with {shown_settings(step.settings)} would not shrink layer '{step.layers[0]}': {cost.params} "
+        f"parameters and {cost.macs} MACs instead of {group.cost.params} and {group.cost.macs}. Lower the rank, or set "
+        "allow_growth on the step."
+    )
+
+
+def shown_settings(values: Mapping[str, Any]) -> str:
+    """Settings as a message shows them."""
+    return ", ".join(f"{key}={value}" for key, value in values.items() if key != "metric")
+
+
+def departs(outputs: Outputs, most: int | None, model: nn.Module, exact: nn.Module | None = None) -> str | None:
+    """How a model's outputs are of another form than the original's; for an exact step, how they moved at all.
+
+    Args:
+        outputs: the original's.
+        most: inputs that are tried; None: all.
+        model: what was made of it.
+        exact: the model before the step.
+    """
+    try:
+        present = outputs.run(model, most)
+    except ModelError as error:
+        return str(error)
+    reason = outputs.differ(present)
+    if reason is not None or exact is None:
+        return reason
+    before = outputs.run(exact, most)
+    same = outputs_match(all_tensors(before), all_tensors(present), IN_OTHER_LAYERS)
+    if same or _same_unfused(outputs, most, exact, before, present):
+        return None
+    return "the output on the example changed although the method is exact"
+
+
+def _same_unfused(outputs: Outputs, most: int | None, exact: nn.Module, before: Any, present: Any) -> bool:
+    """Whether outputs are those of torch's encoders run layer by layer; fused, these say nothing at padded positions.
+
+    Args:
+        outputs: the original's.
+        most: inputs that are tried; None: all.
+        exact: the model before the step.
+        before: its outputs.
+        present: those after the step.
+    """
+    if not any(isinstance(module, nn.TransformerEncoder) for module in exact.modules()):
+        return False
+    unfused = outputs.run(exact, most, fused=False)
+    return said_alike(all_tensors(before), all_tensors(unfused)) and outputs_match(
+        all_tensors(unfused), all_tensors(present), IN_OTHER_LAYERS
+    )
