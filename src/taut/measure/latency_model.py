@@ -23,7 +23,7 @@ LayerOps = np.ndarray
 """(n, 4), a row for every call of a layer: multiply-accumulates and values read and written, both per sample; whether
 its kernel has more than one tap; and its output channels, 0 where these are grouped."""
 
-TIMED = frozenset({"Linear", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))})
+TIMED = frozenset({"Linear", "StateLinear", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))})
 """Kinds of layers whose operations are timed; the time of all others, subclasses included, is a constant."""
 
 SIMD_LANES = (1, 8, 16)

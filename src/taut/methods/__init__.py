@@ -32,6 +32,7 @@ from taut.methods.low_rank.tucker import Tucker
 from taut.methods.masks.magnitude import Magnitude
 from taut.methods.masks.mfbp import MFBP
 from taut.methods.masks.obs import OBS
+from taut.methods.recurrent import Recurrent
 from taut.types import Method, Setting, Step
 from taut.types.method import METHODS as METHODS
 
@@ -44,6 +45,7 @@ METHODS |= {
     "as_linear": AsLinear,
     "as_conv": AsConv,
     "as_attention": AsAttention,
+    "recurrent": Recurrent,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "channels": Channels,

@@ -94,10 +94,19 @@ def input_places(layer: Layer) -> int:
     return sum(math.prod(call.input) for call in layer.calls) // (layer.weight[1] * layer.groups)
 
 
+RECURRENT_WEIGHTS = (
+    "recurrent weights are not factorized: torch's kernels take them whole, or, as proj_size of an LSTM, with outputs "
+    "that are projected, too"
+)
+"""Why weights that are used at every step stay as they are."""
+
+
 def refuse_layer(layer: Layer) -> str | None:
     """Why no factorization applies to a layer, or None."""
     if layer.skip is not None:
         return layer.skip
+    if layer.kind == "StateLinear":
+        return RECURRENT_WEIGHTS
     if layer.kind != "Linear" and not (layer.kind.startswith("Conv") and layer.kernel):
         return f"{layer.kind} is not factorized"
     return None

@@ -11,6 +11,7 @@ from torch import nn
 
 from taut.core.example import Example
 from taut.methods.layer_factory import conv, empty, linear
+from taut.nn import StateLinear
 from taut.structure.channels.cuts import sides_of
 from taut.structure.narrowing import Cut, left_of
 from taut.structure.probing import record_calls
@@ -35,6 +36,9 @@ PER_CHANNEL: dict[str, type[nn.Module]] = {
     "RMSNorm": nn.RMSNorm,
 }
 """Layers with one value per channel, made from their width."""
+
+LINEAR = ("Linear", "StateLinear")
+"""Matrix products on the last axis."""
 
 TRANSPOSED = ("ConvTranspose1d", "ConvTranspose2d", "ConvTranspose3d")
 
@@ -94,7 +98,7 @@ def _count(shape: tuple[int, ...]) -> int:
 
 def _call(layer: Layer, call: Invocation, inputs: int, outputs: int) -> Invocation:
     """The channel axis of a call of a Linear or a convolution in its new width."""
-    if layer.kind != "Linear" and not layer.kind.startswith("Conv"):
+    if layer.kind not in LINEAR and not layer.kind.startswith("Conv"):
         return call
     axes = len(layer.kernel)
     given, made = list(call.input), list(call.output)
@@ -119,6 +123,10 @@ def empty_layer(layer: Layer, sizes: Sizes) -> nn.Module:
         return empty(nn.Embedding, inputs, outputs)
     if layer.kind == "Linear":
         return linear(inputs, outputs, bias=layer.bias)
+    if layer.kind == "StateLinear":
+        built = empty(StateLinear, inputs, outputs, bias=layer.bias)
+        built._buffers["kept"] = torch.zeros(inputs, dtype=torch.int64) if inputs < layer.weight[1] else None
+        return built
     channels = (inputs * small.groups, outputs)
     return conv(channels, layer, range(len(layer.kernel)), groups=small.groups, bias=layer.bias)
 
@@ -177,7 +185,7 @@ def _macs(layer: Layer) -> int:
     weights = math.prod(layer.weight)
     if layer.kind in TRANSPOSED:
         return layer.per_sample(weights * sum(math.prod(call.input) for call in layer.calls) // layer.weight[0])
-    if layer.kind == "Linear" or layer.kernel:
+    if layer.kind in LINEAR or layer.kernel:
         return layer.per_sample(weights * layer.positions)
     return 0
 

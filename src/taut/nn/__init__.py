@@ -11,6 +11,7 @@ from taut.nn.masks import Mask, bake, fill_plain, hold_zeros, mask_of, masked, p
 from taut.nn.padding import SamePad
 from taut.nn.quantized import Int8Weight
 from taut.nn.rebuilt import Rebuilt
+from taut.nn.recurrent import Recurrent, StateLinear
 from taut.nn.sharing import Basis
 
 __all__ = [
@@ -25,8 +26,10 @@ __all__ = [
     "Mask",
     "Pick",
     "Rebuilt",
+    "Recurrent",
     "Reorder",
     "SamePad",
+    "StateLinear",
     "bake",
     "fill_plain",
     "hold_zeros",

@@ -24,6 +24,7 @@ from taut.core.progress import track
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
+from taut.nn.recurrent import without_kernel
 from taut.planning.step_checks import below_floor, departs, growth, shown_settings
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
@@ -306,7 +307,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
     before = shallow(small) if method.exact else None
     for name, place in places.items():
         put(small, place, answering(rewrite.modules[name], next(x for x in group.layers if x.name == name)))
-    failed = check(small, before)
+    failed = check(small, before) or without_kernel(small, places.values())
     if failed is not None:
         _restore(small, places, modules)
         return Outcome(step, reason=f"rolled back: {failed}", code="rolled back", warns=True)

@@ -8,16 +8,22 @@ import torch
 from torch import nn
 
 from taut.methods import METHODS
-from taut.nn import Attention
+from taut.nn import Attention, Recurrent
 from taut.planning.application import apply_plan
 from taut.structure.attention_form import packed_biases
 from taut.structure.observation import observe
-from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR
-from taut.structure.surgery import clone
+from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, RECURRENT
+from taut.structure.surgery import carry, clone
 from taut.structure.tracing import trace
 from taut.types import Group, Kept, Layer, Network, Plan, Step
 
-PLAIN_FORMS = {COMPUTED: "bake", LINEAR: "as_linear", CONVOLUTION: "as_conv", ATTENTION: "as_attention"}
+PLAIN_FORMS = {
+    COMPUTED: "bake",
+    LINEAR: "as_linear",
+    CONVOLUTION: "as_conv",
+    ATTENTION: "as_attention",
+    RECURRENT: "recurrent",
+}
 """Why a layer is left alone -> the method that does away with it."""
 
 
@@ -83,6 +89,7 @@ def in_own_form(model: nn.Module, original: nn.Module, steps: Sequence[Step]) ->
     copied = clone(model)
     for layer in (layer for step in steps if step.group is not None for layer in step.group.layers):
         plain, own = copied.get_submodule(layer.name), clone(original.get_submodule(layer.name))
+        own = _own_form(plain, own)
         values = plain.state_dict() if layer.computed else {}
         if isinstance(plain, Attention):
             values = packed_biases(plain)
@@ -120,6 +127,15 @@ def kept_whole(kept: Sequence[Kept], idle: Sequence[Step], net: Network) -> tupl
     return (*merged.values(), *(Kept(la.name, str(la.skip), la.cost, "skipped") for la in inside))
 
 
+def _own_form(plain: nn.Module, own: nn.Module) -> nn.Module:
+    """A layer of the original's kind; a recurrent one with the values that its plain form has, which may be others."""
+    if not isinstance(plain, Recurrent):
+        return own
+    restored = plain.restored()
+    carry(own, restored)
+    return restored
+
+
 def _alike(small: nn.Module, base: nn.Module, layer: Layer) -> bool:
     """Whether a layer has the same values in both, bit for bit, where these were computed; a bias may be another."""
     try:
@@ -127,6 +143,9 @@ def _alike(small: nn.Module, base: nn.Module, layer: Layer) -> bool:
     except AttributeError:
         return False
     first, second = (dict(module.named_parameters()) for module in modules)
+    if isinstance(modules[0], Recurrent):
+        same = {key: p.shape for key, p in first.items()} == {key: p.shape for key, p in second.items()}
+        return same and modules[0].fused()
     names = layer.computed or tuple(second)
     if isinstance(modules[1], Attention):
         names = tuple(name for name in second if not name.endswith(".bias"))

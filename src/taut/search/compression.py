@@ -86,7 +86,8 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         CallError, DataError, ModelError: see `taut.errors`. One that is raised after a model was made, as out of
             `evaluate` or a loss, carries it as `.result`.
     """
-    budget, seed, methods = Budget.of(budget), check_seed(seed), choose(methods)
+    budget, seed = Budget.of(budget), check_seed(seed)
+    methods = None if methods is None else choose(methods)
     _check(budget, evaluate, finetune, compare, measured=sensitivity and data is None)
     model, keep = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)

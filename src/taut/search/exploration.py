@@ -82,7 +82,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     chosen()  # the runtimes that are asked for are here
     if folder is not None:
         rehearse_within(folder)
-    methods = choose(methods)
+    asked_for, methods = methods, choose(methods)
     model, shares = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
@@ -97,7 +97,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         store = None if folder is None else _Store(Path(folder), mark)
         points: dict[float, Point] = {} if store is None else store.read()
         if any(ratio not in points for ratio in RATIOS):
-            _fill(points, Session.open(model, example, data, methods, keep=shares), evaluation, compare, store)
+            _fill(points, Session.open(model, example, data, asked_for, keep=shares), evaluation, compare, store)
     return _front(points)
 
 

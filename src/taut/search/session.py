@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,10 +14,11 @@ from taut.artifact.provenance import remember
 from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.progress import stage
-from taut.errors import CallError
+from taut.errors import CallError, ModelError
 from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
+from taut.methods.channels.channels import Channels
 from taut.planning.candidates import survey
 from taut.planning.damage_measurement import sensitivity as measure_damage
 from taut.planning.plain_form import carry_exact, idle_forms, in_own_form, in_plain_form, kept_whole
@@ -28,6 +30,7 @@ from taut.search.latency import fit_latency_model, shape_variants
 from taut.search.ranks import Batches, Built, Limits, RankPlanner
 from taut.structure.answers import answers_of
 from taut.structure.calling import read_example
+from taut.structure.channels.groups import coupled, hidden_alone
 from taut.structure.keeping import shares_of
 from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
@@ -79,7 +82,7 @@ class Session:
             model: as in `taut.compress`.
             example: likewise.
             data: likewise.
-            methods: likewise.
+            methods: likewise; None: besides the default ones hidden units of recurrent layers may go.
             keep: likewise.
             measured: whether measured damages take the place of predicted ones.
             align: as in `taut.compress`.
@@ -97,6 +100,7 @@ class Session:
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
+        narrowing = _unasked(base, inner) if methods is None else narrowing
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
         choices = tuple(survey(inner, stats, low_rank, align, timed=latency is not None))
@@ -239,6 +243,16 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
     if len(narrowing) > 1:
         raise CallError(f"One method can take out channels, not {len(narrowing)}: give {narrowing[0].name} once.")
     return next(iter(narrowing), None), tuple(method for method in methods if method not in narrowing)
+
+
+def _unasked(base: nn.Module, net: Network) -> Method | None:
+    """What takes out hidden units of recurrent layers, where there are such that may go."""
+    if all(layer.kind != "StateLinear" or layer.skip is not None for layer in net.layers):
+        return None
+    with suppress(ModelError):
+        if hidden_alone(coupled(base, net.example), base).groups:
+            return Channels(hidden=True)
+    return None
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:

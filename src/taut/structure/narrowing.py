@@ -16,7 +16,7 @@ from taut.core.example import Example, TautControl
 from taut.core.modes import evaluating
 from taut.core.tensors import tensors
 from taut.errors import ModelError
-from taut.nn import Pick
+from taut.nn import Pick, StateLinear
 from taut.structure.patches import groups_of, weight_of
 from taut.structure.sameness import finite, outputs_match
 
@@ -67,7 +67,11 @@ def left_of(module: nn.Module, cut: Cut) -> dict[str, Tensor]:
     held = {key: t.detach() for key, t in own.items() if t is not None}
     if cut.bias is not None:
         held["bias"] = cut.bias.to(held["bias"])
-    return {key: _part(module, t, cut) for key, t in held.items()}
+    kept = held.pop("kept", None) if isinstance(module, StateLinear) else None
+    left = {key: _part(module, t, cut) for key, t in held.items()}
+    if isinstance(module, StateLinear):
+        left["kept"] = cut.inputs if kept is None else kept.index_select(0, cut.inputs.to(kept.device))
+    return left
 
 
 def _part(module: nn.Module, t: Tensor, cut: Cut) -> Tensor:

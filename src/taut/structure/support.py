@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import nn
@@ -10,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from taut.nn import Rebuilt, mask_of
+from taut.nn import Rebuilt, StateLinear, mask_of
 from taut.structure.baking import computed, leftovers
 from taut.structure.rules import UNIT, module_rule
 
@@ -33,8 +34,8 @@ OTHERS: Mapping[type[nn.Module], str] = {
     _ConvTransposeNd: "transposed convolutions are not factorized",
     nn.Embedding: "an embedding is a table: nothing is multiplied",
     nn.EmbeddingBag: "an embedding is a table: nothing is multiplied",
-    nn.RNNBase: "recurrent layers hold all gates in one parameter",
-    nn.RNNCellBase: "recurrent layers hold all gates in one parameter",
+    nn.RNNBase: "recurrent layers of this kind hold all gates in one parameter",
+    nn.RNNCellBase: "recurrent cells hold all gates in one parameter",
     nn.MultiheadAttention: PACKED,
     nn.Bilinear: "bilinear layers are not factorized",
     nn.PReLU: ACTIVATION,
@@ -82,12 +83,19 @@ ATTENTION = (
 """Why an `nn.MultiheadAttention` is left alone until it is a `taut.nn.Attention`."""
 
 
+RECURRENT = (
+    "recurrent layers hold all gates in one parameter: taut.compress gives each weight a layer of its own; elsewhere "
+    "do that first (a step 'recurrent')"
+)
+"""Why a recurrent layer is left alone until its weights are layers."""
+
+
 def base_kind(module: nn.Module) -> str:
     """The class name, or that of the supported layer of which it is a faithful subclass.
 
     Of a parametrized module that of the class that it had before: torch derives one for each such module.
     """
-    for kind in SUPPORTED:
+    for kind in (StateLinear, *SUPPORTED):
         if isinstance(module, kind) and _computes_as(module, kind):
             return kind.__name__
     own = type(module)
@@ -115,8 +123,9 @@ def refusal(module: nn.Module) -> str | None:
         return "a parametrization computes something of it: remove_parametrizations first"
     if module_rule(module) is not None:
         return UNIT
-    if isinstance(module, SUPPORTED):
-        return _refuse_supported(module)
+    for known, refuse in ((SUPPORTED, _refuse_supported), (nn.RNNBase, _refuse_recurrent)):
+        if isinstance(module, known):
+            return refuse(module)
     kinds = (*OTHERS.items(), *((kind, NORMALIZATION) for kind in NORMS))
     other = f"modules of type {type(module).__name__} are not handled"
     return next((reason for kind, reason in kinds if isinstance(module, kind)), other)
@@ -129,7 +138,28 @@ def _holds_weight_alone(module: nn.Module) -> bool:
     return base_kind(module) in BAKED and names <= {"weight", "bias"} and not others
 
 
-def _refuse_supported(module: nn.Module) -> str | None:
+def _refuse_recurrent(module: Any) -> str:
+    """Why a recurrent layer is left alone: for good, or until its weights are layers."""
+    kind = next((kind for kind in (nn.LSTM, nn.GRU, nn.RNN) if isinstance(module, kind)), None)
+    if kind is None:
+        return OTHERS[nn.RNNBase]
+    if (overridden := _overridden(module, kind)) is not None:
+        return f"{type(module).__name__} overrides {overridden}: it may compute something else"
+    if module.proj_size:
+        return "recurrent layers that project their hidden states (proj_size) are left as they are"
+    own = {**module._parameters, **module._buffers, **module._modules}
+    if set(own) != set(module._flat_weights_names) or not all(isinstance(p, nn.Parameter) for p in own.values()):
+        return (
+            "its weights are no parameters, or it holds others besides: recurrent layers of that kind are not handled"
+        )
+    if {p.dtype for p in own.values()} & {torch.float16, torch.bfloat16, torch.float32, torch.float64} != {
+        module._flat_weights[0].dtype
+    }:
+        return "recurrent layers with weights of this type are not handled"
+    return RECURRENT
+
+
+def _refuse_supported(module: Any) -> str | None:
     weight = module._parameters.get("weight")
     if not isinstance(weight, nn.Parameter):
         return "its weight is no parameter, but computed by other code: make it one first"

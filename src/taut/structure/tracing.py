@@ -45,6 +45,7 @@ from taut.structure.support import (
     LINEAR,
     NORMS,
     PACKED,
+    RECURRENT,
     STILL_NARROWED,
     SUPPORTED,
     base_kind,
@@ -172,7 +173,7 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
             reason = _shared_output(name, module, owners) or unlike(module) or ATTENTION
         elif reason not in {None, UNIT} and use is None:
             reason = _own_form(module) or reason
-        reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED} else reason or use
+        reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED, RECURRENT} else reason or use
     return reasons
 
 

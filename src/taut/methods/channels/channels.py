@@ -31,7 +31,7 @@ from taut.methods.narrow_layers import (
     slimmed,
 )
 from taut.structure.channels.cuts import cuts_of
-from taut.structure.channels.groups import ChannelGroup, Coupling, coupled
+from taut.structure.channels.groups import ChannelGroup, Coupling, coupled, hidden_alone
 from taut.structure.narrowing import Cut
 from taut.structure.rules import UNIT
 from taut.structure.statistics import LayerStatistics
@@ -93,6 +93,7 @@ class Channels:
             and the lanes (`taut.measure.LatencyModel`), as a budget of latency finds them.
         criterion: see above.
         even: every group loses the same share.
+        hidden: only hidden units of recurrent layers go, with all that reads them; all other channels stay.
         align: widths are multiples of it; None: multiples that kernels like.
         floors: weights that each of the step's layers keeps at least, layer after layer.
         counts: channels that every group keeps, in the order of the network; filled in when the step is carried out,
@@ -107,6 +108,7 @@ class Channels:
     rates: list[float] | None = None
     criterion: str = "obs"
     even: bool = False
+    hidden: bool = False
     align: int | None = None
     floors: list[int] | None = None
     counts: list[int] | None = None
@@ -143,7 +145,8 @@ class Channels:
         self._must("criterion", self.criterion in CRITERIA, f"one of {', '.join(CRITERIA)}")
         good = self.align is None or (type(self.align) is int and self.align > 0)
         self._must("align", good, "a whole number, at least 1")
-        self._must("even", isinstance(self.even, bool), "True or False")
+        for key in ("even", "hidden"):
+            self._must(key, isinstance(getattr(self, key), bool), "True or False")
         floors: Any = self.floors
         good = floors is None or (
             isinstance(floors, list) and all(type(least) is int and least >= 0 for least in floors)
@@ -174,7 +177,8 @@ class Channels:
         names = {place: name for name, place in places.items()}
         if self.widths is not None and self.counts is None:
             raise CallError("The 'widths' of channels are a record: give 'counts', or what the layers may cost.")
-        groups, stays = _within(coupled(model, example), names)
+        coupling = coupled(model, example)
+        groups, stays = _within(hidden_alone(coupling, model) if self.hidden else coupling, names)
         layers, curves = described(model, example, names), curves_of(model, groups, known, self.criterion, names)
         usable = list(range(len(groups)))
         while usable:
@@ -359,7 +363,7 @@ def _number(value: Any) -> bool:
 def _refuse(layer: Layer) -> str | None:
     if layer.skip == UNIT:
         return None if layer.weight else UNIT
-    if layer.kind in PER_CHANNEL or layer.kind in {"GroupNorm", *TRANSPOSED, "Embedding"}:
+    if layer.kind in PER_CHANNEL or layer.kind in {"GroupNorm", *TRANSPOSED, "Embedding", "StateLinear"}:
         return None if layer.skip in STILL_NARROWED else layer.skip
     if layer.skip is not None and layer.skip.startswith(READ_ELSEWHERE):
         return None

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from taut.core.example import Example
 from taut.core.text import some
+from taut.nn import StateLinear
 from taut.structure.channels.mentions import named_in_code
+from taut.structure.channels.recurrent_rules import pair_units
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
 
 UNREAD = "no layer reads them"
@@ -99,6 +101,7 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
     if unreached:
         remedy = "give an input that does, or remove them"
         _pin_all(runs, f"the example does not reach {some(unreached)}, which may read or give any channels: {remedy}")
+    pair_units(runs.copied, runs.sides, runs.labels)
     sharing, read = runs.sharing(), runs.read_elsewhere()
     for (name, _), side in runs.sides.items():
         if name in sharing:
@@ -106,8 +109,15 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
         if name in read:
             runs.labels.atoms.pin(side, f"other code uses a parameter of '{name}'")
     sides, pinned = runs.classes(), runs.labels.atoms.pinned()
-    groups, left = _grouped(sides, pinned, list(runs.layers), runs.ruled_classes())
+    groups, left = _grouped(sides, pinned, [name for name, _ in runs.copied.named_modules()], runs.ruled_classes())
     return Coupling(groups, _reasons(sides, pinned | left), frozenset(runs.foreign), unreached)
+
+
+def hidden_alone(coupling: Coupling, model: nn.Module) -> Coupling:
+    """The hidden units of recurrent layers, and why some of these stay; as if there were no other channels."""
+    inner = {name for name, module in model.named_modules() if isinstance(module, StateLinear)}
+    groups = tuple(group for group in coupling.groups if any(member.layer in inner for member in group.members))
+    return replace(coupling, groups=groups, stays={n: reason for n, reason in coupling.stays.items() if n in inner})
 
 
 def _pin_all(runs: LabelledRuns, reason: str) -> None:

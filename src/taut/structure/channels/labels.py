@@ -35,6 +35,7 @@ class Labels:
         self._own = {id(t) for t in own}
         self._held: Any = WeakTensorKeyDictionary()
         self._crossed: Any = WeakTensorKeyDictionary()
+        self._layered: Any = WeakTensorKeyDictionary()
 
     def of(self, value: Any) -> Tensor | None:
         """The label of a tensor, with the classes as they are now; None for what has no channels that could go."""
@@ -58,6 +59,14 @@ class Labels:
         """The channels of a and b, element by element, can only go together."""
         if self.tying:
             self.atoms.unite(a, b)
+
+    def layered(self, value: Tensor) -> None:
+        """Note that the first axis of a tensor holds layers, each with its own channels: it never becomes shorter."""
+        self._layered[value] = True
+
+    def holds_layers(self, value: Any) -> bool:
+        """Whether `layered` was said of a tensor."""
+        return isinstance(value, Tensor) and value in self._layered
 
     def origin(self, value: Tensor) -> bool | None:
         """Whether a tensor was computed from the network's own tensors alone (False), or from others, too (True).

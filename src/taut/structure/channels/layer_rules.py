@@ -13,12 +13,21 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from taut.nn import Rebuilt, Reorder, mask_of
+from taut.nn import Rebuilt, Recurrent, Reorder, mask_of
 from taut.structure.channels.labels import Labels, along, compact, varying
 from taut.structure.patches import CONVOLUTIONS
 from taut.structure.support import refusal
 
-OPAQUE = (nn.RNNBase, nn.RNNCellBase, nn.MultiheadAttention, nn.Bilinear, nn.EmbeddingBag, _ConvTransposeNd, Rebuilt)
+OPAQUE = (
+    nn.RNNBase,
+    nn.RNNCellBase,
+    Recurrent,
+    nn.MultiheadAttention,
+    nn.Bilinear,
+    nn.EmbeddingBag,
+    _ConvTransposeNd,
+    Rebuilt,
+)
 """Layers whose own channels stay, and those that they read; of transposed convolutions only what is not narrowable."""
 
 BETWEEN: tuple[type[nn.Module], ...] = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm, nn.PReLU)

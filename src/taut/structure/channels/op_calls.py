@@ -75,7 +75,7 @@ class Call:
         """What the same call makes of a label in the place of its first tensor."""
         return operands([self.func(label, *self.args[1:], **self.kwargs)])
 
-    def give(self, labels: Iterable[Tensor]) -> None:
+    def give(self, labels: Iterable[Tensor | None]) -> None:
         """Label what was made, tensor by tensor."""
         for t, label in zip(self.made, labels, strict=True):
             self.labels.put(t, label)

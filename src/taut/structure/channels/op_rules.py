@@ -110,7 +110,11 @@ def _parts(call: Call) -> None:
     before = call.before
     if before is None:
         return call.give_up()
-    lost = set(varying(before)) & _touched(call, before)
+    layered = call.labels.holds_layers(call.args[0])
+    lost = set(varying(before)) & _touched(call, before) - ({0} if layered else set())
+    for t in call.made if layered else ():
+        if t.ndim == before.ndim:
+            call.labels.layered(t)
     if lost and (len(call.made) > 1 or call.made[0].shape != call.args[0].shape):
         call.pin(before, PLACES)
     return call.give(call.again(before))
@@ -276,6 +280,15 @@ def _side(label: Tensor | None, axis: int, *, inner: bool) -> Tensor | None:
     return outer if varying(outer) else None
 
 
+def _packed(call: Call) -> None:
+    """Sequences of several lengths one behind the other, or apart again: channels lie on the last axis."""
+    before = call.before
+    if before is None or set(varying(before)) - {before.ndim - 1}:
+        return call.give_up()
+    row = before[(0,) * (before.ndim - 1)]
+    return call.give([row.expand(call.made[0].shape), *[None] * (len(call.made) - 1)])
+
+
 def _copied(call: Call) -> None:
     """Written into a tensor: one with channels of its own, or a buffer of fixed size."""
     mine, other = call.before, call.labels.of(call.args[1])
@@ -317,5 +330,6 @@ RULES: dict[str, Rule] = {
     **_rules(_padded, "constant_pad_nd"),
     **_rules(_multiplied, "mm bmm addmm baddbmm"),
     **_rules(_copied, "copy"),
+    **_rules(_packed, "_pack_padded_sequence _pad_packed_sequence"),
 }
 """Operation -> how it treats channels; pointwise ones are known by torch's own tags, all others pin."""

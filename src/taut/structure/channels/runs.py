@@ -20,12 +20,14 @@ from taut.core.example import Example
 from taut.core.modes import evaluating, generator
 from taut.core.tensors import address, all_tensors, all_values, map_tensors, tensors
 from taut.errors import ModelError
+from taut.nn import Recurrent
 from taut.nn.answering import ASKED, LIKE
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels
 from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_kind, gives_its_own, narrowable, passes
 from taut.structure.channels.op_calls import Call, operands
 from taut.structure.channels.op_rules import note
+from taut.structure.channels.recurrent_rules import follow_recurrent, unpacking
 from taut.structure.channels.user_rules import follow, follow_module, watched_functions
 from taut.structure.coverage import seeded
 from taut.structure.rules import ChannelRule, module_rule, operator_rule
@@ -171,6 +173,7 @@ class LabelledRuns:
                 torch.no_grad(),
                 sdpa_kernel(SDPBackend.MATH),
                 watched_functions(self.labels, self._inside),
+                unpacking(self.labels, self._inside),
                 _Dispatch(self),
             ):
                 output = example.run(self.copied, value)
@@ -223,6 +226,9 @@ class LabelledRuns:
         if name in self.ruled:
             sides = Sides(self.labels, self.sides, name)
             follow_module(self.ruled[name], module, sides, (args, kwargs), output)
+            return
+        if isinstance(module, Recurrent):
+            follow_recurrent(module, Sides(self.labels, self.sides, name), (args, kwargs), output)
             return
         if name not in self.known or not args or len(tensors(args)) != 1 or not isinstance(output, Tensor):
             kind = type(module).__name__

@@ -1,0 +1,71 @@
+"""Recurrent layers with a layer for every weight, on torch's own kernel: the output stays."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any, ClassVar
+
+from torch import nn
+
+from taut.methods.plain_form import PlainForm
+from taut.nn import Recurrent as Module
+from taut.structure.support import RECURRENT
+from taut.types import Cost, Group, Rewrite
+
+SETTINGS = ("bidirectional", "bias", "batch_first", "dropout")
+"""Of torch's layer, which no shape tells."""
+
+
+@dataclass(frozen=True)
+class Recurrent(PlainForm):
+    """Put a `taut.nn.Recurrent` in the place of an `nn.LSTM`, `nn.GRU` or `nn.RNN`: the same kernel, the same output.
+
+    The weights for the inputs of all gates and directions are one `nn.Linear` then, which other methods take, and those
+    for the hidden states are layers whose units may go. `taut.compress` does this first, without being asked; where
+    nothing else is done to the layer, it stays torch's. Two biases, stacked layers, both directions, packed sequences
+    and states are as they were. Hidden states that are projected (`proj_size`) are left alone.
+
+    Attributes:
+        mode: as torch calls it. sizes: inputs, hidden units and layers.
+        bidirectional, bias, batch_first, dropout: of torch's layer. All are found out when the step is carried out.
+    """
+
+    mode: str | None = None
+    sizes: list[int] | None = None
+    bidirectional: bool = False
+    bias: bool = True
+    batch_first: bool = False
+    dropout: float = 0.0
+
+    name: ClassVar[str] = "recurrent"
+    plain: ClassVar[bool] = False
+
+    def refuses(self, group: Group) -> str | None:
+        """All layers that are not recurrent."""
+        if len(group.layers) != 1:
+            return "recurrent takes one layer at a time"
+        skip = group.layer.skip
+        return None if skip == RECURRENT else skip or "recurrent: it is no recurrent layer"
+
+    def restored(self, module: Any) -> nn.Module:
+        """The layer with its weights as layers; itself where it is one already."""
+        return module if isinstance(module, Module) else Module.of(module)
+
+    def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
+        """Copies of the weights as layers."""
+        del factors
+        ((name, module),) = modules.items()
+        made: Any = self.restored(module)
+        sizes = [made.input_size, made.hidden_size, made.num_layers]
+        resolved = replace(self, mode=made.mode, sizes=sizes, **{key: getattr(made, key) for key in SETTINGS})
+        return Rewrite({name: made}, resolved)
+
+    def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
+        """The layer with uninitialized weights."""
+        settings = {key: getattr(self, key) for key in SETTINGS}
+        return {group.layer.name: Module.empty(self.mode or "LSTM", self.sizes or (1, 1, 1), **settings, device="meta")}
+
+    def cost(self, group: Group) -> Cost:
+        """As before."""
+        return group.layer.cost

@@ -1,0 +1,169 @@
+"""Recurrent layers with a layer for every weight compute what torch's do, fused and step by step."""
+
+import copy
+import pickle
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
+
+from taut.nn import Recurrent
+
+KINDS = {
+    "LSTM": nn.LSTM,
+    "GRU": nn.GRU,
+    "tanh": nn.RNN,
+    "relu": lambda *sizes, **given: nn.RNN(*sizes, nonlinearity="relu", **given),
+}
+
+
+def made(kind, layers=1, **given):
+    return KINDS[kind](5, 4, layers, **given).eval()
+
+
+def watched(module):
+    """A copy that takes its steps one by one."""
+    copied = copy.deepcopy(module)
+    for part in copied.modules():
+        if isinstance(part, nn.Linear):
+            part.register_forward_hook(lambda *_: None)
+    return copied
+
+
+def states(module, samples):
+    shape = (module.num_layers * (1 + module.bidirectional), samples, module.hidden_size)
+    return (torch.randn(shape), torch.randn(shape)) if module.mode == "LSTM" else torch.randn(shape)
+
+
+def close(a, b):
+    if isinstance(a, torch.Tensor):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    elif a is not None:
+        for first, second in zip(a, b, strict=True):
+            close(first, second)
+
+
+@settings(max_examples=25, deadline=None)
+@given(
+    kind=st.sampled_from(sorted(KINDS)),
+    layers=st.integers(1, 3),
+    flags=st.fixed_dictionaries({key: st.booleans() for key in ("bidirectional", "batch_first", "bias")}),
+    lengths=st.lists(st.integers(1, 4), min_size=3, max_size=3),
+    begun=st.booleans(),
+)
+def test_every_form_computes_what_torch_does(kind, layers, flags, lengths, begun):
+    torch.manual_seed(0)
+    module = made(kind, layers, **flags)
+    mine = Recurrent.of(module)
+    x = torch.randn((3, 4, 5) if module.batch_first else (4, 3, 5))
+    packed = pack_padded_sequence(x, torch.tensor(lengths), module.batch_first, enforce_sorted=False)
+    hx = states(module, 3) if begun else None
+    for way in (mine, watched(mine)):
+        assert way.fused() is (way is mine)
+        close(module(x, hx), way(x, hx))
+        close(module(packed, hx), way(packed, hx))
+        alone = x[0] if module.batch_first else x[:, 0]
+        close(module(alone), way(input=alone))
+
+
+def test_it_goes_back_to_torchs_layer():
+    module = made("GRU", 2, bidirectional=True)
+    module.weight_hh_l0.requires_grad_(False)
+    back = Recurrent.of(module).restored()
+    assert type(back) is nn.GRU
+    assert back.batch_first is False
+    assert all(torch.equal(p, back.get_parameter(name)) for name, p in module.named_parameters())
+    assert not back.weight_hh_l0.requires_grad
+
+
+def test_what_is_no_plain_layer_has_no_way_back():
+    mine = Recurrent.of(made("LSTM"))
+    mine.inputs[0] = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 16))
+    with pytest.raises(ValueError, match="no plain one"):
+        mine.restored()
+
+
+def test_a_factor_stands_in_front_of_the_kernel():
+    torch.manual_seed(0)
+    module = made("LSTM", 2, bidirectional=True)
+    mine = Recurrent.of(module)
+    for number, part in enumerate(mine.inputs):
+        whole = nn.Linear(part.in_features, part.in_features, bias=False)
+        nn.init.eye_(whole.weight)
+        mine.inputs[number] = nn.Sequential(whole, part)
+    x = torch.randn(3, 4, 5)
+    assert mine.fused()
+    close(module(x), mine(x))
+    close(module(x), watched(mine)(x))
+    assert mine.input_size == 5
+
+
+def test_any_other_layer_is_called_step_by_step():
+    torch.manual_seed(0)
+    module = made("GRU")
+    mine = Recurrent.of(module)
+    mine.states[0] = nn.Sequential(mine.states[0], nn.Identity())
+    x = torch.randn(3, 4, 5)
+    assert not mine.fused()
+    close(module(x), mine(x))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_gradients_are_those_of_torch(kind):
+    torch.manual_seed(0)
+    module = made(kind, 2).train()
+    mine, x = Recurrent.of(module), torch.randn(3, 4, 5)
+    module(x)[0].square().sum().backward()
+    for way in (mine, watched(mine)):
+        way.zero_grad()
+        way(x)[0].square().sum().backward()
+        close(module.weight_ih_l1.grad, way.inputs[1].weight.grad)
+        close(module.weight_hh_l0.grad, way.states[0].weight.grad)
+
+
+def test_dropout_between_layers_acts_in_training_alone():
+    torch.manual_seed(0)
+    module = nn.LSTM(5, 64, 2, dropout=0.5)
+    mine, x = Recurrent.of(module), torch.randn(4, 3, 5)
+    mine.inputs[1] = nn.Sequential(nn.Identity(), mine.inputs[1])
+    torch.manual_seed(1)
+    wanted = module(x)[0]
+    torch.manual_seed(1)
+    assert torch.allclose(wanted, mine(x)[0], atol=1e-6)
+    assert not torch.allclose(mine(x)[0], mine(x)[0])
+    assert torch.equal(mine.eval()(x)[0], mine(x)[0])
+
+
+def test_units_that_are_left_find_their_initial_states():
+    torch.manual_seed(0)
+    module = made("LSTM", 2)
+    narrow = Recurrent.empty("LSTM", (5, 3, 2))
+    for part in narrow.states:
+        part.kept = torch.tensor([0, 2, 3])
+    x, hx = torch.randn(4, 3, 5), states(module, 3)
+    wanted = narrow(x, tuple(t[..., [0, 2, 3]] for t in hx))
+    close(wanted, narrow(x, hx))
+    close(wanted, watched(narrow)(x, hx))
+
+
+def test_one_bias_of_two_is_enough():
+    torch.manual_seed(0)
+    mine = Recurrent.of(made("GRU"))
+    x = torch.randn(4, 3, 5)
+    mine.states[0].bias = None
+    close(watched(mine)(x), mine(x))
+
+
+def test_it_is_copied_pickled_compiled_and_says_what_it_is():
+    mine = Recurrent.of(made("LSTM", 2, batch_first=True, bidirectional=True))
+    x = torch.randn(3, 4, 5)
+    for other in (copy.deepcopy(mine), pickle.loads(pickle.dumps(mine))):  # noqa: S301 - our own
+        assert torch.equal(mine(x)[0], other(x)[0])
+    assert torch.equal(mine(x)[0], torch.compile(mine, backend="eager", fullgraph=True)(x)[0])
+    assert "LSTM, 5, 4, num_layers=2, batch_first=True, bidirectional=True" in repr(mine)
+    assert (mine.hidden_size, mine.num_layers, mine.proj_size, mine.bias) == (4, 2, 0, True)
+    mine.flatten_parameters()
+    assert isinstance(mine(pack_padded_sequence(x, torch.tensor([4, 2, 1]), True))[0], PackedSequence)
