@@ -308,6 +308,21 @@ class InputsFirst(nn.Module):
         return torch.addmm(self.bias, x.reshape(-1, x.shape[-1]), self.weight).view(*x.shape[:-1], self.width)
 
 
+class Multiplied(nn.Module):
+    """Weights that code multiplies by: of a layer, in slices, with an axis of heads."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.slices = nn.Linear(16, 16), nn.Parameter(torch.randn(32, 16) / 4)
+        self.heads, self.last = nn.Parameter(torch.randn(2, 8, 12) / 4), nn.Linear(12, 8, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        gate, values = self.slices.chunk(2)
+        x = F.linear(x, self.first.weight, self.first.bias).relu()
+        x = torch.sigmoid(x @ gate.T) * F.linear(x, values)
+        return F.linear(torch.einsum("bnhk,hkd->bnd", x.unflatten(-1, (2, 8)), self.heads), self.last.weight)
+
+
 def own_linear() -> nn.Module:
     return sequential(turned=InputsFirst(16, 24), act=nn.ReLU(), square=InputsFirst(24, 24), plain=nn.Linear(24, 12))
 
@@ -468,6 +483,7 @@ NETS = (
     Case("weight_norm_hook", old_weight_norm, randn(2, 8, 10)),
     Case("spectral_norm", spectral_norm, randn(2, 16)),
     Case("own_linear", own_linear, randn(2, 3, 16)),
+    Case("multiplied", Multiplied, randn(2, 3, 16)),
     Case("own_conv", own_conv, randn(2, 4, 9, 10)),
     Case("tied", Tied, lambda: tokens(20, 2, 6)),
     Case("shared", Shared, randn(2, 4, 4, 4)),

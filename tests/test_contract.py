@@ -20,7 +20,16 @@ from taut.methods.channels.channels import READ_ELSEWHERE
 from taut.methods.factorization import Unplanned
 from taut.nn import Answering, Reorder
 from taut.planning.application import apply_plan
-from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, RECURRENT, STILL_NARROWED, UNFACTORIZED
+from taut.structure.support import (
+    ATTENTION,
+    COMPUTED,
+    CONVOLUTION,
+    LINEAR,
+    MULTIPLIED,
+    RECURRENT,
+    STILL_NARROWED,
+    UNFACTORIZED,
+)
 from taut.structure.surgery import answering, clone, replace
 from taut.types import Looking, Slimming
 
@@ -68,6 +77,7 @@ TAKEN = {
     "as_conv": (CONVOLUTION,),
     "as_attention": (ATTENTION,),
     "as_linear": (LINEAR,),
+    "as_layer": (MULTIPLIED,),
     "bake": (COMPUTED,),
     "recurrent": (RECURRENT,),
     "dead_units": UNFACTORIZED,

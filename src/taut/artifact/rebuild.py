@@ -15,7 +15,7 @@ from taut.methods import resolve, settings
 from taut.nn import Answering, Rebuilt, Reorder
 from taut.structure.reordering import sides
 from taut.structure.rules import UNIT, narrowed_unit
-from taut.structure.surgery import answering, forget_hooks, locate, replace
+from taut.structure.surgery import answering, forget_hooks, locate, part, replace
 from taut.types import Fitting, Group, Kept, Layer, Plan, Restoring, Step
 
 Shapes = dict[str, tuple[int, ...]]
@@ -59,7 +59,7 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
             places = {layer.name: _located(model, layer) for layer in _group(step).layers if layer.skip != UNIT}
             for name, module in _skeleton(step).items():
                 place = places[name]
-                old = model.get_submodule(place)
+                old = part(model, place)
                 if isinstance(method, Restoring):
                     replace(model, place, method.restored(old))
                     continue
@@ -142,7 +142,7 @@ def _fitted(step: Step, shapes: Shapes) -> Step:
 def _located(model: nn.Module, layer: Layer) -> str:
     """Where the layer stands; checked before its skeleton is built, which so never takes more memory than it does."""
     place = locate(model, layer)
-    here = model.get_submodule(place)
+    here = part(model, place)
     groups = getattr(here, "groups", getattr(here, "num_groups", 1))
     if groups != layer.groups:
         raise CallError(f"The layer '{layer.name}' has {groups} groups in the base and {layer.groups} in the folder.")
@@ -195,7 +195,8 @@ def _own_shapes(module: nn.Module) -> Shapes:
 
 
 def _below(shapes: Shapes, place: str) -> Shapes:
-    return {name.removeprefix(f"{place}."): sizes for name, sizes in shapes.items() if name.startswith(f"{place}.")}
+    below = {name.removeprefix(f"{place}."): sizes for name, sizes in shapes.items() if name.startswith(f"{place}.")}
+    return below or ({"": shapes[place]} if place in shapes else {})
 
 
 def _find(shapes: Shapes, name: str, wanted: Shapes) -> str | None:
@@ -208,13 +209,18 @@ def _find(shapes: Shapes, name: str, wanted: Shapes) -> str | None:
 
 
 def _is_original(found: Shapes, layer: Layer) -> bool:
+    if layer.summed:
+        return layer.weight in {found.get("weight"), found.get("")}
     plain = not any("." in name for name in found)
     return plain and found.get("weight", ()) == layer.weight and ("bias" in found) == layer.bias
 
 
 def _undo(shapes: Shapes, place: str, layer: Layer) -> None:
     for name in _below(shapes, place):
-        del shapes[f"{place}.{name}"]
+        del shapes[f"{place}.{name}" if name else place]
+    if layer.summed:
+        shapes[place] = layer.weight
+        return
     if layer.weight:
         shapes[f"{place}.weight"] = layer.weight
     if layer.bias:

@@ -10,6 +10,7 @@ from taut.core.text import brief
 from taut.errors import CallError
 from taut.methods.as_attention import AsAttention
 from taut.methods.as_conv import AsConv
+from taut.methods.as_layer import AsLayer
 from taut.methods.as_linear import AsLinear
 from taut.methods.bake import Bake
 from taut.methods.channels.channels import Channels
@@ -46,6 +47,7 @@ METHODS |= {
     "as_conv": AsConv,
     "as_attention": AsAttention,
     "recurrent": Recurrent,
+    "as_layer": AsLayer,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "channels": Channels,

@@ -9,6 +9,7 @@ from taut.nn.hashed import Hashed
 from taut.nn.lowrank import LowRankSparse
 from taut.nn.masks import Mask, bake, fill_plain, hold_zeros, mask_of, masked, plain_state
 from taut.nn.padding import SamePad
+from taut.nn.product import Product
 from taut.nn.quantized import Int8Weight
 from taut.nn.rebuilt import Rebuilt
 from taut.nn.recurrent import Recurrent, StateLinear
@@ -25,6 +26,7 @@ __all__ = [
     "LowRankSparse",
     "Mask",
     "Pick",
+    "Product",
     "Rebuilt",
     "Recurrent",
     "Reorder",

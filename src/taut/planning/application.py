@@ -36,7 +36,7 @@ from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import answering, clone, locate, shallow
+from taut.structure.surgery import answering, clone, locate, part, shallow
 from taut.structure.surgery import replace as put
 from taut.structure.tracing import trace
 from taut.structure.wrappers import unwrapped
@@ -52,6 +52,7 @@ from taut.types import (
     Restoring,
     Slimming,
     Step,
+    Tracing,
 )
 from taut.types.plan import KeptCode
 
@@ -225,7 +226,7 @@ def _fold(small: nn.Module, done: list[Step], net: Network) -> tuple[list[Step],
 def _forms_in_front(model: nn.Module, plan: Plan) -> int:
     """How many steps give layers their plain form before one that names what came of them; 0 where none does."""
     named = {name for step in plan.steps for name in step.layers}
-    if named <= {name for name, _ in model.named_modules()}:
+    if named <= _names(model):
         return 0
     forms = takewhile(lambda step: isinstance(resolve(step), Restoring), plan.steps)
     return sum(1 for _ in forms)
@@ -249,10 +250,13 @@ def _apply_behind(model: nn.Module, plan: Plan, first: int, stats: Statistics, d
     return small, done
 
 
+def _names(model: nn.Module) -> set[str]:
+    """What a step may name: modules, and parameters that may become some."""
+    return {name for name, _ in (*model.named_modules(), *model.named_parameters(remove_duplicate=False))}
+
+
 def _check_names(model: nn.Module, plan: Plan) -> None:
-    missing = sorted(
-        {name for step in plan.steps for name in step.layers} - {name for name, _ in model.named_modules()}
-    )
+    missing = sorted({name for step in plan.steps for name in step.layers} - _names(model))
     if missing:
         raise CallError(f"The plan names a layer that the model does not have: '{missing[0]}'.")
 
@@ -279,8 +283,9 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
     refused = method.refuses(group)
     if refused:
         raise CallError(f"{step.method} does not apply to layer '{step.layers[0]}': {refused}.")
+    method = method.as_traced(group) if isinstance(method, Tracing) else method
     places = {layer.name: locate(small, layer) for layer in group.layers}
-    modules = {name: small.get_submodule(place) for name, place in places.items()}
+    modules = {name: part(small, place) for name, place in places.items()}
     asked, method = method, method.decided(modules) if isinstance(method, Automatic) else method
     decided = method != asked
     method.cost(group)  # refuses settings outside their range

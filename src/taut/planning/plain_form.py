@@ -12,8 +12,8 @@ from taut.nn import Attention, Recurrent
 from taut.planning.application import apply_plan
 from taut.structure.attention_form import packed_biases
 from taut.structure.observation import observe
-from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, RECURRENT
-from taut.structure.surgery import carry, clone
+from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, MULTIPLIED, PARAMETER, RECURRENT
+from taut.structure.surgery import carry, clone, hold, part
 from taut.structure.tracing import trace
 from taut.types import Group, Kept, Layer, Network, Plan, Step
 
@@ -23,6 +23,7 @@ PLAIN_FORMS = {
     CONVOLUTION: "as_conv",
     ATTENTION: "as_attention",
     RECURRENT: "recurrent",
+    MULTIPLIED: "as_layer",
 }
 """Why a layer is left alone -> the method that does away with it."""
 
@@ -88,6 +89,10 @@ def in_own_form(model: nn.Module, original: nn.Module, steps: Sequence[Step]) ->
     """A copy of a model in which the layers of these steps are the original's again."""
     copied = clone(model)
     for layer in (layer for step in steps if step.group is not None for layer in step.group.layers):
+        if layer.summed:
+            place = layer.name if layer.kind == PARAMETER else f"{layer.name}.weight"
+            hold(copied, place, clone(part(original, place)))
+            continue
         plain, own = copied.get_submodule(layer.name), clone(original.get_submodule(layer.name))
         own = _own_form(plain, own)
         values = plain.state_dict() if layer.computed else {}
@@ -112,7 +117,9 @@ def kept_whole(kept: Sequence[Kept], idle: Sequence[Step], net: Network) -> tupl
         idle: the steps that gave plain forms that nothing needs.
         net: the original.
     """
-    modules = {la.name: la for step in idle if step.group is not None for la in step.group.layers if not la.weight}
+    modules = {
+        la.name: la for step in idle if step.group is not None for la in step.group.layers if not la.weight or la.rows
+    }
     if not modules:
         return tuple(kept)
 

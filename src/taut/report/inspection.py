@@ -208,9 +208,11 @@ def _reaches(network: Network, base: Network, channels: Coupling, first: Mapping
     known = {layer.name: layer for layer in network.layers}
     for layer in base.layers:
         whole = next((name for name in first if f"{layer.name}.".startswith(f"{name}.")), layer.name)
-        reach = _reach(layer, channels, first.get(whole))
         own = known.get(whole, layer)
-        yield replace(reach, layer=own if own.weight or whole not in first else layer)
+        if own.summed and not own.rows and layer.name == whole:
+            continue  # what is left of a module whose weight is a layer
+        reach = _reach(layer, channels, first.get(whole))
+        yield replace(reach, layer=own if (own.weight and not own.rows) or whole not in first else layer)
 
 
 def _defaults() -> list[str]:

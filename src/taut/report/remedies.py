@@ -19,6 +19,12 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"does not reach", "give an example, or calibration data, that reach them; or remove them"),
     (r"output on the example is empty", "give an example on which it computes something"),
     (r"asks what kind of layer", "decide by something else than isinstance or the class, such as the layer's name"),
+    (
+        r"taut.compress puts a layer there",
+        "nothing: taut.compress does; in a plan of your own a step 'as_layer' does",
+    ),
+    (r"other code multiplies by its weight", "call a torch.nn.Linear there"),
+    (r"its weight is a layer of its own", "nothing: see the layer inside of it"),
     (r"computes with it", "call the layer in place of using its weight"),
     (r"reads its attribute", "read the attribute from the model's settings, not from the layer"),
     (r"fused encoder", "build it with enable_nested_tensor=False"),

@@ -176,6 +176,7 @@ class Session:
         renamed = tuple(_original_names(step, self.exact) for step in plan.steps)
         small, exact = self._needed(small, renamed, limits)
         kept = kept_whole(plan.kept, [step for step in self.exact if step not in exact], self.network)
+        kept = tuple(replace(one, layer=_original_name(one.layer, self.exact)) for one in kept)
         whole = replace(plan, steps=(*exact, *renamed), kept=kept, before=self.network.cost)
         remember(small, whole)  # what was carried out of the base alone leaves out the exact steps
         return small, whole
@@ -299,12 +300,14 @@ def _original_names(step: Step, exact: tuple[Step, ...]) -> Step:
 
     What became several layers has none of its own any more: these go by the names that they have.
     """
-    names = {la.name for done in exact for la in ((done.group and done.group.layers) or ()) if la.weight}
-
-    def original(name: str) -> str:
-        return next((known for known in names if name == known or name.startswith(f"{known}.")), name)
-
     if step.group is None:
         return step
-    layers = tuple(replace(layer, name=original(layer.name)) for layer in step.group.layers)
-    return replace(step, layers=tuple(original(name) for name in step.layers), group=Group(layers))
+    layers = tuple(replace(layer, name=_original_name(layer.name, exact)) for layer in step.group.layers)
+    return replace(step, layers=tuple(_original_name(name, exact) for name in step.layers), group=Group(layers))
+
+
+def _original_name(name: str, exact: tuple[Step, ...]) -> str:
+    """The layer that exact steps replaced, of which a layer is what there is; of several parts each has its own."""
+    layers = [layer for done in exact if done.group is not None for layer in done.group.layers]
+    known = {layer.name for layer in layers if layer.weight and not layer.rows}
+    return next((one for one in known if name == one or name.startswith(f"{one}.")), name)

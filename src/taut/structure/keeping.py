@@ -24,14 +24,27 @@ def shares_of(model: nn.Module, keep: Keep) -> dict[str, float]:
     first: dict[int, str] = {}
     for name, module in modules:
         first.setdefault(id(module), name)
-    shares = read_keep(keep, [_candidate(name, module) for name, module in modules])
+    named = _bare_parameters(unwrapped(model))
+    candidates = [_candidate(name, module) for name, module in modules]
+    shares = read_keep(keep, candidates + [Candidate(name, frozenset({"Parameter"})) for name in named])
     inner = {name for name, _ in unwrapped(model).named_modules()}
-    kept: dict[str, float] = {}
+    kept: dict[str, float] = {name: share for name, share in shares.items() if name in named}
     for name, module in modules:
         own = first[id(module)]  # a layer under two names is one
         if name in shares and own in inner:
             kept[own] = max(shares[name], kept.get(own, 0.0))
-    return kept
+    around = {name: name.rpartition(".")[0] for name in named}
+    return {**kept, **{name: max(kept[path], kept.get(name, 0.0)) for name, path in around.items() if path in kept}}
+
+
+def _bare_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
+    """Parameters of modules that are not torch's: each may be a layer of its own."""
+    return {
+        f"{name}.{key}" if name else key: parameter
+        for name, module in model.named_modules()
+        for key, parameter in module._parameters.items()
+        if parameter is not None and parameter.ndim > 1 and not type(module).__module__.startswith("torch.nn.modules.")
+    }
 
 
 def _candidate(name: str, module: nn.Module) -> Candidate:

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from taut.nn import Rebuilt, StateLinear, mask_of
+from taut.nn import Product, Rebuilt, StateLinear, mask_of
 from taut.structure.baking import computed, leftovers
 from taut.structure.rules import UNIT, module_rule
 
@@ -89,6 +89,25 @@ RECURRENT = (
 )
 """Why a recurrent layer is left alone until its weights are layers."""
 
+MULTIPLIED = (
+    "other code multiplies by its weight: taut.compress puts a layer there; elsewhere do that first (a step 'as_layer')"
+)
+"""Why a weight is left alone until it is a layer."""
+
+UNCALLED = "it is never called on the example (other code may use its weight directly)"
+
+COMPUTED_WITH = (
+    "other code reads its attribute '{attribute}' and computes with it, so a replacement for '{name}' would not do: "
+    "call the layer instead"
+)
+
+OTHER_KIND = "modules of type {kind} are not handled"
+
+OVERRIDDEN = "{kind} overrides {name}: it may compute something else"
+
+PARAMETER = "Parameter"
+"""The kind of a layer that is a bare parameter, under the parameter's name."""
+
 
 def base_kind(module: nn.Module) -> str:
     """The class name, or that of the supported layer of which it is a faithful subclass.
@@ -127,7 +146,7 @@ def refusal(module: nn.Module) -> str | None:
         if isinstance(module, known):
             return refuse(module)
     kinds = (*OTHERS.items(), *((kind, NORMALIZATION) for kind in NORMS))
-    other = f"modules of type {type(module).__name__} are not handled"
+    other = OTHER_KIND.format(kind=type(module).__name__)
     return next((reason for kind, reason in kinds if isinstance(module, kind)), other)
 
 
@@ -161,11 +180,13 @@ def _refuse_recurrent(module: Any) -> str:
 
 def _refuse_supported(module: Any) -> str | None:
     weight = module._parameters.get("weight")
+    if isinstance(module._modules.get("weight"), Product):
+        return "its weight is a layer of its own"
     if not isinstance(weight, nn.Parameter):
         return "its weight is no parameter, but computed by other code: make it one first"
     overridden = [_overridden(module, kind) for kind in SUPPORTED if isinstance(module, kind)]
     if all(overridden):
-        return f"{type(module).__name__} overrides {overridden[0]}: it may compute something else"
+        return OVERRIDDEN.format(kind=type(module).__name__, name=overridden[0])
     if weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:
         return f"weights of type {str(weight.dtype).removeprefix('torch.')} are not handled"
     if weight.numel() == 0:

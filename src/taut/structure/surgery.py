@@ -48,8 +48,60 @@ def clone(model: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:
     """A deep copy; the parameters of the layers named in `without`, soon to be replaced, stay shared."""
     memo: dict[int, Any] = {}
     for name in without:
-        memo |= {id(p): p for p in model.get_submodule(name).parameters(recurse=False)}
+        memo |= {id(p): p for p in part(model, name).parameters(recurse=False)}
     return deep_copy(model, memo)
+
+
+class Bare(nn.Module):
+    """A parameter of a module, held as a layer is, so that a layer can take its place.
+
+    Attributes:
+        weight: the parameter. keys: the parameters of its owner, in their order.
+    """
+
+    def __init__(self, weight: nn.Parameter, keys: tuple[str, ...] = ()) -> None:
+        """See the class."""
+        super().__init__()
+        self.weight, self.keys = weight, keys
+
+
+def part(model: nn.Module, name: str) -> nn.Module:
+    """What goes by a name: a module, or a parameter, which is handed out as `Bare`.
+
+    Raises:
+        CallError: neither is there.
+    """
+    owner, key = _owner(model, name)
+    if owner is not None and isinstance(owner._parameters.get(key), nn.Parameter):
+        return Bare(owner._parameters[key], tuple(owner._parameters))  # type: ignore[arg-type]
+    try:
+        return model.get_submodule(name)
+    except AttributeError:
+        raise CallError(f"The model has no layer '{name}'.") from None
+
+
+def _owner(model: nn.Module, name: str) -> tuple[nn.Module | None, str]:
+    """The module that holds what goes by a name, and its name there."""
+    path, _, key = name.rpartition(".")
+    try:
+        return model.get_submodule(path), key
+    except AttributeError:
+        return None, key
+
+
+def hold(model: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a layer in the place of a parameter, or a parameter (`Bare`) in the place of such a layer."""
+    owner, key = _owner(model, name)
+    if owner is None:
+        raise CallError(f"The model has no layer '{name}'.")
+    if not isinstance(module, Bare):
+        owner._parameters.pop(key, None)
+        owner._modules[key] = module
+        return
+    owner._modules.pop(key, None)
+    held = {**owner._parameters, key: module.weight}
+    first = [k for k in module.keys if k in held]
+    owner._parameters = {k: held[k] for k in (*first, *(k for k in held if k not in first))}
 
 
 def replace(model: nn.Module, name: str, module: nn.Module) -> None:
@@ -58,10 +110,11 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
     Raises:
         CallError: there is no layer `name`, or it is the model itself.
     """
-    try:
-        old = model.get_submodule(name)
-    except AttributeError:
-        raise CallError(f"The model has no layer '{name}'.") from None
+    old = part(model, name)
+    if isinstance(old, Bare) or isinstance(module, Bare):
+        module.train(getattr(_owner(model, name)[0], "training", True))
+        hold(model, name, module)
+        return
     if old is model:
         raise CallError("The model itself is a single layer and cannot be replaced: wrap it in a torch.nn.Sequential.")
     carry(old, module)
@@ -163,10 +216,13 @@ def locate(model: nn.Module, layer: Layer) -> str:
     Raises:
         CallError: nothing of the layer's kind and shape is found under its name.
     """
-    try:
-        here = model.get_submodule(layer.name)
-    except AttributeError:
-        raise CallError(f"The model has no layer '{layer.name}'.") from None
+    here = part(model, layer.name)
+    if layer.summed:
+        place = layer.name if isinstance(here, Bare) else f"{layer.name}.weight"
+        weight = here.weight if isinstance(here, Bare) else here._parameters.get("weight")
+        if isinstance(weight, Tensor) and tuple(weight.shape) == layer.weight:
+            return place
+        raise CallError(f"Layer '{layer.name}' is no {layer.kind} of shape {layer.weight} (any more).")
     if not layer.weight and type(here).__name__ == layer.kind:
         return layer.name  # a norm without parameters
     rule = module_rule(here)

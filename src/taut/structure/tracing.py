@@ -37,10 +37,12 @@ from taut.structure.probing import (
     record_calls,
     training,
 )
+from taut.structure.products import products_on, with_products
 from taut.structure.rules import UNIT, module_rule
 from taut.structure.support import (
     ATTENTION,
     COMPUTED,
+    COMPUTED_WITH,
     CONVOLUTION,
     LINEAR,
     NORMS,
@@ -48,6 +50,7 @@ from taut.structure.support import (
     RECURRENT,
     STILL_NARROWED,
     SUPPORTED,
+    UNCALLED,
     base_kind,
     refusal,
 )
@@ -109,6 +112,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
             }
             layer = replace(layer, **facts)
             layers.append(replace(layer, live=_live_taps(layer, extents.get(name))))
+    layers = with_products(model, call, layers)
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
     net = Network(tuple(layers), cost, counted.notes, call).answering(answers)
@@ -184,7 +188,6 @@ def _own_form(module: nn.Module) -> str | None:
     return None if conv_form(module) is None else CONVOLUTION
 
 
-UNCALLED = "it is never called on the example (other code may use its weight directly)"
 UNUSED = "it is never called on the example; taken as unused: no code of the model names it"
 
 
@@ -280,10 +283,7 @@ def _is_fused(model: nn.Module, name: str) -> bool:
 def _read(name: str, attribute: str) -> str:
     """Why a layer stays of which other code uses an attribute."""
     if attribute in TENSORS:
-        return (
-            f"other code reads its attribute '{attribute}' and computes with it, so a replacement for '{name}' would "
-            "not do: call the layer instead"
-        )
+        return COMPUTED_WITH.format(attribute=attribute, name=name)
     return f"other code reads its attribute '{attribute}', which a replacement for '{name}' would not have"
 
 
@@ -304,6 +304,7 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     paths = (*net.example.paths[before:], *check.differing)
     if not paths:
         return net
+    net = products_on(model, net.example, net, paths)
     known = {layer.name: layer.answers for layer in free}
     reasons, answers = _used_otherwise(model, net.example, [layer.name for layer in free], paths, known)
     attentions = [layer.name for layer in net.layers if layer.skip == ATTENTION]

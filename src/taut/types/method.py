@@ -125,6 +125,14 @@ class Automatic(Protocol):
 
 
 @runtime_checkable
+class Tracing(Protocol):
+    """A method with settings that the trace of the network tells, of what its layers do."""
+
+    def as_traced(self, group: Group) -> Method:
+        """Itself with these settings; as it is where it has them."""
+
+
+@runtime_checkable
 class Slimming(Protocol):
     """A method that leaves layers of their own kind, with fewer channels: later steps find these under their names.
 

@@ -14,6 +14,9 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
+LATER = frozenset({"answers", "computed", "summed", "rows"})
+"""Fields of a layer that came later than plans that were saved."""
+
 
 @dataclass(frozen=True)
 class Invocation:
@@ -44,6 +47,8 @@ class Layer:
         answers: attributes that other code reads of it, with what they are (of `weight` and `bias` the shape): what
             takes its place answers the same.
         computed: those of its tensors that are computed at every call (weight norm, torch's pruning).
+        summed: of a weight that code multiplies by, the axes over which it is summed. rows: the rows that go together,
+            where they are used in parts.
         skip: why no method may touch it, or None.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
         params: parameters that the module itself owns, each counted once in the network.
@@ -65,6 +70,8 @@ class Layer:
     live: tuple[tuple[int, int], ...] = ()
     skip: str | None = None
     computed: tuple[str, ...] = ()
+    summed: tuple[int, ...] = ()
+    rows: tuple[int, ...] = ()
     answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0
@@ -73,7 +80,7 @@ class Layer:
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
         """As plain data, what came later only where there is some: what is compared with it may be older."""
         fields: dict[str, Any] = write(self)
-        return {key: value for key, value in fields.items() if value or key not in {"answers", "computed"}}
+        return {key: value for key, value in fields.items() if value or key not in LATER}
 
     @property
     def kernel(self) -> tuple[int, ...]:

@@ -240,9 +240,9 @@ def _classes(module: nn.Module) -> list[type]:
 
 
 def _of_torch(kind: type) -> bool:
-    """Whether torch defines a class, and has not made it of a user's code."""
+    """Whether torch, or taut for what takes a layer's place, defines a class, and has not made it of a user's code."""
     known = vars(sys.modules.get(kind.__module__, object)).get(kind.__qualname__)
-    return kind.__module__.split(".")[0] == "torch" and known is kind
+    return (kind.__module__.split(".")[0] == "torch" or kind.__module__.startswith("taut.nn.")) and known is kind
 
 
 def _of_library(name: Any) -> bool:

@@ -1,0 +1,108 @@
+"""A layer where a network's code multiplies by a weight: `x @ self.w`, `F.linear(x, self.qkv.weight)`, einsum."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.nn.product_forms import Contraction
+from taut.nn.product_uses import use_of
+from taut.nn.weight_axes import axes_of
+from taut.nn.weight_views import Multiplied, View, asked
+
+
+class Product(Multiplied, nn.Module):
+    """Layers in the place of a weight: the product of a tensor and the weight is what these layers give for the tensor.
+
+    The weight is a matrix W (outputs, inputs): its axes in `summed` are the inputs, in their order, the others the
+    outputs. Where its rows are used in parts, every part is a layer of its own. All that code does with the weight but
+    products, views and questions for its kind, is an error: there are no values.
+
+    Args:
+        sizes: the shape of the weight.
+        summed: those of its axes that products sum over.
+        layers: one for each part of the rows, from first to last; without a bias.
+    """
+
+    def __init__(self, sizes: Sequence[int], summed: Sequence[int], layers: Sequence[nn.Module]) -> None:
+        """See the class."""
+        super().__init__()
+        self.sizes, self.summed = tuple(sizes), tuple(summed)
+        for number, layer in enumerate(layers):
+            self.add_module(str(number), layer)
+
+    def seen(self) -> View:
+        """The weight as it is."""
+        return View(self, axes_of(self.present_sizes()), (0,) * len(self.sizes))
+
+    def like(self) -> Tensor:
+        """A tensor of the weight's kind, on its device."""
+        return next(t for t in self.parameters() if t.is_floating_point())
+
+    def note(self, name: str) -> None:
+        """Nothing: uses are noted before there is a layer."""
+
+    def present_sizes(self) -> tuple[int, ...]:
+        """The shape of the weight; of an axis alone on its side as many as the layers have by now."""
+        layers = list(self._modules.values())
+        outputs = [axis for axis in range(len(self.sizes)) if axis not in self.summed]
+        sizes = list(self.sizes)
+        if len(outputs) == 1:
+            sizes[outputs[0]] = sum(self._rows())
+        if len(self.summed) == 1:
+            sizes[self.summed[0]] = _width(layers[0], "in_features", sizes[self.summed[0]])
+        return tuple(sizes)
+
+    def _rows(self) -> list[int]:
+        """How many outputs each layer has."""
+        layers = list(self._modules.values())
+        whole = 1
+        for axis, size in enumerate(self.sizes):
+            whole *= 1 if axis in self.summed else size
+        return [_width(layer, "out_features", whole // len(layers)) for layer in layers]
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The product of the last axis of x and all of the weight."""
+        parts = [layer(x) for layer in self._modules.values()]  # type: ignore[misc] # None is no child
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def multiplied(self, form: Contraction) -> Tensor | None:
+        """The product by the layers; None where it is not one of the weight as the layers have it."""
+        use = use_of(form, self.present_sizes())
+        if use is None or use.summed != tuple(a for a in self.summed if self.present_sizes()[a] != 1):
+            return None
+        output = self._rows_of(use.given(form.x), use.rows)
+        return None if output is None else use.handed(output)
+
+    def _rows_of(self, x: Tensor, rows: tuple[int, int]) -> Tensor | None:
+        """The outputs first <= o < last; None where a layer has only some of them."""
+        ends = [0]
+        for size in self._rows():
+            ends.append(ends[-1] + size)
+        if rows[0] not in ends or rows[1] not in ends:
+            return None
+        layers = list(self._modules.values())[ends.index(rows[0]) : ends.index(rows[1])]
+        parts = [layer(x) for layer in layers]  # type: ignore[misc] # None is no child
+        return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
+
+    def __getattr__(self, name: str) -> Any:
+        """A layer by its name, or what a tensor would answer."""
+        modules = self.__dict__.get("_modules", {})
+        if name in modules:
+            return modules[name]
+        if name.startswith("_") or name.isdigit() or "summed" not in self.__dict__:
+            return nn.Module.__getattr__(self, name)
+        return asked(self, name)
+
+    def extra_repr(self) -> str:
+        """The weight's shape, and what is summed over."""
+        return f"{tuple(self.sizes)}, summed={self.summed}"
+
+
+def _width(layer: Any, key: str, otherwise: int) -> int:
+    """The inputs or outputs of a layer, or of the first or last of those in a row."""
+    widths = [m.__dict__[key] for m in layer.modules() if key in m.__dict__]
+    return otherwise if not widths else widths[0 if key == "in_features" else -1]

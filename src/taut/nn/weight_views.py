@@ -1,0 +1,321 @@
+"""What code sees of a weight that became a layer: it is turned, split, cut and multiplied by as a tensor is."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from taut.nn.answering import ASKED, KINDS, LIKE, OPERATORS
+from taut.nn.product_forms import contraction_of
+from taut.nn.weight_axes import VIEWS, Axes, NoView, cut, length
+
+GONE = "The weight was made a layer by taut, and has no values of its own, which"
+
+
+class Multiplied:
+    """What a weight that became a layer and its views have in common: they are multiplied by, and turned around."""
+
+    def seen(self) -> View:
+        """What there is to see."""
+        raise NotImplementedError
+
+    def _like(self) -> Tensor:
+        like: Tensor = self.seen().product.like()
+        return like
+
+    @property
+    def shape(self) -> torch.Size:
+        """Of the weight."""
+        return torch.Size([length(axis) for axis in self.seen().axes])
+
+    @property
+    def ndim(self) -> int:
+        """How many axes it has."""
+        return len(self.seen().axes)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layer's values."""
+        return self._like().dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the layer's values."""
+        return self._like().device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Whether the layer is trained."""
+        return self._like().requires_grad
+
+    def size(self, dim: int | None = None) -> torch.Size | int:
+        """The shape, or the length of one axis."""
+        return self.shape if dim is None else self.shape[dim]
+
+    def dim(self) -> int:
+        """How many axes it has."""
+        return self.ndim
+
+    def numel(self) -> int:
+        """How many values it would have."""
+        return self.shape.numel()
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    @property
+    def T(self) -> Any:  # noqa: N802 - torch's name
+        """With its axes turned around."""
+        return self.seen().turned("T")
+
+    @property
+    def mT(self) -> Any:  # noqa: N802 - torch's name
+        """With its last two axes turned around."""
+        return self.seen().turned("mT")
+
+    def to(self, *args: Any, **kwargs: Any) -> Any:
+        """Itself, in the dtype and on the device that it has; it is not moved by this: move the whole model."""
+        return self.seen().cast("to", *args, **kwargs)
+
+    def type_as(self, other: Any) -> Any:
+        """Itself, in the dtype that it has."""
+        return self.seen().cast("to", other.dtype)
+
+    def float(self) -> Any:
+        """Itself, in single precision."""
+        return self.seen().cast("to", torch.float32)
+
+    def double(self) -> Any:
+        """Itself, in double precision."""
+        return self.seen().cast("to", torch.float64)
+
+    def half(self) -> Any:
+        """Itself, in half precision."""
+        return self.seen().cast("to", torch.float16)
+
+    def bfloat16(self) -> Any:
+        """Itself, in bfloat16."""
+        return self.seen().cast("to", torch.bfloat16)
+
+    def type(self, dtype: Any = None) -> Any:
+        """Itself, in the dtype that it has."""
+        return self.seen().cast("to", dtype)
+
+    def __getitem__(self, index: Any) -> Any:
+        return self.seen().part(index)
+
+    def __iter__(self) -> Any:
+        return iter(self.seen().unbind())
+
+    def __matmul__(self, other: Any) -> Any:
+        return answered(torch.matmul, (self, other), {})
+
+    def __rmatmul__(self, other: Any) -> Any:
+        return answered(torch.matmul, (other, self), {})
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run products by the layer, and turn the weight around; nothing that needs its values."""
+        del types
+        return answered(func, args, kwargs or {})
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    def operator(self: Multiplied, *args: Any) -> Any:
+        return self.seen().other(name, args)
+
+    return operator
+
+
+for _name in set(OPERATORS) - {"matmul", "rmatmul", "getitem", "iter", "bool"}:  # Python looks for them on the type
+    setattr(Multiplied, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+class View(Multiplied):
+    """A weight that became a layer, seen with its axes in another order, split, merged or in part.
+
+    Args:
+        product: the layer in the weight's place.
+        axes: what of the weight is where (`taut.nn.weight_axes`).
+        starts: the first index that is seen, along every axis of the weight.
+        values: the view itself, while uses are noted; None: there are none.
+    """
+
+    def __init__(self, product: Any, axes: Axes, starts: tuple[int, ...], values: Tensor | None = None) -> None:
+        """See the class."""
+        self.product, self.axes, self.starts, self.values = product, axes, starts, values
+
+    def seen(self) -> View:
+        """Itself."""
+        return self
+
+    def turned(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """The view that torch's function or attribute `name` gives."""
+        try:
+            axes = VIEWS[name](self.axes, *args, **kwargs)
+        except (NoView, IndexError, ValueError, TypeError):
+            return self.other(name, args, kwargs)
+        return View(self.product, axes, self.starts, self._really(name, args, kwargs))
+
+    def _really(self, name: str, args: Any = (), kwargs: Any = None) -> Tensor | None:
+        if self.values is None:
+            return None
+        attribute = getattr(self.values, name)
+        view: Tensor = attribute(*args, **(kwargs or {})) if callable(attribute) else attribute
+        return view
+
+    def other(self, name: str, args: Any = (), kwargs: Any = None) -> Any:
+        """What needs values: the weight's own, and a note; or an error where there are none.
+
+        Raises:
+            TypeError: there are none.
+        """
+        self.product.note(name)
+        if self.values is None:
+            raise TypeError(f"{GONE} torch's '{name}' would need.")
+        attribute = getattr(self.values, name)
+        return attribute(*args, **(kwargs or {})) if callable(attribute) else attribute
+
+    def cast(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Itself where a cast changes nothing."""
+        blank = torch.empty((), dtype=self.dtype, device=self.device)
+        cast = getattr(blank, name)(*args, **kwargs)
+        return self if (cast.dtype, cast.device) == (blank.dtype, blank.device) else self.other(name, args, kwargs)
+
+    def part(self, index: Any) -> Any:
+        """A range along some axes."""
+        items = list(index) if isinstance(index, tuple) else [index]
+        named = sum(item is not None and item is not Ellipsis for item in items)
+        if items.count(Ellipsis) > 1 or named > self.ndim:
+            return self.other("__getitem__", (index,))
+        at = items.index(Ellipsis) if Ellipsis in items else len(items)
+        items[at : at + 1] = [slice(None)] * (self.ndim - named)
+        axes, starts, dim = self.axes, list(self.starts), 0
+        try:
+            for item in items:
+                axes, dim = self._cut(axes, starts, dim, item)
+        except NoView:
+            return self.other("__getitem__", (index,))
+        return View(self.product, axes, tuple(starts), None if self.values is None else self.values[index])
+
+    def _cut(self, axes: Axes, starts: list[int], dim: int, item: Any) -> tuple[Axes, int]:
+        """One item of an index at one axis: the axes, and where the next item is."""
+        if item is None:
+            return (*axes[:dim], (), *axes[dim:]), dim + 1
+        if isinstance(item, slice) and item.step in {None, 1}:
+            axes, moved = cut(axes, dim, item.start or 0, length(axes[dim]) if item.stop is None else item.stop)
+        elif type(item) is int and -length(axes[dim]) <= item < length(axes[dim]):
+            first = item % length(axes[dim])
+            axes, moved = cut(axes, dim, first, first + 1)
+        else:
+            raise NoView
+        if moved is not None:
+            starts[moved[0]] += moved[1]
+        return (axes, dim + 1) if isinstance(item, slice) else ((*axes[:dim], *axes[dim + 1 :]), dim)
+
+    def pieces(self, sizes: Sequence[int], dim: int = 0) -> tuple[Any, ...]:
+        """Ranges along an axis, one behind the other."""
+        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
+        before = (slice(None),) * (dim % self.ndim)
+        return tuple(self.part((*before, slice(end - size, end))) for size, end in zip(sizes, ends, strict=True))
+
+    def chunk(self, chunks: int, dim: int = 0) -> tuple[Any, ...]:
+        """As torch's."""
+        return self.split(-(-self.shape[dim] // chunks), dim)
+
+    def split(self, split_size: Any, dim: int = 0) -> tuple[Any, ...]:
+        """As torch's."""
+        whole = self.shape[dim]
+        if isinstance(split_size, int):
+            sizes = [min(split_size, whole - start) for start in range(0, whole, split_size)]
+            return self.pieces(sizes, dim)
+        return self.pieces(list(split_size), dim)
+
+    split_with_sizes = split
+
+    def unbind(self, dim: int = 0) -> tuple[Any, ...]:
+        """As torch's."""
+        before = (slice(None),) * (dim % self.ndim)
+        return tuple(self.part((*before, k)) for k in range(self.shape[dim]))
+
+    def select(self, dim: int, index: int) -> Any:
+        """As torch's."""
+        return self.part((*(slice(None),) * (dim % self.ndim), index))
+
+    def narrow(self, dim: int, start: int, length: int) -> Any:
+        """As torch's."""
+        return self.part((*(slice(None),) * (dim % self.ndim), slice(start, start + length)))
+
+    def __getattr__(self, name: str) -> Any:
+        """Views and sizes; nothing that needs values."""
+        return asked(self, name)
+
+
+CUTS = frozenset("chunk split split_with_sizes unbind select narrow".split())  # noqa: SIM905
+"""torch's names for parts of a weight."""
+
+
+def asked(weight: Multiplied, name: str) -> Any:
+    """An attribute of a weight that became a layer, by the name that a tensor has for it.
+
+    Raises:
+        AttributeError: a tensor's values would be needed.
+    """
+    view = weight.seen()
+    if name in VIEWS:
+        return lambda *args, **kwargs: view.turned(name, *args, **kwargs)
+    if name in CUTS:
+        return getattr(view, name)
+    if name in ASKED:
+        return getattr(_of_its_kind(view), name)
+    if view.values is not None and not name.startswith("_") and hasattr(view.values, name):
+        view.product.note(name)
+        return getattr(view.values, name)
+    raise AttributeError(f"{GONE} '{name}' would need.")
+
+
+def _of_its_kind(view: View) -> Tensor:
+    """A tensor of the shape, dtype and device of a view, without values of its own."""
+    like: Tensor = view.product.like().detach()
+    return torch.empty((), dtype=like.dtype, device=like.device).expand(tuple(view.shape))
+
+
+def _known(item: Any) -> bool:
+    return isinstance(item, Multiplied)
+
+
+def answered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What torch's function gives for a weight that became a layer.
+
+    Raises:
+        TypeError: it needs the weight's values.
+    """
+    name = getattr(func, "__name__", "")
+    first = args[0] if args else None
+    if isinstance(first, Multiplied) and name in VIEWS:
+        return first.seen().turned(name, *args[1:], **kwargs)
+    if isinstance(first, Multiplied) and name in CUTS:
+        return getattr(first.seen(), name)(*args[1:], **kwargs)
+    form = contraction_of(name, _known, args, kwargs)
+    if form is not None:
+        output = form.weight.seen().product.multiplied(form)
+        if output is not None:
+            return form.finish(output)
+
+    def plain(item: Any) -> Any:
+        if type(item) in {list, tuple}:
+            return type(item)(map(plain, item))
+        if not isinstance(item, Multiplied):
+            return item
+        view = item.seen()
+        if name in KINDS | LIKE:
+            return _of_its_kind(view)
+        view.product.note(name)
+        if view.values is None:
+            raise TypeError(f"{GONE} torch's '{name}' would need.")
+        return view.values
+
+    return func(*map(plain, args), **{key: plain(item) for key, item in kwargs.items()})

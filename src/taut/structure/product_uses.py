@@ -1,0 +1,129 @@
+"""What a network's code does with weights, noted while it runs; and layers that do the same."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.errors import ModelError
+from taut.nn import Product
+from taut.nn.product_forms import Contraction
+from taut.nn.product_uses import use_of
+from taut.nn.weight_axes import axes_of
+from taut.nn.weight_views import View
+from taut.structure.coverage import seeded
+from taut.structure.surgery import hold, part, shallow
+from taut.types import Invocation
+
+Where = Mapping[str, str]
+"""A layer's name -> the name of the parameter that it is about."""
+
+
+@dataclass
+class Uses:
+    """What a network's code does with a weight.
+
+    Attributes:
+        summed: axes that products sum over, for every way in which there are products.
+        rows: ranges of rows that they use. calls: the matrix products.
+        others: torch's names for all else that needs values.
+    """
+
+    summed: set[tuple[int, ...]] = field(default_factory=set)
+    rows: set[tuple[int, int]] = field(default_factory=set)
+    calls: list[Invocation] = field(default_factory=list)
+    others: set[str] = field(default_factory=set)
+
+
+def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
+    """The weight as (outputs, inputs); the axes in `summed` are the inputs."""
+    outputs = [axis for axis in range(weight.ndim) if axis not in summed]
+    inputs = math.prod(weight.shape[axis] for axis in summed)
+    return weight.permute(*outputs, *summed).reshape(-1, inputs)
+
+
+def as_product(weight: Tensor, summed: Sequence[int], rows: Sequence[int]) -> Product:
+    """Layers in the place of a weight.
+
+    Args:
+        weight: the parameter.
+        summed: the axes that products sum over.
+        rows: how many rows go together, from first to last; () where all do.
+    """
+    matrix = matrix_of(weight.detach(), summed)
+    layers = []
+    for values in torch.split(matrix, list(rows) or [len(matrix)]):
+        layer = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta", dtype=values.dtype)
+        layer.weight = nn.Parameter(values.clone(), requires_grad=weight.requires_grad)
+        layers.append(layer)
+    return Product(tuple(weight.shape), tuple(summed), layers)
+
+
+class _Noted(Product):
+    """Stands where a weight is, answers with its values, and notes what is done with it."""
+
+    def __init__(self, weight: Tensor, uses: Uses) -> None:
+        super().__init__(tuple(weight.shape), (), ())
+        self.values, self.uses = [weight], uses
+
+    def seen(self) -> View:
+        return View(self, axes_of(self.sizes), (0,) * len(self.sizes), self.values[0])
+
+    def present_sizes(self) -> tuple[int, ...]:
+        return self.sizes
+
+    def note(self, name: str) -> None:
+        self.uses.others.add(name)
+
+    def like(self) -> Tensor:
+        return self.values[0]
+
+    def multiplied(self, form: Contraction) -> Tensor | None:
+        use = use_of(form, self.sizes)
+        if use is None:
+            return None
+        x = use.given(form.x)
+        output = functional.linear(x, matrix_of(self.values[0], use.summed)[slice(*use.rows)])
+        self.uses.summed.add(use.summed)
+        self.uses.rows.add(use.rows)
+        self.uses.calls.append(Invocation(tuple(x.shape), tuple(output.shape)))
+        product: Tensor = use.handed(output)
+        return product
+
+
+def uses_of(
+    model: nn.Module, example: Example, where: Where, inputs: Any, *, training: bool = False
+) -> dict[str, Uses]:
+    """What code does with weights in one run; nothing of those that it cannot do with when they are watched.
+
+    Args:
+        model: the network.
+        example: how it is called.
+        where: the parameters.
+        inputs: to run it on.
+        training: whether in train mode.
+    """
+    copied = shallow(model)
+    uses = {name: Uses() for name in where}
+    for name, parameter in where.items():
+        weight: Any = part(copied, parameter).weight
+        hold(copied, parameter, _Noted(weight, uses[name]))
+    try:
+        with evaluating(copied, training=training), seeded():
+            example.run(copied, inputs)
+        return uses
+    except ModelError:
+        names = list(where)
+    if len(names) == 1:
+        return {}
+    halves = names[: len(names) // 2], names[len(names) // 2 :]
+    parts = [uses_of(model, example, {n: where[n] for n in half}, inputs, training=training) for half in halves]
+    return {**parts[0], **parts[1]}

@@ -1,0 +1,296 @@
+"""Weights that a network's code multiplies by in its own way: which they are, and whether layers do the same."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import pairwise
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
+
+from taut.core.example import Example
+from taut.core.modes import evaluating
+from taut.core.tensors import tensors
+from taut.errors import ModelError
+from taut.nn.answering import TENSORS
+from taut.structure.coverage import seeded
+from taut.structure.product_uses import Uses, Where, as_product, matrix_of, uses_of
+from taut.structure.sameness import IN_FLOAT64, outputs_match, outputs_of, probes_of
+from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
+from taut.structure.surgery import clone, hold, part
+from taut.types import Invocation, Layer, Network
+
+
+@dataclass(frozen=True)
+class Multiplied:
+    """A weight that is used in products alone, all of one matrix.
+
+    Attributes:
+        summed: the axes that they sum over. rows: how many rows go together; () where all do.
+        calls: the matrix products in one run of the example.
+    """
+
+    summed: tuple[int, ...]
+    rows: tuple[int, ...]
+    calls: tuple[Invocation, ...] = ()
+
+
+def with_products(model: nn.Module, example: Example, layers: Sequence[Layer]) -> list[Layer]:
+    """The layers of a network, where those whose weight code multiplies by are known for it, and so are parameters.
+
+    Args:
+        model: the network.
+        example: how it is called.
+        layers: as they are without regard to that.
+
+    Returns:
+        Layers that are left alone for another reason by now, and more layers: parameters of modules of other kinds.
+    """
+    where = _candidates(model, layers)
+    found, reasons = multiplied_in(model, example, where, example.paths) if where else ({}, {})
+    made: list[Layer] = []
+    for layer in layers:
+        bare = [n for n in (*found, *reasons) if n != layer.name and where[n].rpartition(".")[0] == layer.name]
+        own = [_layer_of(model, name, where[name], found.get(name), reasons.get(name), example.batch) for name in bare]
+        params, macs = sum(one.params for one in own), sum(one.macs for one in own)
+        layer = replace(layer, params=layer.params - params, macs=max(0, layer.macs - macs))  # noqa: PLW2901
+        if layer.name in found:
+            facts = _layer_of(model, layer.name, where[layer.name], found[layer.name], None, example.batch)
+            layer = replace(  # noqa: PLW2901
+                layer, skip=MULTIPLIED, summed=facts.summed, rows=facts.rows, calls=facts.calls, macs=facts.macs
+            )
+        reason = reasons.get(layer.name) if layer.skip == UNCALLED else None
+        made += [replace(layer, skip=reason or layer.skip), *own]
+    return _without(made, {name: layer.macs for layer in made if (name := layer.name) in found})
+
+
+def _without(layers: Sequence[Layer], macs: Mapping[str, int]) -> list[Layer]:
+    """What ran as a layer's code is not counted as that of the module around it as well."""
+    rest = {layer.name: layer.macs for layer in layers}
+    for name, amount in macs.items():
+        around = name.rpartition(".")[0]
+        if around in rest and around not in macs and any(x.name == name and x.kind != PARAMETER for x in layers):
+            rest[around] = max(0, rest[around] - amount)
+    return [replace(layer, macs=rest[layer.name]) for layer in layers]
+
+
+def products_on(model: nn.Module, example: Example, net: Network, paths: Sequence[Any]) -> Network:
+    """The network with regard to other paths: a weight that is used otherwise there is left alone.
+
+    Args:
+        model: the network.
+        example: how it is called.
+        net: what is known of it.
+        paths: inputs that take other paths.
+    """
+    known = {layer.name: layer for layer in net.layers if layer.skip == MULTIPLIED}
+    where = {name: name if one.kind == PARAMETER else f"{name}.weight" for name, one in known.items()}
+    reasons: dict[str, str] = {}
+    for inputs in paths if known else ():
+        uses = uses_of(model, example, where, inputs)
+        for name, layer in known.items():
+            judged = _fitting(uses[name], layer) if name in uses else UNWATCHED
+            reasons |= {} if judged is None else {name: judged}
+    return replace(
+        net,
+        layers=tuple(
+            replace(layer, skip=reasons[layer.name], summed=(), rows=()) if layer.name in reasons else layer
+            for layer in net.layers
+        ),
+    )
+
+
+def _fitting(uses: Uses, layer: Layer) -> str | None:
+    """Why uses of a weight are not what its layers do."""
+    if uses.others:
+        return OTHERWISE.format(name=min(uses.others))
+    if uses.summed - {layer.summed}:
+        return BOTH_SIDES
+    parts = layer.rows or (math.prod(layer.weight) // math.prod(layer.weight[axis] for axis in layer.summed),)
+    ends = {sum(parts[:k]) for k in range(len(parts) + 1)}
+    return None if {end for rows in uses.rows for end in rows} <= ends else OTHER_ROWS
+
+
+def _candidates(model: nn.Module, layers: Sequence[Layer]) -> dict[str, str]:
+    """The parameters that may be multiplied by, by the names of their layers; those of other modules by their own."""
+    owners = Counter(id(p) for module in model.modules() for p in module._parameters.values() if p is not None)
+    where = {}
+    for layer in layers:
+        module = model.get_submodule(layer.name)
+        reasons = (
+            UNCALLED,
+            *(COMPUTED_WITH.format(attribute=attribute, name=layer.name) for attribute in TENSORS),
+            OTHER_KIND.format(kind=type(module).__name__),
+            OVERRIDDEN.format(kind=type(module).__name__, name="forward"),
+        )
+        if layer.skip not in reasons or isinstance(module, _ConvNd):
+            continue
+        fitting = {key: p for key, p in module._parameters.items() if p is not None and _fits(p, owners)}
+        for key in fitting:
+            parameter = f"{layer.name}.{key}" if layer.name else key
+            alone = list(fitting) == ["weight"] and not module._modules and layer.name
+            where[layer.name if alone else parameter] = parameter
+    return where
+
+
+def _fits(parameter: Tensor, owners: Mapping[int, int]) -> bool:
+    """Whether a parameter can be a matrix of a layer's own."""
+    sizes = [size for size in parameter.shape if size != 1]
+    plain = type(parameter) is nn.Parameter and parameter.dtype in FLOATS and not parameter.is_meta
+    return plain and len(sizes) > 1 and 0 not in sizes and owners[id(parameter)] == 1
+
+
+FLOATS = frozenset({torch.float16, torch.bfloat16, torch.float32, torch.float64})
+
+
+def _layer_of(
+    model: nn.Module, name: str, parameter: str, one: Multiplied | None, reason: str | None, batch: int
+) -> Layer:
+    """A weight that is multiplied by, or nearly, as a layer."""
+    weight: Any = part(model, parameter).weight
+    layer = Layer(name, PARAMETER, tuple(weight.shape), batch=batch, itemsize=weight.element_size())
+    layer = replace(layer, skip=reason, params=weight.numel())
+    if one is None:
+        return layer
+    macs = sum(math.prod(call.input) * call.output[-1] for call in one.calls)
+    return replace(
+        layer, skip=MULTIPLIED, summed=one.summed, rows=one.rows, calls=one.calls, macs=layer.per_sample(macs)
+    )
+
+
+def multiplied_in(
+    model: nn.Module, example: Example, where: Where, paths: Sequence[Any]
+) -> tuple[dict[str, Multiplied], dict[str, str]]:
+    """The weights in whose place layers compute the same.
+
+    Args:
+        model: the network.
+        example: how it is called.
+        where: the parameters that may be such.
+        paths: inputs that take all paths through the code; the first is the example.
+
+    Returns:
+        Beside them why others are none, where code multiplies by them.
+    """
+    runs = [uses_of(model, example, where, inputs) for inputs in paths] if where else []
+    if not runs:
+        return {}, {}
+    runs.append(uses_of(model, example, {n: where[n] for n in runs[0]}, paths[0], training=True))
+    found, reasons = {}, {}
+    for name, parameter in where.items():
+        seen = [run[name] for run in runs if name in run]
+        if not any(uses.summed for uses in seen):
+            continue
+        judged = _judged(part(model, parameter).weight, seen) if len(seen) == len(runs) else UNWATCHED  # type: ignore[arg-type]
+        if isinstance(judged, str):
+            reasons[name] = judged
+        elif judged is not None:
+            found[name] = judged
+    whole = uses_of(model, example, {n: where[n] for n in found}, example.value) if found else {}
+    found = {n: replace(one, calls=tuple(whole[n].calls)) for n, one in found.items() if n in whole}
+    wrong = _Proof(model, example, where, found).wrong(list(found))
+    reasons |= dict.fromkeys(wrong, WRONG)
+    return {name: one for name, one in found.items() if name not in wrong}, reasons
+
+
+UNWATCHED = "other code multiplies by its weight, and needs a tensor there: call a torch.nn.Linear instead"
+
+OTHERWISE = (
+    "other code multiplies by its weight, and needs its values besides, in torch's '{name}': call a torch.nn.Linear "
+    "instead, or keep the two uses in parameters of their own"
+)
+
+BOTH_SIDES = "other code multiplies by its weight from both sides: give each of the two a torch.nn.Linear of its own"
+
+OTHER_ROWS = "other code multiplies by its weight, and by other rows of it on other inputs: call a torch.nn.Linear"
+
+WRONG = (
+    "other code multiplies by its weight, and computes something else where that is a layer: call a torch.nn.Linear "
+    "instead"
+)
+
+
+def _judged(weight: Tensor, seen: Sequence[Uses]) -> Multiplied | str | None:
+    """One matrix, of which products are made, or why there is none; None where nothing is to be gained."""
+    others = sorted(set().union(*(uses.others for uses in seen)))
+    if others:
+        return OTHERWISE.format(name=others[0])
+    ways = set().union(*(uses.summed for uses in seen))
+    if len(ways) > 1:
+        return BOTH_SIDES
+    (summed,) = ways
+    inputs = math.prod(weight.shape[axis] for axis in summed)
+    whole = weight.numel() // inputs
+    if min(inputs, whole) < 2:
+        return None
+    ends = sorted({0, whole, *(end for uses in seen for rows in uses.rows for end in rows)})
+    rows = tuple(last - first for first, last in pairwise(ends))
+    return Multiplied(summed, rows if len(rows) > 1 else ())
+
+
+class _Proof:
+    """The network with layers in the place of weights against the network as it is, in float64."""
+
+    def __init__(self, model: nn.Module, example: Example, where: Where, found: Mapping[str, Multiplied]) -> None:
+        self.model, self.example, self.where, self.found = model, example, where, found
+        self.probes = probes_of(example) if found else []
+        self.wanted = self._ran(model, {}) if found else None
+
+    def wrong(self, names: Sequence[str]) -> list[str]:
+        """Those in whose place layers compute something else, or which need not be to blame but cannot be told."""
+        if not names or self.same(names):
+            return []
+        if len(names) == 1:
+            return list(names)
+        half = len(names) // 2
+        blamed = [*self.wrong(names[:half]), *self.wrong(names[half:])]
+        rest = [name for name in names if name not in blamed]
+        return blamed if self.same(rest) else list(names)
+
+    def same(self, names: Sequence[str]) -> bool:
+        """Whether outputs and gradients are the same with layers in the place of all of these."""
+        if not names:
+            return True
+        if self.wanted is None:
+            return False
+        outputs, gradients = self.wanted
+        present = self._ran(self.model, {name: self.found[name] for name in names})
+        if present is None or not outputs_match(outputs, present[0], IN_FLOAT64):
+            return False
+        return gradients is None or outputs_match(gradients, present[1], IN_FLOAT64)
+
+    def _ran(self, model: nn.Module, layers: Mapping[str, Multiplied]) -> tuple[Any, Any] | None:
+        """Outputs in eval mode, and in train mode outputs and the gradients of all weights in question."""
+        copied = clone(model)
+        for name, one in layers.items():
+            weight: Any = part(copied, self.where[name]).weight
+            hold(copied, self.where[name], as_product(weight, one.summed, one.rows).train(copied.training))
+        outputs = outputs_of(copied, self.example, self.probes)
+        return None if outputs is None else (outputs, self._gradients(copied.double(), layers))
+
+    def _gradients(self, wide: nn.Module, layers: Mapping[str, Multiplied]) -> list[Tensor] | None:
+        """Outputs in train mode, and the gradients of the weights as matrices; None where there are none."""
+        held = {n: [p.requires_grad_() for p in part(wide, self.where[n]).parameters()] for n in self.found}
+        every = [p for parameters in held.values() for p in parameters]
+        try:
+            with evaluating(wide, training=True), seeded(), torch.enable_grad():
+                outputs = [t for t in tensors(self.example.run(wide, self.probes[0])) if t.requires_grad]
+                loss = torch.stack([(t * _ramp(t)).sum() for t in outputs]).sum()
+                gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
+        except (ModelError, RuntimeError):
+            return None
+        made = [t.detach() for t in outputs]
+        for name, one in self.found.items():
+            parts = [torch.zeros_like(p) if (g := next(gradients)) is None else g for p in held[name]]
+            made.append(torch.cat(parts) if name in layers else matrix_of(parts[0], one.summed))
+        return made
+
+
+def _ramp(t: Tensor) -> Tensor:
+    """Other numbers for every value of a tensor, near 1."""
+    return torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape)

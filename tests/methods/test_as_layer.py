@@ -1,0 +1,184 @@
+"""Weights that code multiplies by become layers, and what is made of these is saved, loaded, exported and trained."""
+
+import copy
+import dataclasses
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+
+import taut
+from taut.nn import Product
+from taut.types import Plan, Step
+
+
+class Attention(nn.Module):
+    """As timm's BEiT and EVA: the weight of a layer that is not called, with a bias put together elsewhere."""
+
+    def __init__(self, width=24, heads=3):
+        super().__init__()
+        self.heads, self.qkv, self.proj = heads, nn.Linear(width, 3 * width, bias=False), nn.Linear(width, width)
+        self.q_bias, self.v_bias = nn.Parameter(torch.randn(width)), nn.Parameter(torch.randn(width))
+        self.register_buffer("k_bias", torch.zeros(width), persistent=False)
+
+    def forward(self, x):
+        bias = torch.cat((self.q_bias, self.k_bias, self.v_bias))
+        q, k, v = F.linear(x, weight=self.qkv.weight, bias=bias).unflatten(-1, (3, self.heads, -1)).unbind(-3)
+        y = F.scaled_dot_product_attention(q.transpose(1, 2), k.transpose(1, 2), v.transpose(1, 2))
+        return self.proj(y.transpose(1, 2).flatten(2))
+
+
+class Packed(nn.Module):
+    """Slices of one packed parameter, as in attention of one's own."""
+
+    def __init__(self, width=24):
+        super().__init__()
+        self.in_proj, self.out = nn.Parameter(torch.randn(3 * width, width) / 5), nn.Linear(width, width)
+
+    def forward(self, x):
+        q, k, v = (
+            F.linear(y, part)[:, None] for y, part in zip((x, x.roll(1, 1), x), self.in_proj.chunk(3), strict=True)
+        )
+        return self.out(F.scaled_dot_product_attention(q, k, v)[:, 0])
+
+
+class Written(nn.Module):
+    """A transformer by hand: einsum over heads, matrices in the way of JAX."""
+
+    def __init__(self, width=24, heads=3):
+        super().__init__()
+        each = width // heads
+        self.wq, self.wk, self.wv = (nn.Parameter(torch.randn(heads, width, each) / 5) for _ in range(3))
+        self.wo = nn.Parameter(torch.randn(heads, each, width) / 5)
+        self.up, self.down = (
+            nn.Parameter(torch.randn(width, 2 * width) / 5),
+            nn.Parameter(torch.randn(2 * width, width)),
+        )
+
+    def forward(self, x):
+        q, k, v = (torch.einsum("bnd,hdk->bhnk", x, w) for w in (self.wq, self.wk, self.wv))
+        x = x + torch.einsum("bhnk,hkd->bnd", F.scaled_dot_product_attention(q, k, v), self.wo)
+        return x + (x @ self.up).relu() @ self.down
+
+
+class Adapted(nn.Linear):
+    """A layer with a forward of its own, which adds something to the product."""
+
+    def __init__(self, width=24):
+        super().__init__(width, width)
+        self.a, self.b = nn.Parameter(torch.randn(width, 4)), nn.Parameter(torch.randn(4, width))
+
+    def forward(self, x):
+        return F.linear(x, self.weight, self.bias) + (x @ self.a).relu() @ self.b
+
+
+class Net(nn.Module):
+    """A block between a layer and a projection, a parameter of the model itself as in CLIP."""
+
+    def __init__(self, block):
+        super().__init__()
+        self.first, self.block, self.text_projection = nn.Linear(16, 24), block(), nn.Parameter(torch.randn(24, 10))
+
+    def forward(self, x):
+        return self.block(self.first(x)).mean(1) @ self.text_projection
+
+
+BLOCKS = {
+    Attention: {"block.qkv"},
+    Packed: {"block.in_proj"},
+    Written: {f"block.{name}" for name in ("wq", "wk", "wv", "wo", "up", "down")},
+    Adapted: {"block.weight", "block.a", "block.b"},
+}
+
+
+def net(block):
+    torch.manual_seed(0)
+    return Net(block).eval()
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_compress_does_it_first_and_load_again(block, tmp_path):
+    model, x = net(block), torch.randn(64, 6, 16)
+    before = {key: value.clone() for key, value in model.state_dict().items()}
+    result = taut.compress(model, x, budget=taut.Budget(params=0.6), data=[x], compare=False)
+    steps = {name: step.method for step in reversed(result.plan.steps) for name in step.layers}
+    assert {name for name, method in steps.items() if method == "as_layer"} <= BLOCKS[block] | {"text_projection"}
+    changed = [name for step in result.plan.steps if step.method == "svd" for name in step.layers]
+    assert any(name.startswith(tuple(BLOCKS[block])) for name in changed)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    result.save(tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=lambda: net(block))(x), result.model(x))
+    if block is Written:
+        taut.export(result.model, x, tmp_path / "small.onnx")  # which checks that it computes the same
+    copied = copy.deepcopy(result.model).train()
+    copied(x).square().mean().backward()
+    assert all(p.grad is not None for p in copied.parameters())
+
+
+@pytest.mark.parametrize("block", BLOCKS)
+def test_the_steps_alone_change_nothing(block):
+    model, x = net(block), torch.randn(8, 6, 16)
+    traced = taut.trace(model, x)
+    names = BLOCKS[block] | {"text_projection"}
+    steps = [Step((layer.name,), "as_layer") for layer in traced.layers if layer.name in names]
+    assert len(steps) == len(names)
+    small = taut.apply(model, Plan.of(traced, steps), taut.observe(traced, model))
+    assert any(isinstance(module, Product) for module in small.modules())
+    torch.testing.assert_close(small(x), model(x))
+    assert sum(p.numel() for p in small.parameters()) == sum(p.numel() for p in model.parameters())
+
+
+def test_layers_that_nothing_else_changed_are_parameters_again():
+    model, x = net(Written), torch.randn(8, 6, 16)
+    result = taut.compress(model, x, budget=taut.Budget(params=1.0), compare=False)
+    assert result.plan.steps == ()
+    assert list(result.model.state_dict()) == list(model.state_dict())
+    assert torch.equal(result.model(x), model(x))
+
+
+@pytest.mark.parametrize("keep", ["block.wq", "block", {"block.wq": 0.9}])
+def test_what_is_kept_stays_a_parameter(keep):
+    model, x = net(Written), torch.randn(8, 6, 16)
+    result = taut.compress(model, x, budget=taut.Budget(params=0.95), methods=("svd",), keep=keep, compare=False)
+    kept = result.model.state_dict()
+    assert torch.equal(
+        kept.get("block.wq", kept.get("block.wq.0.weight", torch.empty(0))).flatten().sort().values,
+        model.block.wq.flatten().sort().values,
+    )
+
+
+def test_channels_go_through_it():
+    class Narrow(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.down = nn.Parameter(torch.randn(16, 32)), nn.Parameter(torch.randn(8, 32))
+
+        def forward(self, x):
+            return (x @ self.up).relu() @ self.down.T
+
+    torch.manual_seed(0)
+    model, x = Narrow().eval(), torch.randn(64, 16)
+    result = taut.compress(model, x, budget=taut.Budget(macs=0.5), data=[x], methods=("channels",), compare=False)
+    assert result.model.up.shape == (16, 16)
+    assert result.model.down.shape == (8, 16)
+
+
+def test_inspect_says_so():
+    seen = taut.inspect(net(Written), torch.randn(2, 6, 16))
+    assert seen.share("low rank", "params") == 1
+    assert "as_layer first" in str(seen)
+
+
+def test_parts_are_changed_one_by_one(tmp_path):
+    model, x = net(Packed), torch.randn(64, 6, 16)
+    traced = taut.trace(model, x)
+    exact = Plan.of(traced, [Step(("block.in_proj",), "as_layer")])
+    base = taut.apply(model, exact, taut.observe(traced, model))
+    inner = taut.trace(base, x)
+    step = Plan.of(inner, [Step(("block.in_proj.1",), "svd", {"rank": 5})]).steps[0]
+    plan = dataclasses.replace(exact, steps=(*exact.steps, step))
+    small = taut.apply(model, plan, taut.observe(traced, model))
+    assert [type(part) for part in small.block.in_proj.children()] == [nn.Linear, nn.Sequential, nn.Linear]
+    taut.save(small, plan, tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=lambda: net(Packed))(x), small(x))

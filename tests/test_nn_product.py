@@ -1,0 +1,183 @@
+"""Layers in the place of a weight: every product that code writes gives what it gave."""
+
+import copy
+import pickle
+import warnings
+
+import pytest
+import torch
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+
+from taut.nn import Product
+from taut.structure.product_uses import as_product
+
+B, T, C, N, H, D = 2, 3, 8, 12, 4, 2
+
+WHOLE = {
+    "linear": ((N, C), (1,), lambda x, w: F.linear(x, w, x.new_ones(N))),
+    "x @ w.T": ((N, C), (1,), lambda x, w: x @ w.T),
+    "x @ w": ((C, N), (0,), lambda x, w: x @ w),
+    "x.matmul": ((C, N), (0,), lambda x, w: x.matmul(w)),
+    "w @ x": ((N, T), (1,), lambda x, w: w @ x),
+    "w @ vector": ((N, C), (1,), lambda x, w: w @ x[0, 0]),
+    "vector @ w": ((C, N), (0,), lambda x, w: x[0, 0] @ w),
+    "mv": ((N, C), (1,), lambda x, w: torch.mv(w, x[0, 0])),
+    "mm": ((N, C), (1,), lambda x, w: torch.mm(w, x[0].t())),
+    "matmul": ((N, C), (1,), lambda x, w: torch.matmul(x, w.transpose(0, 1))),
+    "inner": ((N, C), (1,), torch.inner),
+    "addmm": ((N, C), (1,), lambda x, w: torch.addmm(x.new_ones(N), x.view(-1, C), w.t(), beta=0.5, alpha=2)),
+    "bmm": ((C, N), (0,), lambda x, w: torch.bmm(x, w.expand(B, -1, -1))),
+    "baddbmm": ((C, N), (0,), lambda x, w: torch.baddbmm(x.new_ones(N), x, w[None].expand(B, -1, -1))),
+    "axes of length 1": ((1, 1, C, N), (2,), lambda x, w: x @ w),
+    "tensordot": ((C, N), (0,), lambda x, w: torch.tensordot(x, w, dims=1)),
+    "tensordot of heads": ((H, D, N), (0, 1), lambda x, w: torch.tensordot(x.view(B, T, H, D), w, ((2, 3), (0, 1)))),
+    "einsum": ((N, C), (1,), lambda x, w: torch.einsum("btc,oc->bto", x, w)),
+    "einsum, turned": ((N, C), (1,), lambda x, w: torch.einsum("oc,btc->otb", w, x)),
+    "einsum with dots": ((N, C), (1,), lambda x, w: torch.einsum("...c,oc->...o", x, w)),
+    "einsum without an arrow": ((N, C), (1,), lambda x, w: torch.einsum("btc,oc", x, w)),
+    "einsum, heads out": ((H, C, D), (1,), lambda x, w: torch.einsum("btc,hcd->bhtd", x, w)),
+    "einsum, heads in": ((H, D, N), (0, 1), lambda x, w: torch.einsum("bhtd,hdo->bto", x.view(B, H, T, D), w)),
+    "einsum, heads last": ((N, D, H), (1, 2), lambda x, w: torch.einsum("bhtd,odh->bot", x.view(B, H, T, D), w)),
+    "a view": ((N, C), (1,), lambda x, w: torch.einsum("btc,nhc->nbht", x, w.view(3, 4, C))),
+    "a turned view": ((C, N), (0,), lambda x, w: torch.einsum("btc,nhc->nbht", x, w.T.reshape(3, 4, C))),
+    "a view of the inputs": (
+        (N, C),
+        (1,),
+        lambda x, w: torch.einsum("bthd,ohd->bto", x.view(B, T, H, D), w.view(N, H, D)),
+    ),
+    "turned inside": ((N, C), (1,), lambda x, w: torch.einsum("btdh,ohd->bto", x.view(B, T, D, H), w.view(N, H, D))),
+    "one row": ((1, C), (1,), F.linear),
+    "in its own dtype": ((N, C), (1,), lambda x, w: F.linear(x, w.to(x.dtype).type_as(x))),
+    "sizes": ((N, C), (1,), lambda x, w: F.linear(x, w) * w.shape[0] / w.size(1) + len(w) + w.numel() + w.dim()),
+}
+
+PARTS = {
+    "chunk": ((N, C), (1,), (4, 4, 4), lambda x, w: torch.cat([F.linear(x * k, p) for k, p in enumerate(w.chunk(3))])),
+    "split": ((N, C), (1,), (6, 4, 2), lambda x, w: torch.cat([x @ p.t() for p in w.split([6, 4, 2])], -1)),
+    "slices": ((N, C), (1,), (4, 8), lambda x, w: torch.cat([F.linear(x, w[:4]), F.linear(2 * x, w[4:])], -1)),
+    "columns": ((C, N), (0,), (4, 8), lambda x, w: torch.cat([x @ w[:, :4], F.linear(2 * x, w.T[4:])], -1)),
+    "all besides": ((N, C), (1,), (4, 8), lambda x, w: torch.cat([F.linear(x, w[:4]), F.linear(2 * x, w)], -1)),
+    "by number": ((3, 4, C), (2,), (4, 4, 4), lambda x, w: torch.cat([F.linear(x, w[k]) for k in (2, 0, -2)])),
+    "unbind": ((3, C, 4), (1,), (4, 4, 4), lambda x, w: torch.cat([x @ p for p in torch.unbind(w)])),
+    "iterated": ((3, C, 4), (1,), (4, 4, 4), lambda x, w: torch.cat([x @ p for p in w])),
+    "of a view": ((N, C), (1,), (4, 4, 4), lambda x, w: torch.cat([F.linear(x, p) for p in w.view(3, 4, C)])),
+}
+
+FORMS = {**{name: (*form[:2], (), form[2]) for name, form in WHOLE.items()}, **PARTS}
+
+
+def given_form(name):
+    shape, summed, rows, product = FORMS[name]
+    torch.manual_seed(0)
+    weight, x = torch.randn(shape, dtype=torch.float64), torch.randn(B, T, C, dtype=torch.float64)
+    return weight, x, as_product(weight, summed, rows), product
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_products_of_all_forms(name):
+    weight, x, layers, product = given_form(name)
+    calls = []
+    for layer in layers.children():
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    output, wanted = product(x, layers), product(x, weight)
+    torch.testing.assert_close(output, wanted, rtol=1e-12, atol=1e-12)
+    assert len(calls) >= len(list(layers.children()))
+
+
+class Using(nn.Module):
+    def __init__(self, weight, product):
+        super().__init__()
+        self.weight, self.product = weight, product
+
+    def forward(self, x):
+        return self.product(x, self.weight)
+
+
+@pytest.mark.parametrize("name", ["x @ w.T", "einsum, heads in", "chunk"])
+def test_what_torch_does_with_models_works(name):
+    _, x, layers, product = given_form(name)
+    model = Using(layers, product).eval()
+    wanted = model(x)
+    assert torch.equal(copy.deepcopy(model)(x), wanted)
+    assert torch.equal(product(x, pickle.loads(pickle.dumps(layers))), wanted)  # noqa: S301 - our own
+    assert torch.equal(torch.func.functional_call(model, dict(model.named_parameters()), (x,)), wanted)
+    assert torch.equal(torch.export.export(model, (x,)).module()(x), wanted)
+    assert torch.equal(torch.compile(model, backend="eager", fullgraph=True)(x), wanted)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        assert torch.equal(torch.jit.trace(model, x)(x), wanted)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert model.float()(x.float()).dtype == torch.bfloat16
+    assert model.half().weight.dtype == torch.float16
+
+
+USES = {
+    "norm": lambda x, w: w.norm(),
+    "sum": lambda x, w: torch.sum(w),
+    "scaled": lambda x, w: F.linear(x, w * 2),
+    "added to": lambda x, w: x @ (w + 1).T,
+    "other side": lambda x, w: torch.ones(2, N).double() @ w,
+    "other rows": lambda x, w: F.linear(x, w[:5]),
+    "some columns": lambda x, w: F.linear(x[..., :4], w[:, :4]),
+    "every second row": lambda x, w: F.linear(x, w[::2]),
+    "chosen rows": lambda x, w: F.linear(x, w[torch.tensor([0, 2])]),
+    "a table": lambda x, w: F.embedding(torch.tensor([1]), w),
+    "another dtype": lambda x, w: F.linear(x.float(), w.float()),
+    "detached": lambda x, w: F.linear(x, w.detach()),
+    "with itself": lambda x, w: w @ w.T,
+    "three at once": lambda x, w: torch.einsum("btc,oc,bt->bo", x, w, x[..., 0]),
+    "a diagonal": lambda x, w: torch.einsum("btc,cc->bt", x, w[:C]),
+    "summed alone": lambda x, w: torch.einsum("btc,oc->bt", x, w),
+    "as a number": lambda x, w: float(w[0, 0]),
+    "written to": lambda x, w: w.mul_(2),
+    "written to by index": lambda x, w: w.__setitem__(0, 1),
+    "as data": lambda x, w: w.data,
+    "as an array": lambda x, w: w.numpy(),
+}
+
+
+@pytest.mark.parametrize("name", USES)
+def test_all_other_uses_are_errors(name):
+    torch.manual_seed(0)
+    layers = as_product(torch.randn(N, C, dtype=torch.float64), (1,), ())
+    with pytest.raises((TypeError, AttributeError), match="made a layer by taut"):
+        USES[name](torch.randn(B, T, C, dtype=torch.float64), layers)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.data())
+def test_every_einsum_of_a_tensor_and_a_weight(data):
+    """Which axes are summed over, which remain, in which order: as einsum itself has it."""
+    sizes = dict(zip("abcde", (2, 3, 4, 1, 5), strict=True))
+    letters = st.lists(st.sampled_from("abcde"), min_size=1, max_size=4, unique=True)
+    of_x, of_weight = data.draw(letters), data.draw(letters)
+    summed = [axis for axis in of_weight if axis in of_x]
+    assume(any(sizes[axis] > 1 for axis in summed))
+    output = data.draw(
+        st.permutations([*(a for a in of_x if a not in summed), *(a for a in of_weight if a not in summed)])
+    )
+    equation = f"{''.join(of_x)},{''.join(of_weight)}->{''.join(output)}"
+    x, weight = (torch.randn([sizes[a] for a in axes], dtype=torch.float64) for axes in (of_x, of_weight))
+    layers = as_product(weight, [k for k, a in enumerate(of_weight) if a in summed], ())
+    torch.testing.assert_close(torch.einsum(equation, x, layers), torch.einsum(equation, x, weight))
+    swapped = f"{''.join(of_weight)},{''.join(of_x)}->{''.join(output)}"
+    torch.testing.assert_close(torch.einsum(swapped, layers, x), torch.einsum(equation, x, weight))
+
+
+def test_it_says_what_a_weight_would():
+    layers = as_product(torch.randn(N, C).bfloat16(), (1,), (4, 8))
+    assert isinstance(layers, Product)
+    assert layers.shape == (N, C)
+    assert layers.dtype == torch.bfloat16
+    assert layers.device.type == "cpu"
+    assert layers.requires_grad is False
+    assert layers.is_floating_point()
+    assert layers.T.shape == (C, N)
+    assert layers.view(3, 4, C)[1].shape == (4, C)
+    assert torch.zeros_like(layers).shape == (N, C)
+    assert torch.ones(2).to(layers).dtype == torch.bfloat16
+    assert layers(torch.ones(1, C).bfloat16()).shape == (1, N)
+    assert "summed=(1,)" in repr(layers)
