@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace as replace_fields
 
 import torch
@@ -34,9 +34,10 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
     shapes: Shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
     held: list[Step] = []
     kept: list[Kept] = []
+    gone: list[str] = []
     for wanted in reversed(plan.steps):
         step = _fitted(with_sides(model, wanted), shapes)
-        places = _places(shapes, step)
+        places = _places(shapes, step, gone)
         if places is None:
             reason = f"{step.method} was rolled back, or would not shrink it: the layer has its original shape"
             kept += [Kept(name, reason, step.before or _layer(step, name).cost) for name in step.layers]
@@ -44,6 +45,7 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
         held.append(step)
         for name, place in places.items():
             _undo(shapes, place, _layer(step, name))
+            gone += [] if _layer(step, name).block is None else [f"{name}."]
     return tuple(reversed(held)), tuple(reversed(kept))
 
 
@@ -173,9 +175,16 @@ def _skeleton(step: Step) -> Mapping[str, nn.Module]:
     return resolve(step).skeleton(_group(step))
 
 
-def _places(shapes: Shapes, step: Step) -> dict[str, str] | None:
-    """Where each layer of the step stands; None if all are as they were."""
-    built = {name: _own_shapes(module) for name, module in _skeleton(step).items()}
+def _places(shapes: Shapes, step: Step, gone: Sequence[str] = ()) -> dict[str, str] | None:
+    """Where each layer of the step stands; None if all are as they were.
+
+    Args:
+        shapes: of all parameters.
+        step: the step.
+        gone: what the names start with of layers that a later step took out with their block.
+    """
+    modules = {name: module for name, module in _skeleton(step).items() if not name.startswith(tuple(gone))}
+    built = {name: _own_shapes(module) for name, module in modules.items()}
     found = {name: _find(shapes, name, wanted) for name, wanted in built.items()}
     places = {name: place for name, place in found.items() if place is not None}
     if len(places) == len(built):
@@ -211,6 +220,8 @@ def _find(shapes: Shapes, name: str, wanted: Shapes) -> str | None:
 def _is_original(found: Shapes, layer: Layer) -> bool:
     if layer.summed:
         return layer.weight in {found.get("weight"), found.get("")}
+    if layer.block is not None:
+        return bool(found)
     plain = not any("." in name for name in found)
     return plain and found.get("weight", ()) == layer.weight and ("bias" in found) == layer.bias
 

@@ -13,6 +13,7 @@ from taut.methods.as_conv import AsConv
 from taut.methods.as_layer import AsLayer
 from taut.methods.as_linear import AsLinear
 from taut.methods.bake import Bake
+from taut.methods.blocks import Blocks
 from taut.methods.channels.channels import Channels
 from taut.methods.channels.dead_taps import DeadTaps
 from taut.methods.channels.dead_units import DeadUnits
@@ -51,6 +52,7 @@ METHODS |= {
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,
     "channels": Channels,
+    "blocks": Blocks,
     "monochromatic": Monochromatic,
     "bicluster": Bicluster,
     "outer": Outer,

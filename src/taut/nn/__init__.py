@@ -14,6 +14,7 @@ from taut.nn.quantized import Int8Weight
 from taut.nn.rebuilt import Rebuilt
 from taut.nn.recurrent import Recurrent, StateLinear
 from taut.nn.sharing import Basis
+from taut.nn.skipped import Skipped
 
 __all__ = [
     "Answering",
@@ -31,6 +32,7 @@ __all__ = [
     "Recurrent",
     "Reorder",
     "SamePad",
+    "Skipped",
     "StateLinear",
     "bake",
     "fill_plain",

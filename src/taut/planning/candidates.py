@@ -25,12 +25,14 @@ class Option:
 
     Attributes:
         ops: what it does when it runs, where times are to be predicted.
+        block: the block with which the layer goes; "" where it stays or is changed for itself.
     """
 
     method: Method | None
     cost: Cost
     damage: float
     ops: LayerOps | None = field(default=None, compare=False)
+    block: str = ""
 
 
 @dataclass(frozen=True)

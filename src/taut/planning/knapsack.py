@@ -103,6 +103,7 @@ class Knapsack:
         ]
         self.room = np.array([1 - f / limit for f, limit in zip(fixed, limits.values(), strict=True)])
         self.starts = np.cumsum([0, *sizes])
+        self.coupled = self._coupled(options)
 
     def minimize(self, scale: float) -> list[int] | None:
         """Least damage within the limits."""
@@ -112,7 +113,11 @@ class Knapsack:
         thrift = 1e-6 * self.cost.mean(0)  # of two equal plans the cheaper
         found = milp(
             self.damage * scale + thrift,
-            constraints=[LinearConstraint(self.one, 1, 1), LinearConstraint(self.cost, -np.inf, self.room)],
+            constraints=[
+                LinearConstraint(self.one, 1, 1),
+                LinearConstraint(self.cost, -np.inf, self.room),
+                *([LinearConstraint(self.coupled, 0, 0)] if self.coupled.shape[0] else []),
+            ],
             integrality=np.ones(n),
             bounds=Bounds(0, 1),
             options={"mip_rel_gap": 1e-4},
@@ -125,14 +130,33 @@ class Knapsack:
         if not n:
             return []
         padded = csr_matrix(np.hstack([self.cost, -np.ones((len(self.cost), 1))]))
-        one = csr_matrix((self.one.data, self.one.indices, self.one.indptr), (self.one.shape[0], n + 1))
+        one, coupled = (
+            csr_matrix((rows.data, rows.indices, rows.indptr), (rows.shape[0], n + 1))
+            for rows in (self.one, self.coupled)
+        )
         found = milp(
             np.append(1e-9 * self.damage / max(self.damage.max(), 1e-300), 1.0),
-            constraints=[LinearConstraint(one, 1, 1), LinearConstraint(padded, -np.inf, self.room - 1)],
+            constraints=[
+                LinearConstraint(one, 1, 1),
+                LinearConstraint(padded, -np.inf, self.room - 1),
+                *([LinearConstraint(coupled, 0, 0)] if coupled.shape[0] else []),
+            ],
             integrality=np.append(np.ones(n), 0),
             bounds=Bounds(0, np.append(np.ones(n), np.inf)),
         )
         return self._picks(found.x[:n])
+
+    def _coupled(self, options: Sequence[Option]) -> csr_matrix:
+        """A row for every option of a layer to go with a block: it is chosen if and only if the block goes."""
+        going = {
+            choice.group.layer.name: int(start) + 1
+            for choice, start in zip(self.choices, self.starts, strict=False)
+            if choice.group.layer.block is not None
+        }
+        pairs = [(place, going[option.block]) for place, option in enumerate(options) if option.block]
+        rows = np.repeat(np.arange(len(pairs)), 2)
+        columns = np.array(pairs, dtype=int).reshape(-1)
+        return csr_matrix((np.tile([1.0, -1.0], len(pairs)), (rows, columns)), (len(pairs), len(options)))
 
     def _picks(self, x: np.ndarray) -> list[int]:
         return [int(np.argmax(x[a:b])) for a, b in zip(self.starts, self.starts[1:], strict=False)]

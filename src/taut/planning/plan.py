@@ -162,15 +162,20 @@ def describe(
     """The picked options as a plan, with reasons; `met` says whether they meet the budget that was asked for."""
     total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
     steps: list[Step] = []
+    blocks = [c.group.layer.block for c, i in zip(choices, picks, strict=True) if i and c.group.layer.block is not None]
+    gone = {name for block in blocks for name in block.layers}
     kept = [
         _kept(net, layer)
         for layer in net.layers
-        if layer.name not in {choice.group.layer.name for choice in choices}
+        if layer.name not in {choice.group.layer.name for choice in choices} | gone
         and (len(layer.weight) > 1 or layer.macs or layer.skip == AS_ASKED)
     ]
     after = net.cost
     for choice, index in zip(choices, picks, strict=True):
         option = choice.options[index]
+        if option.block or (choice.group.layer.block is not None and option.method is None):
+            after = after - (choice.options[0].cost - option.cost)
+            continue
         if option.method is None:
             kept.append(Kept(choice.group.layer.name, _keep_reason(choice, total, met=met), option.cost))
             continue
@@ -178,6 +183,7 @@ def describe(
         steps.append(_step(choice, option, total))
     order = {layer.name: position for position, layer in enumerate(net.layers)}
     kept.sort(key=lambda k: order[k.layer])
+    steps.sort(key=lambda step: step.layers[0] in order)  # blocks go first
     return Plan(tuple(steps), tuple(kept), net.cost, after, stats.unit)
 
 
@@ -194,7 +200,7 @@ def _step(choice: Choice, option: Option, total: float) -> Step:
     if option.method is None:
         raise CallError("Keeping a layer is no step.")
     share = option.damage / total if total > 0 else 0.0
-    old, new = choice.options[0].cost, option.cost
+    old, new = choice.group.cost, option.cost
     saved = 1 - new.macs / old.macs if old.macs else 1 - new.params / max(old.params, 1)
     return Step(
         choice.group.names,
@@ -214,7 +220,10 @@ def unmet_plan(plan: Plan) -> Plan:
 
 
 def _keep_reason(choice: Choice, total: float, *, met: bool) -> str:
-    gentlest = min((o for o in choice.options[1:]), key=lambda o: o.damage)
+    changes = [option for option in choice.options[1:] if option.method is not None]
+    if not changes:
+        return "no candidate makes it smaller"
+    gentlest = min(changes, key=lambda option: option.damage)
     if total <= 0:
         return MET if met else UNMET
     saved, times = choice.options[0].cost.macs - gentlest.cost.macs, gentlest.damage / total

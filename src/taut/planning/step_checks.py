@@ -20,6 +20,9 @@ def below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[s
     """Why a step may not be carried out: it would leave less of a layer than the user wants to stay."""
     method = rewrite.resolved
     for layer in group.layers if net.floors else ():
+        inside = () if layer.block is None else (name for name in layer.block.layers if name in net.floors)
+        if (held := next(iter(inside), None)) is not None:
+            return f"{net.floors[held].share:.0%} of '{held}' has to stay, as asked, which stands in it"
         floor = net.floors.get(layer.name)
         if floor is None:
             continue

@@ -95,7 +95,8 @@ def recover(
         for name, chain in chains.items()
         if any(m.masks or isinstance(m, Looking) for m, _ in chain) and not _only_pruned(chain)
     }
-    names = [name for name in solvable(net) if name not in cut]  # compress recovers those on the cut model
+    gone = removed_layers(steps)
+    names = [name for name in solvable(net) if name not in cut | gone]  # compress recovers those on the cut model
     noted = data if isinstance(data, Noted) else Noted(data, net, names)
     targets = noted.of(model, names)
     with stage("refitting", total=len(targets.layers)) as bar:
@@ -105,7 +106,7 @@ def recover(
             **{name: stats.modules[name] for name in cuts if name in stats.modules},
         }
         layers = {name: target.kept(originals[name], cuts.get(name)) for name, target in targets.layers.items()}
-        norms = {n: _of_channels(norm, cuts.get(n)) for n, norm in targets.norms.items() if n not in net.kept}
+        norms = {n: _of_channels(norm, cuts.get(n)) for n, norm in targets.norms.items() if n not in net.kept | gone}
         layers = {n: t if t.norm in {"", *norms} else replace(t, norm="", follows=None) for n, t in layers.items()}
         _Refit(originals, copied, chains, stats, replace(targets, layers=layers, norms=norms)).run(bar)
     for mine, found in zip(small.modules(), copied.modules(), strict=True):
@@ -113,6 +114,12 @@ def recover(
             isinstance(mine, _BatchNorm) and isinstance(mine.running_mean, Tensor)
         ):
             mine.load_state_dict(found.state_dict())
+
+
+def removed_layers(steps: Sequence[Step]) -> set[str]:
+    """The layers that went with blocks: they are not there to be solved again."""
+    blocks = (layer.block for step in steps if step.group is not None for layer in step.group.layers)
+    return {name for block in blocks if block is not None for name in block.layers}
 
 
 def _of_channels(norm: Norm, cut: Cut | None) -> Norm:

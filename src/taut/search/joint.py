@@ -18,19 +18,19 @@ from typing import Any, ClassVar
 import numpy as np
 from torch import nn
 
-from taut.core.data import chunks
-from taut.core.example import Example
 from taut.core.progress import stage
 from taut.errors import CallError
 from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
 from taut.planning.application import apply_plan
-from taut.planning.candidates import Choice, survey
+from taut.planning.blocks import survey_all
+from taut.planning.candidates import Choice
 from taut.planning.knapsack import HEADER_BYTES, network_cost
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
-from taut.search.ranks import Batches, Built, Limits, RankPlanner, Reach
+from taut.search.held_out import Batches, divided
+from taut.search.ranks import Built, Limits, RankPlanner, Reach
 from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
@@ -46,12 +46,6 @@ SHARES_TRIED = 5
 NOT_COMPARABLE = 1e300
 """Divergence of a plan that holds the limits, where outputs cannot be compared."""
 
-HELD_OUT = 4
-"""One sample in so many judges, the others refit."""
-
-JUDGES = 512
-"""Samples that judge at most."""
-
 NEARLY = 1.05
 """Divergences that differ by less than this factor are equal: then more channels go, which keep all of the speed."""
 
@@ -63,9 +57,6 @@ FURTHEST = 7
 
 ALL_BUT_RANKS = 1 - 1e-9
 """Share of the way that channels go to the end, so that ranks may follow."""
-
-PIECES = 8
-"""The judging samples are as many pieces of the batches, so that their number comes out as meant."""
 
 ALIKE = 1.1
 """Budgets that differ by no more than this factor are served by the same share."""
@@ -121,7 +112,7 @@ class JointPlanner:
     @cached_property
     def _samples(self) -> tuple[Batches | None, list[Any] | None]:
         """Batches to refit on while plans are compared, and inputs to judge with."""
-        return _divided(self.stats.network.example, self.ranks.data)
+        return divided(self.stats.network.example, self.ranks.data)
 
     @cached_property
     def _judge(self) -> Judge | None:
@@ -251,13 +242,13 @@ class JointPlanner:
     def _plan(self, share: float, limits: Limits, data: Batches | Noted | None) -> Plan | None:
         """The plan within `limits` of which channels save a share of the way; `data` refit the narrower network."""
         if share == 0 or all(limit >= self.ranks.whole(key) for key, limit in limits.items()):
-            return self.ranks.plan_within(limits)
+            return self.ranks.best_plan_within(limits)
         narrowed = self._narrowed_at(share, limits, data)
         if narrowed is None:
             return None
         net, inner = self.stats.network, narrowed.ranks.network
         ranks = narrowed.ranks
-        rest = describe(inner, ranks.stats, (), ()) if share == 1 else ranks.plan_within(limits)
+        rest = describe(inner, ranks.stats, (), ()) if share == 1 else ranks.best_plan_within(limits)
         if rest is None:
             return None
         told = {kept.layer for kept in narrowed.kept}  # carrying the step out tells them again
@@ -290,8 +281,8 @@ class JointPlanner:
         batches = data.data if isinstance(data, Noted) else data
         stats = replace(self.stats, network=inner) if share == 1 else observe(inner, small, batches)
         timed = self.ranks.latency_model is not None
-        choices = () if share == 1 else survey(inner, stats, self.low_rank, self.align, timed=timed)
-        ranks = RankPlanner(small, stats, tuple(choices), self.ranks.data, self.ranks.latency_model)
+        choices = () if share == 1 else survey_all(inner, small, stats, batches, self.low_rank, self.align, timed=timed)
+        ranks = RankPlanner(small, stats, choices, self.ranks.data, self.ranks.latency_model)
         return _Narrowed(step, done.kept, ranks)
 
     def _channel_step(self, share: float, limits: Limits) -> Step | None:
@@ -316,24 +307,6 @@ class JointPlanner:
         else:
             mine = float(getattr(group.cost, key))
         return 1 - (total - target) / mine if mine > 0 else 0.0
-
-
-def _divided(example: Example, data: Batches | None) -> tuple[Batches | None, list[Any] | None]:
-    """Batches to refit on, and inputs to judge with."""
-    if data is None:
-        return None, None
-    total = sum(example.samples.size(inputs) for inputs, _ in data)
-    size = min(JUDGES, total // HELD_OUT)
-    if not size:
-        return data, [inputs for inputs, _ in data]
-    pieces = list(chunks(example, data, max(1, size // PIECES)))
-    if len(pieces) == 1:
-        return data, [inputs for inputs, _ in data]
-    held, seen = len(pieces), 0
-    while seen < size and held > 1:
-        held -= 1
-        seen += example.samples.size(pieces[held][0])
-    return pieces[:held], [inputs for inputs, _ in pieces[held:]]
 
 
 def _next(losses: Mapping[float, float]) -> float:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from torch import nn
 
@@ -13,13 +14,18 @@ from taut.planning.application import apply_plan
 from taut.planning.candidates import Choice
 from taut.planning.knapsack import closest, least, network_cost, solve
 from taut.planning.plan import describe
+from taut.recovery.judging import Judge
+from taut.search.held_out import Batches, divided
 from taut.structure.statistics import Statistics
 from taut.types import Cost, Network, Plan
 
 Built = tuple[nn.Module, Plan]
-Batches = Sequence[tuple[Any, Any]]
 Limits = Mapping[str, float]
 """Ceilings by the keys of a budget: counts are absolute, "latency" is a share of the original's."""
+
+
+DEARER = 1.0, 4.0, math.inf
+"""Times that damages of blocks are taken for: several that go do more harm than the sum, and the refit repairs some."""
 
 
 @dataclass(frozen=True)
@@ -56,6 +62,8 @@ class RankPlanner:
     latency_model: LatencyModel | None = None
     left_alone: Mapping[str, str] = field(default_factory=dict)
     joint: ClassVar[bool] = False
+    _judged: dict[tuple[tuple[str, float], ...], Plan | None] = field(default_factory=dict, repr=False)
+    """Limits -> the plan that was found best for them."""
 
     @property
     def network(self) -> Network:
@@ -65,13 +73,51 @@ class RankPlanner:
     @property
     def movable(self) -> Cost:
         """Cost of what can become smaller."""
-        layers = (choice.group.layer for choice in self.choices)
-        return sum((layer.cost - self.network.bound(layer) for layer in layers), Cost())
+        layers = {choice.group.layer.name for choice in self.choices if choice.group.layer.block is None}
+        layers |= {name for c in self.choices if (b := c.group.layer.block) is not None for name in b.layers}
+        free = (layer for layer in self.network.layers if layer.name in layers)
+        return sum((layer.cost - self.network.bound(layer) for layer in free), Cost())
 
     def best_within(self, limits: Limits) -> Built | None:
         """The model with the least damage within `limits`; None where no plan is so small."""
-        plan = self.plan_within(limits)
+        plan = self.best_plan_within(limits)
         return None if plan is None else apply_plan(self.base, plan, self.stats, self.data)
+
+    def best_plan_within(self, limits: Limits) -> Plan | None:
+        """The plan with the least damage; of those that take out blocks, and one that does not, the best by its output.
+
+        What several blocks do to the output together is not the sum, so that held-out samples decide.
+        """
+        plan = self.plan_within(limits)
+        if plan is None or self.data is None or not _takes_blocks(plan):
+            return plan
+        key = tuple(sorted(limits.items()))
+        if key not in self._judged:
+            plans = {factor: self._dearer(factor).plan_within(limits) for factor in DEARER}
+            self._judged[key] = self._best_of([plan for plan in plans.values() if plan is not None])
+        return self._judged[key]
+
+    def _best_of(self, plans: Sequence[Plan]) -> Plan:
+        """The one whose refitted network is closest to the original on samples that no refit saw."""
+        distinct = [plan for place, plan in enumerate(plans) if plan not in plans[:place]]
+        fit, held = divided(self.stats.network.example, self.data)
+        if len(distinct) == 1 or held is None:
+            return distinct[0]
+        judge = Judge(self.stats.network.example, self.base, held, self.stats.kinds)
+        losses = [judge.divergence(apply_plan(self.base, plan, self.stats, fit)[0]) for plan in distinct]
+        return distinct[losses.index(min(losses))]
+
+    def _dearer(self, factor: float) -> RankPlanner:
+        """The same with blocks that do so many times the damage; infinite: that do not go."""
+        if factor == math.inf:
+            return replace(self, choices=tuple(_without(self.choices, _blocks(self.choices))))
+        choices = (
+            choice
+            if choice.group.layer.block is None
+            else replace(choice, options=tuple(replace(o, damage=o.damage * factor) for o in choice.options))
+            for choice in self.choices
+        )
+        return replace(self, choices=tuple(choices))
 
     def plan_within(self, limits: Limits) -> Plan | None:
         """The plan with the least damage within `limits`; None where none is so small."""
@@ -110,6 +156,23 @@ class RankPlanner:
         return replace(
             self,
             stats=replace(self.stats, network=self.network.skipping(reasons)),
-            choices=tuple(choice for choice in self.choices if not set(choice.group.names) & set(reasons)),
+            choices=tuple(_without(self.choices, reasons)),
             left_alone={**self.left_alone, **reasons},
+            _judged={},
         )
+
+
+def _blocks(choices: Sequence[Choice]) -> set[str]:
+    """The blocks among what may be changed."""
+    return {choice.group.layer.name for choice in choices if choice.group.layer.block is not None}
+
+
+def _takes_blocks(plan: Plan) -> bool:
+    return any(layer.block is not None for step in plan.steps if step.group is not None for layer in step.group.layers)
+
+
+def _without(choices: Sequence[Choice], names: Collection[str]) -> Iterator[Choice]:
+    """The choices for all but some layers and blocks; nothing goes with such a block."""
+    for choice in choices:
+        if not set(choice.group.names) & set(names):
+            yield replace(choice, options=tuple(option for option in choice.options if option.block not in names))

@@ -19,15 +19,17 @@ from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.methods.channels.channels import Channels
-from taut.planning.candidates import survey
+from taut.planning.blocks import survey_all
 from taut.planning.damage_measurement import sensitivity as measure_damage
 from taut.planning.plain_form import carry_exact, idle_forms, in_own_form, in_plain_form, kept_whole
 from taut.planning.plan import describe
 from taut.recovery.judging import Judge
+from taut.recovery.refit import removed_layers
 from taut.recovery.samples import SAMPLES, refit_samples
-from taut.search.joint import JUDGES, JointPlanner
+from taut.search.held_out import JUDGES, Batches
+from taut.search.joint import JointPlanner
 from taut.search.latency import fit_latency_model, shape_variants
-from taut.search.ranks import Batches, Built, Limits, RankPlanner
+from taut.search.ranks import Built, Limits, RankPlanner
 from taut.structure.answers import answers_of
 from taut.structure.calling import read_example
 from taut.structure.channels.groups import coupled, hidden_alone
@@ -103,7 +105,7 @@ class Session:
         narrowing = _unasked(base, inner) if methods is None else narrowing
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
-        choices = tuple(survey(inner, stats, low_rank, align, timed=latency is not None))
+        choices = survey_all(inner, base, stats, batches, low_rank, align, timed=latency is not None)
 
         def planner(
             latency_model: LatencyModel | None = None, correction: Mapping[float, float] | None = None
@@ -177,6 +179,8 @@ class Session:
         small, exact = self._needed(small, renamed, limits)
         kept = kept_whole(plan.kept, [step for step in self.exact if step not in exact], self.network)
         kept = tuple(replace(one, layer=_original_name(one.layer, self.exact)) for one in kept)
+        gone = removed_layers(renamed)
+        exact = tuple(step for step in exact if not set(step.layers) <= gone)
         whole = replace(plan, steps=(*exact, *renamed), kept=kept, before=self.network.cost)
         remember(small, whole)  # what was carried out of the base alone leaves out the exact steps
         return small, whole

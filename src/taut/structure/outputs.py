@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.nested import attributes_of
-from taut.core.tensors import all_values
+from taut.core.tensors import all_values, is_cache
 from taut.errors import ModelError
 from taut.structure.coverage import seeded
 from taut.structure.surgery import clone, shallow
@@ -67,16 +67,23 @@ def form_of(output: Any, depth: int = DEPTH) -> Form:
     if isinstance(output, Tensor):
         return Form(str(output.dtype).removeprefix("torch."), tuple(output.shape))
     kind = type(output).__name__
+    if is_cache(output):  # layer by layer; where one was taken out, nothing is filled in
+        held = {str(form): form for form in map(form_of, all_values(output))}
+        return Form(kind, None, tuple(("", held[key]) for key in sorted(held)))
     if isinstance(output, np.ndarray):
         return Form(f"array of {output.dtype}", tuple(output.shape))
+    return Form(kind, None, tuple((key, form_of(item, less)) for key, item, less in _parts(output, depth)))
+
+
+def _parts(output: Any, depth: int) -> Iterator[tuple[str, Any, int]]:
+    """What is inside of a container or object, under its key or position, and how deep it may be looked into."""
     if isinstance(output, Mapping):
-        return Form(kind, None, tuple((str(key), form_of(item, depth)) for key, item in output.items()))
-    if isinstance(output, list | tuple):
-        return Form(kind, None, tuple((str(number), form_of(item, depth)) for number, item in enumerate(output)))
-    if depth and not callable(output) and not isinstance(output, nn.Module | type):
-        held = {key: value for key, value in attributes_of(output).items() if all_values(value)}
-        return Form(kind, None, tuple((key, form_of(value, depth - 1)) for key, value in held.items()))
-    return Form(kind)
+        yield from ((str(key), item, depth) for key, item in output.items())
+    elif isinstance(output, list | tuple):
+        yield from ((str(number), item, depth) for number, item in enumerate(output))
+    elif depth and not callable(output) and not isinstance(output, nn.Module | type):
+        held = ((key, value, depth - 1) for key, value in attributes_of(output).items())
+        yield from (part for part in held if all_values(part[1]))
 
 
 class Outputs:

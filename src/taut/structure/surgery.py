@@ -12,6 +12,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.copying import deep_copy
 from taut.errors import CallError
+from taut.nn import Skipped
 from taut.nn.answering import Answering, read_attributes
 from taut.structure.baking import computed, computing_hooks
 from taut.structure.rules import module_rule
@@ -151,7 +152,7 @@ def _settle(encoder: nn.TransformerEncoder) -> None:
 
 def answering(module: nn.Module, layer: Layer) -> nn.Module:
     """A replacement that answers what other code asks of the layer; itself where nobody asks, or it does anyway."""
-    if not layer.answers:
+    if not layer.answers or isinstance(module, Skipped):
         return module
     if base_kind(module) == layer.kind:
         narrower = tuple(module.weight.shape[:2]) != layer.weight[:2] if isinstance(module.weight, Tensor) else True

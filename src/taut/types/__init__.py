@@ -5,12 +5,13 @@ from typing import Any
 from taut.core.deprecation import forward_names
 from taut.types.budget import Budget, BudgetLike, Cost
 from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Restoring, Rewrite, Slimming, Tracing
-from taut.types.network import Group, Invocation, Layer, Network
+from taut.types.network import Block, Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
 from taut.types.schedule import Schedule, Stage, alternate, cascade, check_schedule, ramp
 
 __all__ = [
     "Automatic",
+    "Block",
     "Budget",
     "BudgetLike",
     "Cost",

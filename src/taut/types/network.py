@@ -14,7 +14,7 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
-LATER = frozenset({"answers", "computed", "summed", "rows"})
+LATER = frozenset({"answers", "block", "computed", "summed", "rows"})
 """Fields of a layer that came later than plans that were saved."""
 
 
@@ -28,8 +28,24 @@ class Invocation:
 
 
 @dataclass(frozen=True)
+class Block:
+    """What makes a module with layers inside a block that can be taken out: it gives the shape that it takes.
+
+    Attributes:
+        layers: names of those inside.
+        source: where among the arguments of a call its input is: a position, or a keyword.
+        items: None where it gives a tensor; else that many in a tuple, of which all but the first are None.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = FORBID
+    layers: tuple[str, ...]
+    source: int | str = 0
+    items: int | None = None
+
+
+@dataclass(frozen=True)
 class Layer:
-    """A module that owns parameters, as the example saw it.
+    """A module that owns parameters, as the example saw it; or a block of such modules.
 
     Attributes:
         name: dotted name in the original model.
@@ -52,6 +68,7 @@ class Layer:
         skip: why no method may touch it, or None.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
         params: parameters that the module itself owns, each counted once in the network.
+        block: what stands in it, where it is a block; `macs` and `params` are then those of all that is inside.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -75,6 +92,7 @@ class Layer:
     answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0
+    block: Block | None = None
 
     @model_serializer(mode="wrap")
     def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -176,6 +194,7 @@ class Network:
         uncounted: notes on what torch's counter does not see and taut counted itself (recurrent cells), and on
             operations that may multiply and are not counted.
         floors: what has to stay of layers that may not go below a share of what they were.
+        blocks: the modules that give the shape that they take, and could be taken out.
     """
 
     layers: tuple[Layer, ...]
@@ -183,14 +202,15 @@ class Network:
     uncounted: tuple[str, ...] = ()
     example: Any = field(default=None, repr=False, compare=False)
     floors: Mapping[str, Floor] = field(default_factory=dict, compare=False)
+    blocks: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Layer:
-        """The layer of that name.
+        """The layer, or else the block, of that name.
 
         Raises:
             CallError: there is none.
         """
-        for layer in self.layers:
+        for layer in (*self.layers, *self.blocks):
             if layer.name == name:
                 return layer
         known = ", ".join(layer.name for layer in self.layers[:8])

@@ -145,7 +145,9 @@ class Plan:
         """
         alone = {kept.layer for kept in self.kept if kept.code == "as asked"}
         for step in self.steps:
-            both = [name for name in step.layers if name in alone]
+            blocks = () if step.group is None else (la.block for la in step.group.layers if la.block is not None)
+            names = (*step.layers, *(name for block in blocks for name in block.layers))
+            both = [name for name in names if name in alone]
             if both and not hasattr(METHODS.get(step.method), "restored"):  # a plain form computes the same
                 raise CallError(
                     f"{step.method} does not apply to layer '{both[0]}': {AS_ASKED}. Leave the layer out of the step, "
