@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from taut.nn import Basis, LowRankSparse
+from taut.nn import Basis, LowRankSparse, Skipped
 
 SHAPES = {0: (), 1: (5,), 2: (4, 3), 3: (2, 3, 2)}
 
@@ -74,3 +74,24 @@ def test_a_sparse_part_adds_its_weights():
     torch.testing.assert_close(module(x), second(first(x)) + x @ R.T)
     torch.testing.assert_close(module.to_plain()(x), module(x))
     assert module.half().places.dtype == torch.int32
+
+
+@pytest.mark.parametrize("source", [0, 1, "x"])
+@pytest.mark.parametrize("items", [None, 1, 3])
+def test_a_skipped_block_gives_its_input_or_zeros_in_the_form_of_the_block(source, items):
+    x, y = torch.randn(2, 3), torch.ones(2, 3)
+    args, kwargs = {0: ((x, y), {}), 1: ((y, x), {}), "x": ((y,), {"x": x})}[source]
+    for way, wanted in (("pass", x), ("zero", torch.zeros(2, 3))):
+        output = Skipped(way, source, items, {"kind": "residual"})(*args, **kwargs)
+        first = output if items is None else output[0]
+        assert torch.equal(first, wanted)
+        assert first is not x  # code behind it may write to it
+        assert items is None or output[1:] == (None,) * (items - 1)
+
+
+def test_a_skipped_block_answers_as_the_block():
+    module = Skipped(answers={"kind": "residual"})
+    assert module.kind == "residual"
+    assert not module.state_dict()
+    with pytest.raises(AttributeError, match="other"):
+        _ = module.other
