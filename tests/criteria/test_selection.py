@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
 from taut import CallError
-from taut.criteria import above, mean_percentile, smallest
+from taut.criteria import above, mean_percentile, smallest, within_runs
 
 
 def sorted_reference(scores, wanted):
@@ -76,3 +76,25 @@ def test_mean_of_percentiles_favours_no_layer_by_its_size():
     small, large = torch.arange(1.0, 11), 100 + torch.arange(1.0, 1001)
     assert mean_percentile([small, large], 0.5) == pytest.approx((5 + 600) / 2)
     assert mean_percentile([torch.tensor([float("-inf"), 1.0, 3.0])], 0.5) == 1.0  # pruned weights do not count
+
+
+@given(
+    hnp.arrays(
+        np.float32, st.tuples(st.integers(1, 3), st.integers(1, 11), st.integers(1, 2)), elements=st.floats(-3, 3)
+    ),
+    st.integers(1, 4),
+    st.integers(1, 3),
+)
+def test_of_every_run_the_highest_stay(scores, stay, more):
+    run = stay + more
+    (kept,) = within_runs([torch.from_numpy(scores)], stay, run)
+    for output, inputs, tap in np.ndindex(scores.shape[0], -(-scores.shape[1] // run), scores.shape[2]):
+        part = slice(inputs * run, (inputs + 1) * run)
+        mine, mask = scores[output, part, tap], kept[output, part, tap].numpy()
+        assert mask.sum() == min(stay, len(mine))
+        assert mine[mask].min() >= mine[~mask].max(initial=-np.inf)
+
+
+def test_weights_that_are_zero_already_go_first_within_their_run():
+    (kept,) = within_runs([torch.tensor([[float("-inf"), 1.0, 2.0, 3.0, float("-inf")]])], 2, 4)
+    assert kept.tolist() == [[False, False, True, True, True]]

@@ -38,6 +38,30 @@ def smallest(scores: Sequence[Tensor], sparsity: float, *, scope: str = "global"
     return _smallest(list(scores), round(sparsity * sum(one.numel() for one in scores)))
 
 
+def within_runs(scores: Sequence[Tensor], stay: int, run: int) -> list[Tensor]:
+    """True where a weight stays: in every run of consecutive inputs, counted from the first, those of highest score.
+
+    Kernels for such weights multiply by those that stay alone (NVIDIA's 2:4). Of a convolution a run lies along the
+    input channels at one tap. What is left over at the end of a row is a shorter run, of which as many stay.
+
+    Args:
+        scores: one tensor (outputs, inputs, *kernel) per layer, no NaN; among equals the later ones stay.
+        stay: how many of a run stay.
+        run: its length, above `stay`.
+    """
+    return [_within_runs(one.movedim(1, -1), stay, run).movedim(-1, 1) for one in scores]
+
+
+def _within_runs(rows: Tensor, stay: int, run: int) -> Tensor:
+    inputs = rows.shape[-1]
+    padded = torch.nn.functional.pad(rows.float(), (0, -inputs % run), value=-torch.inf)
+    runs = padded.reshape(*padded.shape[:-1], -1, run).nan_to_num(neginf=torch.finfo(torch.float32).min)
+    real = torch.arange(padded.shape[-1], device=rows.device).reshape(-1, run) < inputs
+    order = torch.where(real, runs, -torch.inf).argsort(dim=-1, stable=True)
+    kept = torch.zeros_like(runs, dtype=torch.bool).scatter_(-1, order[..., run - stay :], value=True)
+    return kept.flatten(-2)[..., :inputs]
+
+
 def above(scores: Sequence[Tensor], threshold: float) -> list[Tensor]:
     """True where the score reaches a fixed threshold: how many that are depends on the weights."""
     return [one >= threshold for one in scores]

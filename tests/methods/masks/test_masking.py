@@ -268,3 +268,48 @@ def test_a_plan_over_many_layers_can_be_read():
     assert max(map(len, shown.splitlines())) <= 160
     assert "mfbp" in shown
     assert len(plan.without(["3"]).kept) == 30
+
+
+@pytest.mark.parametrize("method", ["magnitude", "obs", "mfbp"])
+@pytest.mark.parametrize(("select", "counts"), [("2:4", [120, 160, 32]), ("1:8", [200, 272, 56])])
+def test_of_every_run_of_inputs_so_many_stay(method, select, counts):
+    """Of 12 and of 20 inputs the last four are a shorter run of eight: one of them stays, too."""
+    net, _, network, stats = made()
+    stay, run = map(int, select.split(":"))
+    step = taut.whole(network, method, select=select)
+    small = taut.apply(net, Plan((step,)), stats)
+    assert zeros(small) == counts
+    for layer in (small.a, small.b, small.c):
+        assert all(int(part.ne(0).sum(-1).max()) <= stay for part in layer.weight.split(run, -1))
+    assert resolve(step).cost(step.group).nonzero == step.group.cost.nonzero - sum(counts)
+
+
+def test_runs_of_convolutions_are_of_channels_and_hold_in_the_refit_and_in_training():
+    torch.manual_seed(0)
+    net = sequential(a=nn.Conv2d(8, 6, 3), r=nn.ReLU(), f=nn.Flatten(), b=nn.Linear(24, 3))
+    data = [torch.randn(16, 8, 4, 4) for _ in range(2)]
+    network = taut.trace(net, data[0])
+    stats = taut.observe(network, net, data)
+    plan = Plan((taut.whole(network, "magnitude", score="wanda", select="2:4", spare=[-1]),))
+    for small in (
+        taut.apply(net, plan, stats, data=data),
+        taut.finetune(net, plan, stats, data, lambda model: 0.0, schedule=(taut.Stage(steps=(0,), epochs=1),)),
+    ):
+        assert int(small.a.weight.ne(0).unflatten(1, (2, 4)).sum(2).max()) == 2
+        assert int(small.a.weight.eq(0).sum()) == small.a.weight.numel() // 2
+        assert bool(small.b.weight.all())
+
+
+def test_runs_say_how_much_goes():
+    with pytest.raises(CallError, match=r"'sparsity' of magnitude must be 0\.75 where 'select' is 1:4"):
+        resolve(Step((), "magnitude", {"select": "1:4", "sparsity": 0.9}))
+    for select in ("4:2", "0:4", "2:2", "2 of 4"):
+        with pytest.raises(CallError, match="N:M such as 2:4"):
+            resolve(Step((), "magnitude", {"select": select}))
+    assert resolve(Step((), "obs", {"select": "1:4"})).sparsity == 0.75
+
+
+def test_layers_of_which_more_has_to_stay_than_runs_leave_are_not_pruned():
+    net, _, network, stats = made()
+    step = taut.whole(network, "magnitude", select="2:4", keep={"b": 0.6})
+    assert zeros(taut.apply(net, Plan((step,)), stats)) == [120, 0, 32]

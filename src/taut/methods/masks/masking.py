@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from numbers import Real
@@ -12,7 +13,7 @@ from typing import Any, ClassVar, Self, cast
 import torch
 from torch import Tensor, nn
 
-from taut.criteria import above, mean_percentile, smallest
+from taut.criteria import above, mean_percentile, smallest, within_runs
 from taut.errors import CallError
 from taut.methods.earlier_contract import Needs
 from taut.methods.factorization import Unplanned
@@ -24,6 +25,9 @@ from taut.types import Cost, Group, Method, Rewrite
 UNCHECKED = "unchecked percentiles"
 
 SELECTIONS = ("global", "layer", "threshold", "percentiles", UNCHECKED)
+
+RUNS = re.compile(r"([1-9]\d?):([1-9]\d?)")
+"""A selection such as 2:4: so many of every so many inputs in a row stay."""
 
 SLACK = 0.05
 """How far from the share that was asked for a mean of percentiles may end."""
@@ -53,7 +57,9 @@ class Masking(Unplanned):
         select: "global": the lowest of all layers together, exactly as many as asked for; "layer": of each layer;
             "threshold": all scores below `threshold`; "percentiles": all below the mean over layers of the `sparsity`
             quantile of each, an error where that is not about the share asked for; "unchecked percentiles": that
-            share, whatever it is. How many the last three prune depends on the weights.
+            share, whatever it is. How many the last three prune depends on the weights. "2:4", and any other N:M: in
+            every run of M inputs the N of highest score stay (of a convolution, of input channels at one tap), as
+            kernels for sparse weights want it; `sparsity` is then 1 - N / M.
         threshold: of the selection by threshold.
         spare: positions in the step's layers of those that are scored but not pruned; -1 is the last one, mostly the
             output layer.
@@ -84,13 +90,27 @@ class Masking(Unplanned):
         """
         self._must("sparsity", _number(self.sparsity) and 0 <= self.sparsity < 1, "in [0, 1)")
         self._must("threshold", self.threshold is None or _number(self.threshold), "a number or None")
-        self._must("select", self.select in SELECTIONS, f"one of {', '.join(SELECTIONS)}")
+        known = self.select in SELECTIONS or self.runs is not None
+        self._must("select", known, f"one of {', '.join(SELECTIONS)}, or N:M such as 2:4")
         whole = isinstance(self.spare, list) and all(type(place) is int for place in self.spare)
         self._must("spare", self.spare is None or whole, "a list of positions in the step's layers, or None")
         floors = self.floors
         counts = isinstance(floors, list) and all(type(least) is int and least >= 0 for least in floors)
         self._must("floors", floors is None or counts, "a list of whole numbers, at least 0, or None")
         object.__setattr__(self, "sparsity", float(self.sparsity))
+        if self.runs is not None:
+            share = 1 - self.runs[0] / self.runs[1]
+            self._must(
+                "sparsity", self.sparsity in {Masking.sparsity, share}, f"{share:g} where 'select' is {self.select}"
+            )
+            object.__setattr__(self, "sparsity", share)
+
+    @property
+    def runs(self) -> tuple[int, int] | None:
+        """How many of how many inputs in a row stay, where `select` says so."""
+        match = RUNS.fullmatch(self.select) if isinstance(self.select, str) else None
+        stay, run = map(int, match.groups()) if match else (0, 0)
+        return (stay, run) if stay < run else None
 
     def _must(self, key: str, good: bool, wanted: str) -> None:
         if not good:
@@ -112,7 +132,7 @@ class Masking(Unplanned):
 
     def family(self) -> str:
         """Everything but how much is pruned."""
-        fixed = replace(self, sparsity=0.0, threshold=None, zeros=None)
+        fixed = replace(self, sparsity=Masking.sparsity, threshold=None, zeros=None)
         return f"{self.name}/{fixed!r}"
 
     def scores(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> list[Tensor]:
@@ -154,6 +174,8 @@ class Masking(Unplanned):
     def _selected(self, scores: Sequence[Tensor], floors: Sequence[int]) -> list[Tensor]:
         if any(floors):
             return self._above_floors(scores, floors)
+        if self.runs is not None:
+            return within_runs(scores, *self.runs)
         if self.select == "threshold":
             self._must("threshold", self.threshold is not None, "a number where 'select' is threshold")
             return above(scores, cast(float, self.threshold))
@@ -169,6 +191,10 @@ class Masking(Unplanned):
         Raises:
             CallError: more has to stay than the sparsity leaves.
         """
+        if self.runs is not None:
+            kept = within_runs(scores, *self.runs)
+            enough = (int(mask.sum()) >= least for mask, least in zip(kept, floors, strict=True))
+            return [mask if ok else torch.ones_like(mask) for mask, ok in zip(kept, enough, strict=True)]
         if self.select == "layer":
             shares = [
                 min(self.sparsity, 1 - least / score.numel()) for score, least in zip(scores, floors, strict=True)
@@ -213,6 +239,11 @@ class Masking(Unplanned):
         spared = self.spared(len(group.layers))
         places = [place for place in range(len(group.layers)) if place not in spared]
         sizes = [math.prod(group.layers[place].weight) for place in places]
+        if self.runs is not None:
+            found = (_zeros_in_runs(group.layers[place].weight, *self.runs) for place in places)
+            floors = [self.floors[place] if self.floors else 0 for place in places]
+            pairs = zip(sizes, found, floors, strict=True)
+            return sum(zeros if size - zeros >= least else 0 for size, zeros, least in pairs)
         if self.select == "layer":
             floors = [self.floors[place] if self.floors else 0 for place in places]
             return sum(min(round(self.sparsity * n), n - least) for n, least in zip(sizes, floors, strict=True))
@@ -225,6 +256,12 @@ class Masking(Unplanned):
         if len(group.layers) != 1 or self.refuses(group):
             return None
         return replace(self, sparsity=0.0, zeros=0), random_layer(group.layer)
+
+
+def _zeros_in_runs(weight: Sequence[int], stay: int, run: int) -> int:
+    """How many weights of a layer (outputs, inputs, *kernel) go where N of every M inputs stay."""
+    whole, rest = divmod(weight[1], run)
+    return (whole * (run - stay) + max(0, rest - stay)) * (math.prod(weight) // weight[1])
 
 
 def _highest(scores: Tensor, count: int) -> Tensor:
