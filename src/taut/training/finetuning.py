@@ -40,6 +40,7 @@ from taut.training.batches import Batches
 from taut.training.freezing import below, frozen, run_order
 from taut.training.loop import Idle, Judge, Trainer, accelerator, launched, require_training
 from taut.training.losses import Loss, Objective
+from taut.training.sparsifying import GroupLasso
 from taut.training.state import Position, Store, unpacked
 from taut.types import Plan, Schedule, Slimming, Stage, Step, check_schedule
 
@@ -288,6 +289,7 @@ class _Run:
         objective.reading = position.reading
         judge = self._judge(objective, position)
         working = _fast(model, self.example)
+        penalty = GroupLasso(working, self.example, stage.sparsify) if stage.sparsify and stage.epochs else None
         if stage.train != "none" and not tensors:
             balance(working)
         try:
@@ -304,6 +306,7 @@ class _Run:
                     position,
                     self.store,
                     self.seed,
+                    penalty,
                 ).run(tensors)
         except TautError as error:
             model.load_state_dict(working.state_dict())

@@ -98,7 +98,8 @@ class Trainer:
         model: trained in place. still: modules that stay as they are.
         stage: the settings. objective: what is minimized. batches: training data. judge: validation, or None.
         example: how the model is called. accelerator: Accelerate's. position: where the run stands, updated.
-        store: where its state is kept. seed: of everything random.
+        store: where its state is kept. seed: of everything random. penalty: added to the loss; with one the last
+            weights stay, since what it is for costs some of the validation value.
     """
 
     model: nn.Module
@@ -112,6 +113,7 @@ class Trainer:
     position: Position
     store: Store
     seed: int
+    penalty: Callable[[], Tensor] | None = None
 
     def run(self, found: dict[str, Tensor]) -> None:
         """Train until the epochs, the patience or the target end it; the model then holds the best weights.
@@ -202,7 +204,7 @@ class Trainer:
             return None
         self.optimizer.zero_grad()
         with torch.enable_grad():
-            self.accelerator.backward(scaled)
+            self.accelerator.backward(scaled if self.penalty is None else scaled + self.penalty().to(scaled))
         self.optimizer.step()
         return float(loss.detach())
 
@@ -226,6 +228,9 @@ class Trainer:
         if at.epoch:
             at.history.append((at.stage, at.epoch, finite, loss))
         if value is None:
+            return
+        if self.penalty is not None:
+            at.best = finite
             return
         if finite is not None and (at.best is None or finite > at.best):
             at.best, at.waited = finite, 0

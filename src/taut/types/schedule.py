@@ -35,6 +35,9 @@ class Stage:
         weight_decay: as the optimizer understands it.
         hold_zeros: weights of Linear layers and convolutions that are zero when the training begins stay zero, as a
             model needs that was pruned before; those that a pruning step of the plan made zero do so in any case.
+        sparsify: strength of a penalty that drives whole channels towards zero, for a stage before the one that takes
+            them out (`taut.training.sparsifying.GroupLasso`); such a stage ends with its last weights, not with those
+            of the best validation value. 0: none.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -49,6 +52,7 @@ class Stage:
     decay: bool = True
     weight_decay: float = 0.0
     hold_zeros: bool = False
+    sparsify: float = 0.0
 
     def __post_init__(self) -> None:
         """Refuse what no training can mean.
@@ -63,6 +67,7 @@ class Stage:
         _check("distill", self.distill, "None or in [0, 1]", self.distill is None or 0 <= self.distill <= 1)
         _check("rate", self.rate, "above 0", self.rate > 0)
         _check("weight_decay", self.weight_decay, "at least 0", self.weight_decay >= 0)
+        _check("sparsify", self.sparsify, "at least 0", self.sparsify >= 0)
 
 
 Schedule = tuple[Stage, ...]
