@@ -69,6 +69,61 @@ PARTS = {
 FORMS = {**{name: (*form[:2], (), form[2]) for name, form in WHOLE.items()}, **PARTS}
 
 
+E, S = 4, 10
+
+CHOSEN = torch.tensor([0, 3, 3, -3, 0, 0, 3, 1, 1, 3])
+"""An expert for every row; none has the third."""
+
+STACKS = {
+    "one by a tensor": (2, lambda x, w: torch.cat([F.linear(x, w[torch.tensor(k)]) for k in (3, 0)])),
+    "chosen, bmm": (2, lambda x, w: torch.bmm(w[CHOSEN], x[:, :, None]).squeeze(-1)),
+    "chosen, turned": (2, lambda x, w: (x[:, None] @ w[CHOSEN].transpose(1, 2)).squeeze(1)),
+    "chosen, inputs first": (1, lambda x, w: torch.bmm(x[:, None], w[CHOSEN]).squeeze(1)),
+    "chosen, einsum": (2, lambda x, w: torch.einsum("soc,sc->so", w[CHOSEN], x)),
+    "each its own rows": (2, lambda x, w: torch.einsum("esc,eoc->eso", x[:8].view(E, 2, C), w)),
+    "bmm": (1, lambda x, w: torch.bmm(x[:8].view(E, 2, C), w)),
+    "all rows by each": (1, lambda x, w: x @ w),
+    "all rows by each, einsum": (2, lambda x, w: torch.einsum("sc,eoc->seo", x, w)),
+}
+
+
+@pytest.mark.parametrize("name", STACKS)
+def test_products_with_a_stack_of_matrices(name):
+    inputs, product = STACKS[name]
+    torch.manual_seed(0)
+    weight = torch.randn((E, N, C) if inputs == 2 else (E, C, N), dtype=torch.float64)
+    layers, x = as_product(weight, (inputs,), (N,) * E), torch.randn(S, C, dtype=torch.float64)
+    torch.testing.assert_close(product(x, layers), product(x, weight), rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_grouped_products(turned):
+    torch.manual_seed(0)
+    weight, x, ends = torch.randn(E, 16, 16), torch.randn(12, 16), torch.tensor([3, 3, 7, 9], dtype=torch.int32)
+    layers = as_product(weight, (2 if turned else 1,), (16,) * E)
+    output, wanted = (F.grouped_mm(x, w.mT if turned else w, offs=ends) for w in (layers, weight))
+    torch.testing.assert_close(output[:9], wanted[:9])
+    assert torch.equal(output[9:], torch.zeros(3, 16))
+
+
+def test_a_graph_of_chosen_matrices_holds_for_other_choices():
+    torch.manual_seed(0)
+    layers = as_product(torch.randn(E, N, C), (2,), (N,) * E)
+
+    class Choosing(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layers = layers
+
+        def forward(self, x, chosen):
+            return torch.bmm(self.layers[chosen], x[:, :, None]).squeeze(-1)
+
+    model, x = Choosing(), torch.randn(S, C)
+    graph = torch.export.export(model, (x, CHOSEN)).module()
+    for chosen in (CHOSEN, CHOSEN.flip(0), torch.full((S,), 2)):
+        torch.testing.assert_close(graph(x, chosen), model(x, chosen))
+
+
 def given_form(name):
     shape, summed, rows, product = FORMS[name]
     torch.manual_seed(0)

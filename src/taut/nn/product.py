@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.nn.product_forms import Contraction
+from taut.nn.product_parts import by_parts, stack_of
 from taut.nn.product_uses import use_of
 from taut.nn.weight_axes import axes_of
 from taut.nn.weight_views import Multiplied, View, asked
@@ -45,6 +46,9 @@ class Product(Multiplied, nn.Module):
     def note(self, name: str) -> None:
         """Nothing: uses are noted before there is a layer."""
 
+    def note_stacked(self) -> None:
+        """Nothing, likewise."""
+
     def present_sizes(self) -> tuple[int, ...]:
         """The shape of the weight; of an axis alone on its side as many as the layers have by now."""
         layers = list(self._modules.values())
@@ -71,8 +75,11 @@ class Product(Multiplied, nn.Module):
 
     def multiplied(self, form: Contraction) -> Tensor | None:
         """The product by the layers; None where it is not one of the weight as the layers have it."""
-        use = use_of(form, self.present_sizes())
-        if use is None or use.summed != tuple(a for a in self.summed if self.present_sizes()[a] != 1):
+        if (stack := stack_of(form)) is not None:
+            return by_parts(form, stack, self.multiplied)
+        sizes = self.present_sizes()
+        use = use_of(form, sizes)
+        if use is None or use.summed != tuple(axis for axis in self.summed if sizes[axis] != 1):
             return None
         output = self._rows_of(use.given(form.x), use.rows)
         return None if output is None else use.handed(output)
@@ -104,5 +111,8 @@ class Product(Multiplied, nn.Module):
 
 def _width(layer: Any, key: str, otherwise: int) -> int:
     """The inputs or outputs of a layer, or of the first or last of those in a row."""
+    if key in layer.__dict__:
+        width: int = layer.__dict__[key]
+        return width
     widths = [m.__dict__[key] for m in layer.modules() if key in m.__dict__]
     return otherwise if not widths else widths[0 if key == "in_features" else -1]

@@ -155,6 +155,17 @@ def _tensordot(known: IsWeight, a: Any, b: Any, dims: Any = 2, out: Any = None) 
     return Contraction(b, a, of_a, tuple(names), of_output, _as_it_is)
 
 
+def _grouped_mm(known: IsWeight, mat_a: Any, mat_b: Any, offs: Any = None, **rest: Any) -> Contraction | None:
+    """Rows of `mat_a` by matrices of `mat_b`, up to row offs[k] by the k-th."""
+    plain = not known(mat_a) and not any(value is not None for value in rest.values())
+    view = mat_b.seen() if known(mat_b) else None
+    if not plain or view is None or offs is None or mat_a.ndim != 2 or view.axes[:1] != (((0, len(view), 1),),):
+        return None
+    view.product.note_stacked()
+    index = torch.searchsorted(offs.long(), torch.arange(mat_a.shape[0], device=offs.device), right=True)
+    return Contraction(view.choosing(index, mat_a.shape[0]), mat_a, ("b", "i"), ("b", "i", "o"), ("b", "o"), _as_it_is)
+
+
 FORMS: dict[str, Callable[..., Contraction | None]] = {
     "linear": _linear,
     "inner": _inner,
@@ -168,6 +179,8 @@ FORMS: dict[str, Callable[..., Contraction | None]] = {
     "baddbmm": _baddbmm,
     "einsum": _einsum,
     "tensordot": _tensordot,
+    "grouped_mm": _grouped_mm,
+    "_grouped_mm": _grouped_mm,
 }
 """torch's name for a product -> its form, or None where it is none of a tensor and a weight."""
 

@@ -21,6 +21,10 @@ REPEATED = -1
 """The weight's axis of an atom that repeats what is there once."""
 
 
+CHOSEN = -2
+"""The weight's axis of an atom that shows chosen parts of its first axis, one behind the other."""
+
+
 class NoView(Exception):  # noqa: N818 - caught where it is raised for, never seen by users
     """What is asked of a weight is not one of its views."""
 
@@ -175,6 +179,8 @@ def cut(axes: Axes, dim: int, first: int, last: int) -> tuple[Axes, tuple[int, i
     dim %= len(axes)
     whole = length(axes[dim])
     first, last, _ = slice(first, last).indices(whole)
+    if axes[dim] and axes[dim][0][0] == CHOSEN:
+        raise NoView
     if (first, last) == (0, whole):
         return axes, None
     if len(axes[dim]) != 1 or axes[dim][0][0] == REPEATED or first >= last:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taut.nn.answering import ASKED, KINDS, LIKE, OPERATORS
 from taut.nn.product_forms import contraction_of
-from taut.nn.weight_axes import VIEWS, Axes, NoView, cut, length
+from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, cut, length
 
 GONE = "The weight was made a layer by taut, and has no values of its own, which"
 
@@ -142,11 +142,19 @@ class View(Multiplied):
         axes: what of the weight is where (`taut.nn.weight_axes`).
         starts: the first index that is seen, along every axis of the weight.
         values: the view itself, while uses are noted; None: there are none.
+        chosen: which parts of the first axis are seen, where these are chosen by a tensor.
     """
 
-    def __init__(self, product: Any, axes: Axes, starts: tuple[int, ...], values: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        product: Any,
+        axes: Axes,
+        starts: tuple[int, ...],
+        values: Tensor | None = None,
+        chosen: Tensor | None = None,
+    ) -> None:
         """See the class."""
-        self.product, self.axes, self.starts, self.values = product, axes, starts, values
+        self.product, self.axes, self.starts, self.values, self.chosen = product, axes, starts, values, chosen
 
     def seen(self) -> View:
         """Itself."""
@@ -158,7 +166,7 @@ class View(Multiplied):
             axes = VIEWS[name](self.axes, *args, **kwargs)
         except (NoView, IndexError, ValueError, TypeError):
             return self.other(name, args, kwargs)
-        return View(self.product, axes, self.starts, self._really(name, args, kwargs))
+        return View(self.product, axes, self.starts, self._really(name, args, kwargs), self.chosen)
 
     def _really(self, name: str, args: Any = (), kwargs: Any = None) -> Tensor | None:
         if self.values is None:
@@ -186,7 +194,12 @@ class View(Multiplied):
         return self if (cast.dtype, cast.device) == (blank.dtype, blank.device) else self.other(name, args, kwargs)
 
     def part(self, index: Any) -> Any:
-        """A range along some axes."""
+        """A range along some axes, or those parts of the first that a tensor of whole numbers chooses."""
+        if isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool:
+            if index.ndim == 0:
+                return self.part(int(index))
+            if index.ndim == 1 and self.chosen is None and self.ndim > 2 and not any(self.starts):
+                return self._choice(index)
         items = list(index) if isinstance(index, tuple) else [index]
         named = sum(item is not None and item is not Ellipsis for item in items)
         if items.count(Ellipsis) > 1 or named > self.ndim:
@@ -199,7 +212,32 @@ class View(Multiplied):
                 axes, dim = self._cut(axes, starts, dim, item)
         except NoView:
             return self.other("__getitem__", (index,))
-        return View(self.product, axes, tuple(starts), None if self.values is None else self.values[index])
+        if isinstance(items[0], int) and self.ndim > 2:
+            self.product.note_stacked()
+        values = None if self.values is None else self.values[index]
+        return View(self.product, axes, tuple(starts), values, self.chosen)
+
+    def _choice(self, index: Tensor) -> Any:
+        """Chosen parts of the first axis."""
+        if self.axes[0] != ((0, self.shape[0], 1),):
+            return self.other("__getitem__", (index,))
+        self.product.note_stacked()
+        values = None if self.values is None else self.values[index]
+        return self.choosing(index, index.shape[0], values)
+
+    def choosing(self, index: Tensor, count: int, values: Tensor | None = None) -> View:
+        """The same with parts of its first axis in that axis's place, by number."""
+        return View(self.product, (((CHOSEN, count, 0),), *self.axes[1:]), self.starts, values, index)
+
+    def one(self, dim: int, number: int) -> View:
+        """One part of the weight's first axis: the axis `dim`, along which there are several, is gone.
+
+        Args:
+            dim: which shows the weight's first axis, or parts of it.
+            number: of the part.
+        """
+        axes = (*self.axes[:dim], *self.axes[dim + 1 :])
+        return View(self.product, axes, (number, *self.starts[1:]))
 
     def _cut(self, axes: Axes, starts: list[int], dim: int, item: Any) -> tuple[Axes, int]:
         """One item of an index at one axis: the axes, and where the next item is."""

@@ -31,6 +31,7 @@ from taut.methods.factorization import Factorization
 from taut.nn import LowRankSparse, Rebuilt, Reorder
 from taut.recovery.batch_norm import Norm, moved, reestimate
 from taut.recovery.passes import merged, passes
+from taut.recovery.routing import of_present_rows, routed
 from taut.recovery.skip_inputs import Others
 from taut.recovery.solving import Moments, least_squares
 from taut.recovery.sparse import keep_zeros
@@ -229,6 +230,8 @@ class _Refit:
             reestimate(module, self.norms[point], [arrival.x for arrival in arrivals.values()], real)
             return
         target = self.targets.layers[point].of(arrivals.keys())
+        inputs = {number: arrivals[number].x for number in target.seen}
+        target = of_present_rows(self.originals[point], target, inputs, always=routed(self.small, point))
         if target.seen:
             self.solve(point, module, target, {number: arrivals[number] for number in target.seen})
         self.bar()

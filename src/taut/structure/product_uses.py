@@ -16,6 +16,7 @@ from taut.core.modes import evaluating
 from taut.errors import ModelError
 from taut.nn import Product
 from taut.nn.product_forms import Contraction
+from taut.nn.product_parts import by_parts, stack_of
 from taut.nn.product_uses import use_of
 from taut.nn.weight_axes import axes_of
 from taut.nn.weight_views import View
@@ -35,12 +36,14 @@ class Uses:
         summed: axes that products sum over, for every way in which there are products.
         rows: ranges of rows that they use. calls: the matrix products.
         others: torch's names for all else that needs values.
+        stacked: whether parts of the first axis are used by number, as experts are: any of them may be, then.
     """
 
     summed: set[tuple[int, ...]] = field(default_factory=set)
     rows: set[tuple[int, int]] = field(default_factory=set)
     calls: list[Invocation] = field(default_factory=list)
     others: set[str] = field(default_factory=set)
+    stacked: bool = False
 
 
 def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
@@ -86,7 +89,12 @@ class _Noted(Product):
     def like(self) -> Tensor:
         return self.values[0]
 
+    def note_stacked(self) -> None:
+        self.uses.stacked = True
+
     def multiplied(self, form: Contraction) -> Tensor | None:
+        if (stack := stack_of(form)) is not None:
+            return by_parts(form, stack, self.multiplied)
         use = use_of(form, self.sizes)
         if use is None:
             return None

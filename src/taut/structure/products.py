@@ -20,7 +20,7 @@ from taut.errors import ModelError
 from taut.nn.answering import TENSORS
 from taut.structure.coverage import seeded
 from taut.structure.product_uses import Uses, Where, as_product, matrix_of, uses_of
-from taut.structure.sameness import IN_FLOAT64, outputs_match, outputs_of, probes_of
+from taut.structure.sameness import IN_FLOAT64, IN_OTHER_LAYERS, finite, outputs_match, outputs_of, probes_of
 from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
 from taut.structure.surgery import clone, hold, part
 from taut.types import Invocation, Layer, Network
@@ -64,7 +64,8 @@ def with_products(model: nn.Module, example: Example, layers: Sequence[Layer]) -
             layer = replace(  # noqa: PLW2901
                 layer, skip=MULTIPLIED, summed=facts.summed, rows=facts.rows, calls=facts.calls, macs=facts.macs
             )
-        reason = reasons.get(layer.name) if layer.skip == UNCALLED else None
+        called = layer.skip is None or not layer.skip.startswith(("it is never called", "modules of type"))
+        reason = None if called else reasons.get(layer.name)
         made += [replace(layer, skip=reason or layer.skip), *own]
     return _without(made, {name: layer.macs for layer in made if (name := layer.name) in found})
 
@@ -228,18 +229,27 @@ def _judged(weight: Tensor, seen: Sequence[Uses]) -> Multiplied | str | None:
     whole = weight.numel() // inputs
     if min(inputs, whole) < 2:
         return None
-    ends = sorted({0, whole, *(end for uses in seen for rows in uses.rows for end in rows)})
-    rows = tuple(last - first for first, last in pairwise(ends))
+    ends = {0, whole, *(end for uses in seen for rows in uses.rows for end in rows)}
+    if any(uses.stacked for uses in seen) and 0 not in summed:
+        ends |= set(range(0, whole, whole // weight.shape[0]))
+    rows = tuple(last - first for first, last in pairwise(sorted(ends)))
     return Multiplied(summed, rows if len(rows) > 1 else ())
 
 
 class _Proof:
-    """The network with layers in the place of weights against the network as it is, in float64."""
+    """The network with layers in the place of weights against the network as it is.
+
+    In float64, on random inputs; in its own dtype, on the example and what takes other paths, where some operation of
+    it, such as torch's grouped products, knows no float64.
+    """
 
     def __init__(self, model: nn.Module, example: Example, where: Where, found: Mapping[str, Multiplied]) -> None:
         self.model, self.example, self.where, self.found = model, example, where, found
-        self.probes = probes_of(example) if found else []
+        self.wide, self.probes = True, probes_of(example) if found else []
         self.wanted = self._ran(model, {}) if found else None
+        if found and self.wanted is None:
+            self.wide, self.probes = False, [example.value, *example.paths]
+            self.wanted = self._ran(model, {})
 
     def wrong(self, names: Sequence[str]) -> list[str]:
         """Those in whose place layers compute something else, or which need not be to blame but cannot be told."""
@@ -260,9 +270,10 @@ class _Proof:
             return False
         outputs, gradients = self.wanted
         present = self._ran(self.model, {name: self.found[name] for name in names})
-        if present is None or not outputs_match(outputs, present[0], IN_FLOAT64):
+        tolerance = IN_FLOAT64 if self.wide else IN_OTHER_LAYERS
+        if present is None or not outputs_match(outputs, present[0], tolerance):
             return False
-        return gradients is None or outputs_match(gradients, present[1], IN_FLOAT64)
+        return gradients is None or outputs_match(gradients, present[1], tolerance)
 
     def _ran(self, model: nn.Module, layers: Mapping[str, Multiplied]) -> tuple[Any, Any] | None:
         """Outputs in eval mode, and in train mode outputs and the gradients of all weights in question."""
@@ -270,8 +281,15 @@ class _Proof:
         for name, one in layers.items():
             weight: Any = part(copied, self.where[name]).weight
             hold(copied, self.where[name], as_product(weight, one.summed, one.rows).train(copied.training))
-        outputs = outputs_of(copied, self.example, self.probes)
-        return None if outputs is None else (outputs, self._gradients(copied.double(), layers))
+        if self.wide:
+            outputs = outputs_of(copied, self.example, self.probes)
+            return None if outputs is None else (outputs, self._gradients(copied.double(), layers))
+        try:
+            with evaluating(copied), seeded():
+                outputs = [t for inputs in self.probes for t in tensors(self.example.run(copied, inputs))]
+        except ModelError:
+            return None
+        return (outputs, self._gradients(copied, layers)) if finite(outputs) else None
 
     def _gradients(self, wide: nn.Module, layers: Mapping[str, Multiplied]) -> list[Tensor] | None:
         """Outputs in train mode, and the gradients of the weights as matrices; None where there are none."""
