@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -10,6 +11,8 @@ from torch import _VF, Tensor, nn
 from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
+
+from taut.nn.recurrent_steps import called, walk, walk_watched
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 """Mode of a recurrent layer, as torch calls it -> rows of its weights for each hidden unit."""
@@ -19,7 +22,7 @@ State = Any
 
 
 class StateLinear(nn.Linear):
-    """What a recurrent layer makes of its hidden state of the step before: called once at every step.
+    """What a recurrent layer makes of its hidden state of the step before.
 
     Attributes:
         kept: which units of the layer as it was these are; None: all.
@@ -38,7 +41,7 @@ class Recurrent(nn.Module):
 
     Takes and gives what torch's layer does: sequences of samples or a single one, packed ones, initial states or none.
     The kernel is torch's own; where a layer inside is watched or is another than it was, the steps are taken one by
-    one, and these layers are called.
+    one, and these layers are called: one that is watched once for all steps, another at every step.
 
     Attributes:
         mode: see GATES. bidirectional, batch_first, dropout: as of torch's layer.
@@ -250,44 +253,27 @@ class Recurrent(nn.Module):
     def _steps(self, number: int, x: Tensor, sizes: Tensor | None, hx: State) -> tuple[Tensor, State]:
         """One layer, step by step."""
         gates = self.inputs[number](x)
-        if sizes is None:
-            time_first = gates.transpose(0, 1) if self.batch_first else gates
-            steps = list(time_first.unbind())
-        else:
-            steps = list(gates.split(sizes.tolist()))
-        starts = [_each(lambda t, w=way: t[w], hx) for way in range(self.ways)]
-        rows = gates.shape[-1] // self.ways
-        runs = [
-            self._direction(number * self.ways + way, [step.narrow(-1, way * rows, rows) for step in steps], start)
-            for way, start in enumerate(starts)
-        ]
-        joined = [torch.cat(parts, -1) for parts in zip(*(given for given, _ in runs), strict=True)]
-        y = torch.cat(joined) if sizes is not None else torch.stack(joined, 1 if self.batch_first else 0)
-        states = [torch.stack(parts) for parts in zip(*(state for _, state in runs), strict=True)]
-        return y, tuple(states) if self.mode == "LSTM" else states[0]
-
-    def _direction(self, number: int, steps: list[Tensor], start: State) -> tuple[list[Tensor], tuple[Tensor, ...]]:
-        """One direction of a layer: its hidden states in the order of time, and the last state of every sample.
-
-        Of packed inputs fewer samples are left at later steps.
-        """
-        backward = bool(number % self.ways)
-        first = start if isinstance(start, tuple) else (start,)
-        state = tuple(t[: len(steps[-1])] for t in first) if backward else first
-        ended: list[tuple[Tensor, ...]] = []
-        outputs = []
-        for gates in reversed(steps) if backward else steps:
-            here, now = len(state[0]), len(gates)
-            if now < here:
-                ended.append(tuple(t[now:] for t in state))
-                state = tuple(t[:now] for t in state)
-            elif now > here:
-                state = tuple(torch.cat([t, other[here:now]]) for t, other in zip(state, first, strict=True))
-            state = _cell(self.mode, gates, self.states[number](state[0]), state)
-            outputs.append(state[0])
-        if ended:
-            state = tuple(torch.cat(parts) for parts in zip(state, *reversed(ended), strict=True))
-        return outputs[::-1] if backward else outputs, state
+        time = 1 if self.batch_first else 0
+        joined: tuple[Any, Any] = partial(torch.stack, dim=time), partial(torch.unbind, dim=time)
+        if sizes is not None:
+            joined = torch.cat, partial(torch.split, split_size_or_sections=sizes.tolist())
+        join, apart = joined
+        steps, rows = apart(gates), gates.shape[-1] // self.ways
+        outputs, states = [], []
+        for way in range(self.ways):
+            own = [step.narrow(-1, way * rows, rows) for step in steps]
+            start = _each(lambda t, w=way: t[w], hx)
+            first = start if isinstance(start, tuple) else (start,)
+            linear: Any = self.states[number * self.ways + way]
+            if _is(linear, StateLinear, watched=True):
+                given, state = walk_watched(self.mode, own, first, linear, joined, backward=way == 1)
+            else:
+                given, _, state = walk(self.mode, own, first, called(linear), backward=way == 1)
+            outputs.append(given)
+            states.append(state)
+        y = join([torch.cat(parts, -1) for parts in zip(*outputs, strict=True)])
+        last = [torch.stack(parts) for parts in zip(*states, strict=True)]
+        return y, tuple(last) if self.mode == "LSTM" else last[0]
 
     def extra_repr(self) -> str:
         """As torch's layer."""
@@ -305,27 +291,6 @@ def without_kernel(model: nn.Module, names: Iterable[str]) -> str | None:
         if about and not module.fused():
             return f"'{name}' would have to take its steps one by one, without torch's kernel"
     return None
-
-
-def _cell(mode: str, x: Tensor, h: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-    """The state behind one step.
-
-    Args:
-        mode: see GATES.
-        x: (n, gates * units), what is made of the inputs.
-        h: likewise, of the hidden states.
-        state: before.
-    """
-    if mode == "LSTM":
-        i, f, g, o = (x + h).chunk(4, -1)
-        c = f.sigmoid() * state[1] + i.sigmoid() * g.tanh()
-        return o.sigmoid() * c.tanh(), c
-    if mode == "GRU":
-        xr, xz, xn = x.chunk(3, -1)
-        hr, hz, hn = h.chunk(3, -1)
-        new, z = torch.tanh(xn + (xr + hr).sigmoid() * hn), (xz + hz).sigmoid()
-        return (new + z * (state[0] - new),)
-    return ((x + h).tanh() if mode == "RNN_TANH" else (x + h).relu(),)
 
 
 def _width(chain: nn.Module) -> int:
@@ -349,13 +314,13 @@ def _reordered(state: State | None, order: Tensor | None) -> State | None:
     return state if state is None or order is None else _each(lambda t: t.index_select(1, order), state)
 
 
-def _is(module: nn.Module, kind: type[nn.Module]) -> bool:
+def _is(module: nn.Module, kind: type[nn.Module], *, watched: bool = False) -> bool:
     """Whether a module is nothing but such a layer, so that its weight tells all that it computes."""
     if type(module) is not kind and not (
         parametrize.is_parametrized(module) and parametrize.type_before_parametrizations(module) is kind
     ):
         return False
-    return not _watched(module) and "forward" not in vars(module)
+    return _watched(module) == watched and "forward" not in vars(module)
 
 
 def _watched(module: nn.Module) -> bool:

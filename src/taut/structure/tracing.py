@@ -17,6 +17,7 @@ from taut.core.modes import quietly
 from taut.errors import ModelError
 from taut.measure.counting import Count, count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
+from taut.nn import StateLinear
 from taut.nn.answering import TENSORS
 from taut.structure.admission import admit
 from taut.structure.attention_form import unlike, unlike_in_use
@@ -95,7 +96,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     reasons |= dict.fromkeys({*uncalled} - {*named_in_code(model, uncalled)}, UNUSED)
     free = [name for name, reason in reasons.items() if reason is None]
     reasons |= {name: "it is called with keyword arguments" for name in free if name in keywords}
-    used, answers = _used_otherwise(model, call, [name for name in free if name not in keywords], call.paths)
+    asked = [name for name in free if name not in keywords and not isinstance(model.get_submodule(name), StateLinear)]
+    used, answers = _used_otherwise(model, call, asked, call.paths)  # recurrent layers of our own know theirs
     reasons |= used
     reasons |= _attentions_that_stay(model, call, [n for n, why in reasons.items() if why == ATTENTION], call.paths)
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
@@ -315,7 +317,7 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
         ModelError: the model cannot be run on a batch.
     """
     before = len(net.example.paths)
-    free = [layer for layer in net.layers if layer.skip is None]
+    free = [layer for layer in net.layers if layer.skip is None and layer.kind != "StateLinear"]
     check = StandInCheck(model, net.example, free)
     covering(model, net.example, batches, check)
     paths = (*net.example.paths[before:], *check.differing)

@@ -15,7 +15,7 @@ from torch import nn
 from taut.core.example import Example
 from taut.errors import CallError
 from taut.methods.channels.compensation import refilled
-from taut.methods.channels.importance import CRITERIA, curves_of
+from taut.methods.channels.importance import CRITERIA, curves_of, orders
 from taut.methods.channels.verification import failing
 from taut.methods.channels.widths import Costs, Curve, choose_widths, even_widths, least_within
 from taut.methods.earlier_contract import Needs
@@ -177,7 +177,7 @@ class Channels:
         names = {place: name for name, place in places.items()}
         if self.widths is not None and self.counts is None:
             raise CallError("The 'widths' of channels are a record: give 'counts', or what the layers may cost.")
-        coupling = coupled(model, example)
+        coupling = coupled(model, example, orders(model, known, self.criterion, names))
         groups, stays = _within(hidden_alone(coupling, model) if self.hidden else coupling, names)
         layers, curves = described(model, example, names), curves_of(model, groups, known, self.criterion, names)
         usable = list(range(len(groups)))

@@ -18,7 +18,7 @@ from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import CallError
 from taut.methods.channels.widths import Curve
 from taut.methods.factorization import regular
-from taut.structure.channels.groups import ChannelGroup, Member
+from taut.structure.channels.groups import ChannelGroup, Member, Orders
 from taut.structure.patches import groups_of, weight_of
 from taut.structure.rules import INPUTS, OUTPUTS, module_rule
 from taut.structure.statistics import LayerStatistics
@@ -54,6 +54,11 @@ def curves_of(
     if criterion in {"obs", "obd"}:
         return _surgical(model, groups, known, exact=criterion == "obs")
     return [_scored(scores_of(model, group, known, criterion)) for group in groups]
+
+
+def orders(model: nn.Module, stats: Known, criterion: str, names: Mapping[str, str]) -> Orders:
+    """What gives the channels of groups in their order of removal: arguments as of `curves_of`."""
+    return lambda groups: [curve.order for curve in curves_of(model, groups, stats, criterion, names)]
 
 
 def _scored(scores: Tensor) -> Curve:

@@ -8,7 +8,7 @@ Channels that reach the output, or meet what has a width of its own, stay.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -19,7 +19,7 @@ from taut.core.example import Example
 from taut.core.text import some
 from taut.nn import StateLinear
 from taut.structure.channels.mentions import named_in_code
-from taut.structure.channels.recurrent_rules import pair_units
+from taut.structure.channels.recurrent_rules import pair_units, stacked
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
 
 UNREAD = "no layer reads them"
@@ -84,12 +84,18 @@ class Coupling:
     unreached: tuple[str, ...] = ()
 
 
-def coupled(model: nn.Module, example: Example) -> Coupling:
+Orders = Callable[[Sequence["ChannelGroup"]], Sequence[Any]]
+"""Groups -> the channels of each in the order in which they should go."""
+
+
+def coupled(model: nn.Module, example: Example, orders: Orders | None = None) -> Coupling:
     """The groups of channels that can be taken out of `model`.
 
     Args:
         model: any module; it is not changed.
         example: how it is called; it is run on a few of its samples, and on noise where it takes numbers.
+        orders: which hidden units of the layers and directions of one recurrent layer go together: the first of each,
+            and so on. None: by the weights that read them.
 
     Raises:
         ModelError: the model cannot be run.
@@ -101,7 +107,7 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
     if unreached:
         remedy = "give an input that does, or remove them"
         _pin_all(runs, f"the example does not reach {some(unreached)}, which may read or give any channels: {remedy}")
-    pair_units(runs.copied, runs.sides, runs.labels)
+    pair_units(runs.copied, runs.sides, runs.labels, {} if orders is None else _ranks(runs, orders))
     sharing, read = runs.sharing(), runs.read_elsewhere()
     for (name, _), side in runs.sides.items():
         if name in sharing:
@@ -109,7 +115,7 @@ def coupled(model: nn.Module, example: Example) -> Coupling:
         if name in read:
             runs.labels.atoms.pin(side, f"other code uses a parameter of '{name}'")
     sides, pinned = runs.classes(), runs.labels.atoms.pinned()
-    groups, left = _grouped(sides, pinned, [name for name, _ in runs.copied.named_modules()], runs.ruled_classes())
+    groups, left = _grouped(sides, pinned, runs)
     return Coupling(groups, _reasons(sides, pinned | left), frozenset(runs.foreign), unreached)
 
 
@@ -120,16 +126,29 @@ def hidden_alone(coupling: Coupling, model: nn.Module) -> Coupling:
     return replace(coupling, groups=groups, stays={n: reason for n, reason in coupling.stays.items() if n in inner})
 
 
+def _ranks(runs: LabelledRuns, orders: Orders) -> dict[str, Tensor]:
+    """When the hidden units of every layer and direction should go, where several stay equally wide."""
+    several = {f"{name}.states.{i}" for name, m in runs.copied.named_modules() for i in stacked(m)}
+    groups, _ = _grouped(runs.classes(), runs.labels.atoms.pinned(), runs) if several else ((), {})
+    groups = tuple(group for group in groups if any(member.layer in several for member in group.members))
+    ranks: dict[str, Tensor] = {}
+    for group, order in zip(groups, orders(groups) if groups else (), strict=True):
+        rank = torch.empty(group.size, dtype=torch.float64)
+        rank[torch.as_tensor(order)] = torch.arange(group.size, dtype=torch.float64)
+        for member in group.of("in"):
+            if member.layer in several:
+                known = ranks.setdefault(member.layer, torch.full((member.width,), torch.inf, dtype=torch.float64))
+                known[member.index[:, 0]] = rank
+    return ranks
+
+
 def _pin_all(runs: LabelledRuns, reason: str) -> None:
     for atoms in runs.sides.values():
         runs.labels.atoms.pin(atoms, reason)
 
 
 def _grouped(
-    sides: Mapping[tuple[str, End], Tensor],
-    pinned: Mapping[int, str],
-    order: Sequence[str],
-    ruled: Mapping[int, set[str]],
+    sides: Mapping[tuple[str, End], Tensor], pinned: Mapping[int, str], runs: LabelledRuns
 ) -> tuple[tuple[ChannelGroup, ...], dict[int, str]]:
     """Classes with the same sides, and as many indices on each, as one group; and why others are in none."""
     places: dict[int, dict[tuple[str, End], list[int]]] = defaultdict(dict)
@@ -140,7 +159,7 @@ def _grouped(
     alike: dict[tuple[Any, ...], list[int]] = defaultdict(list)
     for number, found in places.items():
         alike[tuple((side, len(index)) for side, index in found.items())].append(number)
-    rank = {name: place for place, name in enumerate(order)}
+    rank, ruled = {name: i for i, (name, _) in enumerate(runs.copied.named_modules())}, runs.ruled_classes()
     groups: list[ChannelGroup] = []
     left: dict[int, str] = {}
     for signature, numbers in alike.items():

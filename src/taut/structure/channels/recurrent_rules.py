@@ -166,16 +166,31 @@ def _give(module: Recurrent, labels: Labels, units: list[Tensor], output: Any) -
         labels.come(t, crossed=False)
 
 
-def pair_units(model: nn.Module, known: Mapping[tuple[str, End], Tensor], labels: Labels) -> None:
+def stacked(module: nn.Module) -> range:
+    """Numbers of the layers and directions of a recurrent layer that has several; none of all else."""
+    return range(len(module.states) if isinstance(module, Recurrent) and len(module.states) > 1 else 0)
+
+
+def pair_units(
+    model: nn.Module, known: Mapping[tuple[str, End], Tensor], labels: Labels, ranks: Mapping[str, Tensor]
+) -> None:
     """Let units of the layers and directions of one recurrent layer, which stay equally wide, go in pairs.
 
     Those that already go together, by what happens around the layer, are pairs. Of the others the least important ones
-    are, and so on; what reads a unit says how important it is.
+    are, and so on.
+
+    Args:
+        model: the network.
+        known: the class of every index of every side.
+        labels: of the runs.
+        ranks: how important the units of a layer and direction are; where it is not said, what reads a unit says it.
     """
     atoms = labels.atoms
     for name, module in _recurrent(model, known):
         units = [known[f"{name}.states.{number}", "in"] for number in range(len(module.states))]
-        scores = [_scores(module, number) for number in range(len(units))]
+        names = [f"{name}.states.{number}" for number in range(len(units))]
+        own = all(key in ranks for key in names)
+        scores = [ranks[key] if own else _scores(module, number) for number, key in enumerate(names)]
         for number in range(1, len(units)):
             first, other = atoms.roots(units[0]), atoms.roots(units[number])
             free = (~torch.isin(first, other)).nonzero()[:, 0], (~torch.isin(other, first)).nonzero()[:, 0]
