@@ -178,7 +178,7 @@ def test_inspect_shows_the_layers_that_it_becomes():
     rows = {reach.layer.name: reach for reach in seen.layers}
     assert list(rows) == ["embed", *(f"attend.{name}_proj" for name in ("q", "k", "v", "out")), "head"]
     assert {rows[f"attend.{name}_proj"].plain_form for name in ("q", "k", "v", "out")} == {"as_attention"}
-    assert rows["attend.v_proj"].outputs == (16, 16)
+    assert {rows[f"attend.{name}_proj"].outputs for name in "qkv"} == {(16, 16)}  # in whole heads
     assert seen.share("low rank", "params") == 1
     assert 0.8 < seen.share("low rank", "macs") < 1  # the products of attention have no weights
     assert "as_attention first" in str(seen)

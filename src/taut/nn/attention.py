@@ -21,8 +21,8 @@ class Attention(nn.Module):
     """Multi-head attention, softmax(Q Kᵀ / sqrt(d) + mask) V of every head, with an `nn.Linear` for each projection.
 
     It is called as `nn.MultiheadAttention` is, and gives the same (Vaswani et al. 2017, "Attention Is All You Need").
-    How wide a head is, is read from what the projections give, queries and keys apart from values: with layers that
-    give fewer channels of every head in their place it goes on working. The scale stays that of the first width.
+    How many heads there are is read from what the projections give: with layers in their places that give fewer heads
+    it goes on working.
 
     What other code asks of the packed parameters (`in_proj_weight`, `in_proj_bias`) is answered; torch's encoder layers
     are told that the projections are not packed, and run one operation after the other.
@@ -31,7 +31,7 @@ class Attention(nn.Module):
         q_proj, k_proj, v_proj, out_proj: linear layers, or what takes their places.
         bias_k, bias_v: one more key and value for all samples, or None.
         embed_dim, kdim, vdim: widths of queries, keys and values as they come in.
-        num_heads: heads. head_dim: width of a head before anything was taken out of it.
+        num_heads: heads that it was made with. head_dim: width of a head.
         dropout: share of the attention weights that are zero in training.
         batch_first: whether the batch is the first axis. add_zero_attn: whether there is one more key, of zeros.
     """
@@ -104,7 +104,7 @@ class Attention(nn.Module):
             key_padding_mask = None if key_padding_mask is None else key_padding_mask.unsqueeze(0)
         order = (0, 2, 1, 3) if self.batch_first or not batched else (1, 2, 0, 3)
         q, k, v = (
-            layer(t).unflatten(-1, (self.num_heads, -1)).permute(order)
+            _by_heads(layer(t), self.head_dim).permute(order)
             for layer, t in ((self.q_proj, query), (self.k_proj, key), (self.v_proj, value))
         )
         hinted = is_causal and key_padding_mask is None and not need_weights
@@ -134,7 +134,7 @@ class Attention(nn.Module):
     def _longer(self, t: Tensor, bias: Tensor | None) -> Tensor:
         """Keys or values (batch, heads, length, width) with those that are the same for all samples."""
         if bias is not None:
-            one = bias.view(1, 1, self.num_heads, -1).transpose(1, 2)
+            one = _by_heads(bias, self.head_dim).transpose(1, 2)
             t = torch.cat([t, one.expand(len(t), -1, -1, -1)], 2)
         return functional.pad(t, (0, 0, 0, 1)) if self.add_zero_attn else t
 
@@ -196,6 +196,11 @@ class Attention(nn.Module):
     def extra_repr(self) -> str:
         """What the layers do not tell."""
         return f"num_heads={self.num_heads}, batch_first={self.batch_first}, dropout={self.dropout}"
+
+
+def _by_heads(t: Tensor, width: int) -> Tensor:
+    """What a projection gives, head by head."""
+    return t.view(*t.shape[:-1], -1, width)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

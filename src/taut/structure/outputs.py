@@ -63,13 +63,12 @@ SHOWN = 3
 
 
 def form_of(output: Any, depth: int = DEPTH) -> Form:
-    """Containers and their keys, kinds of objects, and of every tensor dtype and shape."""
+    """Containers and their keys, kinds of objects, and of every tensor dtype and shape; of a cache its kind alone."""
     if isinstance(output, Tensor):
         return Form(str(output.dtype).removeprefix("torch."), tuple(output.shape))
     kind = type(output).__name__
-    if is_cache(output):  # layer by layer; where one was taken out, nothing is filled in
-        held = {str(form): form for form in map(form_of, all_values(output))}
-        return Form(kind, None, tuple(("", held[key]) for key in sorted(held)))
+    if is_cache(output):  # as long and wide as what the model puts into it, and read by the model alone
+        return Form(kind)
     if isinstance(output, np.ndarray):
         return Form(f"array of {output.dtype}", tuple(output.shape))
     return Form(kind, None, tuple((key, form_of(item, less)) for key, item, less in _parts(output, depth)))

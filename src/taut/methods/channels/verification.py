@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.randomness import own_states, seed_globals
-from taut.core.tensors import all_tensors, map_tensors
+from taut.core.tensors import all_tensors, map_tensors, opened
 from taut.errors import ModelError
 from taut.methods.narrow_layers import slim
 from taut.structure.channels.cuts import cuts_of, silence
@@ -107,7 +107,7 @@ class _Trial:
         try:
             with evaluating(model), torch.no_grad(), own_states():
                 seed_globals(seed)
-                made = all_tensors(self.example.run(model, self.probe))
+                made = all_tensors(opened(self.example.run(model, self.probe)))
         except ModelError as error:
             self.error = f"the narrower network does not run ({str(error.__cause__ or error).strip().splitlines()[0]})"
             return None

@@ -36,6 +36,7 @@ class Labels:
         self._held: Any = WeakTensorKeyDictionary()
         self._crossed: Any = WeakTensorKeyDictionary()
         self._layered: Any = WeakTensorKeyDictionary()
+        self._mixed: Any = WeakTensorKeyDictionary()
 
     def of(self, value: Any) -> Tensor | None:
         """The label of a tensor, with the classes as they are now; None for what has no channels that could go."""
@@ -84,6 +85,17 @@ class Labels:
             self._crossed[value] = crossed
         elif value in self._crossed:
             del self._crossed[value]
+
+    def mix(self, value: Tensor, atoms: Tensor, reason: str) -> None:
+        """A tensor mixes these channels: they stay as soon as anything uses it."""
+        self.put(value, None)
+        self._mixed[value] = atoms, reason
+
+    def use(self, values: Any) -> None:
+        """Something uses these tensors."""
+        for value in tensors(values):
+            if value in self._mixed:
+                self.atoms.pin(*self._mixed[value])
 
     def pin(self, values: Any, reason: str) -> None:
         """All channels that occur in some tensors have to stay."""

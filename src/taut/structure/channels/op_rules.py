@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from taut.structure.channels.labels import Labels, along, compact, varying
-from taut.structure.channels.op_calls import FIXED, PLACES, Call, operands
+from taut.structure.channels.op_calls import FIXED, MIXES, PLACES, Call, operands
 
 Rule = Callable[[Call], None]
 
@@ -150,7 +150,8 @@ def _gated(call: Call) -> None:
 
 def join(call: Call) -> None:
     """Tensors one behind the other: those without channels get some that stay."""
-    parts, known = list(call.args[0]), [call.labels.of(t) for t in call.args[0]]
+    parts = [t for t in call.args[0] if t.numel() or t.ndim != 1]  # torch passes over what is empty, as a new cache
+    known = [call.labels.of(t) for t in parts]
     axis = call.argument("dim", 1, 0) % call.made[0].ndim
     if call.name == "stack":
         known = [None if label is None else label.unsqueeze(axis) for label in known]
@@ -191,13 +192,15 @@ def _grown(labels: Sequence[Tensor], axis: int) -> list[Tensor]:
 
 
 def _reduced(call: Call) -> None:
-    """Axes summed up: fine where no channels lie on them."""
+    """Axes summed up: fine where no channels lie on them; of a mean over them, where nothing uses it."""
     before, names = call.before, [argument.name for argument in call.func._schema.arguments]
     if before is None or len(call.made[0].shape) == 0 or "dim" not in names:
         return call.give_up()
     wish = call.argument("dim", names.index("dim"))
     axes = range(before.ndim) if wish is None or wish == [] else wish if isinstance(wish, list | tuple) else [wish]
     lost = {axis % before.ndim for axis in axes}
+    if lost & set(varying(before)) and call.name == "mean" and call.labels.tying:
+        return call.labels.mix(call.made[0], compact(before), MIXES.format(op=call.name))  # often nobody looks at it
     if lost & set(varying(before)):
         return call.give_up()
     kept = call.made[0].ndim == before.ndim
@@ -263,6 +266,9 @@ def _multiplied(call: Call) -> None:
         call.labels.tie(along(a, last, call.labels), along(b, last - 1, call.labels))
     elif inner_a or inner_b:
         call.labels.pin((first, second), FIXED.format(op=call.name))
+    for mine, other in ((a, b), (b, a)):
+        if mine is not None and other is None and last == 2 and 0 in varying(mine):
+            call.pin(mine, FIXED)  # as many matrices meet it
     rows = _side(a, last, inner=inner_a)
     columns = _side(b, last - 1, inner=inner_b)
     if rows is not None and columns is not None:

@@ -18,7 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from taut.core.example import Example
 from taut.core.modes import evaluating, generator
-from taut.core.tensors import address, all_tensors, all_values, map_tensors, tensors
+from taut.core.tensors import address, all_tensors, all_values, map_tensors, opened, tensors
 from taut.errors import ModelError
 from taut.nn import Recurrent
 from taut.nn.answering import ASKED, LIKE
@@ -100,6 +100,7 @@ class _Noting:
         if not self.runs.depth:
             inputs = operands((*args, *named.values()))
             self.runs.note_use(func, inputs, operands([output]))
+            self.runs.labels.use(inputs)
             rule = operator_rule(func)
             if rule is None:
                 note(self.runs.labels, func, args, named, inputs, output)
@@ -180,8 +181,10 @@ class LabelledRuns:
         finally:
             for handle in handles:
                 handle.remove()
-        returned = all_tensors(output)
+        # a cache is as wide as what the model puts into it, and is read by the model alone
+        returned = all_tensors(opened(output) if self.labels.tying else output)
         self.note_use(None, returned, ())
+        self.labels.use(all_tensors(output))
         self.labels.pin(returned, OUTPUT)
         self.blind |= not returned
 
@@ -209,6 +212,7 @@ class LabelledRuns:
 
     def _enter(self, _: nn.Module, args: Any, kwargs: Any) -> None:
         self.note_use(None, all_tensors((args, kwargs)), ())
+        self.labels.use(all_tensors((args, kwargs)))
         self.depth += 1
 
     def _leave(self, name: str) -> Any:
