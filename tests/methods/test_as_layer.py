@@ -182,3 +182,26 @@ def test_parts_are_changed_one_by_one(tmp_path):
     assert [type(part) for part in small.block.in_proj.children()] == [nn.Linear, nn.Sequential, nn.Linear]
     taut.save(small, plan, tmp_path / "small")
     assert torch.equal(taut.load(tmp_path / "small", base=lambda: net(Packed))(x), small(x))
+
+
+@pytest.mark.parametrize("block", [Written, Packed])
+def test_a_plan_is_carried_out_again_and_in_stages(block, tmp_path):
+    model, x = net(block), torch.randn(64, 6, 16)
+    stages = (taut.Stage(steps=(0, 1), epochs=1), taut.Stage(steps=tuple(range(2, 40)), epochs=1))
+
+    def schedule(plan):
+        return tuple(
+            dataclasses.replace(stage, steps=tuple(step for step in stage.steps if step < len(plan.steps)))
+            for stage in stages
+        )
+
+    budget = taut.Budget(params=0.6)
+    result = taut.compress(model, x, budget=budget, data=[x], compare=False)
+    plan = Plan.from_json(result.plan.to_json())
+    again = taut.apply(model, plan, taut.observe(taut.trace(model, x), model, [x]), data=[x])
+    assert torch.equal(again(x), result.model(x))
+    data = [(x, torch.randint(0, 10, (64,)))]
+    tune = taut.Finetune(data, data, loss=F.cross_entropy, schedule=schedule)
+    tuned = taut.compress(model, x, budget=budget, data=[x], compare=False, finetune=tune)
+    tuned.save(tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=lambda: net(block))(x), tuned.model(x))

@@ -118,7 +118,7 @@ def kept_whole(kept: Sequence[Kept], idle: Sequence[Step], net: Network) -> tupl
         net: the original.
     """
     modules = {
-        la.name: la for step in idle if step.group is not None for la in step.group.layers if not la.weight or la.rows
+        la.name: la for step in idle if step.group is not None for la in step.group.layers if not la.weight or la.summed
     }
     if not modules:
         return tuple(kept)

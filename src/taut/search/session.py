@@ -44,6 +44,9 @@ from taut.training.finetuning import Finetune, carry_out
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 from taut.types.keep import Keep
 
+IN_OWN_FORM = "it is in its own form again: nothing but its plain form changed it"
+"""Why a layer of the base is left alone that is not there any more."""
+
 
 @dataclass(frozen=True, eq=False)
 class Session:
@@ -207,12 +210,16 @@ class Session:
         )
         inner = replace(plan, steps=tuple(_inside(self.base, step, exact) for step in plan.steps[done:]))
         wish = replace(wish, schedule=stages)
-        base = self.base
+        base, stats = self.base, self.stats
         if len(exact) < len(self.exact):
             base = in_own_form(base, self.original, [step for step in self.exact if step not in exact])
-        model, trained = carry_out(base, inner, self.stats, wish, teacher=self.original, seed=seed)
+            gone = {layer.name for layer in stats.network.layers} - {name for name, _ in base.named_modules()}
+            stats = replace(stats, network=stats.network.skipping(dict.fromkeys(gone, IN_OWN_FORM)))
+        model, trained = carry_out(base, inner, stats, wish, teacher=self.original, seed=seed)
         steps = () if trained is None else trained.steps
-        return model, replace(trained or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))
+        whole = replace(trained or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))
+        remember(model, whole)  # what was carried out of the base alone leaves out the exact steps
+        return model, whole
 
     def cost(self, model: nn.Module) -> Cost:
         """Counted cost of a built model."""
@@ -311,7 +318,7 @@ def _original_names(step: Step, exact: tuple[Step, ...]) -> Step:
 
 
 def _original_name(name: str, exact: tuple[Step, ...]) -> str:
-    """The layer that exact steps replaced, of which a layer is what there is; of several parts each has its own."""
+    """The layer that exact steps replaced, of which a layer is what there is; what stands for a weight has its own."""
     layers = [layer for done in exact if done.group is not None for layer in done.group.layers]
-    known = {layer.name for layer in layers if layer.weight and not layer.rows}
+    known = {layer.name for layer in layers if layer.weight and not layer.summed}
     return next((one for one in known if name == one or name.startswith(f"{one}.")), name)
