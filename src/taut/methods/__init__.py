@@ -30,6 +30,8 @@ from taut.methods.low_rank.lowrank_sparse import LowRankSparse
 from taut.methods.low_rank.shared import Shared
 from taut.methods.low_rank.spatial import Spatial
 from taut.methods.low_rank.svd import SVD
+from taut.methods.low_rank.table import Table
+from taut.methods.low_rank.transposed import Transposed
 from taut.methods.low_rank.tucker import Tucker
 from taut.methods.masks.magnitude import Magnitude
 from taut.methods.masks.mfbp import MFBP
@@ -42,6 +44,8 @@ METHODS |= {
     "svd": SVD,
     "spatial": Spatial,
     "tucker": Tucker,
+    "table": Table,
+    "transposed": Transposed,
     "cp": CP,
     "bake": Bake,
     "as_linear": AsLinear,

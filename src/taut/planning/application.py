@@ -53,6 +53,7 @@ from taut.types import (
     Slimming,
     Step,
     Tracing,
+    shrinks,
 )
 from taut.types.plan import KeptCode
 
@@ -297,7 +298,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
             _restore(small, places, modules)
             return Outcome(step, reason=looked.reason, warns=looked.warns)
         method, found = looked
-    if not step.allow_growth and not isinstance(method, Restoring) and not method.cost(group).lowers(group.cost):
+    if not step.allow_growth and not isinstance(method, Restoring) and not shrinks(method, group):
         if not decided:
             raise growth(step, method, group)
         _restore(small, places, modules)
@@ -355,8 +356,8 @@ def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[s
 
 def _known(stats: Statistics, modules: Mapping[str, nn.Module]) -> dict[str, LayerStatistics]:
     """Statistics of the layers that no earlier step changed."""
-    same = [name for name, m in modules.items() if name in stats.modules and _same(stats.modules[name], m)]
-    return {name: stats.layers.get(name, LayerStatistics()) for name in same}
+    held = {*stats.modules, *stats.asides}
+    return {name: stats.seen(name) for name, m in modules.items() if name in held and _same(stats.module(name), m)}
 
 
 def _same(original: nn.Module, present: nn.Module) -> bool:

@@ -60,7 +60,8 @@ def survey(
                 f"taut.whole(net, '{method.name}', ...), for taut.apply or taut.finetune."
             )
     choices = []
-    free = [layer for layer in net.layers if layer.skip is None]
+    own = tuple(reason for method in methods for reason in getattr(method, "of_their_own", ()))
+    free = [la for la in net.layers if la.skip is None or (la.skip in own and la.name in stats.asides)]
     for layer in track(free, "decomposing"):
         group = Group((layer,))
         options = [Option(None, layer.cost, 0.0, layer_ops(layer) if timed else None)]

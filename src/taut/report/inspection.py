@@ -22,7 +22,7 @@ from taut.structure.channels.groups import Coupling, coupled
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
 from taut.structure.wrappers import unwrapped
-from taut.types import Group, Layer, Looking, Method, Network
+from taut.types import Group, Layer, Looking, Method, Network, shrinks
 
 SAMPLES = 64
 """Calibration samples that are looked at for other paths through the model."""
@@ -256,7 +256,7 @@ def _takes(method: Method, group: Group) -> bool | None:
         return True
     try:
         least = replace(method, **dict.fromkeys(method.rank_settings, 1))  # type: ignore[type-var]
-        return bool(least.cost(group).lowers(group.cost))
+        return shrinks(least, group)
     except (CallError, TypeError, ValueError):  # what its ranks are is seen with the weights
         return True
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
@@ -24,6 +24,7 @@ from taut.core.tensors import describe
 from taut.core.user_code import call
 from taut.errors import CallError, DataError, ModelError
 from taut.structure.answers import Output, Wish, answers_of
+from taut.structure.asides import AsideMoments
 from taut.structure.calling import read_example
 from taut.structure.collecting import LayerMoments
 from taut.structure.fisher import Loss, divergence, sampled_loss
@@ -31,6 +32,7 @@ from taut.structure.kinds import choose_kinds, look_at
 from taut.structure.masks import settle
 from taut.structure.padding import Padding, real_share, tallied
 from taut.structure.statistics import LayerStatistics, Statistics
+from taut.structure.support import OF_THEIR_OWN
 from taut.structure.surgery import shallow
 from taut.structure.tracing import covered
 from taut.structure.wrappers import unwrapped
@@ -95,18 +97,21 @@ def observe(  # noqa: PLR0913 - the call is documented with these
     if batches:
         settle(model, net.example, batches[0][0])
     net = net if batches is None else covered(net, model, batches)
+    aside = {layer.name: modules[layer.name] for layer in net.layers if _is_aside(layer)}
     modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
     if batches is None:
-        return Statistics(net, modules, {})
+        return Statistics(net, modules, {}, asides={name: (m, LayerStatistics()) for name, m in aside.items()})
     if loss is not None and any(targets is None for _, targets in batches):
         raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
     try:
-        return _observe(net, model, modules, batches, _Scalar(model, net.example, loss))
+        return _observe(net, model, (modules, aside), batches, _Scalar(model, net.example, loss))
     except (RuntimeError, ModelError) as error:
         if loss is not None:
             raise
         why = one_line(error)
-    statistics = _observe(net, model, modules, batches, None)  # fails likewise where the gradient is not to blame
+    statistics = _observe(
+        net, model, (modules, aside), batches, None
+    )  # fails likewise where the gradient is not to blame
     warnings.warn(
         f"No gradient can be taken through this model, so that damages are errors of the layers' outputs: {why}",
         stacklevel=2,
@@ -142,14 +147,20 @@ class _Scalar:
         return value * self.example.samples.size(inputs) if value.ndim == 0 else value.sum()
 
 
+def _is_aside(layer: Layer) -> bool:
+    """Whether a layer is a table or a transposed convolution that methods of its own may rewrite."""
+    return layer.skip in OF_THEIR_OWN and layer.whole is None
+
+
 def _observe(
     net: Network,
     model: nn.Module,
-    modules: dict[str, nn.Module],
+    sides: tuple[dict[str, nn.Module], dict[str, nn.Module]],
     batches: list[tuple[Any, Any]],
     scalar: _Scalar | None,
 ) -> Statistics:
-    """Without a scalar no gradient is taken."""
+    """Without a scalar no gradient is taken; `sides` are the layers that all methods take, and those set aside."""
+    modules, aside = sides
     samples = sum(net.example.samples.size(inputs) for inputs, _ in batches)
     copied = shallow(model)
     with evaluating(copied), torch.no_grad():
@@ -160,22 +171,28 @@ def _observe(
         name: LayerMoments(copied.get_submodule(name), net[name], samples, seed, real(net[name]))
         for seed, name in enumerate(modules)
     }
-    with _capturing(moments), evaluating(copied), torch.set_grad_enabled(scalar is not None):
+    others = {name: AsideMoments(copied.get_submodule(name), net[name], samples) for name in aside}
+    every: dict[str, LayerMoments | AsideMoments] = {**moments, **others}
+    with _capturing(every), evaluating(copied), torch.set_grad_enabled(scalar is not None):
         parts = _parts(net.example, batches, samples, chunk_size(net, outputs))
         for inputs, targets, held in track(parts, "observing"):
             padding = Padding(net.example, inputs)
-            for m in moments.values():
+            for m in every.values():
                 m.held, m.padding = held, padding
             output = net.example.run(copied, inputs)
             value = None if scalar is None else scalar(output, inputs, fresh(targets, device_of(copied)))
-            _backward(value, moments)
+            _backward(value, every)
     layers = {name: _finished(moments.pop(name)) for name in modules}
-    unit = "loss" if any(s.outputs is not None for s in layers.values()) else "relative output error"
+    seen: dict[str, LayerStatistics] = {name: others.pop(name).finish() for name in aside}
+    unit = "loss" if any(s.outputs is not None for s in (*layers.values(), *seen.values())) else "relative output error"
     if unit == "loss" and scalar is not None:
-        silent = [name for name, s in layers.items() if s.outputs is None]
-        layers |= {name: _calibrated(net[name], layers[name], copied, batches[0][0], net, scalar) for name in silent}
+        for known in (layers, seen):
+            silent = [name for name, s in known.items() if s.outputs is None]
+            known |= {name: _calibrated(net[name], known[name], copied, batches[0][0], net, scalar) for name in silent}
     kinds = () if scalar is None else tuple(scalar.kinds)
-    return Statistics(net, modules, layers, kinds, unit, samples, real=tallied(net.example, batches))
+    asides = {name: (aside[name], seen[name]) for name in aside}
+    tally = tallied(net.example, batches)
+    return Statistics(net, modules, layers, kinds, unit, samples, real=tally, asides=asides)
 
 
 def _finished(moments: LayerMoments) -> LayerStatistics:
@@ -226,7 +243,7 @@ def _parts(
     return parts if any(held for *_, held in parts) else [(*chunk, None) for *chunk, _ in parts]
 
 
-def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:
+def _backward(value: Tensor | None, moments: Mapping[str, LayerMoments | AsideMoments]) -> None:
     """Gradients of the scalar at every captured output; nothing is accumulated in any parameter."""
     taken = [(m, t) for m in moments.values() for t in m.take_outputs()]
     if value is None or not value.requires_grad or not taken:
@@ -240,10 +257,10 @@ def _backward(value: Tensor | None, moments: dict[str, LayerMoments]) -> None:
 
 
 @contextmanager
-def _capturing(moments: dict[str, LayerMoments]) -> Iterator[None]:
+def _capturing(moments: Mapping[str, LayerMoments | AsideMoments]) -> Iterator[None]:
     """Hooks that hand inputs and outputs to the moments; outputs are cloned, for in-place ReLUs that follow."""
 
-    def hook(m: LayerMoments) -> Callable[..., Tensor]:
+    def hook(m: LayerMoments | AsideMoments) -> Callable[..., Tensor]:
         def record(_: nn.Module, args: tuple[Tensor, ...], output: Tensor) -> Tensor:
             x, y = args[0], output
             with torch.inference_mode(False):  # a forward may be decorated with it

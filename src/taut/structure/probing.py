@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.example import Example
 from taut.core.modes import evaluating
@@ -18,7 +19,7 @@ from taut.nn.answering import TENSORS, Answer, Answering, Described, is_plain, r
 from taut.structure.attention_form import attention_form
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
-from taut.structure.patches import weight_of
+from taut.structure.patches import groups_of, weight_of
 from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match, said_alike
 from taut.structure.surgery import carry, forget_hooks, shallow, swap
 from taut.types import Invocation, Layer
@@ -171,7 +172,7 @@ def stand_in(
         return Answering(*parts, answers=answers) if answers else nn.Sequential(*parts)
 
     weight = weight_of(layer)
-    outputs, axes = weight.shape[0], weight.ndim - 2
+    outputs, axes = outputs_of_layer(layer), weight.ndim - 2
     if outputs > WIDEST:
         return chained(layer, _Unchanged())
     kinds = {-2: nn.Linear, 0: nn.Linear, 1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -182,6 +183,14 @@ def stand_in(
     eye = shared[key]
     second.weight = nn.Parameter(eye.reshape(outputs, outputs, *[1] * max(axes, 0)), requires_grad=False)
     return chained(layer, second)
+
+
+def outputs_of_layer(layer: nn.Module) -> int:
+    """How many channels a layer gives: of tables and transposed convolutions the second axis of the weight tells."""
+    weight = weight_of(layer)
+    if isinstance(layer, nn.Embedding):
+        return weight.shape[1]
+    return weight.shape[1] * groups_of(layer) if isinstance(layer, _ConvTransposeNd) else weight.shape[0]
 
 
 def kind_matters(

@@ -103,6 +103,7 @@ class Statistics:
         unit: what damages are measured in.
         samples: calibration samples seen.
         curves: measured damages, where `taut.sensitivity` made them.
+        asides: tables and transposed convolutions, which methods of their own rewrite, with what was observed of them.
         real: by the input that is a mask ("" for the user's own), how many positions are real, and of how many.
     """
 
@@ -114,6 +115,7 @@ class Statistics:
     samples: int = 0
     curves: Mapping[tuple[tuple[str, ...], str], Curve] = field(default_factory=dict)
     real: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    asides: Mapping[str, tuple[nn.Module, LayerStatistics]] = field(default_factory=dict)
     _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
     _outputs: dict[tuple[int, int], Outputs] = field(default_factory=dict, repr=False, compare=False)
 
@@ -139,7 +141,13 @@ class Statistics:
             name: stats.narrowed(*cuts[name], before[name].weight[:2]) if name in cuts else stats  # type: ignore[arg-type]
             for name, stats in self.layers.items()
         }
-        return replace(self, network=network, modules=modules, layers=known, curves={}, _cache={})
+        return replace(
+            self, network=network, modules=modules, layers=known, curves={}, _cache={}, asides=self._uncut(cuts)
+        )
+
+    def _uncut(self, cuts: Mapping[str, object]) -> dict[str, tuple[nn.Module, LayerStatistics]]:
+        """The asides that have all of their channels still: of the others nothing is known any more."""
+        return {name: aside for name, aside in self.asides.items() if name not in cuts}
 
     def leaving(self, shares: Mapping[str, float]) -> Statistics:
         """The same, of a network of which the user wants these shares of layers to stay; 1 leaves one alone."""
@@ -156,13 +164,20 @@ class Statistics:
             self._outputs[key] = Outputs(model, self.network.example)
         return self._outputs[key]
 
+    def module(self, name: str) -> nn.Module:
+        """A layer of the model."""
+        return self.asides[name][0] if name in self.asides else self.modules[name]
+
+    def seen(self, name: str) -> LayerStatistics:
+        """What was observed of a layer; nothing where nothing was."""
+        return self.asides[name][1] if name in self.asides else self.layers.get(name, LayerStatistics())
+
     def factors(self, group: Group, method: Method) -> Any:
         """The decomposition of `group` that `method` cuts its candidates from, made once per method family."""
         key = (group.names, method.family())
         if key not in self._cache:
-            modules = {name: self.modules[name] for name in group.names}
-            seen = self.layers if method.uses_statistics else {}
-            stats = {name: seen.get(name, LayerStatistics()) for name in group.names}
+            modules = {name: self.module(name) for name in group.names}
+            stats = {name: self.seen(name) if method.uses_statistics else LayerStatistics() for name in group.names}
             self._cache[key] = method.factor(modules, stats)
         return self._cache[key]
 

@@ -18,6 +18,8 @@ from taut.structure.rules import UNIT, module_rule
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that methods rewrite; a subclass counts if it computes the same."""
 
+TRANSPOSED_KINDS = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+
 NORMS = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 UNFACTORIZED = NORMALIZATION, ACTIVATION = (
@@ -41,7 +43,10 @@ OTHERS: Mapping[type[nn.Module], str] = {
     nn.PReLU: ACTIVATION,
 }
 
-STILL_NARROWED = (UNIT, *UNFACTORIZED, OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding])
+OF_THEIR_OWN = TRANSPOSED, TABLE = OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding]
+"""Reasons that keep a layer from most methods, but not from those that are made for its kind."""
+
+STILL_NARROWED = (UNIT, *UNFACTORIZED, TRANSPOSED, TABLE)
 """Reasons that keep a layer from being factorized, but not from becoming narrower with those around it."""
 
 
@@ -148,6 +153,19 @@ def refusal(module: nn.Module) -> str | None:
     kinds = (*OTHERS.items(), *((kind, NORMALIZATION) for kind in NORMS))
     other = OTHER_KIND.format(kind=type(module).__name__)
     return next((reason for kind, reason in kinds if isinstance(module, kind)), other)
+
+
+def whole_kind(module: nn.Module) -> str | None:
+    """Why a table or a transposed convolution computes what no two layers do; None where two layers may."""
+    kind = next((kind for kind in (nn.Embedding, *TRANSPOSED_KINDS) if isinstance(module, kind)), None)
+    if kind is None:
+        return "only embeddings and transposed convolutions are replaced so"
+    overridden = _overridden(module, kind)
+    if overridden is not None:
+        return f"{type(module).__name__} overrides {overridden}: it may compute something else"
+    if isinstance(module, nn.Embedding):
+        return None if module.max_norm is None else "it renormalizes its rows at every call (max_norm)"
+    return None if module.groups == 1 else "it has groups"
 
 
 def _holds_weight_alone(module: nn.Module) -> bool:

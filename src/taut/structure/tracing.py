@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,6 +28,7 @@ from taut.structure.channels.mentions import named_in_code
 from taut.structure.conv_form import conv_form
 from taut.structure.coverage import covering
 from taut.structure.linear_form import is_linear
+from taut.structure.live_taps import live_taps
 from taut.structure.outputs import Outputs
 from taut.structure.patches import groups_of, weight_of
 from taut.structure.probing import (
@@ -48,6 +49,7 @@ from taut.structure.support import (
     CONVOLUTION,
     LINEAR,
     NORMS,
+    OF_THEIR_OWN,
     PACKED,
     RECURRENT,
     STILL_NARROWED,
@@ -55,6 +57,7 @@ from taut.structure.support import (
     UNCALLED,
     base_kind,
     refusal,
+    whole_kind,
 )
 from taut.structure.surgery import shallow
 from taut.structure.wrappers import unwrapped
@@ -100,6 +103,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     used, answers = _used_otherwise(model, call, asked, call.paths)  # recurrent layers of our own know theirs
     reasons |= used
     reasons |= _attentions_that_stay(model, call, [n for n, why in reasons.items() if why == ATTENTION], call.paths)
+    apart, more = _wholes(model, call, {name: reason for name, reason in reasons.items() if reason}, keywords)
+    answers = {**answers, **more}
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
     owned = _owned_parameters(model)
@@ -110,11 +115,12 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
             layer = describe_layer(name, module, tuple(calls.get(name, ())), call.batch)
             facts: dict[str, Any] = {
                 "skip": reasons[name],
+                "whole": apart.get(name),
                 "macs": counted.own.get(name, 0),
                 "params": owned[name],
             }
             layer = replace(layer, **facts)
-            layers.append(replace(layer, live=_live_taps(layer, extents.get(name))))
+            layers.append(replace(layer, live=live_taps(layer, extents.get(name))))
     layers = with_products(model, call, layers)
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
@@ -299,6 +305,19 @@ def _is_fused(model: nn.Module, name: str) -> bool:
     return any(name.startswith(f"{path}." if path else "") for path in encoders)
 
 
+def _wholes(
+    model: nn.Module, call: Example, reasons: Mapping[str, str], keywords: set[str]
+) -> tuple[dict[str, str], LayerAnswers]:
+    """Why tables and transposed convolutions cannot be replaced, and what the others have to answer."""
+    names = [name for name, reason in reasons.items() if reason in OF_THEIR_OWN]
+    apart = {name: whole for name in names if (whole := whole_kind(model.get_submodule(name))) is not None}
+    apart |= {name: "it is called with keyword arguments" for name in names if name in keywords}
+    used, answers = (
+        _used_otherwise(model, call, [n for n in names if n not in apart], call.paths) if names else ({}, {})
+    )
+    return apart | used, answers
+
+
 def _read(name: str, attribute: str) -> str:
     """Why a layer stays of which other code uses an attribute."""
     if attribute in TENSORS:
@@ -318,7 +337,8 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     """
     before = len(net.example.paths)
     free = [layer for layer in net.layers if layer.skip is None and layer.kind != "StateLinear"]
-    check = StandInCheck(model, net.example, free)
+    others = [layer for layer in net.layers if layer.skip in OF_THEIR_OWN and layer.whole is None]
+    check = StandInCheck(model, net.example, [*free, *others])
     covering(model, net.example, batches, check)
     paths = (*net.example.paths[before:], *check.differing)
     if not paths:
@@ -329,7 +349,19 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     attentions = [layer.name for layer in net.layers if layer.skip == ATTENTION]
     stay = _attentions_that_stay(model, net.example, attentions, paths)
     layers = tuple(replace(layer, skip=stay.get(layer.name, layer.skip)) for layer in net.layers)
-    return replace(net, layers=layers).skipping(reasons).answering(answers)
+    net = replace(net, layers=layers).skipping(reasons).answering(answers)
+    return _wholes_covered(net, model, paths)
+
+
+def _wholes_covered(net: Network, model: nn.Module, paths: Sequence[Any]) -> Network:
+    """The network with regard to what other inputs ask of tables and transposed convolutions."""
+    names = [layer.name for layer in net.layers if layer.skip in OF_THEIR_OWN and layer.whole is None]
+    if not names:
+        return net
+    known = {name: net[name].answers for name in names}
+    reasons, answers = _used_otherwise(model, net.example, names, paths, known)
+    layers = tuple(replace(layer, whole=layer.whole or reasons.get(layer.name)) for layer in net.layers)
+    return replace(net, layers=layers).answering(answers)
 
 
 def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], batch: int) -> Layer:
@@ -364,25 +396,3 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
     elif weight is not None and weight.ndim > 2:
         fields["groups"] = groups_of(module)
     return Layer(**fields)
-
-
-def _live_taps(layer: Layer, extents: list[Tensor] | None) -> tuple[tuple[int, int], ...]:
-    """Per kernel axis the range of taps that some output position places on something else than zero padding."""
-    if layer.skip is not None or not layer.kernel or not layer.calls:
-        return ()
-    ranges = []
-    for axis, taps in enumerate(layer.kernel):
-        sizes = {(call.input[axis - len(layer.kernel)], call.output[axis - len(layer.kernel)]) for call in layer.calls}
-        mask = None if extents is None or len(sizes) > 1 else extents[axis]
-        alive = [k for k in range(taps) if any(_sees(layer, axis, k, *size, mask) for size in sizes)]
-        ranges.append((alive[0], alive[-1] + 1) if alive else (0, taps))
-    return tuple(ranges)
-
-
-def _sees(layer: Layer, axis: int, tap: int, size: int, outputs: int, mask: Tensor | None) -> bool:
-    if layer.padding_mode != "zeros":
-        return True
-    offset = tap * layer.dilation[axis] - layer.padding[axis][0]
-    places = torch.arange(outputs) * layer.stride[axis] + offset
-    places = places[(places >= 0) & (places < size)]
-    return bool(len(places)) and (mask is None or len(mask) != size or bool(mask[places.to(mask.device)].any()))

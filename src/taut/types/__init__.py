@@ -4,7 +4,18 @@ from typing import Any
 
 from taut.core.deprecation import forward_names
 from taut.types.budget import Budget, BudgetLike, Cost
-from taut.types.method import Automatic, Fitting, Looking, Method, NothingToDo, Restoring, Rewrite, Slimming, Tracing
+from taut.types.method import (
+    Automatic,
+    Fitting,
+    Looking,
+    Method,
+    NothingToDo,
+    Restoring,
+    Rewrite,
+    Slimming,
+    Tracing,
+    shrinks,
+)
 from taut.types.network import Block, Group, Invocation, Layer, Network
 from taut.types.plan import Kept, Plan, Setting, Step
 from taut.types.schedule import Schedule, Stage, alternate, cascade, check_schedule, ramp
@@ -37,6 +48,7 @@ __all__ = [
     "cascade",
     "check_schedule",
     "ramp",
+    "shrinks",
 ]
 
 __getattr__ = forward_names(__name__, {"Factors": (Any, "the type parameter of taut.types.Method")})

@@ -53,7 +53,9 @@ class Method(Protocol[F]):
         keeps the function of the network bit by bit or up to rounding (then the planner applies it first). masks:
         whether it sets weights to zero and leaves the layers as they are: training then holds the zeros.
         rank_settings: the settings that are ranks, which `align` rounds. sparsity_of_rest (False unless it is there):
-        whether `sparsity` is a share of what earlier steps left.
+        whether `sparsity` is a share of what earlier steps left. of_their_own (empty unless it is there): reasons why
+        a layer is left alone that are none for this method. trades_macs (False unless it is there): whether it lowers
+        parameters at the price of multiply-accumulates.
     """
 
     name: ClassVar[str]
@@ -90,6 +92,17 @@ class Method(Protocol[F]):
 
     def exact_case(self, group: Group) -> tuple[Method, nn.Module] | None:
         """A resolved method and a layer on which it is exact (full rank, or a planted kernel); None if refused."""
+
+
+def shrinks(method: Method, group: Group) -> bool:
+    """Whether a resolved method makes something of the group smaller, and nothing larger.
+
+    A method whose layers save parameters for multiply-accumulates (`trades_macs`) may raise these.
+    """
+    cost = method.cost(group)
+    if getattr(method, "trades_macs", False):
+        return cost.params < group.cost.params
+    return cost.lowers(group.cost)
 
 
 @runtime_checkable

@@ -14,7 +14,7 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
-LATER = frozenset({"answers", "block", "computed", "summed", "rows"})
+LATER = frozenset({"answers", "block", "computed", "summed", "rows", "whole"})
 """Fields of a layer that came later than plans that were saved."""
 
 
@@ -66,6 +66,7 @@ class Layer:
         summed: of a weight that code multiplies by, the axes over which it is summed. rows: the rows that go together,
             where they are used in parts.
         skip: why no method may touch it, or None.
+        whole: why no method of its own kind may touch it either, where there are such.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
         params: parameters that the module itself owns, each counted once in the network.
         block: what stands in it, where it is a block; `macs` and `params` are then those of all that is inside.
@@ -86,6 +87,7 @@ class Layer:
     itemsize: int = 4
     live: tuple[tuple[int, int], ...] = ()
     skip: str | None = None
+    whole: str | None = None
     computed: tuple[str, ...] = ()
     summed: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()

@@ -1,0 +1,140 @@
+"""What calibration says of tables (embeddings) and transposed convolutions, which methods of their own rewrite."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from taut.decompose.outputs import OutputMoment
+from taut.structure.collecting import ObservationError, OutputSums
+from taut.structure.padding import Padding
+from taut.structure.patches import bias_of, weight_of
+from taut.structure.probing import outputs_of_layer
+from taut.structure.statistics import LayerStatistics
+from taut.types import Layer
+
+KEPT_BYTES = 1 << 24
+"""Memory of the inputs of a transposed convolution that are kept to try its candidates on."""
+
+
+@dataclass(frozen=True)
+class AsideStatistics(LayerStatistics):
+    """What calibration knows of a table or a transposed convolution.
+
+    Attributes:
+        counts: of a table, how often a sample reads each row; rows that no sample read count a little.
+        inputs: (c, c), of a transposed convolution the second moment of its inputs, summed over positions.
+        products: (o, o), the same of its outputs without the bias. mean: (o,), of these.
+        kept: some of its inputs, as they came.
+    """
+
+    counts: Tensor | None = None
+    inputs: Tensor | None = None
+    products: Tensor | None = None
+    mean: Tensor | None = None
+    kept: Sequence[Tensor] = field(default_factory=tuple)
+
+
+def smoothed(counts: Tensor) -> Tensor:
+    """Shares of rows in all reads to come, (V,): those that were never read share the mass of what is read once.
+
+    Source: Good 1953 (Good-Turing): the probability of what was never seen is the share of what was seen once.
+    """
+    total, unseen = counts.sum(), counts == 0
+    if not bool(unseen.any()) or not bool(total):
+        return counts / total if bool(total) else torch.full_like(counts, 1 / len(counts))
+    rest = ((counts == 1).sum() + 1) / (total + 1)
+    rest = torch.minimum(rest, unseen.double().mean())
+    return torch.where(unseen, rest / unseen.sum(), (1 - rest) * counts / total)
+
+
+class AsideMoments:
+    """Running sums of one table or transposed convolution over a calibration pass: as `LayerMoments`."""
+
+    def __init__(self, module: nn.Module, layer: Layer, samples: int) -> None:
+        """`samples` are those of the pass."""
+        self.module, self.name, self.samples = module, layer.name, samples
+        self.table = isinstance(module, nn.Embedding)
+        self.width = outputs_of_layer(module)
+        self.gradients: OutputSums | None = OutputSums(nn.Linear(1, self.width, bias=False, device="meta"), 0)
+        self.outputs: list[Tensor] = []
+        self.kept: list[Tensor] = []
+        self.positions, self.room = 0, KEPT_BYTES
+        self.sums: dict[str, Tensor] = {}
+        self.padding: Padding | None = None
+        self.held: bool | None = False
+
+    def add_input(self, x: Tensor, output: Tensor) -> None:
+        """Count the rows that are read; or add x x^T and y y^T of all positions."""
+        if self.table:
+            real = None if self.padding is None else self.padding.rows(self.name, self.module, output)
+            index = x.flatten() if real is None else x.flatten()[real.to(x.device)]
+            self.positions += len(index)
+            self._add("counts", torch.bincount(index.cpu(), minlength=len(weight_of(self.module))).double())
+            return
+        if not bool(torch.isfinite(x).all()):
+            raise ObservationError(self.name)
+        rows, made = self._rows(x), self._rows(output)
+        bias = bias_of(self.module)
+        made = made if bias is None else made - bias.detach().double()
+        self.positions += len(made)
+        self._add("inputs", rows.T @ rows)
+        self._add("products", made.T @ made)
+        self._add("mean", made.sum(0))
+        self._keep(x.detach())
+
+    def _keep(self, x: Tensor) -> None:
+        """The first samples, as many as there is room for; one at least."""
+        batched = x.ndim == weight_of(self.module).ndim
+        each = (x[:1] if batched else x).numel() * x.element_size()
+        some = self.room // max(each, 1) if self.kept else max(1, self.room // max(each, 1))
+        if some:
+            part = (x[:some] if batched else x).clone()
+            self.room -= part.numel() * part.element_size()
+            self.kept.append(part)
+
+    def add_gradient(self, grad: Tensor, output: Tensor) -> None:
+        """Add g g^T over all positions of a batch; a layer with a gradient that is not finite goes without."""
+        if not grad.numel():
+            return
+        if self.gradients is None or not bool(torch.isfinite(grad).all()):
+            self.gradients = None
+            return
+        rows = self._rows(grad).float()
+        if self.table and self.padding is not None:
+            real = self.padding.rows(self.name, self.module, output)
+            rows = rows if real is None else rows[real.to(rows.device)]
+        self.gradients.add(rows[None])
+
+    def take_outputs(self) -> list[Tensor]:
+        """The outputs captured since the last call."""
+        taken, self.outputs = self.outputs, []
+        return taken
+
+    def finish(self) -> AsideStatistics:
+        """Means over samples."""
+        B: OutputMoment | None = None if self.gradients is None else self.gradients.moment(self.samples)
+        per_sample = max(self.positions / self.samples, 1e-30)
+        means = {key: total / self.samples for key, total in self.sums.items()}
+        return AsideStatistics(
+            outputs=B,
+            positions=per_sample,
+            counts=smoothed(self.sums["counts"]) * per_sample if "counts" in self.sums else None,
+            inputs=means.get("inputs"),
+            products=means.get("products"),
+            mean=means.get("mean"),
+            kept=tuple(self.kept),
+        )
+
+    def _rows(self, t: Tensor) -> Tensor:
+        """Channels (positions, c) of a tensor, in float64."""
+        if self.table:
+            return t.detach().reshape(-1, t.shape[-1]).double()
+        axes = weight_of(self.module).ndim - 2
+        return t.detach().movedim(-axes - 1, -1).flatten(0, -2).double()
+
+    def _add(self, key: str, value: Tensor) -> None:
+        self.sums[key] = self.sums[key] + value if key in self.sums else value
