@@ -53,11 +53,13 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"holds its weight in another form", "call its to_plain() first"),
     (
         r"transposed convolutions",
-        "nothing where it has no groups: the method transposed takes it; name channels: methods=('channels', ...) makes it narrower with the layers around it",
+        "nothing where it has no groups: the method transposed takes it; or name channels: "
+        "methods=('channels', ...) makes it narrower with the layers around it",
     ),
     (
         r"an embedding is a table",
-        "nothing for a budget of params or bytes: the method table takes it; else name channels: its width goes with the layers behind it; its rows are yours to choose",
+        "nothing for a budget of params or bytes: the method table takes it; else name channels: "
+        "its width goes with the layers behind it; its rows are yours to choose",
     ),
     (r"taut.compress gives each weight", "nothing: taut.compress does; in a plan of your own a step 'recurrent' does"),
     (r"recurrent weights", "nothing: its hidden units go unasked, with what reads them"),
