@@ -139,3 +139,31 @@ def test_without_data_the_weights_decide():
 def test_inspect_says_so():
     seen = taut.inspect(built(), ids(4))
     assert next(reach for reach in seen.layers if reach.layer.name == "words").default == ("table",)
+
+
+def language_model(*, tied):
+    """GPT-2, tiny."""
+    from transformers import GPT2Config, GPT2LMHeadModel  # noqa: PLC0415 - seconds
+
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=200, n_embd=16, n_layer=1, n_head=2, n_positions=32, tie_word_embeddings=tied, use_cache=False
+    )
+    return GPT2LMHeadModel(config).eval()
+
+
+def test_a_language_model_generates_with_its_cache_and_a_tied_table_stays(tmp_path):
+    tokens = torch.randint(0, 200, (8, 10))
+    model = language_model(tied=False)
+    net = taut.trace(model, {"input_ids": tokens})
+    plan = Plan.of(net, [Step(("transformer.wte",), "table", {"rank": 4})])
+    small = taut.apply(model, plan, taut.observe(net, model, [{"input_ids": tokens}]))
+    settings = {"max_new_tokens": 4, "do_sample": False, "pad_token_id": 0}
+    ended = small.generate(tokens, use_cache=True, **settings)
+    assert torch.equal(ended, small.generate(tokens, use_cache=False, **settings))
+    taut.save(small, plan, tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=lambda: language_model(tied=False))
+    assert torch.equal(again(tokens).logits, small(tokens).logits)
+    assert (
+        "shared with 'lm_head'" in taut.trace(language_model(tied=True), {"input_ids": tokens})["transformer.wte"].skip
+    )
