@@ -159,6 +159,21 @@ def test_states_that_the_caller_passes_on_keep_their_width():
     assert sum(r.layer.macs for r in inspected.layers) == inspected.network.cost.macs
 
 
+def test_recurrent_weights_are_solved_again_on_the_states_that_there_are():
+    torch.manual_seed(0)
+    model, x = Encoder(layers=1).eval(), torch.randn(256, 7, 10)
+    with torch.no_grad():  # so that states matter, as in a trained network
+        for parameter in model.rnn.parameters():
+            parameter.mul_(4)
+    opened, net, _ = in_plain_form(model, taut.trace(model, x))
+    plan = Plan((taut.whole(net, "channels", sparsity=0.5, hidden=True),))
+    stats = taut.observe(net, opened, [x])
+    plain, refitted = taut.apply(opened, plan, stats), taut.apply(opened, plan, stats, [x])
+    assert not torch.equal(plain.rnn.states[0].weight, refitted.rnn.states[0].weight)
+    off = [float((m(x) - model(x)).square().mean()) for m in (plain, refitted)]
+    assert off[1] < off[0]
+
+
 def test_training_goes_on_and_masks_are_held():
     torch.manual_seed(0)
     model, x = Packed(bidirectional=True).eval(), (torch.randn(8, 6, 10), torch.arange(8) % 6 + 1)

@@ -124,6 +124,28 @@ def test_gradients_are_those_of_torch(kind):
         close(module.weight_hh_l0.grad, way.states[0].weight.grad)
 
 
+@pytest.mark.parametrize("bidirectional", [False, True])
+def test_what_a_hook_adds_acts_on_later_steps_and_it_is_called_once(bidirectional):
+    torch.manual_seed(0)
+    module = made("GRU", bidirectional=bidirectional, batch_first=True)
+    hooked, every, calls = Recurrent.of(module), Recurrent.of(module), []
+
+    class Shifted(nn.Module):
+        def __init__(self, inner):
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, h):
+            return self.inner(h) + 0.5
+
+    for number, part in enumerate(hooked.states):
+        part.register_forward_hook(lambda _, args, y: (calls.append(args[0].shape), y + 0.5)[1])
+        every.states[number] = Shifted(every.states[number])
+    x = torch.randn(3, 4, 5)
+    close(every(x), hooked(x))
+    assert calls == [(3, 4, 4)] * (1 + bidirectional)
+
+
 def test_dropout_between_layers_acts_in_training_alone():
     torch.manual_seed(0)
     module = nn.LSTM(5, 64, 2, dropout=0.5)

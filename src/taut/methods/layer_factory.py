@@ -96,7 +96,7 @@ def input_places(layer: Layer) -> int:
 
 RECURRENT_WEIGHTS = (
     "recurrent weights are not factorized: torch's kernels take them whole, or, as proj_size of an LSTM, with outputs "
-    "that are projected, too"
+    "that are projected, too, for which ONNX has no form"
 )
 """Why weights that are used at every step stay as they are."""
 

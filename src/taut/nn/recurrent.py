@@ -153,7 +153,8 @@ class Recurrent(nn.Module):
     @property
     def bias(self) -> bool:
         """Whether there are biases."""
-        return any(name.endswith("bias") for name, _ in self.named_parameters())
+        some = getattr(self.states[0], "bias", None)  # nearly always: asked at every call
+        return isinstance(some, Tensor) or any(name.endswith("bias") for name, _ in self.named_parameters())
 
     def flatten_parameters(self) -> None:
         """Nothing, for code that calls it: weights are joined where they are used."""
@@ -242,12 +243,12 @@ class Recurrent(nn.Module):
             return None
         weights: list[Tensor] = []
         parts: list[Any] = [chain, *states]
+        bias, rows = self.bias, parts[0].weight.chunk(self.ways) if self.ways > 1 else (parts[0].weight,)
+        biases = _bias(chain).chunk(self.ways) if bias else ()
         for way, part in enumerate(parts[1:]):
-            rows, bias = part.weight.shape[0], self.bias
-            own = slice(way * rows, (way + 1) * rows)
-            weights += [parts[0].weight[own], part.weight]
+            weights += [rows[way], part.weight]
             if bias:
-                weights += [_bias(chain)[own], _bias(part)]
+                weights += [biases[way], _bias(part)]
         return front, weights
 
     def _steps(self, number: int, x: Tensor, sizes: Tensor | None, hx: State) -> tuple[Tensor, State]:
@@ -332,7 +333,8 @@ def _watched(module: nn.Module) -> bool:
 
 def _bias(part: Any) -> Tensor:
     """The bias of a layer; zeros where it alone has none."""
-    bias: Tensor = part.weight.new_zeros(len(part.weight)) if part.bias is None else part.bias
+    own = part.bias
+    bias: Tensor = part.weight.new_zeros(len(part.weight)) if own is None else own
     return bias
 
 

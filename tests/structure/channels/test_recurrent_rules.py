@@ -54,6 +54,30 @@ def test_units_of_layers_and_directions_go_by_importance():
     assert sum(abs(pairs[unit] - (23 - unit)) for unit in pairs) < 24 * 3
 
 
+def test_units_go_together_in_the_orders_that_are_given():
+    model, x = seeded("tagger")
+    opened, net, _ = in_plain_form(model, taut.trace(model, x))
+    given = {}
+
+    def orders(groups):
+        given.update({group.members[0].layer: group.size for group in groups})
+        random = torch.Generator().manual_seed(3)
+        found = [torch.randperm(group.size, generator=random) for group in groups]
+        for group, order in zip(groups, found, strict=True):
+            for member in group.of("in"):
+                if ".states." in member.layer:
+                    first[member.layer] = int(member.index[order[0], 0]), int(member.index[order[-1], 0])
+        return found
+
+    first = {}
+    (group,) = [g for g in coupled(opened, net.example, orders).groups if g.size == 24]
+    sides = {m.layer: m.index[:, 0].tolist() for m in group.members if ".states." in m.layer and m.end == "in"}
+    for place in (0, 1):
+        rows = {sides[name].index(ends[place]) for name, ends in first.items()}
+        assert len(rows) == 1
+    assert set(first) == {f"rnn.states.{number}" for number in range(4)}
+
+
 def test_states_that_reach_the_output_stay():
     torch.manual_seed(0)
     x = torch.randn(4, 6, 10), torch.zeros(1, 4, 24), torch.zeros(1, 4, 24)
