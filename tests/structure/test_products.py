@@ -125,3 +125,12 @@ def test_the_code_around_is_not_counted_twice():
     net = taut.trace(Using(lambda m, x: F.linear(x, m.layer.weight) @ m.other).eval(), torch.randn(4, 5, C))
     assert sum(layer.macs for layer in net.layers) == net.cost.macs
     assert sum(layer.params for layer in net.layers) == net.cost.params
+
+
+def test_a_network_that_does_not_run_in_train_mode_is_judged_in_eval_mode():
+    def use(m, x):
+        if m.training:
+            raise ValueError("targets")
+        return F.linear(x, m.w)
+
+    assert traced(use)["w"].skip == MULTIPLIED

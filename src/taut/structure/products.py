@@ -22,7 +22,7 @@ from taut.structure.coverage import seeded
 from taut.structure.product_uses import Uses, Where, as_product, matrix_of, uses_of
 from taut.structure.sameness import IN_FLOAT64, IN_OTHER_LAYERS, finite, outputs_match, outputs_of, probes_of
 from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
-from taut.structure.surgery import clone, hold, part
+from taut.structure.surgery import clone, hold, part, shallow
 from taut.types import Invocation, Layer, Network
 
 
@@ -181,7 +181,8 @@ def multiplied_in(
     runs = [uses_of(model, example, where, inputs) for inputs in paths] if where else []
     if not runs:
         return {}, {}
-    runs.append(uses_of(model, example, {n: where[n] for n in runs[0]}, paths[0], training=True))
+    if _trains(model, example, paths[0]):
+        runs.append(uses_of(model, example, {n: where[n] for n in runs[0]}, paths[0], training=True))
     found, reasons = {}, {}
     for name, parameter in where.items():
         seen = [run[name] for run in runs if name in run]
@@ -197,6 +198,16 @@ def multiplied_in(
     wrong = _Proof(model, example, where, found).wrong(list(found))
     reasons |= dict.fromkeys(wrong, WRONG)
     return {name: one for name, one in found.items() if name not in wrong}, reasons
+
+
+def _trains(model: nn.Module, example: Example, inputs: Any) -> bool:
+    """Whether a network runs in train mode on what it is called with; some want targets then."""
+    try:
+        with evaluating(copied := shallow(model), training=True), seeded():
+            example.run(copied, inputs)
+    except ModelError:
+        return False
+    return True
 
 
 UNWATCHED = "other code multiplies by its weight, and needs a tensor there: call a torch.nn.Linear instead"
