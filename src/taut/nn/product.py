@@ -37,7 +37,10 @@ class Product(Multiplied, nn.Module):
 
     def seen(self) -> View:
         """The weight as it is."""
-        return View(self, axes_of(self.present_sizes()), (0,) * len(self.sizes))
+        view = View(self, axes_of(self.present_sizes()), (0,) * len(self.sizes))
+        if len(self.sizes) == 2 and len(self.summed) == 1:
+            view.inputs = self.summed[0]
+        return view
 
     def like(self) -> Tensor:
         """A tensor of the weight's kind, on its device."""

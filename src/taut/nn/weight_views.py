@@ -143,7 +143,12 @@ class View(Multiplied):
         starts: the first index that is seen, along every axis of the weight.
         values: the view itself, while uses are noted; None: there are none.
         chosen: which parts of the first axis are seen, where these are chosen by a tensor.
+
+    Attributes:
+        inputs: of a whole weight of two axes, which of them products sum over where a layer can run them as it is.
     """
+
+    inputs: int | None = None
 
     def __init__(
         self,
@@ -166,7 +171,10 @@ class View(Multiplied):
             axes = VIEWS[name](self.axes, *args, **kwargs)
         except (NoView, IndexError, ValueError, TypeError):
             return self.other(name, args, kwargs)
-        return View(self.product, axes, self.starts, self._really(name, args, kwargs), self.chosen)
+        view = View(self.product, axes, self.starts, self._really(name, args, kwargs), self.chosen)
+        if self.inputs is not None and name in {"T", "t", "mT"}:
+            view.inputs = 1 - self.inputs
+        return view
 
     def _really(self, name: str, args: Any = (), kwargs: Any = None) -> Tensor | None:
         if self.values is None:
@@ -296,6 +304,10 @@ CUTS = frozenset("chunk split split_with_sizes unbind select narrow".split())  #
 """torch's names for parts of a weight."""
 
 
+STRAIGHT = {"linear": 1, "matmul": 0, "__matmul__": 0}
+"""torch's names for products that a layer does as they are, with a weight on the right -> the axis that is summed."""
+
+
 def asked(weight: Multiplied, name: str) -> Any:
     """An attribute of a weight that became a layer, by the name that a tensor has for it.
 
@@ -325,6 +337,17 @@ def _known(item: Any) -> bool:
     return isinstance(item, Multiplied)
 
 
+def _as_it_is(summed: int, x: Any, weight: Any, bias: Any = None) -> Tensor | None:
+    """A product that a layer does as it is, with its bias; None where it is another one."""
+    if not isinstance(weight, Multiplied) or isinstance(bias, Multiplied) or isinstance(x, Multiplied):
+        return None
+    view = weight.seen()
+    if view.inputs != summed:
+        return None
+    output: Tensor = view.product(x)
+    return output if bias is None else output + bias.to(output.dtype)
+
+
 def answered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """What torch's function gives for a weight that became a layer.
 
@@ -333,6 +356,8 @@ def answered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
     """
     name = getattr(func, "__name__", "")
     first = args[0] if args else None
+    if name in STRAIGHT and not kwargs and (output := _as_it_is(STRAIGHT[name], *args)) is not None:
+        return output
     if isinstance(first, Multiplied) and name in VIEWS:
         return first.seen().turned(name, *args[1:], **kwargs)
     if isinstance(first, Multiplied) and name in CUTS:
@@ -342,6 +367,11 @@ def answered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         output = form.weight.seen().product.multiplied(form)
         if output is not None:
             return form.finish(output)
+    return _by_values(name, func, args, kwargs)
+
+
+def _by_values(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
+    """What a function gives that takes the kind of a tensor from the weight, or its values, where there are some."""
 
     def plain(item: Any) -> Any:
         if type(item) in {list, tuple}:
