@@ -8,11 +8,11 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from taut.methods.plain_form import PlainForm
+from taut.methods.plain_form import PlainForm, fill, same_values
 from taut.nn import Attention
-from taut.structure.attention_form import attention_form, settings_of
+from taut.structure.attention_form import attention_form, packed_biases, settings_of
 from taut.structure.support import ATTENTION
-from taut.types import Cost, Group, Rewrite
+from taut.types import Cost, Group, Layer, Rewrite
 
 
 @dataclass(frozen=True)
@@ -53,6 +53,18 @@ class AsAttention(PlainForm):
     def restored(self, module: nn.Module) -> nn.Module:
         """The module as layers; itself where it is that already."""
         return attention_form(module) if isinstance(module, nn.MultiheadAttention) else module
+
+    def own_form(self, plain: nn.Module, own: nn.Module, layer: Layer) -> nn.Module:
+        """Torch's module, with the biases of its layers."""
+        del layer
+        if isinstance(plain, Attention):
+            fill(own, packed_biases(plain))
+        return own
+
+    def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
+        """Whether the projections are what they were; their biases may be others."""
+        del layer
+        return same_values(now, before, [name for name, _ in before.named_parameters() if not name.endswith("bias")])
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """The module as layers."""

@@ -11,8 +11,9 @@ from torch import nn
 
 from taut.methods.plain_form import PlainForm
 from taut.structure.product_uses import as_product
-from taut.structure.support import MULTIPLIED
-from taut.types import Cost, Group, Rewrite
+from taut.structure.support import MULTIPLIED, PARAMETER
+from taut.structure.surgery import clone, hold, part
+from taut.types import Cost, Group, Layer, Rewrite
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class AsLayer(PlainForm):
     def restored(self, module: nn.Module) -> nn.Module:
         """The layers in the place of the parameter that `module` holds as its weight."""
         return as_product(module.weight, self.summed or (), self.rows or ())  # type: ignore[arg-type]
+
+    def give_back(self, model: nn.Module, original: nn.Module, layer: Layer) -> None:
+        """Put the parameter back in the place of the layers."""
+        place = layer.name if layer.kind == PARAMETER else f"{layer.name}.weight"
+        hold(model, place, clone(part(original, place)))
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> None:
         """Nothing."""

@@ -11,7 +11,8 @@ from torch import nn
 from taut.methods.plain_form import PlainForm
 from taut.nn import Recurrent as Module
 from taut.structure.support import RECURRENT
-from taut.types import Cost, Group, Rewrite
+from taut.structure.surgery import carry
+from taut.types import Cost, Group, Layer, Rewrite
 
 SETTINGS = ("bidirectional", "bias", "batch_first", "dropout")
 """Of torch's layer, which no shape tells."""
@@ -51,6 +52,19 @@ class Recurrent(PlainForm):
     def restored(self, module: Any) -> nn.Module:
         """The layer with its weights as layers; itself where it is one already."""
         return module if isinstance(module, Module) else Module.of(module)
+
+    def own_form(self, plain: Any, own: nn.Module, layer: Layer) -> nn.Module:
+        """Torch's layer, with the values of the plain form, which may be others."""
+        del layer
+        restored: nn.Module = plain.restored()
+        carry(own, restored)
+        return restored
+
+    def untouched(self, now: Any, before: Any, layer: Layer) -> bool:
+        """Whether the plain form has the shapes that it had, and nothing in front of torch's kernel."""
+        del layer
+        shapes = [{key: p.shape for key, p in module.named_parameters()} for module in (now, before)]
+        return shapes[0] == shapes[1] and bool(now.fused())
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """Copies of the weights as layers."""

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-import torch
 from torch import nn
 
-from taut.methods import METHODS
-from taut.nn import Attention, Recurrent
+from taut.methods import METHODS, resolve
+from taut.methods.plain_form import PlainForm
 from taut.planning.application import apply_plan
-from taut.structure.attention_form import packed_biases
 from taut.structure.observation import observe
-from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, MULTIPLIED, PARAMETER, RECURRENT
-from taut.structure.surgery import carry, clone, hold, part
+from taut.structure.support import ATTENTION, COMPUTED, CONVOLUTION, LINEAR, MULTIPLIED, RECURRENT
+from taut.structure.surgery import clone
 from taut.structure.tracing import trace
 from taut.types import Group, Kept, Layer, Network, Plan, Step
 
@@ -79,7 +78,7 @@ def idle_forms(small: nn.Module, base: nn.Module, exact: Sequence[Step], steps: 
             step.method in PLAIN_FORMS.values()
             and not any(f"{name}.".startswith(f"{own}.") for name in others for own in step.layers)
             and step.group is not None
-            and all(_alike(small, base, layer) for layer in step.group.layers)
+            and all(_untouched(small, base, step, layer) for layer in step.group.layers)
         )
 
     return tuple(step for step in exact if idle(step))
@@ -88,24 +87,9 @@ def idle_forms(small: nn.Module, base: nn.Module, exact: Sequence[Step], steps: 
 def in_own_form(model: nn.Module, original: nn.Module, steps: Sequence[Step]) -> nn.Module:
     """A copy of a model in which the layers of these steps are the original's again."""
     copied = clone(model)
-    for layer in (layer for step in steps if step.group is not None for layer in step.group.layers):
-        if layer.summed:
-            place = layer.name if layer.kind == PARAMETER else f"{layer.name}.weight"
-            hold(copied, place, clone(part(original, place)))
-            continue
-        plain, own = copied.get_submodule(layer.name), clone(original.get_submodule(layer.name))
-        own = _own_form(plain, own)
-        values = plain.state_dict() if layer.computed else {}
-        if isinstance(plain, Attention):
-            values = packed_biases(plain)
-        with torch.no_grad():
-            for key, t in own.state_dict().items():  # a bias may have been corrected
-                if key in values and t.shape == values[key].shape:
-                    t.copy_(values[key])
-        for parent in list(copied.modules()):
-            for key, child in list(parent._modules.items()):
-                if child is plain:
-                    parent._modules[key] = own
+    for step in steps:
+        for layer in step.group.layers if step.group is not None else ():
+            _form_of(step).give_back(copied, original, layer)
     return copied
 
 
@@ -134,26 +118,14 @@ def kept_whole(kept: Sequence[Kept], idle: Sequence[Step], net: Network) -> tupl
     return (*merged.values(), *(Kept(la.name, str(la.skip), la.cost, "skipped") for la in inside))
 
 
-def _own_form(plain: nn.Module, own: nn.Module) -> nn.Module:
-    """A layer of the original's kind; a recurrent one with the values that its plain form has, which may be others."""
-    if not isinstance(plain, Recurrent):
-        return own
-    restored = plain.restored()
-    carry(own, restored)
-    return restored
+def _form_of(step: Step) -> PlainForm:
+    return cast(PlainForm, resolve(step))
 
 
-def _alike(small: nn.Module, base: nn.Module, layer: Layer) -> bool:
-    """Whether a layer has the same values in both, bit for bit, where these were computed; a bias may be another."""
+def _untouched(small: nn.Module, base: nn.Module, step: Step, layer: Layer) -> bool:
+    """Whether a layer is in both what its plain form was."""
     try:
-        modules = [model.get_submodule(layer.name) for model in (small, base)]
+        now, before = (model.get_submodule(layer.name) for model in (small, base))
     except AttributeError:
         return False
-    first, second = (dict(module.named_parameters()) for module in modules)
-    if isinstance(modules[0], Recurrent):
-        same = {key: p.shape for key, p in first.items()} == {key: p.shape for key, p in second.items()}
-        return same and modules[0].fused()
-    names = layer.computed or tuple(second)
-    if isinstance(modules[1], Attention):
-        names = tuple(name for name in second if not name.endswith(".bias"))
-    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in names)
+    return _form_of(step).untouched(now, before, layer)
