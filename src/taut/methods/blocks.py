@@ -57,7 +57,7 @@ class Blocks:
         """What is no block."""
         if len(group.layers) != 1:
             return "blocks takes one block at a time"
-        return NO_BLOCK if group.layer.block is None else group.layer.skip
+        return group.layer.skip or (NO_BLOCK if group.layer.block is None else None)
 
     def family(self) -> str:
         """There is nothing to decompose."""
