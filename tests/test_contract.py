@@ -81,7 +81,7 @@ TAKEN = {
     "as_linear": (LINEAR,),
     "as_layer": (MULTIPLIED,),
     "bake": (COMPUTED,),
-    "recurrent": (RECURRENT,),
+    "as_recurrent": (RECURRENT,),
     "dead_units": UNFACTORIZED,
     "table": (TABLE,),
     "transposed": (TRANSPOSED,),

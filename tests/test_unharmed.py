@@ -21,7 +21,7 @@ SKIPPED = {
     "normed": "parametrization",
     "embed": "shared",
     "out": "shared with 'embed'",
-    "lstm": "recurrent",
+    "lstm": "as_recurrent",
     "attend": "packed",
     "attend.out_proj": "never called",
     "encode.self_attn": "packed",

@@ -12,6 +12,7 @@ from taut.methods.as_attention import AsAttention
 from taut.methods.as_conv import AsConv
 from taut.methods.as_layer import AsLayer
 from taut.methods.as_linear import AsLinear
+from taut.methods.as_recurrent import AsRecurrent
 from taut.methods.bake import Bake
 from taut.methods.blocks import Blocks
 from taut.methods.channels.channels import Channels
@@ -36,7 +37,6 @@ from taut.methods.low_rank.tucker import Tucker
 from taut.methods.masks.magnitude import Magnitude
 from taut.methods.masks.mfbp import MFBP
 from taut.methods.masks.obs import OBS
-from taut.methods.recurrent import Recurrent
 from taut.types import Method, Setting, Step
 from taut.types.method import METHODS as METHODS
 
@@ -51,7 +51,7 @@ METHODS |= {
     "as_linear": AsLinear,
     "as_conv": AsConv,
     "as_attention": AsAttention,
-    "recurrent": Recurrent,
+    "as_recurrent": AsRecurrent,
     "as_layer": AsLayer,
     "dead_taps": DeadTaps,
     "dead_units": DeadUnits,

@@ -21,7 +21,7 @@ PLAIN_FORMS = {
     LINEAR: "as_linear",
     CONVOLUTION: "as_conv",
     ATTENTION: "as_attention",
-    RECURRENT: "recurrent",
+    RECURRENT: "as_recurrent",
     MULTIPLIED: "as_layer",
 }
 """Why a layer is left alone -> the method that does away with it."""

@@ -61,7 +61,10 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "nothing for a budget of params or bytes: the method table takes it; else name channels: "
         "its width goes with the layers behind it; its rows are yours to choose",
     ),
-    (r"taut.compress gives each weight", "nothing: taut.compress does; in a plan of your own a step 'recurrent' does"),
+    (
+        r"taut.compress gives each weight",
+        "nothing: taut.compress does; in a plan of your own a step 'as_recurrent' does",
+    ),
     (r"recurrent weights", "nothing: its hidden units go unasked, with what reads them"),
     (r"a part is no plain layer|states of '' are of another form|go in different ways", "see the layers around it"),
     (r"recurrent (layers|cells)", "use nn.LSTM, nn.GRU or nn.RNN as they are, over whole sequences, without proj_size"),

@@ -90,7 +90,7 @@ ATTENTION = (
 
 RECURRENT = (
     "recurrent layers hold all gates in one parameter: taut.compress gives each weight a layer of its own; elsewhere "
-    "do that first (a step 'recurrent')"
+    "do that first (a step 'as_recurrent')"
 )
 """Why a recurrent layer is left alone until its weights are layers."""
 

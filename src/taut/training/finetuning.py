@@ -255,7 +255,9 @@ class _Run:
         batches = self.wish.train if self.batches.fixed else None
         plan = self.plan and self.plan.to_json()
         output = getattr(self.wish.output, "__qualname__", self.wish.output)
-        return fingerprint(self.original, batches, (plan, self.stages, self.seed, loss, teacher, output))
+        settings = (plan, self.stages, self.seed, loss, teacher, output)
+        penalties = [stage.sparsify for stage in self.stages]  # what an earlier version began does not know them
+        return fingerprint(self.original, batches, (*settings, penalties) if any(penalties) else settings)
 
     def _restored(self, position: Position, tensors: dict[str, Tensor]) -> nn.Module:
         model = clone(self.original)

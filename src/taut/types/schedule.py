@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
@@ -52,7 +52,7 @@ class Stage:
     decay: bool = True
     weight_decay: float = 0.0
     hold_zeros: bool = False
-    sparsify: float = 0.0
+    sparsify: float = field(default=0.0, repr=False)
 
     def __post_init__(self) -> None:
         """Refuse what no training can mean.

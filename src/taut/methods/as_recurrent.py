@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from taut.methods.plain_form import PlainForm
-from taut.nn import Recurrent as Module
+from taut.nn import Recurrent
 from taut.structure.support import RECURRENT
 from taut.structure.surgery import carry
 from taut.types import Cost, Group, Layer, Rewrite
@@ -19,7 +19,7 @@ SETTINGS = ("bidirectional", "bias", "batch_first", "dropout")
 
 
 @dataclass(frozen=True)
-class Recurrent(PlainForm):
+class AsRecurrent(PlainForm):
     """Put a `taut.nn.Recurrent` in the place of an `nn.LSTM`, `nn.GRU` or `nn.RNN`: the same kernel, the same output.
 
     The weights for the inputs of all gates and directions are one `nn.Linear` then, which other methods take, and those
@@ -39,19 +39,19 @@ class Recurrent(PlainForm):
     batch_first: bool = False
     dropout: float = 0.0
 
-    name: ClassVar[str] = "recurrent"
+    name: ClassVar[str] = "as_recurrent"
     plain: ClassVar[bool] = False
 
     def refuses(self, group: Group) -> str | None:
         """All layers that are not recurrent."""
         if len(group.layers) != 1:
-            return "recurrent takes one layer at a time"
+            return "as_recurrent takes one layer at a time"
         skip = group.layer.skip
-        return None if skip == RECURRENT else skip or "recurrent: it is no recurrent layer"
+        return None if skip == RECURRENT else skip or "as_recurrent: it is no recurrent layer"
 
     def restored(self, module: Any) -> nn.Module:
         """The layer with its weights as layers; itself where it is one already."""
-        return module if isinstance(module, Module) else Module.of(module)
+        return module if isinstance(module, Recurrent) else Recurrent.of(module)
 
     def own_form(self, plain: Any, own: nn.Module, layer: Layer) -> nn.Module:
         """Torch's layer, with the values of the plain form, which may be others."""
@@ -78,7 +78,9 @@ class Recurrent(PlainForm):
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
         """The layer with uninitialized weights."""
         settings = {key: getattr(self, key) for key in SETTINGS}
-        return {group.layer.name: Module.empty(self.mode or "LSTM", self.sizes or (1, 1, 1), **settings, device="meta")}
+        return {
+            group.layer.name: Recurrent.empty(self.mode or "LSTM", self.sizes or (1, 1, 1), **settings, device="meta")
+        }
 
     def cost(self, group: Group) -> Cost:
         """As before."""

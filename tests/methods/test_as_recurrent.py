@@ -41,7 +41,7 @@ def test_opening_keeps_the_function_the_costs_and_the_model(name):
     before = {key: t.clone() for key, t in model.state_dict().items()}
     net = taut.trace(model, x)
     opened, inner, steps = in_plain_form(model, net)
-    assert {step.method for step in steps} == {"recurrent"}
+    assert {step.method for step in steps} == {"as_recurrent"}
     assert inner.cost.macs == net.cost.macs
     assert inner.cost.params == net.cost.params
     inside = [layer for layer in inner.layers if ".inputs." in layer.name or ".states." in layer.name]
@@ -72,7 +72,7 @@ def test_it_is_halved_and_loads_again(name, tmp_path):
     data = [NETS[name][1](16)]
     result = taut.compress(model, x, budget={"macs": 0.5}, data=data, compare=False, methods=SHRUNK[name])
     assert result.comparison.after.macs <= 0.5 * result.comparison.before.macs
-    assert "recurrent" in {step.method for step in result.plan.steps}
+    assert "as_recurrent" in {step.method for step in result.plan.steps}
     inside = [m for m in result.model.modules() if isinstance(m, Recurrent)]
     assert inside
     assert all(m.fused() for m in inside)
@@ -153,7 +153,7 @@ def test_states_that_the_caller_passes_on_keep_their_width():
     model, x = Streaming().eval(), (torch.randn(4, 6, 10), torch.randn(1, 4, 24), torch.randn(1, 4, 24))
     inspected = taut.inspect(model, x)
     reach = {reach.layer.name: reach for reach in inspected.layers}
-    assert reach["rnn.inputs.0"].plain_form == "recurrent"
+    assert reach["rnn.inputs.0"].plain_form == "as_recurrent"
     assert "svd" in reach["rnn.inputs.0"].default
     assert reach["rnn.states.0"].pinned == "they reach the model's output"
     assert sum(r.layer.macs for r in inspected.layers) == inspected.network.cost.macs
