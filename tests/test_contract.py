@@ -33,7 +33,7 @@ from taut.structure.support import (
     UNFACTORIZED,
 )
 from taut.structure.surgery import answering, clone, replace
-from taut.types import Looking, Slimming, shrinks
+from taut.types import Group, Looking, Slimming, shrinks
 
 pytestmark = pytest.mark.filterwarnings("ignore:Layer .* is left as it was. no channels can:UserWarning")
 """What filter pruning says of each layer that it meets alone."""
@@ -150,7 +150,7 @@ class Setup:
         """The groups to which a method applies."""
         own = (None, *getattr(METHODS[method], "of_their_own", ()))
         rewritable = [layer for layer in (*self.net.layers, *self.net.blocks) if layer.skip in own]
-        groups = [self.net.group([layer.name]) for layer in rewritable]
+        groups = [Group((layer,)) for layer in rewritable]
         return [group for group in groups if METHODS[method]().refuses(group) is None]
 
     def candidates(self, method, group):

@@ -126,3 +126,37 @@ def test_a_block_of_the_users_keep_stays(known):
         model, data[0], budget={"macs": 0.75}, data=data, methods=["blocks"], keep=["blocks.1.body.b"]
     )
     assert ("blocks.1",) not in {step.layers for step in result.plan.steps}
+
+
+class Scaled(nn.Module):
+    """Holds a parameter beside its layers, so that it is a layer, too."""
+
+    def __init__(self):
+        super().__init__()
+        self.body, self.gamma = (
+            sequential(a=nn.Linear(8, 8), r=nn.Tanh(), b=nn.Linear(8, 8)),
+            nn.Parameter(torch.ones(8)),
+        )
+
+    def forward(self, x):
+        return x + self.gamma * self.body(x)
+
+
+def test_a_block_with_a_parameter_of_its_own_is_meant_by_its_name(known):
+    data = known[1]
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(8, 8), Scaled(), Scaled(), nn.Linear(8, 4)).eval()
+    net = taut.trace(model, data[0])
+    assert net["1"].block is None
+    small = taut.apply(model, Plan.of(net, [Step(("1",), "blocks")]), taut.observe(net, model, data))
+    assert isinstance(small[1], Skipped)
+    assert torch.equal(small(data[0]), model[3](model[2](model[0](data[0]))))
+
+
+def test_steps_within_a_block_that_went_go_with_it(known):
+    model, data, net, stats = known
+    plan = Plan.of(net, [Step(("blocks.1",), "blocks"), Step(("blocks.1.body.a",), "svd", {"rank": 2})])
+    small, done = apply_plan(model, plan, stats, data)
+    assert isinstance(small.blocks[1], Skipped)
+    assert [step.method for step in done.steps] == ["blocks"]
+    assert done.kept[-1].reason == "it went with 'blocks.1'"

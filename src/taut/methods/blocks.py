@@ -37,6 +37,7 @@ class Blocks:
     way: str = PASS
 
     name: ClassVar[str] = "blocks"
+    takes_blocks: ClassVar[bool] = True
     uses_statistics: ClassVar[bool] = False
     default: ClassVar[bool] = False
     plain: ClassVar[bool] = False
@@ -116,6 +117,8 @@ class _Idle(nn.Module):
         """Of the block's form."""
         super().__init__()
         self.unused, self.passed = nn.Linear(1, 1), skipped(block, PASS)
+        for key, value in block.answers.items():
+            setattr(self, key, value)
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """The input."""

@@ -25,7 +25,7 @@ from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
 from taut.nn.recurrent import without_kernel
-from taut.planning.step_checks import below_floor, departs, growth, shown_settings
+from taut.planning.step_checks import below_floor, block_around, departs, growth, shown_settings
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
@@ -182,7 +182,8 @@ def _carry_all(
     done: list[Step] = []
     cuts: dict[str, Cut] = {}
     for step in track(steps, "rewriting") if steps else ():
-        outcome = _carry_out(small, step, stats, check)
+        block = block_around(done, step)
+        outcome = Outcome(step, reason=f"it went with '{block}'") if block else _carry_out(small, step, stats, check)
         if outcome.reason is not None:
             if outcome.warns:
                 warnings.warn(f"Layer {_told(step.layers)} is left as it was: {outcome.reason}", stacklevel=3)

@@ -47,7 +47,7 @@ def find_blocks(model: nn.Module, example: Example, names: Collection[str] | Non
     watched = {name: _Watched(module) for name, module in copies.items()}
     for inputs in example.paths if candidates else ():
         with evaluating(copied):
-            example.run(copied, inputs)
+            example.run(copied, inputs, fused=True)  # as the user runs it: more may be read then
     blocks = {}
     for name, module in candidates.items():
         form = watched[name].form

@@ -218,9 +218,10 @@ class Network:
         known = ", ".join(layer.name for layer in self.layers[:8])
         raise CallError(f"The model has no layer '{name}'. Layers: {known}{', ...' if len(self.layers) > 8 else ''}.")
 
-    def group(self, names: Sequence[str]) -> Group:
-        """The group of the named layers."""
-        return Group(tuple(self[name] for name in names))
+    def group(self, names: Sequence[str], *, blocks: bool = False) -> Group:
+        """The group of the named layers; of the named blocks, where a name may mean both."""
+        first = {block.name: block for block in self.blocks} if blocks else {}
+        return Group(tuple(first.get(name) or self[name] for name in names))
 
     def skipping(self, reasons: Mapping[str, str]) -> Network:
         """The same, with these layers left alone for these reasons; one that is skipped already keeps its own."""

@@ -233,7 +233,8 @@ def _held(network: Network, step: Step) -> Step:
     Raises:
         CallError: layers would have to be left out of a step that says something of each.
     """
-    group = network.group(step.layers) if step.group is None else step.group
+    blocks = getattr(METHODS.get(step.method), "takes_blocks", False)
+    group = network.group(step.layers, blocks=blocks) if step.group is None else step.group
     kind, floors = METHODS.get(step.method), network.floors
     holds = hasattr(kind, "floors")
     looks = hasattr(kind, "look") and not hasattr(kind, "restored")
