@@ -64,17 +64,6 @@ def scaled(self, x):
     return self._conv_forward(x * 0.5, self.weight, None) * self.weight.abs().sum((1, 2, 3))[:, None, None] + 1.0
 
 
-class Masked(nn.Conv2d):
-    """Keeps a mask beside its weight."""
-
-    def __init__(self, *arguments, **settings):
-        super().__init__(*arguments, **settings)
-        self.register_buffer("mask", (torch.rand(self.weight.shape) > 0.5).float())
-
-    def forward(self, x):
-        return self._conv_forward(x, self.weight * self.mask, self.bias)
-
-
 class Bare(nn.Module):
     """No subclass of a convolution at all."""
 
@@ -110,7 +99,6 @@ CONVOLUTIONS = {
     "padded by size, stride 3": lambda: overriding(same)(4, 6, (5, 2), stride=(3, 2)),
     "padded by size, dilated": lambda: overriding(same)(4, 6, 3, stride=2, dilation=(2, 1)),
     "rounded": lambda: overriding(rounded)(4, 6, 3),
-    "masked": lambda: Masked(4, 6, 3, padding=1),
     "on two sides": lambda: overriding(one_sided)(4, 6, 3, stride=2),
     "causal": lambda: overriding(causal, nn.Conv1d)(4, 6, 3, dilation=2),
     "mirrored": lambda: overriding(mirrored)(4, 6, 3, stride=2),

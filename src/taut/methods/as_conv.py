@@ -15,6 +15,7 @@ from taut.methods.layer_factory import CONVOLUTIONS, empty
 from taut.methods.plain_form import PlainForm
 from taut.nn import SamePad
 from taut.structure.conv_form import ConvForm, conv_form, own_values
+from taut.structure.losses import trained
 from taut.structure.support import CONVOLUTION
 from taut.types import Cost, Group, Rewrite
 
@@ -82,10 +83,10 @@ class AsConv(PlainForm):
         built: Any = resolved.restored(module).train(module.training)
         conv = built[-1] if isinstance(built, nn.Sequential) else built
         weight, bias = own_values(module, form)
-        trained = any(parameter.requires_grad for parameter in module.parameters())
-        conv.weight = nn.Parameter(weight, requires_grad=trained)
+        weight_trained, bias_trained = trained(module)
+        conv.weight = nn.Parameter(weight, requires_grad=weight_trained)
         if bias is not None:
-            conv.bias = nn.Parameter(bias, requires_grad=trained)
+            conv.bias = nn.Parameter(bias, requires_grad=bias_trained)
         return Rewrite({name: built}, resolved)
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:

@@ -22,8 +22,9 @@ class AsLinear(PlainForm):
 
     Which layers do is shown by running each in float64 (`taut.structure.linear_form`), not by its name. The network
     computes the same; what was read of the old class alone (`nf` of Conv1D) is no longer there, and where the network
-    needs it, the layer stays. Layers that compute their weight (standardized, scaled, masked) are among them: what is
-    trained afterwards is the weight itself. `taut.compress` does this first, without being asked.
+    needs it, the layer stays. Layers that compute their weight (standardized, scaled) are among them: what is trained
+    afterwards is the weight itself. What a plain weight would lose (zeros of a mask, frozen parts, a state) stays, with
+    the reason. `taut.compress` does this first, without being asked.
 
     Attributes:
         transposed: whether the layer holds its weight as (inputs, outputs); found out when the step is carried out.

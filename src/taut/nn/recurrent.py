@@ -96,6 +96,15 @@ class Recurrent(nn.Module):
             _fill(part, [(module, "hh", *divmod(number, built.ways))])
         return built.train(module.training)
 
+    @staticmethod
+    def merges_trained(module: nn.RNNBase) -> bool:
+        """Whether weights of torch's layer that become one are trained in part."""
+        return any(
+            len({getattr(module, f"{key}_ih_l{number}{end}").requires_grad for end in ("", "_reverse")}) > 1
+            for number in range(module.num_layers if module.bidirectional else 0)
+            for key in (("weight", "bias") if module.bias else ("weight",))
+        )
+
     def restored(self) -> nn.RNNBase:
         """Torch's layer, with copies of the weights.
 
@@ -119,8 +128,10 @@ class Recurrent(nn.Module):
             if parts is None or len(parts[0]):
                 raise ValueError(f"Layer {number} of the recurrent layer is no plain one.")
             for name, t in zip(_names(number, self.ways, bias=self.bias), parts[1], strict=True):
-                source = self.inputs[number] if "_ih_" in name else self.states[number * self.ways]
-                grad = next(source.parameters()).requires_grad
+                way = int(name.endswith("_reverse"))
+                source = self.inputs[number] if "_ih_" in name else self.states[number * self.ways + way]
+                own = getattr(source, name.partition("_")[0])
+                grad = own is None or own.requires_grad
                 setattr(built, name, nn.Parameter(t.detach().clone(), requires_grad=grad))
         built.flatten_parameters()
         return built.train(self.training)

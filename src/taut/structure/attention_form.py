@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
 from functools import cache
 from typing import Any
 
@@ -13,15 +12,14 @@ from torch import Tensor, nn
 
 from taut.core.copying import deep_copy
 from taut.core.example import Example
-from taut.core.modes import evaluating, generator, looked_into
-from taut.core.tensors import map_tensors, tensors
-from taut.errors import ModelError
+from taut.core.modes import generator, looked_into
+from taut.core.tensors import tensors
 from taut.nn.attention import PROJECTIONS, Attention
+from taut.structure import in_use
 from taut.structure.baking import computed
 from taut.structure.coverage import seeded
 from taut.structure.sameness import IN_FLOAT64, outputs_match
 from taut.structure.support import PACKED
-from taut.structure.surgery import shallow
 
 OTHERWISE = f"{PACKED}, and it computes something else than torch's MultiheadAttention"
 MORE = f"{PACKED}, and it owns more than torch's MultiheadAttention does"
@@ -96,29 +94,12 @@ def unlike_in_use(model: nn.Module, example: Example, names: Sequence[str], path
         names: the modules.
         paths: inputs of the network.
     """
-    reasons: dict[str, str] = {}
-    seen: set[Any] = set()
 
-    def check(name: str) -> Any:
-        def compare(module: Any, args: Any, kwargs: Any) -> None:
-            signature = name, repr(map_tensors(_form, (args, kwargs)))
-            if name in reasons or signature in seen:
-                return
-            seen.add(signature)
-            wide: Any = deep_copy(module).double()
-            args, kwargs = map_tensors(_wide, _few(module, args, kwargs))
-            if not _same(wide, attention_form(wide), args, kwargs):
-                reasons[name] = OTHERWISE
+    def same(name: str, wide: Any, args: Any, kwargs: Any) -> bool:
+        del name
+        return bool(_same(wide, attention_form(wide), args, kwargs))
 
-        return compare
-
-    for inputs in paths if names else ():
-        copied = shallow(model)
-        for name in names:
-            copied.get_submodule(name).register_forward_pre_hook(check(name), with_kwargs=True)
-        with evaluating(copied), seeded(), suppress(ModelError):
-            example.run(copied, inputs)
-    return reasons
+    return dict.fromkeys(in_use.unlike_in_use(model, example, names, paths, same, _few), OTHERWISE)
 
 
 def attention_form(module: nn.MultiheadAttention, *, shared: bool = False) -> Attention:
@@ -241,12 +222,3 @@ def _few(module: nn.MultiheadAttention, args: Any, kwargs: Any) -> tuple[Any, An
         if mask is not None and (key == "key_padding_mask" or mask.ndim == 3):
             values[key] = mask[:rows]
     return bound.args[1:], bound.kwargs
-
-
-def _form(t: Tensor) -> Tensor:
-    """A tensor's shape and dtype alone."""
-    return torch.empty(t.shape, dtype=t.dtype, device="meta")
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.detach().double() if t.is_floating_point() else t.detach()

@@ -15,6 +15,7 @@ from torch.nn.utils.weight_norm import WeightNorm
 from taut.core.copying import deep_copy
 from taut.core.modes import evaluating
 from taut.nn import mask_of
+from taut.structure.losses import PARTLY_TRAINED, ZEROS, always_zero, partly_trained
 
 HOOKS = WeightNorm, SpectralNorm, BasePruningMethod
 """The objects by which torch's older norms and its pruning compute a tensor before every call."""
@@ -50,6 +51,30 @@ def _trained_for(module: nn.Module, name: str) -> list[Tensor]:
     if parametrize.is_parametrized(module, name):
         return list(module.parametrizations[name].parameters())  # type: ignore[index, union-attr]
     return sources(module, name)
+
+
+def lost_when_baked(module: nn.Module) -> str | None:
+    """What a module would lose whose computed tensors become parameters, in words; None: nothing.
+
+    Masks of torch's own pruning are made permanent by being baked, and lose nothing.
+    """
+    for name in computed(module):
+        if partly_trained(_trained_for(module, name)):
+            return PARTLY_TRAINED
+        if parametrize.is_parametrized(module, name):
+            steps: Any = module.parametrizations[name]  # type: ignore[index]
+            if all(type(step).__module__.startswith("torch.") for step in steps):
+                continue
+            originals = [f"parametrizations.{name}.{key}" for key, _ in steps.named_parameters(recurse=False)]
+            if _some_zero(module, name) and always_zero(module, originals, lambda copied: _value(copied, name)):  # noqa: B023
+                return ZEROS
+    return None
+
+
+def _some_zero(module: nn.Module, name: str) -> bool:
+    copied = deep_copy(module)
+    with evaluating(copied), torch.no_grad():
+        return bool((_value(copied, name) == 0).any())
 
 
 def leftovers(module: nn.Module) -> frozenset[str]:

@@ -1,4 +1,4 @@
-"""Convolutions with a forward of their own (weights standardized, scaled or masked, padding by size) as what they are.
+"""Convolutions with a forward of their own (weights standardized or scaled, padding by size) as what they are.
 
 Nothing is taken from a layer's code or class: a copy is run in float64, in eval and in train mode, on inputs of several
 sizes, and what torch's convolution is given there is noted. The layer is an ordinary convolution where it gives that
@@ -29,6 +29,12 @@ from taut.structure.surgery import forget_hooks, shallow
 
 TRAINED = 2
 """Sizes at which it is run in train mode, too."""
+
+RUNS = 3
+"""Runs in which a state would change."""
+
+BATCHES = 2, 1, 3
+"""Samples of the inputs: what mixes them shows."""
 
 ROUNDING = 1e-11
 """Share by which numbers in float64 may differ that are the same."""
@@ -138,6 +144,22 @@ def _calls(copied: nn.Module, module: nn.Module, weight: Tensor) -> list[_Call] 
     return calls
 
 
+def computed_kernel(module: nn.Module) -> Tensor | None:
+    """The weight that a layer gives torch's convolution; None where it computes none."""
+    ran = _run(module, _zeros(module, module._parameters["weight"]))  # type: ignore[arg-type]
+    return ran.weight if isinstance(ran, _Call) else None
+
+
+def fitting_inputs(module: nn.Module) -> list[Tensor]:
+    """Inputs of one shape on which a layer runs, in float64."""
+    random, copied = generator(2), _wide(module)
+    for x in _inputs(module, module._parameters["weight"]):  # type: ignore[arg-type]
+        if isinstance(_run(copied, x), _Call):
+            drawn = torch.randn(RUNS, *x.shape, generator=random, dtype=torch.float64)
+            return [one.to(x.device) for one in drawn]
+    return []
+
+
 def own_values(module: nn.Module, form: ConvForm) -> tuple[Tensor, Tensor | None]:
     """Weight and bias of the form in the layer's own dtype, as a run in eval mode computes them."""
     weight = module._parameters["weight"]
@@ -194,7 +216,8 @@ def _inputs(module: nn.Module, weight: Tensor) -> Iterator[Tensor]:
         extents = [
             (k - 1) * apart + 1 + (1 + number * (axis + 1)) % max(SIZES, 2 * steps) for axis, k in enumerate(kernel)
         ]
-        x = torch.randn(1, weight.shape[1] * _groups(module), *extents, generator=random, dtype=torch.float64)
+        batch = BATCHES[number % len(BATCHES)]
+        x = torch.randn(batch, weight.shape[1] * _groups(module), *extents, generator=random, dtype=torch.float64)
         yield x.to(weight.device) * SCALES[number % len(SCALES)]
     one = torch.randn(1, weight.shape[1] * _groups(module), *[1] * len(kernel), generator=random, dtype=torch.float64)
     yield one.to(weight.device)

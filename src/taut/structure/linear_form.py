@@ -1,11 +1,12 @@
 """Layers that compute x W or x Wᵀ in their own way, such as transformers' Conv1D, as the `nn.Linear` that they are.
 
-So are layers that compute W at every call, from their weight and what else they hold: standardized, scaled, masked,
+So are layers that compute W at every call, from their weight and what else they hold: standardized, scaled,
 rounded, with low-rank additions. It is read off what the layer gives for unit vectors.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
@@ -14,6 +15,7 @@ from torch import Tensor, nn
 
 from taut.core.copying import deep_copy
 from taut.core.modes import generator
+from taut.structure.losses import trained
 from taut.structure.sameness import IN_FLOAT64, outputs_match
 from taut.structure.surgery import forget_hooks, shallow
 
@@ -28,6 +30,9 @@ MOST_PRODUCTS = 1 << 37
 
 ROWS_AT_ONCE = 256
 """Unit vectors in one run."""
+
+RUNS = 3
+"""Runs in which a state would change."""
 
 NEAR = 1e-3
 """Share of the largest weight by which one may differ between dtypes without having been rounded otherwise."""
@@ -52,9 +57,53 @@ def transposed_in(module: nn.Module) -> bool | None:
     return next((way for way in ways if _computes(module, transposed=way)), None)
 
 
-def is_linear(module: nn.Module) -> bool:
-    """Whether a layer computes a linear one, with its own weight or with one that it computes."""
-    return transposed_in(module) is not None or computed_linear(module) is not None
+@dataclass(frozen=True)
+class LinearForm:
+    """The linear layer that a layer computes.
+
+    Attributes:
+        layer: the `nn.Linear`.
+        merged: whether its weight is computed from what the layer holds; not, where it is the layer's own.
+    """
+
+    layer: nn.Linear
+    merged: bool
+
+    @property
+    def weight(self) -> Tensor:
+        """(outputs, inputs)."""
+        return self.layer.weight.detach()
+
+
+def any_form(module: nn.Module) -> LinearForm | None:
+    """The linear layer that a layer computes, with its own weight or with one that it computes; None: it is none."""
+    transposed = transposed_in(module)
+    if transposed is not None:
+        return LinearForm(linear_form(module, transposed=transposed), merged=False)
+    computed = computed_linear(module)
+    return None if computed is None else LinearForm(computed, merged=True)
+
+
+def computed_matrix(module: nn.Module) -> Tensor | None:
+    """The weight that a layer computes by now, (outputs, inputs); None where it computes no linear layer."""
+    weight: Any = module._parameters["weight"]
+    for inputs in dict.fromkeys(reversed(weight.shape)):
+        if _answers(module, inputs, weight):
+            read = _read_off(module, weight.new_empty(1, inputs))
+            return None if read is None else read.weight.detach()
+    return None
+
+
+def fitting_rows(module: nn.Module, form: LinearForm) -> list[Tensor]:
+    """Inputs of one shape on which a layer runs, in float64."""
+    random, copied = generator(2), deep_copy(module).double()
+    for shape in SHAPES[::-1]:
+        drawn = torch.randn(RUNS, *shape, form.layer.in_features, generator=random, dtype=torch.float64)
+        inputs = [x.to(form.weight.device) for x in drawn]
+        with torch.no_grad():
+            if _output(copied, inputs[0]) is not None:
+                return inputs
+    return []
 
 
 def computed_linear(module: nn.Module) -> nn.Linear | None:
@@ -79,7 +128,11 @@ def computed_linear(module: nn.Module) -> nn.Linear | None:
     exact = wide.to(weight.dtype)
     # what the layer rounds may be rounded otherwise in float64: then its own dtype decides
     linear = exact if _near(exact.weight, own.weight) else own
-    return linear.requires_grad_(any(p.requires_grad for p in module.parameters())).train(module.training)
+    weight_trained, bias_trained = trained(module)
+    linear.weight.requires_grad_(weight_trained)
+    if linear.bias is not None:
+        linear.bias.requires_grad_(bias_trained)
+    return linear.train(module.training)
 
 
 def _read_off(module: nn.Module, like: Tensor) -> nn.Linear | None:

@@ -11,8 +11,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from taut.nn import Product, Rebuilt, StateLinear, mask_of
-from taut.structure.baking import computed, leftovers
+from taut.nn import Product, Rebuilt, Recurrent, StateLinear, mask_of
+from taut.structure.baking import computed, leftovers, lost_when_baked
 from taut.structure.rules import UNIT, module_rule
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -94,6 +94,11 @@ RECURRENT = (
 )
 """Why a recurrent layer is left alone until its weights are layers."""
 
+JOINED = (
+    "both directions of it become one layer, and only one of them is trained: train both or none, or name it in 'keep'"
+)
+"""Why a recurrent layer stays of which a part is frozen."""
+
 MULTIPLIED = (
     "other code multiplies by its weight: taut.compress puts a layer there; elsewhere do that first (a step 'as_layer')"
 )
@@ -142,7 +147,7 @@ def refusal(module: nn.Module) -> str | None:
     if mask_of(module) is not None:
         return "a mask holds its weight: taut.nn.bake the model first"
     if computed(module):
-        return COMPUTED if _holds_weight_alone(module) else COMPUTED_INSIDE
+        return (lost_when_baked(module) or COMPUTED) if _holds_weight_alone(module) else COMPUTED_INSIDE
     if parametrize.is_parametrized(module):
         return "a parametrization computes something of it: remove_parametrizations first"
     if module_rule(module) is not None:
@@ -193,7 +198,7 @@ def _refuse_recurrent(module: Any) -> str:
         module._flat_weights[0].dtype
     }:
         return "recurrent layers with weights of this type are not handled"
-    return RECURRENT
+    return JOINED if Recurrent.merges_trained(module) else RECURRENT
 
 
 def _refuse_supported(module: Any) -> str | None:

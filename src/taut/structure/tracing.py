@@ -19,15 +19,14 @@ from taut.measure.counting import Count, count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.nn import StateLinear
 from taut.nn.answering import TENSORS
+from taut.structure import own_forms
 from taut.structure.admission import admit
 from taut.structure.attention_form import unlike, unlike_in_use
 from taut.structure.baking import computed, sources
 from taut.structure.blocks import find_blocks, private_parameters
 from taut.structure.calling import read_example
 from taut.structure.channels.mentions import named_in_code
-from taut.structure.conv_form import conv_form
 from taut.structure.coverage import covering
-from taut.structure.linear_form import is_linear
 from taut.structure.live_taps import live_taps
 from taut.structure.outputs import Outputs
 from taut.structure.patches import groups_of, weight_of
@@ -46,8 +45,6 @@ from taut.structure.support import (
     ATTENTION,
     COMPUTED,
     COMPUTED_WITH,
-    CONVOLUTION,
-    LINEAR,
     NORMS,
     OF_THEIR_OWN,
     PACKED,
@@ -102,7 +99,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     asked = [name for name in free if name not in keywords and not isinstance(model.get_submodule(name), StateLinear)]
     used, answers = _used_otherwise(model, call, asked, call.paths)  # recurrent layers of our own know theirs
     reasons |= used
-    reasons |= _attentions_that_stay(model, call, [n for n, why in reasons.items() if why == ATTENTION], call.paths)
+    reasons |= _forms_that_stay(model, call, reasons, call.paths)
     apart, more = _wholes(model, call, {name: reason for name, reason in reasons.items() if reason}, keywords)
     answers = {**answers, **more}
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
@@ -201,16 +198,9 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
         if reason == PACKED and use is None:
             reason = _shared_output(name, module, owners) or unlike(module) or ATTENTION
         elif reason not in {None, UNIT} and use is None:
-            reason = _own_form(module) or reason
+            reason = own_forms.own_form(module) or reason
         reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED, RECURRENT} else reason or use
     return reasons
-
-
-def _own_form(module: nn.Module) -> str | None:
-    """Why a layer that cannot be rewritten as it is stays until it is in its plain form; None where it has none."""
-    if is_linear(module):
-        return LINEAR
-    return None if conv_form(module) is None else CONVOLUTION
 
 
 UNUSED = "it is never called on the example; taken as unused: no code of the model names it"
@@ -224,18 +214,22 @@ def _shared_output(name: str, module: nn.Module, owners: dict[int, list[str]]) -
     return None if other is None else f"the weight of its output projection is shared with '{other}'"
 
 
-def _attentions_that_stay(model: nn.Module, call: Example, names: list[str], paths: Sequence[Any]) -> dict[str, str]:
-    """Why attentions stay as they are: on what they are given, or seen from other code, layers would do something else.
+def _forms_that_stay(
+    model: nn.Module, call: Example, reasons: Mapping[str, str | None], paths: Sequence[Any]
+) -> dict[str, str]:
+    """Why layers with a plain form stay as they are: on what they are given, or seen from other code, it would not do.
 
     Args:
         model: the network.
         call: how it is called.
-        names: the attentions.
+        reasons: why its layers are left alone.
         paths: the inputs.
     """
-    reasons = unlike_in_use(model, call, names, paths)
-    reasons |= _kinds_matter(model, call, [name for name in names if name not in reasons], paths, {})
-    return reasons
+    attentions = [name for name, reason in reasons.items() if reason == ATTENTION]
+    stay = unlike_in_use(model, call, attentions, paths)
+    stay |= _kinds_matter(model, call, [name for name in attentions if name not in stay], paths, {})
+    others = [name for name, reason in reasons.items() if reason in own_forms.FORMS]
+    return stay | own_forms.unlike_in_use(model, call, others, paths)
 
 
 def _shares_bias_alone(module: nn.Module, name: str, owners: dict[int, list[str]]) -> bool:
@@ -346,8 +340,7 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     net = products_on(model, net.example, net, paths)
     known = {layer.name: layer.answers for layer in free}
     reasons, answers = _used_otherwise(model, net.example, [layer.name for layer in free], paths, known)
-    attentions = [layer.name for layer in net.layers if layer.skip == ATTENTION]
-    stay = _attentions_that_stay(model, net.example, attentions, paths)
+    stay = _forms_that_stay(model, net.example, {layer.name: layer.skip for layer in net.layers}, paths)
     layers = tuple(replace(layer, skip=stay.get(layer.name, layer.skip)) for layer in net.layers)
     net = replace(net, layers=layers).skipping(reasons).answering(answers)
     return _wholes_covered(net, model, paths)
