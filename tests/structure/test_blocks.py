@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from taut.core.example import Example
-from taut.structure.blocks import cache_departs, departs_without, find_blocks, private_parameters, without
+from taut.structure.blocks import cache_agrees, departs_without, find_blocks, private_parameters, without
 from taut.structure.tracing import trace
 
 
@@ -88,18 +88,113 @@ def test_without_a_block_the_model_computes_the_rest_and_is_itself_again():
 def test_parameters_that_others_hold_too_do_not_go():
     model = Model(Residual(), Residual())
     model.blocks[1].body[0].weight = model.blocks[0].body[0].weight
-    assert private_parameters(model, "blocks.1") == 36 + 6 + 6
+    own = private_parameters(model)
+    assert own["blocks.1"] == 36 + 6 + 6
+    assert own["blocks"] == 3 * 36 + 4 * 6
 
 
-def test_a_cache_that_counts_in_a_layer_keeps_it():
+SIZES = {"vocab_size": 30, "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
+
+
+def gpt2(transformers):
+    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "n_positions": 16}
+    return transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **SIZES)), {}
+
+
+def t5(transformers):
+    sizes = {"num_layers": 2, "num_decoder_layers": 3, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_heads": 2}
+    model = transformers.T5ForConditionalGeneration(transformers.T5Config(**sizes, **SIZES, decoder_start_token_id=0))
+    return model, {"decoder_input_ids": torch.randint(3, 30, (2, 5))}
+
+
+def whisper(transformers):
+    sizes = {"encoder_layers": 2, "decoder_layers": 3, "encoder_attention_heads": 2, "decoder_attention_heads": 2}
+    sizes |= {"d_model": 16, "encoder_ffn_dim": 32, "decoder_ffn_dim": 32, "num_mel_bins": 8}
+    sizes |= {"max_source_positions": 8, "max_target_positions": 16, "decoder_start_token_id": 1, **SIZES}
+    model = transformers.WhisperForConditionalGeneration(transformers.WhisperConfig(**sizes))
+    return model, {"input_features": torch.randn(2, 8, 16), "decoder_input_ids": torch.randint(3, 30, (2, 5))}
+
+
+@pytest.mark.parametrize(
+    ("make", "first", "second"),
+    [
+        (gpt2, "transformer.h.0", "transformer.h.1"),
+        (t5, None, "decoder.block.1.layer.2"),
+        (whisper, "model.decoder.layers.0.self_attn", "model.decoder.layers.1"),
+    ],
+)
+def test_a_cache_that_counts_in_a_layer_keeps_it(make, first, second):
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
-    sizes = {"n_layer": 3, "n_head": 2, "n_embd": 16, "vocab_size": 30, "n_positions": 16}
-    tokens = {"bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 0}
-    model = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes, **tokens)).eval()
-    example = Example(model, {"input_ids": torch.randint(3, 30, (2, 6))})
+    model, inputs = make(transformers)
+    inputs = inputs or {"input_ids": torch.randint(3, 30, (2, 6)), "attention_mask": torch.ones(2, 6, dtype=torch.long)}
+    if make is t5:
+        inputs["input_ids"] = torch.randint(3, 30, (2, 6))
+    example = Example(model.eval(), inputs)
     trace(model, example)
+    assert cache_agrees(model, example) is True
     blocks = find_blocks(model, example)
-    assert cache_departs(model, example) is None
-    assert "cache" in departs_without(model, example, blocks["transformer.h.0"], "pass")
-    assert departs_without(model, example, blocks["transformer.h.1"], "pass") is None
+    if first is not None:
+        assert "counts its positions wrongly" in departs_without(model, example, blocks[first], "pass")
+    assert departs_without(model, example, blocks[second], "pass") is None
+
+
+class Remembering(nn.Module):
+    """Keeps what it has seen in a dictionary of its own."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.blocks, self.last = nn.Linear(6, 6), nn.ModuleList([Residual(), Residual()]), nn.Linear(6, 3)
+
+    def forward(self, x, past=None):
+        x = self.first(x)
+        for number, block in enumerate(self.blocks):
+            if past is not None:
+                past[number] = x
+            x = block(x)
+        return self.last(x)
+
+
+def test_where_a_cache_cannot_be_tried_blocks_stay():
+    model = Remembering().eval()
+    example = Example(model, torch.randn(4, 6))
+    trace(model, example)
+    reason = departs_without(model, example, find_blocks(model, example)["blocks.1"], "pass")
+    assert "'past'" in reason
+    assert "could not be tried" in reason
+
+
+class Training(nn.Module):
+    """Reads what is inside of a block when it is trained."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks, self.last = nn.ModuleList([Residual(), Residual()]), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for block in self.blocks:
+            x = block(x)
+        y = self.last(x)
+        return y + 0 * self.blocks[0].body[0].weight.sum() if self.training else y
+
+
+def test_what_training_reads_of_a_block_keeps_it():
+    assert set(blocks_of(Training().eval())) == {"blocks.1"}
+
+
+class Pooling(nn.Module):
+    """Keeps the shape of short inputs alone."""
+
+    def __init__(self):
+        super().__init__()
+        self.body = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6))
+
+    def forward(self, x):
+        return x + self.body(x) if x.shape[1] < 10 else (x + self.body(x))[:, ::2]
+
+
+def test_what_is_no_block_on_the_data_is_none():
+    model = nn.Sequential(nn.Linear(6, 6), Pooling(), Residual(), nn.Linear(6, 3)).eval()
+    short, long = torch.randn(2, 4, 6), torch.randn(2, 12, 6)
+    assert {block.name for block in trace(model, short).blocks} == {"1", "2"}
+    assert {block.name for block in trace(model, short, [long]).blocks} == {"2"}

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from collections import defaultdict
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,11 +16,14 @@ from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.nested import fresh
 from taut.core.tensors import tensors
+from taut.errors import ModelError
+from taut.measure.counting import Count
 from taut.nn import Skipped
 from taut.nn.answering import is_plain
+from taut.structure.coverage import seeded
 from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.surgery import shallow, swap
-from taut.types import Block, Layer
+from taut.types import Block, Layer, Network
 
 MOST = 0.5
 """Share of a network's parameters that a block may hold."""
@@ -26,28 +31,47 @@ MOST = 0.5
 CACHES, USED = ("cache", "past_key_values"), "use_cache"
 """With what a language model of transformers is called that goes on behind what it has seen: the newest name first."""
 
-TOKENS = "decoder_input_ids", "input_ids"
-"""Inputs along which such a model goes on."""
+TOKENS = {"decoder_input_ids": "decoder_attention_mask", "input_ids": "attention_mask"}
+"""Inputs along which such a model goes on, and the mask of each."""
+
+STATES = re.compile(r"cache|past|incremental", re.IGNORECASE)
+"""Names of arguments that are what a model has seen before."""
+
+NOT_STATES = frozenset({USED, "cache_position", "cache_dir"})
+
+UNTRIED = (
+    "the model goes on with what it keeps in '{name}', and may count positions in this block: that could not be tried "
+    "on the example"
+)
 
 
-def find_blocks(model: nn.Module, example: Example, names: Collection[str] | None = None) -> dict[str, Layer]:
+def find_blocks(
+    model: nn.Module, example: Example, names: Collection[str] | None = None, paths: Sequence[Any] | None = None
+) -> dict[str, Layer]:
     """The modules that can be taken out: each of their calls gives a tensor like one of its own inputs.
 
     Such a module holds other modules with parameters, but no more than half of the network's; neither it nor what is
-    inside stands elsewhere in the network, too, nor is it read by code outside. Costs are left to the tracer.
+    inside stands elsewhere in the network, too, nor is it read by code outside, in training neither. Costs are left to
+    the tracer.
 
     Args:
         model: is not changed.
-        example: how it is called; all paths of it are run.
+        example: how it is called.
         names: look at these alone.
+        paths: inputs that are run; None: those of the example.
     """
     candidates = {name: module for name, module in _containers(model).items() if names is None or name in names}
+    if not candidates:
+        return {}
     copied = shallow(model)
     copies = {name: copied.get_submodule(name) for name in candidates}
     watched = {name: _Watched(module) for name, module in copies.items()}
-    for inputs in example.paths if candidates else ():
+    paths = example.paths if paths is None else paths
+    for inputs in paths:
         with evaluating(copied):
             example.run(copied, inputs, fused=True)  # as the user runs it: more may be read then
+    with suppress(ModelError), torch.no_grad(), seeded():  # some do not run in train mode
+        example.run(copied.train(), next(iter(paths), example.value), training=True)
     blocks = {}
     for name, module in candidates.items():
         form = watched[name].form
@@ -58,6 +82,32 @@ def find_blocks(model: nn.Module, example: Example, names: Collection[str] | Non
             kind = type(module).__name__
             blocks[name] = Layer(name, kind, answers=answers, block=Block(inside, *form))
     return blocks
+
+
+def blocks_of(model: nn.Module, example: Example, counted: Count, layers: Sequence[Layer]) -> tuple[Layer, ...]:
+    """The blocks that could be taken out, with the costs that would go with them.
+
+    Args:
+        model: is not changed.
+        example: how it is called.
+        counted: multiply-accumulates of every module.
+        layers: of the network.
+    """
+    itemsize = max((layer.itemsize for layer in layers if layer.params), default=4)
+    own = private_parameters(model)
+
+    def costed(name: str, block: Layer) -> Layer:
+        macs = counted.by_module.get(name, 0)
+        return replace(block, macs=macs, params=own[name], batch=example.batch, itemsize=itemsize)
+
+    return tuple(costed(name, block) for name, block in find_blocks(model, example).items())
+
+
+def blocks_covered(net: Network, model: nn.Module, paths: Sequence[Any]) -> Network:
+    """The network with those blocks that are some on other inputs, too."""
+    found = find_blocks(model, net.example, [block.name for block in net.blocks], paths) if net.blocks else {}
+    blocks = (block for block in net.blocks if block.name in found and found[block.name].block == block.block)
+    return replace(net, blocks=tuple(blocks))
 
 
 class _Watched:
@@ -112,20 +162,30 @@ def without(model: nn.Module, block: Layer, way: str) -> Iterator[None]:
         swap(model, stub, module)
 
 
-def private_parameters(model: nn.Module, name: str) -> int:
-    """Parameters that go when a module goes: those that nothing else holds."""
-    inside = {id(p) for p in model.get_submodule(name).parameters()}
-    shared = {
-        id(p)
-        for path, module in model.named_modules(remove_duplicate=False)
-        if path != name and not path.startswith(f"{name}.")
-        for p in module.parameters(recurse=False)
-    }
-    return sum(p.numel() for p in model.get_submodule(name).parameters() if id(p) in inside - shared)
+def private_parameters(model: nn.Module) -> dict[str, int]:
+    """By module the parameters that go when it goes: those that nothing outside of it holds."""
+    owners: dict[int, list[str]] = defaultdict(list)
+    sizes: dict[int, int] = {}
+    for name, module in model.named_modules(remove_duplicate=False):
+        for p in module.parameters(recurse=False):
+            owners[id(p)].append(name)
+            sizes[id(p)] = p.numel()
+    counts: dict[str, int] = defaultdict(int)
+    for key, names in owners.items():
+        parts = names[0].split(".")
+        for depth in range(1, len(parts) + 1):
+            outer = ".".join(parts[:depth])
+            if all(f"{name}.".startswith(f"{outer}.") for name in names):
+                counts[outer] += sizes[key]
+    return counts
 
 
 def departs_without(model: nn.Module, example: Example, block: Layer, way: str) -> str | None:
-    """Why a network without a block would not be itself, beyond its outputs; None where nothing is known.
+    """Why a block has to stay although outputs do not need it: the model may count positions in it; None: it does not.
+
+    Caches count the positions that they have seen in one of the layers, often the first: without it they would count
+    none, and nothing would tell. A model that goes on with one is run at once and with its cache, with and without the
+    block; where that cannot be tried, the block stays.
 
     Args:
         model: is not changed.
@@ -133,43 +193,63 @@ def departs_without(model: nn.Module, example: Example, block: Layer, way: str) 
         block: as `find_blocks` describes it.
         way: how it would be skipped.
     """
-    copied = shallow(model)
-    if cache_departs(copied, example) is not None:
-        return None  # nothing to compare with
+    names = [name for name in example.signature.names if STATES.search(name) and name not in NOT_STATES]
+    if not names:
+        return None
+    copied, untried = shallow(model), UNTRIED.format(name=min(names))
+    before = cache_agrees(copied, example)
+    if before is CACHELESS:
+        return None
+    if not before:
+        return untried
     with without(copied, block, way):
-        return cache_departs(copied, example)
+        after = cache_agrees(copied, example)
+    return None if after else "without it the model's cache counts its positions wrongly"
 
 
-def cache_departs(model: nn.Module, example: Example) -> str | None:
-    """How a language model that goes on with its cache departs from itself run at once; None where it does not.
+CACHELESS = "without a cache"
+"""What `cache_agrees` says of a model that fills none."""
 
-    Some caches count the positions in one of the layers: without it they would count none, and nothing would tell.
+
+def cache_agrees(model: nn.Module, example: Example) -> bool | str | None:
+    """Whether a model of transformers that goes on with its cache gives what it gives when it is run at once.
+
+    Returns:
+        None where that cannot be tried; CACHELESS where the model fills no cache.
     """
-    value = example.value if isinstance(example.value, dict) else {TOKENS[-1]: example.value}
-    named = {key: t for key in TOKENS if isinstance(t := value.get(key), Tensor)}
-    name = next((name for name in CACHES if name in example.signature.names), "")
-    if not named or not name or not {USED, *named} <= example.signature.names:
+    value = example.value if isinstance(example.value, dict) else {"input_ids": example.value}
+    key = next((key for key in TOKENS if isinstance(value.get(key), Tensor)), None)
+    cache_name = next((name for name in CACHES if name in example.signature.names), None)
+    if key is None or cache_name is None or USED not in example.signature.names:
         return None
-    key, ids = next(iter(named.items()))
-    if ids.ndim != 2 or ids.shape[1] < 2 or ids.is_floating_point():
+    length = value[key].shape[1] if value[key].ndim == 2 else 0
+    if length < 2:
         return None
-    copied, rest = shallow(model), {other: t for other, t in named.items() if other != key}
 
-    def run(tokens: Tensor, **more: Any) -> Any:
-        with evaluating(copied), torch.no_grad():
-            return copied(**fresh(rest), **{key: tokens.clone(), USED: True}, **more)
+    def run(first: int, last: int, **more: Any) -> Any:
+        parts = {name: _part(name, t, key, value[key].shape, first, last) for name, t in value.items()}
+        with evaluating(model), torch.no_grad():
+            return model(**fresh(parts), **{USED: True}, **more)
 
     try:
-        first = run(ids[:, :-1])
-        cache = next((first[key] for key in CACHES if key in first), None)
+        whole, start = tensors(run(0, length))[0], run(0, length - 1)
+        cache = next((start[name] for name in CACHES if name in start), None)
         if cache is None:
-            return None
-        last = tensors(run(ids[:, -1:], **{name: cache}))[0]
-        whole = tensors(run(ids))[0]
-    except Exception:  # a model without a cache, or one that is called in another way
+            return CACHELESS
+        last = tensors(run(length - 1, length, **{cache_name: cache}))[0]
+    except Exception:  # a model that is called in another way
         return None
-    same = last.shape[:1] == whole.shape[:1] and outputs_match(whole[:, -1:], last, IN_OTHER_LAYERS)
-    return None if same else "without it the model's cache counts its positions wrongly"
+    return last.shape[:1] == whole.shape[:1] and outputs_match(whole[:, -1:], last, IN_OTHER_LAYERS)
+
+
+def _part(name: str, value: Any, key: str, shape: torch.Size, first: int, last: int) -> Any:
+    """What of an input belongs to some tokens: of their mask all up to the last one."""
+    if not isinstance(value, Tensor) or value.shape[:2] != shape:
+        return value
+    if name == TOKENS[key]:
+        return value[:, :last]
+    beside = key == "input_ids" or name.startswith("decoder")
+    return value[:, first:last] if beside and value.ndim == 2 else value
 
 
 def _containers(model: nn.Module) -> dict[str, nn.Module]:

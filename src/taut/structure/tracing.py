@@ -15,7 +15,7 @@ from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.modes import quietly
 from taut.errors import ModelError
-from taut.measure.counting import Count, count_macs, count_parameters
+from taut.measure.counting import count_macs, count_parameters
 from taut.measure.storage import file_bytes, stored_tensors
 from taut.nn import StateLinear
 from taut.nn.answering import TENSORS
@@ -23,7 +23,7 @@ from taut.structure import own_forms
 from taut.structure.admission import admit
 from taut.structure.attention_form import unlike, unlike_in_use
 from taut.structure.baking import computed, sources
-from taut.structure.blocks import find_blocks, private_parameters
+from taut.structure.blocks import blocks_covered, blocks_of
 from taut.structure.calling import read_example
 from taut.structure.channels.mentions import named_in_code
 from taut.structure.coverage import covering
@@ -121,24 +121,9 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     layers = with_products(model, call, layers)
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
-    net = Network(tuple(layers), cost, counted.notes, call, blocks=_blocks(model, call, counted, layers))
+    net = Network(tuple(layers), cost, counted.notes, call, blocks=blocks_of(model, call, counted, layers))
     net = net.answering(answers)
     return net if data is None else covered(net, model, collect(call, data, SAMPLES))
-
-
-def _blocks(model: nn.Module, call: Example, counted: Count, layers: Sequence[Layer]) -> tuple[Layer, ...]:
-    """The blocks that could be taken out, with the costs that would go with them."""
-    itemsize = max((layer.itemsize for layer in layers if layer.params), default=4)
-    return tuple(
-        replace(
-            block,
-            macs=counted.by_module.get(name, 0),
-            params=private_parameters(model, name),
-            batch=call.batch,
-            itemsize=itemsize,
-        )
-        for name, block in find_blocks(model, call).items()
-    )
 
 
 def check_finite(model: nn.Module) -> None:
@@ -343,7 +328,7 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     stay = _forms_that_stay(model, net.example, {layer.name: layer.skip for layer in net.layers}, paths)
     layers = tuple(replace(layer, skip=stay.get(layer.name, layer.skip)) for layer in net.layers)
     net = replace(net, layers=layers).skipping(reasons).answering(answers)
-    return _wholes_covered(net, model, paths)
+    return _wholes_covered(blocks_covered(net, model, paths), model, paths)
 
 
 def _wholes_covered(net: Network, model: nn.Module, paths: Sequence[Any]) -> Network:

@@ -301,8 +301,10 @@ def test_runs_of_convolutions_are_of_channels_and_hold_in_the_refit_and_in_train
 
 
 def test_runs_say_how_much_goes():
-    with pytest.raises(CallError, match=r"'sparsity' of magnitude must be 0\.75 where 'select' is 1:4"):
-        resolve(Step((), "magnitude", {"select": "1:4", "sparsity": 0.9}))
+    for share in (0.9, 0.5):
+        with pytest.raises(CallError, match=r"'sparsity' of magnitude must be 0\.75 where 'select' is 1:4"):
+            resolve(Step((), "magnitude", {"select": "1:4", "sparsity": share}))
+    assert resolve(Step((), "magnitude", {"select": "1:3", "sparsity": 0.667})).sparsity == 1 - 1 / 3
     for select in ("4:2", "0:4", "2:2", "2 of 4"):
         with pytest.raises(CallError, match="N:M such as 2:4"):
             resolve(Step((), "magnitude", {"select": select}))

@@ -26,6 +26,12 @@ UNCHECKED = "unchecked percentiles"
 
 SELECTIONS = ("global", "layer", "threshold", "percentiles", UNCHECKED)
 
+HALF = 0.5
+"""Share of the weights that goes where nobody says how much."""
+
+ROUNDED = 1e-3
+"""How far a share may be from that of N:M and still be meant as it."""
+
 RUNS = re.compile(r"([1-9]\d?):([1-9]\d?)")
 """A selection such as 2:4: so many of every so many inputs in a row stay."""
 
@@ -53,7 +59,8 @@ class Masking(Unplanned):
     holds the zeros; the result has plain layers.
 
     Attributes:
-        sparsity: share of the weights of these layers (biases not counted) that is zero afterwards, in [0, 1).
+        sparsity: share of the weights of these layers (biases not counted) that is zero afterwards, in [0, 1); None:
+            half, or what `select` says.
         select: "global": the lowest of all layers together, exactly as many as asked for; "layer": of each layer;
             "threshold": all scores below `threshold`; "percentiles": all below the mean over layers of the `sparsity`
             quantile of each, an error where that is not about the share asked for; "unchecked percentiles": that
@@ -68,7 +75,7 @@ class Masking(Unplanned):
         zeros: weights that are zero afterwards; filled in when the step is carried out.
     """
 
-    sparsity: float = 0.5
+    sparsity: float = None  # type: ignore[assignment] # .5, or what `select` says
     select: str = "global"
     threshold: float | None = None
     spare: list[int] | None = None
@@ -88,22 +95,21 @@ class Masking(Unplanned):
         Raises:
             CallError: a value of the wrong type or outside its range.
         """
-        self._must("sparsity", _number(self.sparsity) and 0 <= self.sparsity < 1, "in [0, 1)")
-        self._must("threshold", self.threshold is None or _number(self.threshold), "a number or None")
         known = self.select in SELECTIONS or self.runs is not None
         self._must("select", known, f"one of {', '.join(SELECTIONS)}, or N:M such as 2:4")
+        share = HALF if self.runs is None else 1 - self.runs[0] / self.runs[1]
+        if self.sparsity is None:
+            object.__setattr__(self, "sparsity", share)
+        self._must("sparsity", _number(self.sparsity) and 0 <= self.sparsity < 1, "in [0, 1)")
+        fits = self.runs is None or abs(self.sparsity - share) < ROUNDED
+        self._must("sparsity", fits, f"{share:g} where 'select' is {self.select}")
+        self._must("threshold", self.threshold is None or _number(self.threshold), "a number or None")
         whole = isinstance(self.spare, list) and all(type(place) is int for place in self.spare)
         self._must("spare", self.spare is None or whole, "a list of positions in the step's layers, or None")
         floors = self.floors
         counts = isinstance(floors, list) and all(type(least) is int and least >= 0 for least in floors)
         self._must("floors", floors is None or counts, "a list of whole numbers, at least 0, or None")
-        object.__setattr__(self, "sparsity", float(self.sparsity))
-        if self.runs is not None:
-            share = 1 - self.runs[0] / self.runs[1]
-            self._must(
-                "sparsity", self.sparsity in {Masking.sparsity, share}, f"{share:g} where 'select' is {self.select}"
-            )
-            object.__setattr__(self, "sparsity", share)
+        object.__setattr__(self, "sparsity", float(self.sparsity if self.runs is None else share))
 
     @property
     def runs(self) -> tuple[int, int] | None:
