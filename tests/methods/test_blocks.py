@@ -160,3 +160,30 @@ def test_steps_within_a_block_that_went_go_with_it(known):
     assert isinstance(small.blocks[1], Skipped)
     assert [step.method for step in done.steps] == ["blocks"]
     assert done.kept[-1].reason == "it went with 'blocks.1'"
+
+
+BEHIND = {
+    "a layer in it": lambda net: Step(("blocks.1.body.a",), "svd", {"rank": 2}),
+    "channels": lambda net: taut.whole(net, "channels", macs=0.7),
+    "pruning": lambda net: taut.whole(net, "magnitude", sparsity=0.5, spare=[-1]),
+}
+
+
+@pytest.mark.parametrize("name", BEHIND)
+@pytest.mark.parametrize("staged", [False, True])
+def test_what_comes_behind_blocks_leaves_out_what_went_and_is_saved(known, tmp_path, name, staged):
+    model, data, net, stats = known
+    plan = Plan.of(net, [Step(("blocks.1",), "blocks"), BEHIND[name](net)])
+    if staged:
+        stages = (taut.Stage(steps=(0,), epochs=0), taut.Stage(steps=(1,), epochs=0))
+        small = taut.finetune(model, plan, stats, data, lambda model: 0.0, schedule=stages)
+    else:
+        small = taut.apply(model, plan, stats, data=data)
+    assert isinstance(small.blocks[1], Skipped)
+    if name == "pruning":
+        assert (
+            sum(int((m.weight == 0).sum()) for m in small.modules() if isinstance(m, nn.Linear)) == (64 + 4 * 128) // 2
+        )
+        assert bool(small.last.weight.all())
+    taut.save(small, plan, tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", Asking())(data[0]), small(data[0]))

@@ -68,3 +68,17 @@ def test_channels_are_driven_to_zero_and_then_cost_little():
 def test_its_strength_is_not_negative():
     with pytest.raises(CallError, match="'sparsify' of a stage must be at least 0"):
         taut.Stage(sparsify=-1.0)
+
+
+def test_what_is_kept_is_not_driven_and_nets_without_channels_are_refused():
+    torch.manual_seed(0)
+    net = sequential(a=nn.Linear(6, 12), r=nn.ReLU(), b=nn.Linear(12, 12), s=nn.ReLU(), c=nn.Linear(12, 2))
+    example = Example(net, torch.randn(4, 6))
+    trace(net, example)
+    assert len(GroupLasso(net, example, 1.0)._groups) == 2
+    assert [group.name for group in GroupLasso(net, example, 1.0, {"a"})._groups] == ["b"]
+    single = sequential(a=nn.Linear(6, 2))
+    example = Example(single, torch.randn(4, 6))
+    trace(single, example)
+    with pytest.raises(CallError, match="'sparsify' drives whole channels towards zero, and none of this network"):
+        GroupLasso(single, example, 1.0)

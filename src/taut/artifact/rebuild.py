@@ -17,6 +17,7 @@ from taut.structure.reordering import sides
 from taut.structure.rules import UNIT, narrowed_unit
 from taut.structure.surgery import answering, forget_hooks, locate, part, replace
 from taut.types import Fitting, Group, Kept, Layer, Plan, Restoring, Step
+from taut.types.gone import gone_blocks, without_gone
 
 Shapes = dict[str, tuple[int, ...]]
 """Parameter name -> shape."""
@@ -35,8 +36,13 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
     held: list[Step] = []
     kept: list[Kept] = []
     gone: list[str] = []
-    for wanted in reversed(plan.steps):
-        step = _fitted(with_sides(model, wanted), shapes)
+    for number, wanted in reversed(list(enumerate(plan.steps))):
+        blocks = [name for name in gone_blocks(plan.steps[:number]) if not _below(shapes, name)]
+        left = without_gone(wanted, blocks)
+        if isinstance(left, str):
+            kept += [Kept(name, f"it went with '{left}'") for name in wanted.layers]
+            continue
+        step = _fitted(with_sides(model, left), shapes)
         places = _places(shapes, step, gone)
         if places is None:
             reason = f"{step.method} was rolled back, or would not shrink it: the layer has its original shape"

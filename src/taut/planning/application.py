@@ -25,7 +25,7 @@ from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
 from taut.nn.recurrent import without_kernel
-from taut.planning.step_checks import below_floor, block_around, departs, growth, shown_settings
+from taut.planning.step_checks import below_floor, departs, growth, shown_settings
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
@@ -55,6 +55,7 @@ from taut.types import (
     Tracing,
     shrinks,
 )
+from taut.types.gone import gone_blocks, without_gone
 from taut.types.plan import KeptCode
 
 NAMED = 4
@@ -182,8 +183,11 @@ def _carry_all(
     done: list[Step] = []
     cuts: dict[str, Cut] = {}
     for step in track(steps, "rewriting") if steps else ():
-        block = block_around(done, step)
-        outcome = Outcome(step, reason=f"it went with '{block}'") if block else _carry_out(small, step, stats, check)
+        left = without_gone(step, gone_blocks(done))
+        if isinstance(left, str):
+            outcome = Outcome(step, reason=f"it went with '{left}'")
+        else:
+            outcome = _carry_out(small, left, stats, check)
         if outcome.reason is not None:
             if outcome.warns:
                 warnings.warn(f"Layer {_told(step.layers)} is left as it was: {outcome.reason}", stacklevel=3)

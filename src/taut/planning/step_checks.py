@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
@@ -37,13 +37,6 @@ def below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[s
         if not fits:
             return f"{floor.share:.0%} of '{layer.name}' has to stay, as asked, and {method.name} would leave less"
     return None
-
-
-def block_around(done: Sequence[Step], step: Step) -> str | None:
-    """The block, taken out by an earlier step, with which all layers of a step went; None where some are there."""
-    layers = (layer for earlier in done if earlier.group is not None for layer in earlier.group.layers)
-    gone = [layer.name for layer in layers if layer.block is not None]
-    return next((name for name in gone if all(one.startswith(f"{name}.") for one in step.layers)), None)
 
 
 def _weights(module: nn.Module) -> int:

@@ -40,9 +40,10 @@ from taut.training.batches import Batches
 from taut.training.freezing import below, frozen, run_order
 from taut.training.loop import Idle, Judge, Trainer, accelerator, launched, require_training
 from taut.training.losses import Loss, Objective
-from taut.training.sparsifying import GroupLasso
+from taut.training.sparsifying import penalty_of
 from taut.training.state import Position, Store, unpacked
 from taut.types import Plan, Schedule, Slimming, Stage, Step, check_schedule
+from taut.types.gone import gone_blocks, without_gone
 
 APPLYING = 1 << 20
 """In the place of an epoch: the random state in which a stage's steps are applied."""
@@ -272,7 +273,8 @@ class _Run:
         if self.plan is None or not stage.steps:
             return model, None
         seed_all(self.seed, position.stage, APPLYING)  # also after a resume: nothing depends on what training drew
-        steps = Plan(tuple(self.plan.steps[place] for place in stage.steps))
+        asked = (without_gone(self.plan.steps[place], gone_blocks(position.steps)) for place in stage.steps)
+        steps = Plan(tuple(step for step in asked if not isinstance(step, str)))
         looks = any(resolve(step).uses_statistics for step in steps.steps)
         data = [inputs for inputs, _ in collect(self.example, self.wish.train, SAMPLES)] if looks else None
         known = None if self.stats is None else self.stats.leaving(self.plan.shares)
@@ -291,7 +293,7 @@ class _Run:
         objective.reading = position.reading
         judge = self._judge(objective, position)
         working = _fast(model, self.example)
-        penalty = GroupLasso(working, self.example, stage.sparsify) if stage.sparsify and stage.epochs else None
+        penalty = penalty_of(stage, working, self.example, self.plan)
         if stage.train != "none" and not tensors:
             balance(working)
         try:

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.example import Example
+from taut.errors import CallError
 from taut.structure.channels.groups import Member, coupled
+from taut.types import Plan, Stage
 
 LEAST = 1e-12
 """Added to squared norms, whose root has no slope at zero."""
@@ -25,22 +27,34 @@ class GroupLasso:
         model: whose channels these are. strength: what the sum is multiplied by.
     """
 
-    def __init__(self, model: nn.Module, example: Example, strength: float) -> None:
+    def __init__(
+        self, model: nn.Module, example: Example, strength: float, kept: Collection[str] = frozenset()
+    ) -> None:
         """Find out by running which channels go together.
 
         Args:
             model: trained in place.
             example: how it is called.
             strength: see above.
+            kept: layers that the user wants left alone: what goes with channels of theirs is not driven, either.
 
         Raises:
             ModelError: the model cannot be run.
+            CallError: no channels can go.
         """
         self.model, self.strength = model, strength
-        self._groups = coupled(model, example).groups
+        coupling = coupled(model, example)
+        self._groups = [group for group in coupling.groups if {m.layer for m in group.members}.isdisjoint(kept)]
+        if not self._groups:
+            why = next((f", '{name}' for one: {reason}" for name, reason in coupling.stays.items()), "")
+            raise CallError(
+                f"'sparsify' drives whole channels towards zero, and none of this network can go{why}. Leave it out; "
+                "packed attention and recurrent layers are reached once their plain form is there (a step "
+                "'as_attention' or 'as_recurrent' in an earlier stage)."
+            )
 
     def __call__(self) -> Tensor:
-        """The penalty at the present weights; 0 where no channels can go."""
+        """The penalty at the present weights."""
         return self.strength * sum((norms.sum() for norms in self.norms()), torch.zeros(()))
 
     def norms(self) -> Iterator[Tensor]:
@@ -67,3 +81,17 @@ class GroupLasso:
         axis = (member.end == "in") != turned if weight.ndim > 1 else 0
         rows = weight.float().movedim(int(axis), 0).flatten(1) if weight.ndim > 1 else weight.float()[:, None]
         return rows.square().sum(1), rows.shape[1]
+
+
+def penalty_of(stage: Stage, model: nn.Module, example: Example, plan: Plan | None) -> GroupLasso | None:
+    """What a stage adds to its loss; None where it adds nothing.
+
+    Args:
+        stage: of a schedule.
+        model: trained in place.
+        example: how it is called.
+        plan: says what the user wants left alone.
+    """
+    if not stage.sparsify or not stage.epochs:
+        return None
+    return GroupLasso(model, example, stage.sparsify, frozenset() if plan is None else plan.left_alone)
