@@ -1,6 +1,8 @@
 """Layers in the place of a weight: every product that code writes gives what it gave."""
 
 import copy
+import itertools
+import math
 import pickle
 import warnings
 
@@ -180,7 +182,8 @@ USES = {
     "every second row": lambda x, w: F.linear(x, w[::2]),
     "chosen rows": lambda x, w: F.linear(x, w[torch.tensor([0, 2])]),
     "a table": lambda x, w: F.embedding(torch.tensor([1]), w),
-    "another dtype": lambda x, w: F.linear(x.float(), w.float()),
+    "more bits": lambda x, w: F.linear(x, w.float().double()),
+    "not in its dtype": lambda x, w: F.linear(x, w.float()),
     "detached": lambda x, w: F.linear(x, w.detach()),
     "with itself": lambda x, w: w @ w.T,
     "three at once": lambda x, w: torch.einsum("btc,oc,bt->bo", x, w, x[..., 0]),
@@ -200,6 +203,105 @@ def test_all_other_uses_are_errors(name):
     layers = as_product(torch.randn(N, C, dtype=torch.float64), (1,), ())
     with pytest.raises((TypeError, AttributeError), match="made a layer by taut"):
         USES[name](torch.randn(B, T, C, dtype=torch.float64), layers)
+
+
+def test_a_weight_in_fewer_bits():
+    torch.manual_seed(0)
+    weight, x = torch.randn(N, C), torch.randn(B, T, C)
+    layers, few = as_product(weight, (1,), ()), torch.bfloat16
+    assert (layers.to(few).dtype, layers.T.bfloat16().mT.dtype) == (few, few)
+    output = x.to(few) @ layers.to(few).T
+    torch.testing.assert_close(output, x.to(few) @ weight.to(few).T, rtol=0.02, atol=0.1)
+    with torch.autocast("cpu", few):
+        assert torch.equal(x.to(few) @ layers.to(few).T, x.to(few) @ weight.to(few).T)
+    assert (
+        torch.export.export(Using(layers, lambda x, w: x @ w.to(x.dtype).T), (x.to(few),)).module()(x.to(few)).dtype
+        == few
+    )
+
+
+VIEWS = {
+    "turned": lambda t, draw: t.permute(draw(st.permutations(range(t.ndim)))),
+    "reshaped": lambda t, draw: t.reshape(
+        draw(st.sampled_from([n for n in range(1, 25) if t.shape.numel() % n == 0])), -1
+    ),
+    "chunk": lambda t, draw: t.chunk(2, dim := draw(st.integers(0, t.ndim - 1)))[
+        draw(st.integers(0, min(t.shape[dim], 2) - 1))
+    ],
+    "slice": lambda t, draw: t[draw(st.integers(0, t.shape[0] - 1)) :],
+    "one more axis": lambda t, draw: t.unsqueeze(draw(st.integers(0, t.ndim))),
+    "merged": lambda t, draw: t.flatten(draw(st.integers(0, t.ndim - 1))),
+    "repeated": lambda t, _: t.expand(2, *t.shape),
+    "by number": lambda t, draw: t[draw(st.integers(0, t.shape[0] - 1))],
+}
+
+
+def drawn_product(draw, shape):
+    """A product of a tensor, drawn for a view of this shape: from either side, with batches or without."""
+    kind = draw(st.sampled_from(["linear", "right", "left", "einsum"]))
+    if kind == "einsum":
+        axes = "abcdefgh"[: len(shape)]
+        kept = draw(st.lists(st.sampled_from(axes), unique=True))
+        of_x = draw(st.permutations(["n", *(a for a in axes if a not in kept or draw(st.booleans()))]))
+        output = draw(st.permutations(["n", *kept]))
+        sizes = dict(zip(axes, shape, strict=True), n=3)
+        x = torch.randn([sizes[a] for a in of_x], dtype=torch.float64)
+        return lambda w: torch.einsum(f"{''.join(of_x)},{axes}->{''.join(output)}", x, w)
+    before = draw(st.sampled_from([(), (1,), shape[:-2], (1,) * len(shape[:-2])]))
+    if kind == "linear":
+        x = torch.randn(*before, shape[-1], dtype=torch.float64)
+        return lambda w: F.linear(x, w)
+    if kind == "left":
+        x = torch.randn(*before, shape[-1], 3, dtype=torch.float64)
+        return lambda w: w @ x
+    x = torch.randn(*before, 3, shape[-2] if len(shape) > 1 else 1, dtype=torch.float64)
+    return lambda w: x @ w
+
+
+@settings(max_examples=250, deadline=None)
+@given(st.data())
+def test_products_with_any_view_are_what_they_were_or_errors(data):
+    torch.manual_seed(0)
+    weight = torch.randn(data.draw(st.sampled_from([(4, 6), (2, 4, 6), (4, 1, 6), (2, 2, 2, 3)])), dtype=torch.float64)
+    view, views = weight, []
+    for name in data.draw(st.lists(st.sampled_from(sorted(VIEWS)), max_size=2)):
+        assume(view.ndim > 0)
+        choices: list[object] = []
+        view = VIEWS[name](view, lambda strategy, kept=choices: kept.append(data.draw(strategy)) or kept[-1])
+        views.append((name, choices))
+    assume(view.ndim > 0)
+    product = drawn_product(data.draw, tuple(view.shape))
+    try:
+        wanted = product(view)
+    except RuntimeError:  # nothing that code does
+        return
+    halves = data.draw(st.booleans())
+    for summed in [k for n in range(1, weight.ndim) for k in itertools.combinations(range(weight.ndim), n)]:
+        whole = weight.numel() // math.prod(weight.shape[axis] for axis in summed)
+        layers = as_product(weight, summed, (whole // 2,) * 2 if halves and whole % 2 == 0 else ())
+        try:
+            for name, choices in views:
+                again = iter(choices)
+                layers = VIEWS[name](layers, lambda _, again=again: next(again))
+            output = product(layers)
+        except (TypeError, AttributeError) as error:
+            assert "made a layer by taut" in str(error)  # noqa: PT017 - or there is an output, which is compared
+            continue
+        torch.testing.assert_close(output, wanted)
+
+
+REPEATED = {
+    "made longer": lambda x, w: x[:, :1] @ w.expand(B, 5, -1, -1),
+    "one for all": lambda x, w: x[:1] @ w.expand(5, -1, -1),
+    "from the left": lambda x, w: w.mT.expand(5, -1, -1) @ x[:1].mT,
+}
+
+
+@pytest.mark.parametrize("name", REPEATED)
+def test_a_weight_that_is_repeated_where_the_tensor_is_not_is_no_layer(name):
+    layers = as_product(torch.randn(C, N), (0,), ())
+    with pytest.raises(TypeError, match="made a layer by taut"):
+        REPEATED[name](torch.randn(B, 1, 1, C)[:, 0] if name != "made longer" else torch.randn(B, 1, T, C), layers)
 
 
 @settings(max_examples=40, deadline=None)

@@ -10,6 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 
 import taut
 from taut.nn import Product
+from taut.structure.products import WRONG
 from taut.types import Plan, Step
 
 
@@ -205,3 +206,41 @@ def test_a_plan_is_carried_out_again_and_in_stages(block, tmp_path):
     tuned = taut.compress(model, x, budget=budget, data=[x], compare=False, finetune=tune)
     tuned.save(tmp_path / "small")
     assert torch.equal(taut.load(tmp_path / "small", base=lambda: net(block))(x), tuned.model(x))
+
+
+def test_the_result_runs_under_autocast_where_the_original_does():
+    class Casting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.w = nn.Linear(16, 32), nn.Parameter(torch.randn(32, 32) / 6)
+            self.u, self.last = nn.Parameter(torch.randn(32, 32) / 6), nn.Linear(32, 4)
+
+        def forward(self, x):
+            x = torch.relu(self.first(x))
+            x = torch.tanh(x @ self.w.to(x.dtype))
+            return self.last(F.linear(x, self.u.type_as(x)))
+
+    torch.manual_seed(0)
+    model, x = Casting().eval(), torch.randn(64, 16)
+    result = taut.compress(model, x[:4], budget={"params": 0.6}, data=[x], methods=["svd"], compare=False)
+    assert isinstance(result.model.w, Product) or isinstance(result.model.u, Product)
+    with torch.autocast("cpu", torch.bfloat16):
+        output, wanted = result.model(x), model(x)
+    assert output.dtype == wanted.dtype == torch.bfloat16
+    torch.testing.assert_close(output.float(), result.model(x), rtol=0.05, atol=0.05)
+
+
+def test_what_does_not_run_under_autocast_any_more_stays():
+    class Checked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w, self.last = nn.Parameter(torch.randn(16, 16)), nn.Linear(16, 4)
+
+        def forward(self, x):
+            y = x @ self.w
+            if y.dtype == torch.bfloat16:
+                y = y + self.w.norm().to(y.dtype)
+            return self.last(y)
+
+    torch.manual_seed(0)
+    assert taut.trace(Checked().eval(), torch.randn(8, 16))["w"].skip == WRONG

@@ -32,12 +32,14 @@ def use_of(form: Contraction, sizes: Sequence[int]) -> Use | None:
     pairs = list(zip(form.of_weight, view.axes, strict=True))
     met = [(n, axis) for n, axis in pairs if n in form.of_x and n not in form.of_output]
     left = [(n, axis) for n, axis in pairs if n not in form.of_x]
-    both = [axis for n, axis in pairs if n in form.of_x and n in form.of_output]
+    both = [(n, axis) for n, axis in pairs if n in form.of_x and n in form.of_output]
     rest = [n for n in form.of_x if n not in dict(met)]
     inner, outer = _atoms(met), _atoms(left)
     repeats = any(atom[0] == REPEATED for atom in (*inner, *outer))
-    if repeats or any(atom[0] != REPEATED for axis in both for atom in axis) or not inner:
+    if repeats or any(atom[0] != REPEATED for _, axis in both for atom in axis) or not inner:
         return None
+    if any(length(axis) not in {1, form.x.shape[form.of_x.index(n)]} for n, axis in both):
+        return None  # what is repeated makes the tensor longer there, which no layer does
     if {*rest, *dict(left)} != set(form.of_output) or len(form.of_output) != len(rest) + len(left):
         return None
     summed = tuple(dict.fromkeys(atom[0] for atom in sorted(inner)))

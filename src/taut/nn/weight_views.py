@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from taut.nn.answering import ASKED, KINDS, LIKE, OPERATORS
-from taut.nn.product_forms import contraction_of
+from taut.nn.product_forms import Contraction, contraction_of
 from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, cut, length
 
 GONE = "The weight was made a layer by taut, and has no values of its own, which"
@@ -145,10 +146,12 @@ class View(Multiplied):
         chosen: which parts of the first axis are seen, where these are chosen by a tensor.
 
     Attributes:
+        kind: the dtype that it was cast to, with fewer bits than the weight's; None: it was not.
         inputs: of a whole weight of two axes, which of them products sum over where a layer can run them as it is.
     """
 
     inputs: int | None = None
+    kind: torch.dtype | None = None
 
     def __init__(
         self,
@@ -165,13 +168,25 @@ class View(Multiplied):
         """Itself."""
         return self
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the layer's values, or what they were cast to."""
+        like: torch.dtype = self.product.like().dtype
+        return self.kind or like
+
+    def _other(self, axes: Axes, starts: tuple[int, ...], values: Tensor | None, chosen: Tensor | None) -> View:
+        """Another view of the same weight in the same dtype."""
+        view = View(self.product, axes, starts, values, chosen)
+        view.kind = self.kind
+        return view
+
     def turned(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """The view that torch's function or attribute `name` gives."""
         try:
             axes = VIEWS[name](self.axes, *args, **kwargs)
         except (NoView, IndexError, ValueError, TypeError):
             return self.other(name, args, kwargs)
-        view = View(self.product, axes, self.starts, self._really(name, args, kwargs), self.chosen)
+        view = self._other(axes, self.starts, self._really(name, args, kwargs), self.chosen)
         if self.inputs is not None and name in {"T", "t", "mT"}:
             view.inputs = 1 - self.inputs
         return view
@@ -196,10 +211,17 @@ class View(Multiplied):
         return attribute(*args, **(kwargs or {})) if callable(attribute) else attribute
 
     def cast(self, name: str, *args: Any, **kwargs: Any) -> Any:
-        """Itself where a cast changes nothing."""
+        """Itself where a cast changes nothing, or takes bits away, as code does under autocast."""
         blank = torch.empty((), dtype=self.dtype, device=self.device)
         cast = getattr(blank, name)(*args, **kwargs)
-        return self if (cast.dtype, cast.device) == (blank.dtype, blank.device) else self.other(name, args, kwargs)
+        if (cast.dtype, cast.device) == (blank.dtype, blank.device):
+            return self
+        floats = cast.is_floating_point() and blank.is_floating_point() and cast.device == blank.device
+        if not floats or torch.finfo(cast.dtype).bits >= torch.finfo(blank.dtype).bits:
+            return self.other(name, args, kwargs)
+        view = View(self.product, self.axes, self.starts, self._really(name, args, kwargs), self.chosen)
+        view.kind = cast.dtype
+        return view
 
     def part(self, index: Any) -> Any:
         """A range along some axes, or those parts of the first that a tensor of whole numbers chooses."""
@@ -223,7 +245,7 @@ class View(Multiplied):
         if isinstance(items[0], int) and self.ndim > 2:
             self.product.note_stacked()
         values = None if self.values is None else self.values[index]
-        return View(self.product, axes, tuple(starts), values, self.chosen)
+        return self._other(axes, tuple(starts), values, self.chosen)
 
     def _choice(self, index: Tensor) -> Any:
         """Chosen parts of the first axis."""
@@ -235,7 +257,7 @@ class View(Multiplied):
 
     def choosing(self, index: Tensor, count: int, values: Tensor | None = None) -> View:
         """The same with parts of its first axis in that axis's place, by number."""
-        return View(self.product, (((CHOSEN, count, 0),), *self.axes[1:]), self.starts, values, index)
+        return self._other((((CHOSEN, count, 0),), *self.axes[1:]), self.starts, values, index)
 
     def one(self, dim: int, number: int) -> View:
         """One part of the weight's first axis: the axis `dim`, along which there are several, is gone.
@@ -245,7 +267,7 @@ class View(Multiplied):
             number: of the part.
         """
         axes = (*self.axes[:dim], *self.axes[dim + 1 :])
-        return View(self.product, axes, (number, *self.starts[1:]))
+        return self._other(axes, (number, *self.starts[1:]), None, None)
 
     def _cut(self, axes: Axes, starts: list[int], dim: int, item: Any) -> tuple[Axes, int]:
         """One item of an index at one axis: the axes, and where the next item is."""
@@ -329,8 +351,7 @@ def asked(weight: Multiplied, name: str) -> Any:
 
 def _of_its_kind(view: View) -> Tensor:
     """A tensor of the shape, dtype and device of a view, without values of its own."""
-    like: Tensor = view.product.like().detach()
-    return torch.empty((), dtype=like.dtype, device=like.device).expand(tuple(view.shape))
+    return torch.empty((), dtype=view.dtype, device=view.device).expand(tuple(view.shape))
 
 
 def _known(item: Any) -> bool:
@@ -342,7 +363,7 @@ def _as_it_is(summed: int, x: Any, weight: Any, bias: Any = None) -> Tensor | No
     if not isinstance(weight, Multiplied) or isinstance(bias, Multiplied) or isinstance(x, Multiplied):
         return None
     view = weight.seen()
-    if view.inputs != summed:
+    if view.inputs != summed or view.kind is not None:
         return None
     output: Tensor = view.product(x)
     return output if bias is None else output + bias.to(output.dtype)
@@ -364,10 +385,24 @@ def answered(func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         return getattr(first.seen(), name)(*args[1:], **kwargs)
     form = contraction_of(name, _known, args, kwargs)
     if form is not None:
-        output = form.weight.seen().product.multiplied(form)
+        output = _product_of(form)
         if output is not None:
             return form.finish(output)
     return _by_values(name, func, args, kwargs)
+
+
+def _product_of(form: Contraction) -> Tensor | None:
+    """What the layer gives; by a weight that was cast in its own dtype, rounded afterwards, if autocast does not."""
+    view, x = form.weight.seen(), form.x
+    product, kind = view.product, view.kind
+    output: Tensor | None
+    if kind is None or torch.is_autocast_enabled(x.device.type):
+        output = product.multiplied(form)
+        return output
+    if x.dtype != kind:
+        return None
+    output = product.multiplied(replace(form, x=x.to(product.like().dtype)))
+    return None if output is None else output.to(kind)
 
 
 def _by_values(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:

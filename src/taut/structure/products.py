@@ -14,13 +14,13 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from taut.core.example import Example
-from taut.core.modes import evaluating
+from taut.core.modes import device_of, evaluating
 from taut.core.tensors import tensors
 from taut.errors import ModelError
 from taut.nn.answering import TENSORS
 from taut.structure.coverage import seeded
 from taut.structure.product_uses import Uses, Where, as_product, matrix_of, uses_of
-from taut.structure.sameness import IN_FLOAT64, IN_OTHER_LAYERS, finite, outputs_match, outputs_of, probes_of
+from taut.structure.sameness import IN_FLOAT64, IN_OTHER_LAYERS, few, finite, outputs_match, outputs_of, probes_of
 from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
 from taut.structure.surgery import clone, hold, part, shallow
 from taut.types import Invocation, Layer, Network
@@ -251,7 +251,8 @@ class _Proof:
     """The network with layers in the place of weights against the network as it is.
 
     In float64, on random inputs; in its own dtype, on the example and what takes other paths, where some operation of
-    it, such as torch's grouped products, knows no float64.
+    it, such as torch's grouped products, knows no float64. Under autocast it has to run as the network does,
+    with outputs of the same dtypes.
     """
 
     def __init__(self, model: nn.Module, example: Example, where: Where, found: Mapping[str, Multiplied]) -> None:
@@ -261,6 +262,7 @@ class _Proof:
         if found and self.wanted is None:
             self.wide, self.probes = False, [example.value, *example.paths]
             self.wanted = self._ran(model, {})
+        self.cast = self._kinds({}) if found else None
 
     def wrong(self, names: Sequence[str]) -> list[str]:
         """Those in whose place layers compute something else, or which need not be to blame but cannot be told."""
@@ -280,18 +282,34 @@ class _Proof:
         if self.wanted is None:
             return False
         outputs, gradients = self.wanted
+        if self.cast is not None and self._kinds({name: self.found[name] for name in names}) != self.cast:
+            return False
         present = self._ran(self.model, {name: self.found[name] for name in names})
         tolerance = IN_FLOAT64 if self.wide else IN_OTHER_LAYERS
         if present is None or not outputs_match(outputs, present[0], tolerance):
             return False
         return gradients is None or outputs_match(gradients, present[1], tolerance)
 
-    def _ran(self, model: nn.Module, layers: Mapping[str, Multiplied]) -> tuple[Any, Any] | None:
-        """Outputs in eval mode, and in train mode outputs and the gradients of all weights in question."""
-        copied = clone(model)
+    def _with(self, copied: nn.Module, layers: Mapping[str, Multiplied]) -> nn.Module:
+        """The network with layers in the place of these weights."""
         for name, one in layers.items():
             weight: Any = part(copied, self.where[name]).weight
             hold(copied, self.where[name], as_product(weight, one.summed, one.rows).train(copied.training))
+        return copied
+
+    def _kinds(self, layers: Mapping[str, Multiplied]) -> list[Any] | None:
+        """Dtypes and shapes of the outputs under autocast; None where the network does not run so."""
+        example, device = few(self.example), device_of(self.model)
+        copied = self._with(shallow(self.model), layers)
+        try:
+            with evaluating(copied), seeded(), torch.autocast(device.type, torch.bfloat16):
+                return [(t.dtype, t.shape) for t in tensors(example.run(copied, example.value))]
+        except (ModelError, RuntimeError):  # autocast knows only some devices
+            return None
+
+    def _ran(self, model: nn.Module, layers: Mapping[str, Multiplied]) -> tuple[Any, Any] | None:
+        """Outputs in eval mode, and in train mode outputs and the gradients of all weights in question."""
+        copied = self._with(clone(model), layers)
         if self.wide:
             outputs = outputs_of(copied, self.example, self.probes)
             return None if outputs is None else (outputs, self._gradients(copied.double(), layers))
