@@ -144,6 +144,11 @@ def test_a_layer_of_which_more_is_asked_stays():
         result = taut.compress(model, x, budget=taut.Budget(macs=0.9), data=[x], compare=False)
     assert type(result.model.first) is InputsFirst
     assert result.model(x).shape == model(x).shape
+    assert ["'width'" in kept.reason for kept in result.plan.kept if kept.layer == "first"] == [True]
+    with pytest.warns(UserWarning, match="'first' is left"), pytest.raises(taut.BudgetError) as caught:
+        taut.compress(model, x, budget=taut.Budget(macs=0.01), data=[x], compare=False)
+    assert "taut.compress puts" not in str(caught.value)
+    assert "'width'" in str(caught.value)
 
 
 def test_inspect_counts_what_it_becomes():

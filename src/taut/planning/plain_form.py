@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import cast
 
 from torch import nn
@@ -54,12 +55,19 @@ def carry_exact(model: nn.Module, net: Network, steps: Sequence[Step]) -> tuple[
         steps: none of them changes an output.
 
     Returns:
-        The model, its network, and the steps that were done.
+        The model, its network, and the steps that were done; layers that were to get
+        their plain form, and could not, have the reason for it.
     """
     if not steps:
         return model, net, ()
     done, plan = apply_plan(model, Plan(tuple(steps)), observe(net, model))
-    return done, trace(done, net.example).leaving_as(net), plan.steps
+    failed = {one.layer: one.reason for one in plan.kept}
+    traced = trace(done, net.example)
+    layers = tuple(
+        replace(layer, skip=failed.get(layer.name, layer.skip)) if layer.skip in PLAIN_FORMS else layer
+        for layer in traced.layers
+    )
+    return done, replace(traced, layers=layers).leaving_as(net), plan.steps
 
 
 def idle_forms(small: nn.Module, base: nn.Module, exact: Sequence[Step], steps: Sequence[Step]) -> tuple[Step, ...]:
