@@ -256,9 +256,8 @@ class _Run:
         batches = self.wish.train if self.batches.fixed else None
         plan = self.plan and self.plan.to_json()
         output = getattr(self.wish.output, "__qualname__", self.wish.output)
-        settings = (plan, self.stages, self.seed, loss, teacher, output)
-        penalties = [stage.sparsify for stage in self.stages]  # what an earlier version began does not know them
-        return fingerprint(self.original, batches, (*settings, penalties) if any(penalties) else settings)
+        beside = [(n, stage.sparsify) for n, stage in enumerate(self.stages) if stage.sparsify]  # unknown before
+        return fingerprint(self.original, batches, (plan, self.stages, self.seed, loss, teacher, output, *beside))
 
     def _restored(self, position: Position, tensors: dict[str, Tensor]) -> nn.Module:
         model = clone(self.original)
@@ -293,7 +292,6 @@ class _Run:
         objective.reading = position.reading
         judge = self._judge(objective, position)
         working = _fast(model, self.example)
-        penalty = penalty_of(stage, working, self.example, self.plan)
         if stage.train != "none" and not tensors:
             balance(working)
         try:
@@ -310,7 +308,7 @@ class _Run:
                     position,
                     self.store,
                     self.seed,
-                    penalty,
+                    penalty_of(stage, working, self.example, self.plan),
                 ).run(tensors)
         except TautError as error:
             model.load_state_dict(working.state_dict())
