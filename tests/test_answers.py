@@ -9,6 +9,7 @@ from torch.nn import functional as F  # noqa: N812
 
 import taut
 from taut.nn import Answering
+from taut.structure.support import MULTIPLIED
 from taut.types import Plan, Step
 
 
@@ -93,8 +94,6 @@ def test_what_a_layer_is_can_be_answered(kind, tmp_path):
     [
         lambda m, x: x + m.wo.weight.norm(),
         lambda m, x: x + m.wo.weight[0, 0],
-        lambda m, x: x + m.wo.bias,
-        lambda m, x: F.linear(x, m.wo.weight.t()[:12]),
         lambda m, x: x * m.wo.weight.data_ptr() * 0 + x,
         lambda m, x: x + m.wo.weight.detach().numpy().sum(),
     ],
@@ -103,6 +102,14 @@ def test_whose_values_are_used_stays(read):
     net = taut.trace(Dense(read).eval(), torch.randn(4, 12))
     assert "computes with it" in net["wo"].skip
     assert net["wi"].skip is None
+
+
+@pytest.mark.parametrize("read", [lambda m, x: F.linear(x, m.wo.weight.t()[:12]), lambda m, x: x + m.wo.bias])
+def test_whose_weight_is_multiplied_by_becomes_layers(read):
+    model, x = Dense(read).eval(), torch.randn(4, 12)
+    assert taut.trace(model, x)["wo"].skip == MULTIPLIED
+    small = taut.compress(model, x, budget={"params": 0.8}, data=[torch.randn(64, 12)]).model
+    assert small(x).shape == model(x).shape
 
 
 def test_a_path_of_the_data_alone_is_answered_too():

@@ -11,6 +11,8 @@ from torch import nn
 
 import taut
 from taut import Budget, BudgetError
+from taut.nn import Product
+from taut.structure.support import MULTIPLIED
 from taut.types import Plan
 
 # Layers that are reached in other ways than by their place in the model.
@@ -152,11 +154,14 @@ class KeepsMean(Three):
         return y
 
 
-def test_what_is_read_in_train_mode_alone_stays():
+def test_what_is_multiplied_by_in_train_mode_alone_is_a_layer_there_too():
     model, x = TrainsOtherwise().eval(), torch.randn(64, 64)
     net = taut.trace(model, x[:4])
-    assert "attribute" in net["a"].skip
+    assert net["a"].skip == MULTIPLIED
     assert net["c"].skip is None
+    small = taut.compress(model, x[:4], budget={"params": 0.4}, data=[x]).model
+    assert isinstance(small.a.weight, Product)
+    torch.testing.assert_close(small(x), small.train()(x))
 
 
 def test_a_result_that_no_longer_trains_is_announced():

@@ -41,8 +41,16 @@ def damage_of(choices, picks):
     return sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
 
 
+def capped(net, choices, limits):
+    """The limits, with no more multiply-accumulates than before where a budget of parameters could raise them."""
+    rows = [(option, choice.options[0]) for choice in choices for option in choice.options]
+    raised = any(option.cost.macs > before.cost.macs for option, before in rows)
+    return limits if not raised or "macs" in limits else {**limits, "macs": net.cost.macs}
+
+
 def best(net, choices, limits):
     """The least damage over all combinations within the limits, or None."""
+    limits = capped(net, choices, limits)
     fits = [
         damage_of(choices, picks)
         for picks in product(*(range(len(c.options)) for c in choices))

@@ -32,6 +32,7 @@ def solve(
     net: Network, choices: Sequence[Choice], limits: Limits, latency: LatencyModel | None = None
 ) -> list[int] | None:
     """The index of the chosen option per choice, or None where the limits cannot be met."""
+    limits = _at_most_the_whole(net, choices, limits)
     aims = dict(limits)
     for _ in range(4):  # the solver tolerates an excess of 1e-6 of a limit, a budget does not
         picks = _least_damage(net, choices, aims, latency)
@@ -72,7 +73,13 @@ def _least_damage(
 
 def closest(net: Network, choices: Sequence[Choice], limits: Limits, latency: LatencyModel | None = None) -> list[int]:
     """The choice whose worst ratio of cost to limit is lowest, for when the limits cannot be met."""
-    return Knapsack(net, choices, limits, latency).shrink()
+    return Knapsack(net, choices, _at_most_the_whole(net, choices, limits), latency).shrink()
+
+
+def _at_most_the_whole(net: Network, choices: Sequence[Choice], limits: Limits) -> Limits:
+    """The limits, and where options trade multiply-accumulates for parameters, that there are no more of these."""
+    dearer = any(option.cost.macs > choice.options[0].cost.macs for choice in choices for option in choice.options)
+    return {"macs": float(net.cost.macs), **limits} if dearer else limits
 
 
 def least(

@@ -68,8 +68,9 @@ def find_blocks(
     watched = {name: _Watched(module) for name, module in copies.items()}
     paths = example.paths if paths is None else paths
     for inputs in paths:
-        with evaluating(copied):
-            example.run(copied, inputs, fused=True)  # as the user runs it: more may be read then
+        for fused in (False, True):  # what torch's encoders read in front of their fused path counts, too
+            with evaluating(copied):
+                example.run(copied, inputs, fused=fused)
     with suppress(ModelError), torch.no_grad(), seeded():  # some do not run in train mode
         example.run(copied.train(), next(iter(paths), example.value), training=True)
     blocks = {}
@@ -142,7 +143,8 @@ class _Watched:
 
     def _leave(self, _: nn.Module, args: Any, kwargs: Any, output: Any) -> None:
         self.depth -= 1
-        self.forms.add(_form(args, kwargs, output))
+        if not any(t.is_nested for t in tensors((args, kwargs, output))):  # inside of torch's fused encoders
+            self.forms.add(_form(args, kwargs, output))
 
 
 def skipped(layer: Layer, way: str) -> Skipped:
