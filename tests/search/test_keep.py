@@ -214,3 +214,36 @@ def test_a_plan_that_keeps_takes_no_step_on_what_it_keeps():
 def test_a_step_of_which_all_layers_are_kept_says_so():
     with pytest.raises(CallError, match="has nothing left to change: all layers that it would take are kept"):
         taut.whole(taut.trace(build(), X[:4]), "magnitude", keep="*")
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.w = nn.MultiheadAttention(8, 2, batch_first=True), nn.Parameter(torch.randn(8, 8))
+        self.f, self.g = nn.Linear(8, 32), nn.Linear(32, 8)
+
+    def forward(self, x):
+        return self.g(self.f(self.a(x, x, x)[0]).relu()) @ self.w
+
+
+def test_layers_of_plain_forms_are_kept_by_the_names_that_plans_show():
+    torch.manual_seed(0)
+    model, x = Packed().eval(), torch.randn(8, 5, 8)
+    given = {"budget": Budget(params=0.6), "data": [x], "methods": ["svd"], "compare": False}
+    result = taut.compress(model, x[:2], keep=["a.q_proj", "w.0"], **given)
+    assert torch.equal(result.model.a.q_proj.weight, model.a.in_proj_weight[:8])
+    assert ("a.k_proj",) in [step.layers for step in result.plan.steps]
+    assert not {"a.q_proj", "w.0", "w"} & {name for step in result.plan.steps for name in step.layers}
+    whole = taut.compress(model, x[:2], keep=["a.*", "w"], **given).model
+    assert torch.equal(whole.a.in_proj_weight, model.a.in_proj_weight)
+    assert torch.equal(whole.w, model.w)
+
+
+def test_plans_by_hand_keep_layers_that_are_still_to_come():
+    model, x = Packed().eval(), torch.randn(2, 5, 8)
+    net = taut.trace(model, x).keeping(["a.q_proj"])
+    plan = taut.Plan.of(net, [taut.Step(("a",), "as_attention")])
+    assert taut.Plan.from_json(plan.to_json()).shares == {"a.q_proj": 1.0}
+    edited = replace(plan, steps=(*plan.steps, taut.Step(("a.q_proj",), "svd", {"rank": 1})))
+    with pytest.raises(CallError, match=r"svd does not apply to layer 'a\.q_proj': kept: as asked"):
+        taut.apply(model, edited, taut.observe(net, model))

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
+import taut
 from taut import CallError
-from taut.structure.keeping import shares_of
+from taut.planning.plain_form import in_plain_form
+from taut.structure.keeping import leaving, shares_of
 from taut.types.keep import parse_keep, written_keep
 
 
@@ -124,3 +126,77 @@ def test_an_inner_wrapper_s_names_and_a_layer_of_that_name():
     inner = nn.Sequential()
     inner.module, inner.other = nn.Linear(4, 4), nn.Linear(4, 4)
     assert set(shares_of(nn.DataParallel(inner), "module")) == {"module"}
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a = nn.MultiheadAttention(8, 2, batch_first=True)
+        self.l = nn.LSTM(8, 4, bidirectional=True, batch_first=True)
+        self.w, self.fc = nn.Parameter(torch.randn(8, 8)), nn.Linear(8, 8)
+
+    def forward(self, x):
+        return self.fc(self.l(self.a(x, x, x)[0])[0] @ self.w)
+
+
+ATTENTION = {f"a.{part}_proj" for part in ("q", "k", "v", "out")}
+RECURRENT = {"l.inputs.0", "l.states.0", "l.states.1"}
+
+
+@pytest.mark.parametrize(
+    ("keep", "kept"),
+    [
+        ("a", {"a", *ATTENTION}),
+        ("a.*", {"a", *ATTENTION}),
+        ("*_proj", {"a", *ATTENTION}),
+        (nn.MultiheadAttention, {"a", *ATTENTION}),
+        ("a.q_proj", {"a.q_proj"}),
+        (["a.q_proj", "a.k_proj"], {"a.q_proj", "a.k_proj"}),
+        ("l.*", {"l", *RECURRENT}),
+        ("LSTM", {"l", *RECURRENT}),
+        ("l.states", {"l.states.0", "l.states.1"}),
+        ("l.inputs.0", {"l.inputs.0"}),
+        ("w", {"w"}),
+        ("w.*", {"w"}),
+        ("w.0", {"w.0"}),
+        ("fc.0", {"fc.0"}),
+    ],
+)
+def test_layers_that_only_plain_forms_have(keep, kept):
+    """Those names that plans show, and of all layers of a module: itself."""
+    assert set(shares_of(Packed(), keep)) == kept
+    if isinstance(keep, str) and keep != "LSTM":
+        assert set(shares_of(nn.DataParallel(Packed()), f"module.{keep}" if keep[0] in "al" else keep)) == kept
+
+
+def test_of_several_parts_the_least_is_the_share_of_the_whole():
+    shares = shares_of(Packed(), {"a.*": 0.5, "a.v_proj": 0.9, "l": 0.25, "l.states.1": 1})
+    assert (shares["a"], shares["a.q_proj"], shares["a.v_proj"]) == (0.5, 0.5, 0.9)
+    assert (shares["l"], shares["l.inputs.0"], shares["l.states.1"]) == (0.25, 0.25, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("keep", "message"),
+    [("a.p_proj", "Did you mean .*'a.q_proj'"), ("l.inputs.1", "'l.inputs.0'"), ("a.0", "no such layer")],
+)
+def test_layers_that_no_plain_form_has(keep, message):
+    with pytest.raises(CallError, match=message):
+        shares_of(Packed(), keep)
+
+
+@pytest.mark.parametrize("verb", [leaving, lambda net, model, keep: net.keeping(keep)])
+def test_what_is_kept_of_plain_forms_stays_once_they_are_there(verb):
+    model = Packed().eval()
+    net = taut.trace(model, torch.randn(2, 3, 8))
+    inner = in_plain_form(model, verb(net, model, ["a.v_proj", "l.states.*", "w.0"]))[1]
+    assert inner.kept - {"w", "w.0"} == {"a.v_proj", "l.states.0", "l.states.1"}
+    assert inner.kept & {"w", "w.0"}
+    whole = in_plain_form(model, verb(net, model, ["a.*", "l", "w.*"]))[1]
+    assert {"a", "l", "w"} <= whole.kept
+    shares = {"a.v_proj": 0.5, "a": 0.25, "w.*": 0.75}
+    floors = in_plain_form(model, verb(net, model, shares))[1].floors
+    wanted = {**dict.fromkeys(ATTENTION, 0.25), "a.v_proj": 0.5, "w.0": 0.75}
+    assert {name: floor.share for name, floor in floors.items()} == wanted
+    for name, why in (("w.1", "Its layers are 'w.0'"), ("fc.0", "It becomes no layers")):
+        with pytest.raises(CallError, match=why):
+            leaving(net, model, name)

@@ -33,7 +33,7 @@ from taut.search.ranks import Built, Limits, RankPlanner
 from taut.structure.answers import answers_of
 from taut.structure.calling import read_example
 from taut.structure.channels.groups import coupled, hidden_alone
-from taut.structure.keeping import shares_of
+from taut.structure.keeping import leaving, shares_of
 from taut.structure.observation import observe
 from taut.structure.outputs import Outputs
 from taut.structure.statistics import Statistics
@@ -96,12 +96,12 @@ class Session:
         Raises:
             CallError: more than one method takes out channels.
         """
-        shares = shares_of(model, keep)
+        shares_of(model, keep)  # refuses before any work what it does not know
         chosen, model = choose(methods), bare(model)
         call = read_example(model, example)
         batches = None if data is None else collect(call, data, SAMPLES)
         with stage("tracing"):
-            network = trace(model, call, batches).leaving(shares)
+            network = leaving(trace(model, call, batches), model, keep)
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])

@@ -4,8 +4,38 @@ from __future__ import annotations
 
 from torch import nn
 
+from taut.core.text import some
+from taut.errors import CallError
+from taut.structure.form_parts import parts_of
 from taut.structure.wrappers import unwrapped, wrapped_by
+from taut.types import Network
 from taut.types.keep import Candidate, Keep, read_keep
+
+NUMBERED = "*"
+"""Stands for the layers of a weight that code may multiply by: they have numbers, which a trace finds."""
+
+
+def leaving(net: Network, model: nn.Module, keep: Keep) -> Network:
+    """A traced network with what the user wants left alone, or not below a share.
+
+    Args:
+        net: what `trace` found in the model.
+        model: as the user gives it.
+        keep: see `taut.types.keep.Keep`.
+
+    Raises:
+        CallError: see `read_keep`; or a weight does not become the layer of this number.
+    """
+    shares = shares_of(model, keep)
+    bare = unwrapped(model)
+    known = {*net.parts(), *(name for name, _ in (*bare.named_modules(), *bare.named_parameters()))}
+    for name in shares:
+        owner, _, number = name.rpartition(".")
+        if name not in known and number.isdigit():
+            parts = [part for part in net.parts() if part.startswith(f"{owner}.")]
+            there = f"Its layers are {some(sorted(parts))}." if parts else "It becomes no layers."
+            raise CallError(f"keep= names '{name}', but '{owner}' has no such layer. {there}")
+    return net.leaving(shares)
 
 
 def shares_of(model: nn.Module, keep: Keep) -> dict[str, float]:
@@ -26,13 +56,17 @@ def shares_of(model: nn.Module, keep: Keep) -> dict[str, float]:
         first.setdefault(id(module), name)
     named = _bare_parameters(unwrapped(model))
     candidates = [_candidate(name, module) for name, module in modules]
-    shares = read_keep(keep, candidates + [Candidate(name, frozenset({"Parameter"})) for name in named])
+    candidates += [Candidate(name, frozenset({"Parameter"}), parts=(f"{name}.{NUMBERED}",)) for name in named]
+    shares = read_keep(keep, candidates)
     inner = {name for name, _ in unwrapped(model).named_modules()}
-    kept: dict[str, float] = {name: share for name, share in shares.items() if name in named}
-    for name, module in modules:
-        own = first[id(module)]  # a layer under two names is one
-        if name in shares and own in inner:
-            kept[own] = max(shares[name], kept.get(own, 0.0))
+    own = {name: first[id(module)] for name, module in modules}  # a layer under two names is one
+    own |= {name: name for name in named}
+    kept: dict[str, float] = {}
+    for name, share in shares.items():
+        path = next(path for path in _ways_up(name) if path in own)
+        place = own[path] + name.removeprefix(path)
+        if not place.endswith(f".{NUMBERED}") and own[path] in {*inner, *named}:
+            kept[place] = max(share, kept.get(place, 0.0))
     around = {name: name.rpartition(".")[0] for name in named}
     return {**kept, **{name: max(kept[path], kept.get(name, 0.0)) for name, path in around.items() if path in kept}}
 
@@ -48,7 +82,18 @@ def _bare_parameters(model: nn.Module) -> dict[str, nn.Parameter]:
 
 
 def _candidate(name: str, module: nn.Module) -> Candidate:
-    return Candidate(name, frozenset(kind.__name__ for kind in type(module).__mro__ if kind is not object), module)
+    kinds = frozenset(kind.__name__ for kind in type(module).__mro__ if kind is not object)
+    parts = parts_of(module)
+    weight = module._parameters.get("weight")
+    if not parts and not module._modules and weight is not None and weight.ndim > 1:
+        parts = (NUMBERED,)
+    return Candidate(name, kinds, module, tuple(f"{name}.{part}" if name else part for part in parts))
+
+
+def _ways_up(name: str) -> list[str]:
+    """A name, and those of the modules that it stands in, from the innermost on."""
+    names = name.split(".")
+    return [".".join(names[:count]) for count in range(len(names), -1, -1)]
 
 
 def _walk(module: nn.Module, name: str) -> list[tuple[str, nn.Module]]:

@@ -19,6 +19,7 @@ from taut.core.tensors import tensors
 from taut.errors import ModelError
 from taut.nn.answering import TENSORS
 from taut.structure.coverage import seeded
+from taut.structure.form_parts import parts_of_rows
 from taut.structure.product_uses import Uses, Where, as_product, matrix_of, uses_of
 from taut.structure.sameness import IN_FLOAT64, IN_OTHER_LAYERS, few, finite, outputs_match, outputs_of, probes_of
 from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
@@ -61,9 +62,8 @@ def with_products(model: nn.Module, example: Example, layers: Sequence[Layer]) -
         layer = replace(layer, params=layer.params - params, macs=max(0, layer.macs - macs))  # noqa: PLW2901
         if layer.name in found:
             facts = _layer_of(model, layer.name, where[layer.name], found[layer.name], None, example.batch)
-            layer = replace(  # noqa: PLW2901
-                layer, skip=MULTIPLIED, summed=facts.summed, rows=facts.rows, calls=facts.calls, macs=facts.macs
-            )
+            known = {key: getattr(facts, key) for key in ("summed", "rows", "parts", "calls", "macs")}
+            layer = replace(layer, skip=MULTIPLIED, **known)  # noqa: PLW2901
         called = layer.skip is None or not layer.skip.startswith(("it is never called", "modules of type"))
         reason = None if called else reasons.get(layer.name)
         made += [replace(layer, skip=reason or layer.skip), *own]
@@ -100,7 +100,7 @@ def products_on(model: nn.Module, example: Example, net: Network, paths: Sequenc
     return replace(
         net,
         layers=tuple(
-            replace(layer, skip=reasons[layer.name], summed=(), rows=()) if layer.name in reasons else layer
+            replace(layer, skip=reasons[layer.name], summed=(), rows=(), parts=()) if layer.name in reasons else layer
             for layer in net.layers
         ),
     )
@@ -159,9 +159,8 @@ def _layer_of(
     if one is None:
         return layer
     macs = sum(math.prod(call.input) * call.output[-1] for call in one.calls)
-    return replace(
-        layer, skip=MULTIPLIED, summed=one.summed, rows=one.rows, calls=one.calls, macs=layer.per_sample(macs)
-    )
+    layer = replace(layer, skip=MULTIPLIED, parts=parts_of_rows(one.rows))
+    return replace(layer, summed=one.summed, rows=one.rows, calls=one.calls, macs=layer.per_sample(macs))
 
 
 def multiplied_in(

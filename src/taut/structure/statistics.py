@@ -151,8 +151,7 @@ class Statistics:
 
     def leaving(self, shares: Mapping[str, float]) -> Statistics:
         """The same, of a network of which the user wants these shares of layers to stay; 1 leaves one alone."""
-        net = self.network
-        known = {**{name: floor.share for name, floor in net.floors.items()}, **dict.fromkeys(net.kept, 1.0)}
+        known = self.network.asked
         shares = {name: share for name, share in shares.items() if share > known.get(name, 0.0)}
         return replace(self, network=self.network.leaving(shares)) if shares else self
 

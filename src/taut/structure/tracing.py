@@ -27,6 +27,7 @@ from taut.structure.blocks import blocks_covered, blocks_of
 from taut.structure.calling import read_example
 from taut.structure.channels.mentions import named_in_code
 from taut.structure.coverage import covering
+from taut.structure.form_parts import parts_of
 from taut.structure.live_taps import live_taps
 from taut.structure.outputs import Outputs
 from taut.structure.patches import groups_of, weight_of
@@ -355,6 +356,7 @@ def describe_layer(name: str, module: nn.Module, calls: tuple[Invocation, ...], 
         "batch": batch,
         "itemsize": 4 if weight is None else weight.element_size(),
         "computed": computed(module),
+        "parts": parts_of(module),
     }
     if isinstance(module, SUPPORTED) and not isinstance(module, nn.Linear):
         flat = module._reversed_padding_repeated_twice

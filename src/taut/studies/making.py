@@ -34,7 +34,7 @@ from taut.search.limits import meet_budget
 from taut.search.session import Session
 from taut.structure.answers import Output
 from taut.structure.calling import read_example
-from taut.structure.keeping import shares_of
+from taut.structure.keeping import leaving
 from taut.structure.observation import observe
 from taut.structure.surgery import clone, shallow
 from taut.structure.tracing import trace
@@ -220,7 +220,7 @@ def make(subject: Subject, cell: Cell, keep: Mapping[str, float] | None = None) 
         return built
     if method is None:
         raise CallError("Without a method there is nothing to do.")
-    net = trace(subject.model, subject.call).leaving(shares_of(subject.model, keep))
+    net = leaving(trace(subject.model, subject.call), subject.model, keep)
     batches = None if data is None else collect(net.example, data, SAMPLES)
     plan = Plan.of(net, _steps(net, method, cell["size"]))
     small, done = apply_plan(subject.model, plan, observe(net, subject.model, batches), batches)

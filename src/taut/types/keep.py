@@ -28,15 +28,19 @@ class Candidate:
     Attributes:
         name: dotted, in the model. kinds: names of its class and of the classes that this derives from.
         module: itself, where it is at hand.
+        parts: names of the layers that its plain form has; "name.*" where they are numbers and not known yet.
     """
 
     name: str
     kinds: frozenset[str]
     module: Any = None
+    parts: tuple[str, ...] = ()
 
 
 def read_keep(keep: Keep, candidates: Sequence[Candidate]) -> dict[str, float]:
     """The share that has to stay of every module that is meant, and of those inside it; of several the strictest.
+
+    Where all parts of a module's plain form are meant, it is itself.
 
     Args:
         keep: see `Keep`; None: nothing.
@@ -46,11 +50,17 @@ def read_keep(keep: Keep, candidates: Sequence[Candidate]) -> dict[str, float]:
         CallError: nothing is called so, or a share is outside (0, 1].
     """
     shares: dict[str, float] = {}
+    known = {one.name for one in candidates}
+    parts = dict.fromkeys(part for one in candidates for part in one.parts if part not in known)
+    candidates = [*candidates, *(Candidate(part, frozenset()) for part in parts)]
     for key, share in _entries(keep):
         for named in _named(key, candidates):
-            for inner in candidates:
-                if inner.name == named or inner.name.startswith(f"{named}.") or not named:
-                    shares[inner.name] = max(share, shares.get(inner.name, 0.0))
+            inside = (one.name for one in candidates if one.name.startswith(f"{named}.") or not named)
+            for name in {named, *inside}:
+                shares[name] = max(share, shares.get(name, 0.0))
+    for one in candidates:
+        if one.parts and all(part in shares for part in one.parts):
+            shares[one.name] = max(min(shares[part] for part in one.parts), shares.get(one.name, 0.0))
     return shares
 
 
@@ -146,7 +156,8 @@ def _named(key: Any, candidates: Sequence[Candidate]) -> list[str]:
 def _by_text(key: str, candidates: Sequence[Candidate]) -> list[str]:
     """By name, else by glob, else by kind."""
     names = [one.name for one in candidates]
-    if key in names:
+    owner, _, number = key.rpartition(".")
+    if key in names or (number.isdigit() and f"{owner}.*" in names):
         return [key]
     if any(sign in key for sign in "*?["):
         return [name for name in names if name and fnmatchcase(name, key)]
@@ -162,7 +173,7 @@ def _kinds_below(kind: type) -> set[str]:
 
 
 def _nearest(key: Any, candidates: Sequence[Candidate]) -> str:
-    names = [one.name for one in candidates if one.name]
+    names = [one.name for one in candidates if one.name and not one.name.endswith(".*")]
     kinds = sorted({kind for one in candidates for kind in one.kinds})
     if isinstance(key, str):
         close = get_close_matches(key.strip("*."), names + kinds, 3, 0.5)

@@ -14,7 +14,7 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
-LATER = frozenset({"answers", "block", "computed", "summed", "rows", "whole"})
+LATER = frozenset({"answers", "block", "computed", "parts", "summed", "rows", "whole"})
 """Fields of a layer that came later than plans that were saved."""
 
 
@@ -65,6 +65,7 @@ class Layer:
         computed: those of its tensors that are computed at every call (weight norm, torch's pruning).
         summed: of a weight that code multiplies by, the axes over which it is summed. rows: the rows that go together,
             where they are used in parts.
+        parts: names of the layers that its plain form has, below its own, where that has several, or others than it.
         skip: why no method may touch it, or None.
         whole: why no method of its own kind may touch it either, where there are such.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
@@ -91,6 +92,7 @@ class Layer:
     computed: tuple[str, ...] = ()
     summed: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
+    parts: tuple[str, ...] = ()
     answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0
@@ -197,6 +199,7 @@ class Network:
             operations that may multiply and are not counted.
         floors: what has to stay of layers that may not go below a share of what they were.
         blocks: the modules that give the shape that they take, and could be taken out.
+        ahead: what has to stay of layers that there are only once others are in their plain form; 1: all.
     """
 
     layers: tuple[Layer, ...]
@@ -205,6 +208,7 @@ class Network:
     example: Any = field(default=None, repr=False, compare=False)
     floors: Mapping[str, Floor] = field(default_factory=dict, compare=False)
     blocks: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
+    ahead: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Layer:
         """The layer, or else the block, of that name.
@@ -246,6 +250,16 @@ class Network:
         """The layers that are left alone because the user wants it so."""
         return frozenset(layer.name for layer in self.layers if layer.skip == AS_ASKED)
 
+    @property
+    def asked(self) -> dict[str, float]:
+        """What has to stay of layers, as the user wants it; 1 leaves one alone."""
+        floors = {name: floor.share for name, floor in self.floors.items()}
+        return {**floors, **self.ahead, **dict.fromkeys(self.kept, 1.0)}
+
+    def parts(self) -> set[str]:
+        """Names of the layers that there are only once others are in their plain form."""
+        return {f"{layer.name}.{part}" for layer in self.layers for part in layer.parts}
+
     def keeping(self, keep: Keep) -> Network:
         """The same with some layers left alone, or not below a share of what they are.
 
@@ -258,7 +272,10 @@ class Network:
         Raises:
             CallError: nothing is called so, or a share is outside (0, 1].
         """
-        named = [Candidate(layer.name, frozenset({layer.kind})) for layer in self.layers]
+        named = [
+            Candidate(la.name, frozenset({la.kind}), parts=tuple(f"{la.name}.{part}" for part in la.parts))
+            for la in self.layers
+        ]
         return self.leaving(read_keep(keep, named))
 
     def leaving(self, shares: Mapping[str, float]) -> Network:
@@ -267,14 +284,22 @@ class Network:
             return self
         layers = tuple(replace(la, skip=AS_ASKED) if shares.get(la.name) == 1 else la for la in self.layers)
         below = {la.name: Floor.of(la, shares[la.name]) for la in self.layers if shares.get(la.name, 1) < 1}
-        return replace(self, layers=layers, floors={**self.floors, **below})
+        ahead = {
+            name: shares[name]
+            for la in self.layers
+            for name in (f"{la.name}.{part}" for part in la.parts)
+            if name in shares and shares.get(la.name) != 1
+        }
+        known = {la.name for la in self.layers}
+        ahead = {**self.ahead, **{name: share for name, share in ahead.items() if name not in known}}
+        return replace(self, layers=layers, floors={**self.floors, **below}, ahead=ahead)
 
     def leaving_as(self, before: Network) -> Network:
         """The same with what `before`, of which this was made, leaves alone: of a replaced layer what is inside.
 
         Of what was one module without a weight of its own, its share is that of each part.
         """
-        if not before.kept and not before.floors:
+        if not before.asked:
             return self
         inside = {layer.name: _origin(layer.name, before.floors) for layer in self.layers}
         floors = {
@@ -282,7 +307,10 @@ class Network:
             for layer in self.layers
             if (origin := inside[layer.name]) is not None
         }
-        return replace(self.leaving(dict.fromkeys(before.kept, 1.0)), floors=floors)
+        left = self.leaving({**before.ahead, **dict.fromkeys(before.kept, 1.0)})
+        return replace(
+            left, floors={**floors, **{name: left.floors[name] for name in before.ahead if name in left.floors}}
+        )
 
     def answering(self, answers: Mapping[str, Mapping[str, Any]]) -> Network:
         """The same, where other code reads these attributes of layers, beside those that it reads anyway."""

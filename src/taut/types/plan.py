@@ -90,7 +90,8 @@ class Plan:
         kept: layers that stay as they are, with reasons.
         before: cost of the original model. after: predicted cost of the result.
         unit: what `damage` measures: "loss", "relative output error" or "relative weight error".
-        floors: layers that may not go below a share of what they were -> that share, as the user wants it.
+        floors: layers that may not go below a share of what they were -> that share, as the user wants it; 1 for one
+            that is left alone and is there only behind a step that gives another its plain form.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -121,7 +122,7 @@ class Plan:
         """
         filled = tuple(_held(network, step) for step in steps)
         kept = tuple(Kept(la.name, AS_ASKED, la.cost, "as asked") for la in network.layers if la.name in network.kept)
-        floors = {name: floor.share for name, floor in network.floors.items()}
+        floors = {name: share for name, share in network.asked.items() if name not in network.kept}
         plan = cls(filled, kept, before=network.cost, after=network.cost, unit="not predicted", floors=floors)
         plan.check_kept()
         return plan
@@ -144,6 +145,7 @@ class Plan:
             CallError: there is one.
         """
         alone = {kept.layer for kept in self.kept if kept.code == "as asked"}
+        alone |= {name for name, share in self.floors.items() if share == 1}
         for step in self.steps:
             blocks = () if step.group is None else (la.block for la in step.group.layers if la.block is not None)
             names = (*step.layers, *(name for block in blocks for name in block.layers))
