@@ -10,7 +10,7 @@ from torch.nn import functional as F  # noqa: N812 - the name that every torch u
 import taut
 from cases import case, sequential, untouched
 from taut.errors import CallError, DataError, ModelError
-from taut.structure.support import MULTIPLIED
+from taut.structure.support import MULTIPLIED, TABLE
 from taut.structure.tracing import check_finite, describe_layer
 
 
@@ -265,3 +265,21 @@ def test_of_two_layers_with_one_bias_the_bias_is_named():
     model[1].bias = model[0].bias
     net = taut.trace(model, torch.randn(2, 4))
     assert [layer.skip for layer in net.layers] == ["its bias is shared with '1'", "its bias is shared with '0'", None]
+
+
+def test_a_table_that_is_asked_for_one_word_is_a_table():
+    class Start(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.table, self.out = nn.Embedding(9, 8), nn.Linear(8, 3)
+
+        def forward(self, x):
+            return self.out(x + self.table(torch.tensor(0)))
+
+    model, x = Start().eval(), torch.randn(4, 8)
+    net = taut.trace(model, x)
+    assert net["table"].skip == TABLE
+    plan = taut.Plan.of(net, [taut.Step(("table",), "table", {"rank": 2})])
+    small = taut.apply(model, plan, taut.observe(net, model, [x]), [x])
+    assert small(x).shape == (4, 3)
+    assert type(small.table) is not nn.Embedding

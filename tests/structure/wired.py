@@ -292,7 +292,53 @@ def u_net():
     return net, draw(2, 3, 4, 4), {"a": (4, "a.out b.in c.in"), "b": (8, "b.out up.in"), "up": (6, "c.in up.out")}
 
 
+def one_by_one(way, x, **layers):
+    """Layers that are handed samples without an axis of samples."""
+    return Net(lambda s, x: torch.stack([way(s, sample) for sample in x]), **layers), x
+
+
+def vectors():
+    net, x = one_by_one(lambda s, v: s.c(F.relu(s.a(v))), draw(3, 6), a=nn.Linear(6, 8), c=nn.Linear(8, 4))
+    return net, x, {"a": (8, "a.out c.in")}
+
+
+def vectors_and_rows():
+    net = Net(lambda s, x: s.b(s.a(x)) + s.c(s.a(x).mean(0)), a=nn.Linear(6, 8), b=nn.Linear(8, 4), c=nn.Linear(8, 4))
+    return net, draw(3, 6), {"a": (8, "a.out b.in c.in")}
+
+
+def vector_of_one_slope():
+    way = lambda s, v: s.c(s.slope(s.a(v)))  # noqa: E731
+    net, x = one_by_one(way, draw(3, 6), a=nn.Linear(6, 8), slope=nn.PReLU(), c=nn.Linear(8, 4))
+    return net, x, {"a": (8, "a.out c.in")}
+
+
+def unbatched():
+    way = lambda s, x: s.c(F.relu(s.d(s.n(s.a(x)))))  # noqa: E731
+    layers = {"n": settled(nn.InstanceNorm2d(8, affine=True)), "d": conv(8, 8, groups=8)}
+    net, x = one_by_one(way, draw(2, 3, 4, 4), a=conv(3, 8), c=conv(8, 4), **layers)
+    return net, x, {"a": (8, "a.out c.in d.through n.through")}
+
+
+def unbatched_in_one_dimension():
+    way = lambda s, x: s.c(F.relu(s.n(s.a(x))))  # noqa: E731
+    layers = {"a": nn.Conv1d(3, 8, 3), "n": settled(nn.InstanceNorm1d(8, affine=True))}
+    net, x = one_by_one(way, draw(2, 3, 6), c=nn.ConvTranspose1d(8, 4, 3), **layers)
+    return net, x, {"a": (8, "a.out c.in n.through")}
+
+
+def word_by_word():
+    net = Net(lambda s, x: torch.stack([s.c(s.embed(word)) for word in x]), embed=nn.Embedding(9, 8), c=nn.Linear(8, 3))
+    return net, torch.arange(6), {"embed": (8, "c.in embed.out")}
+
+
 KNOWN = (
+    vectors,
+    vectors_and_rows,
+    vector_of_one_slope,
+    unbatched,
+    unbatched_in_one_dimension,
+    word_by_word,
     sequential,
     channels_last_flattened,
     residual,

@@ -231,7 +231,7 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]], 
         return f"its {what} is shared with '{tied[0]}'"
     if not calls.get(name):
         return UNCALLED
-    if any(math.prod(call.output) == 0 or len(call.input) < 1 for call in calls[name]):
+    if any(math.prod(call.output) == 0 for call in calls[name]):
         return "its output on the example is empty"
     return None
 

@@ -74,14 +74,16 @@ def test_norms_over_channels_run(build):
             assert example.run(narrow(net, groups, gone)).isfinite().all()
 
 
-def test_layer_norm_goes_along():
+@pytest.mark.parametrize("sizes", [(2, 3, 6), (6,)])
+def test_layer_norm_goes_along(sizes):
     net = Net(lambda s, x: s.c(s.n(s.a(x))), a=nn.Linear(6, 8), n=settled(nn.LayerNorm(8)), c=nn.Linear(8, 3))
-    groups, _ = found_in(net, draw(2, 3, 6))
+    x = draw(*sizes)
+    groups, _ = found_in(net, x)
     assert groups == {"a": (8, "a.out c.in n.through")}
     with torch.no_grad():
-        small = narrow(net, *_halved(net, draw(2, 3, 6)))
+        small = narrow(net, *_halved(net, x))
     assert small.n.normalized_shape == (4,)
-    assert small(draw(2, 3, 6)).shape == (2, 3, 3)
+    assert small(x).shape == (*sizes[:-1], 3)
 
 
 def _halved(net, x):

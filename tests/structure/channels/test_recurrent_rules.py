@@ -132,3 +132,20 @@ def test_narrowed_networks_compute_what_silenced_ones_do():
             small = taut.apply(opened, taut.Plan((step,)), taut.observe(net, opened))
         sizes = [m.hidden_size for m in small.modules() if hasattr(m, "hidden_size")]
         assert all(size < 24 for size in sizes), name
+
+
+class Single(nn.Module):
+    """One sequence without an axis of samples."""
+
+    def __init__(self):
+        super().__init__()
+        self.rnn, self.out = nn.GRU(6, 8), nn.Linear(8, 3)
+
+    def forward(self, x):
+        return self.out(self.rnn(x)[0][-1])
+
+
+def test_units_of_a_single_sequence_go():
+    (group,) = coupling(Single().eval(), torch.randn(5, 6)).groups
+    assert group.size == 8
+    assert ("out", "in") in {(member.layer, member.end) for member in group.members}

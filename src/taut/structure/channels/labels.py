@@ -128,7 +128,7 @@ def varying(label: Tensor) -> list[int]:
 def along(label: Tensor, axis: int, labels: Labels) -> Tensor:
     """The channel of every index of an axis; where several meet at one index, they go together, or it is a new one."""
     rows = compact(label).movedim(axis, 0)
-    rows = rows.expand(label.shape[axis], *rows.shape[1:]).flatten(1)
+    rows = rows.expand(label.shape[axis], *rows.shape[1:]).reshape(label.shape[axis], -1)
     first = rows[:, :1]
     if bool((rows != first).any()):
         if not labels.tying:

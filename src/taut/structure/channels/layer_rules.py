@@ -186,12 +186,13 @@ def _tied(sides: Sides, atoms: Tensor, groups: int) -> Tensor:
 
 
 def _per_channel(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
-    """Values per channel on axis 1."""
+    """Values per channel on axis 1; on the first of an unbatched input."""
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return sides.labels.put(output, sides.labels.of(x))
     columns = None
-    if x.ndim > 2 or (x.ndim == 2 and not isinstance(module, _InstanceNorm)):
-        columns = sides.arriving(x, 1)
+    axis = x.ndim - _sample_axes(module) if isinstance(module, _InstanceNorm) else 1
+    if x.ndim > 1:
+        columns = sides.arriving(x, axis)
     else:
         sides.stay(x, APART.format(name=sides.name))
         sides.fixed()
@@ -200,7 +201,12 @@ def _per_channel(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
     if isinstance(module, nn.GroupNorm) and 1 < module.num_groups < module.num_channels:
         columns = _tied(sides, columns, module.num_groups)
     sides.read("through", columns)
-    return sides.labels.put(output, _spread(columns, 1, output))
+    return sides.labels.put(output, _spread(columns, axis, output))
+
+
+def _sample_axes(norm: Any) -> int:
+    """Axes of a single sample, as an instance norm takes it."""
+    return int(norm._get_no_batch_dim())
 
 
 def _layer_norm(module: Any, sides: Sides, x: Tensor, output: Tensor) -> None:
