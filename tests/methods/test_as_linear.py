@@ -7,7 +7,7 @@ from torch.nn import functional
 
 import taut
 from cases import InputsFirst, own_linear
-from taut.structure.linear_form import any_form, transposed_in
+from taut.structure.linear_form import ROWS_AT_ONCE, any_form, computed_linear, transposed_in
 from taut.structure.support import LINEAR
 from taut.types import Plan, Step
 
@@ -156,3 +156,23 @@ def test_inspect_counts_what_it_becomes():
     assert seen.share("low rank", "macs") == 1
     assert "as_linear first" in str(seen)
     assert not taut.inspect(nn.Sequential(nn.Linear(16, 12)).eval(), torch.randn(2, 16)).layers[0].plain_form
+
+
+def test_what_is_not_linear_is_found_out_by_a_few_rows():
+    rows = 0
+
+    def squared(self, x):
+        nonlocal rows
+        rows += x.numel() // x.shape[-1]
+        return functional.linear(x, self.weight) ** 2
+
+    assert computed_linear(overriding(squared)(600, 4)) is None
+    assert 0 < rows < 600 // 10
+
+
+def test_a_wide_weight_is_read_off_part_by_part():
+    torch.manual_seed(0)
+    layer = overriding(OTHERS["scaled"])(ROWS_AT_ONCE + 7, 3)
+    linear = computed_linear(layer)
+    torch.testing.assert_close(linear.weight, 2 * layer.weight)
+    torch.testing.assert_close(linear.bias, 2 * layer.bias)

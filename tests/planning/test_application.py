@@ -10,7 +10,9 @@ from torch import nn
 import taut
 from cases import case, run, sequential, untouched
 from taut import CallError, Plan, Step
+from taut.methods.as_linear import AsLinear
 from taut.planning.application import apply_plan
+from taut.structure.outputs import Outputs
 
 
 def observed(name):
@@ -191,3 +193,47 @@ def test_the_result_trains():
         optimizer.step()
     assert losses[-1] < 0.7 * losses[0]
     assert all(p.grad is not None for p in small.parameters())
+
+
+class Doubling(nn.Linear):
+    """Gives twice what its weight gives; among others, the next time that it is asked, something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def plain_forms(monkeypatch, wrong, count=5):
+    """A network of such layers, what becomes of them, and how often it was run; `wrong` get a wrong plain form."""
+    model, x = nn.Sequential(*(Doubling(6, 6) for _ in range(count))).eval(), torch.randn(4, 6)
+    net = taut.trace(model, x)
+    rewrite, runs = AsLinear.rewrite, []
+
+    def rewritten(self, modules, factors):
+        made = rewrite(self, modules, factors)
+        for name in modules.keys() & wrong:
+            made.modules[name].weight.data.mul_(3)
+        return made
+
+    monkeypatch.setattr(AsLinear, "rewrite", rewritten)
+    monkeypatch.setattr(Outputs, "run", lambda *a, run=Outputs.run, **k: runs.append(1) or run(*a, **k))
+    steps = [Step((layer.name,), "as_linear") for layer in net.layers]
+    small, done = apply_plan(model, Plan.of(net, steps), taut.observe(net, model))
+    torch.testing.assert_close(small(x), model(x))
+    return small, done, len(runs)
+
+
+def test_plain_forms_are_tried_all_at_once(monkeypatch):
+    torch.manual_seed(0)
+    small, done, few = plain_forms(monkeypatch, set())
+    assert all(type(layer) is nn.Linear for layer in small)
+    assert len(done.steps) == len(small)
+    assert plain_forms(monkeypatch, set(), count=7)[2] == few
+
+
+def test_a_wrong_plain_form_alone_is_rolled_back(monkeypatch):
+    torch.manual_seed(0)
+    with pytest.warns(UserWarning, match="'3' is left as it was"):
+        small, done, _ = plain_forms(monkeypatch, {"3"})
+    assert [type(layer) is nn.Linear for layer in small] == [True, True, True, False, True]
+    assert [kept.layer for kept in done.kept if "changed although the method is exact" in kept.reason] == ["3"]
+    assert small[3].weight.shape == (6, 6)

@@ -122,4 +122,4 @@ def test_in_half_precision_a_few_roundings_of_the_largest_value(dtype, unit):
 
 def test_only_half_precision_has_room_for_the_rounding_of_its_largest_value():
     before, after = values(1e5, 0.0, dtype=torch.float32), values(1e5, 0.03, dtype=torch.float32)
-    assert not outputs_match(before, after, IN_OTHER_LAYERS)
+    assert not outputs_match(before, after, Tolerance(epsilons=4, each=1e-3, least=1e-9))

@@ -8,7 +8,7 @@ from torch import nn
 
 from cases import NETS, case, run, sequential, state, untouched
 from taut.errors import CallError, ModelError
-from taut.structure.surgery import HOOKS, carry, clone, locate, replace, shallow, swap
+from taut.structure.surgery import HOOKS, carry, clone, locate, replace, shallow, swap, swap_all
 from taut.structure.tracing import describe_layer
 
 
@@ -183,3 +183,15 @@ def test_locate_finds_a_layer_inside_what_replaced_it():
         locate(model, layer)
     with pytest.raises(CallError, match="no layer 'gone'"):
         locate(model, describe_layer("gone", nn.Linear(1, 1), (), 1))
+
+
+def test_many_layers_are_replaced_wherever_they_stand():
+    inner = nn.Linear(2, 2)
+    outer, shared = nn.Sequential(inner, nn.ReLU()), nn.Linear(2, 2)
+    model = nn.Sequential(outer, shared, nn.Sequential(shared))
+    wrapped, other, third = nn.Sequential(outer), nn.Identity(), nn.Identity()
+    swap_all(model, [(outer, wrapped), (inner, other), (shared, third)])
+    assert model[0] is wrapped
+    assert outer[0] is other
+    assert model[1] is third
+    assert model[2][0] is third

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
 from itertools import takewhile
 from typing import Any
@@ -77,6 +77,7 @@ class Outcome:
         factors: of which the new layers were made.
         reason: why it was not carried out, in words; None where it was. code: the same for programs.
         warns: whether the user has to hear of it.
+        gone: what was replaced, by its place.
     """
 
     step: Step
@@ -84,6 +85,7 @@ class Outcome:
     reason: str | None = None
     code: KeptCode = "nothing to do"
     warns: bool = False
+    gone: Mapping[str, nn.Module] = field(default_factory=dict)
 
 
 @quietly
@@ -182,9 +184,13 @@ def _carry_all(
     """
     done: list[Step] = []
     cuts: dict[str, Cut] = {}
+    forms = tuple(takewhile(lambda step: isinstance(resolve(step), Restoring), steps))
+    first = iter(_carry_forms(small, forms, stats, check))
     for step in track(steps, "rewriting") if steps else ():
         left = without_gone(step, gone_blocks(done))
-        if isinstance(left, str):
+        if (form := next(first, None)) is not None:
+            outcome = form
+        elif isinstance(left, str):
             outcome = Outcome(step, reason=f"it went with '{left}'")
         else:
             outcome = _carry_out(small, left, stats, check)
@@ -201,6 +207,21 @@ def _carry_all(
             cuts = composed(cuts, factors.cuts)
             kept += _staying(outcome.step, factors.stays, stats.network)
     return done, stats, cuts
+
+
+def _carry_forms(small: nn.Module, steps: Sequence[Step], stats: Statistics, check: Check) -> list[Outcome]:
+    """Give layers their plain form, which changes no output: all at once, and halves of them where it does."""
+    if len(steps) < 2:
+        return [_carry_out(small, step, stats, check) for step in steps]
+    before = shallow(small)
+    outcomes = [_carry_out(small, step, stats, None) for step in steps]
+    places = [place for outcome in outcomes for place in outcome.gone]
+    if (check(small, before) or without_kernel(small, places)) is None:
+        return outcomes
+    for outcome in reversed(outcomes):
+        _restore(small, {place: place for place in outcome.gone}, outcome.gone)
+    half = len(steps) // 2
+    return [o for part in (steps[:half], steps[half:]) for o in _carry_forms(small, part, stats, check)]
 
 
 def _told(names: Sequence[str]) -> str:
@@ -282,8 +303,8 @@ def _found(small: nn.Module, step: Step, stats: Statistics) -> Group:
     return step.group
 
 
-def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) -> Outcome:
-    """Do one step in place, on failure undo it."""
+def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check | None) -> Outcome:
+    """Do one step in place, on failure undo it; without a check nothing is tried."""
     method = resolve(step)
     group = _found(small, step, stats)
     refused = method.refuses(group)
@@ -315,17 +336,17 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check) ->
     if below is not None:
         _restore(small, places, modules)
         return Outcome(step, reason=below)
-    before = shallow(small) if method.exact else None
+    before = shallow(small) if method.exact and check else None
     for name, place in places.items():
         put(small, place, answering(rewrite.modules[name], next(x for x in group.layers if x.name == name)))
-    failed = check(small, before) or without_kernel(small, places.values())
+    failed = (check(small, before) or without_kernel(small, places.values())) if check else None
     if failed is not None:
         _restore(small, places, modules)
         return Outcome(step, reason=f"rolled back: {failed}", code="rolled back", warns=True)
     resolved = rewrite.resolved
     after = resolved.cost(group)
     done = replace(step, settings=settings(resolved), group=group, before=group.cost, after=after)
-    return Outcome(done, factors)
+    return Outcome(done, factors, gone={place: modules[name] for name, place in places.items()})
 
 
 def _looked(

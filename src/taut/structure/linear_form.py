@@ -119,7 +119,10 @@ def computed_linear(module: nn.Module) -> nn.Linear | None:
         return None
     copied = deep_copy(module).double().eval()
     forget_hooks(copied)
-    wide = _read_off(copied, weight.double())
+    wide_weight: Any = copied._parameters["weight"]
+    if not _additive(copied, wide_weight):
+        return None
+    wide = _read_off(copied, wide_weight)
     if wide is None or len(wide.weight) != outputs or not _as(copied, wide):
         return None
     own = _read_off(shallow(module).eval(), weight)
@@ -135,6 +138,17 @@ def computed_linear(module: nn.Module) -> nn.Linear | None:
     return linear.train(module.training)
 
 
+def _additive(copied: nn.Module, weight: Tensor) -> bool:
+    """Whether a copy in float64 gives for the sum of two inputs what it gives for both: a few rows say at once."""
+    first, second = torch.randn(2, 1, weight.shape[1], generator=generator(1), dtype=weight.dtype).to(weight.device)
+    for scale in SCALES:
+        xs = (scale * first, scale * second, scale * (first + second), torch.zeros_like(first))
+        made = [_output(copied, x) for x in xs]
+        if not all(isinstance(t, Tensor) for t in made) or not _same(made[0] + made[1], made[2] + made[3]):
+            return False
+    return True
+
+
 def _read_off(module: nn.Module, like: Tensor) -> nn.Linear | None:
     """What a layer gives for zeros is its bias, what it gives for unit vectors besides its weight."""
     inputs = like.shape[1]
@@ -142,13 +156,15 @@ def _read_off(module: nn.Module, like: Tensor) -> nn.Linear | None:
     if not isinstance(zero, Tensor) or zero.ndim != 2 or zero.dtype != like.dtype or not zero.isfinite().all():
         return None
     linear = nn.Linear(inputs, zero.shape[1], bias=bool(zero.any()), device="meta", dtype=like.dtype)
-    columns = []
-    for rows in torch.split(torch.eye(inputs, dtype=like.dtype, device=like.device), ROWS_AT_ONCE):
+    weight = like.new_empty(zero.shape[1], inputs)
+    for first in range(0, inputs, ROWS_AT_ONCE):
+        rows = like.new_zeros(min(ROWS_AT_ONCE, inputs - first), inputs)
+        rows.diagonal(first).fill_(1)
         made = _output(module, rows)
         if not isinstance(made, Tensor) or made.shape != (len(rows), zero.shape[1]):
             return None
-        columns.append(made - zero)
-    linear.weight = nn.Parameter(torch.cat(columns).T.contiguous(), requires_grad=False)
+        weight[:, first : first + len(rows)] = (made - zero).detach().T
+    linear.weight = nn.Parameter(weight, requires_grad=False)
     if linear.bias is not None:
         linear.bias = nn.Parameter(zero[0].clone(), requires_grad=False)
     return linear
@@ -209,7 +225,8 @@ def _as(copied: nn.Module, linear: nn.Linear) -> bool:
 def _output(module: nn.Module, x: Tensor) -> Any:
     """What a layer computes, without the user's hooks; None where it does not take the input."""
     try:
-        return module.forward(x.clone())
+        with torch.no_grad():
+            return module.forward(x.clone())
     except Exception:  # whatever it says to an input that it was not made for
         return None
 

@@ -21,7 +21,7 @@ from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import groups_of, weight_of
 from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match, said_alike
-from taut.structure.surgery import carry, forget_hooks, shallow, swap
+from taut.structure.surgery import carry, forget_hooks, shallow, swap_all
 from taut.types import Invocation, Layer
 
 
@@ -121,11 +121,9 @@ def read_by_others(
     read: dict[str, set[str]] = defaultdict(set)
     for inputs in paths:
         copied = shallow(model)
-        probes: dict[str, Probe] = {}
-        for name in names:
-            inner = copied.get_submodule(name)
-            probes[name] = Probe(inner)
-            swap(copied, inner, probes[name])
+        inner = {name: copied.get_submodule(name) for name in names}
+        probes = {name: Probe(module) for name, module in inner.items()}
+        swap_all(copied, [(inner[name], probes[name]) for name in names])
         with suppress(ModelError), mode(copied), seeded():  # code that cannot do with a probe: see `kind_matters`
             example.run(copied, inputs, fused=True)
         for name, probe in probes.items():
@@ -275,13 +273,15 @@ def replaced(
 ) -> tuple[nn.Module, Counter[str]]:
     """A copy with stand-ins, and how often each was called since."""
     copied, calls, identities = shallow(model), Counter[str](), dict[Any, Tensor]()
+    pairs = []
     for name in names:
         layer = copied.get_submodule(name)
         replacement = stand_in(layer, identities, answers.get(name))
         carry(layer, replacement)
-        swap(copied, layer, replacement)
+        pairs.append((layer, replacement))
         forget_hooks(layer)
         _count_calls(replacement, name, calls)
+    swap_all(copied, pairs)
     return copied, calls
 
 

@@ -46,6 +46,20 @@ class Uses:
     stacked: bool = False
 
 
+@dataclass(frozen=True)
+class Multiplied:
+    """A weight that is used in products alone, all of one matrix.
+
+    Attributes:
+        summed: the axes that they sum over. rows: how many rows go together; () where all do.
+        calls: the matrix products in one run of the example.
+    """
+
+    summed: tuple[int, ...]
+    rows: tuple[int, ...]
+    calls: tuple[Invocation, ...] = ()
+
+
 def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
     """The weight as (outputs, inputs); the axes in `summed` are the inputs."""
     outputs = [axis for axis in range(weight.ndim) if axis not in summed]
@@ -53,19 +67,20 @@ def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
     return weight.permute(*outputs, *summed).reshape(-1, inputs)
 
 
-def as_product(weight: Tensor, summed: Sequence[int], rows: Sequence[int]) -> Product:
+def as_product(weight: Tensor, summed: Sequence[int], rows: Sequence[int], *, shared: bool = False) -> Product:
     """Layers in the place of a weight.
 
     Args:
         weight: the parameter.
         summed: the axes that products sum over.
         rows: how many rows go together, from first to last; () where all do.
+        shared: whether they may stay on its memory: layers to try, and to forget.
     """
     matrix = matrix_of(weight.detach(), summed)
     layers = []
     for values in torch.split(matrix, list(rows) or [len(matrix)]):
         layer = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta", dtype=values.dtype)
-        layer.weight = nn.Parameter(values.clone(), requires_grad=weight.requires_grad)
+        layer.weight = nn.Parameter(values if shared else values.clone(), requires_grad=weight.requires_grad)
         layers.append(layer)
     return Product(tuple(weight.shape), tuple(summed), layers)
 

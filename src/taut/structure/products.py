@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -14,31 +14,16 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvNd
 
 from taut.core.example import Example
-from taut.core.modes import device_of, evaluating
-from taut.core.tensors import tensors
+from taut.core.modes import evaluating
 from taut.errors import ModelError
 from taut.nn.answering import TENSORS
 from taut.structure.coverage import seeded
 from taut.structure.form_parts import parts_of_rows
-from taut.structure.product_uses import Uses, Where, as_product, matrix_of, uses_of
-from taut.structure.sameness import IN_FLOAT64, IN_OTHER_LAYERS, few, finite, outputs_match, outputs_of, probes_of
+from taut.structure.product_proof import Proof
+from taut.structure.product_uses import Multiplied, Uses, Where, uses_of
 from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
-from taut.structure.surgery import clone, hold, part, shallow
-from taut.types import Invocation, Layer, Network
-
-
-@dataclass(frozen=True)
-class Multiplied:
-    """A weight that is used in products alone, all of one matrix.
-
-    Attributes:
-        summed: the axes that they sum over. rows: how many rows go together; () where all do.
-        calls: the matrix products in one run of the example.
-    """
-
-    summed: tuple[int, ...]
-    rows: tuple[int, ...]
-    calls: tuple[Invocation, ...] = ()
+from taut.structure.surgery import part, shallow
+from taut.types import Layer, Network
 
 
 def with_products(model: nn.Module, example: Example, layers: Sequence[Layer]) -> list[Layer]:
@@ -194,7 +179,7 @@ def multiplied_in(
             found[name] = judged
     whole = uses_of(model, example, {n: where[n] for n in found}, example.value) if found else {}
     found = {n: replace(one, calls=tuple(whole[n].calls)) for n, one in found.items() if n in whole}
-    wrong = _Proof(model, example, where, found).wrong(list(found))
+    wrong = Proof(model, example, where, found).wrong(list(found))
     reasons |= dict.fromkeys(wrong, WRONG)
     return {name: one for name, one in found.items() if name not in wrong}, reasons
 
@@ -244,99 +229,3 @@ def _judged(weight: Tensor, seen: Sequence[Uses]) -> Multiplied | str | None:
         ends |= set(range(0, whole, whole // weight.shape[0]))
     rows = tuple(last - first for first, last in pairwise(sorted(ends)))
     return Multiplied(summed, rows if len(rows) > 1 else ())
-
-
-class _Proof:
-    """The network with layers in the place of weights against the network as it is.
-
-    In float64, on random inputs; in its own dtype, on the example and what takes other paths, where some operation of
-    it, such as torch's grouped products, knows no float64. Under autocast it has to run as the network does,
-    with outputs of the same dtypes.
-    """
-
-    def __init__(self, model: nn.Module, example: Example, where: Where, found: Mapping[str, Multiplied]) -> None:
-        self.model, self.example, self.where, self.found = model, example, where, found
-        self.wide, self.probes = True, probes_of(example) if found else []
-        self.wanted = self._ran(model, {}) if found else None
-        if found and self.wanted is None:
-            self.wide, self.probes = False, [example.value, *example.paths]
-            self.wanted = self._ran(model, {})
-        self.cast = self._kinds({}) if found else None
-
-    def wrong(self, names: Sequence[str]) -> list[str]:
-        """Those in whose place layers compute something else, or which need not be to blame but cannot be told."""
-        if not names or self.same(names):
-            return []
-        if len(names) == 1:
-            return list(names)
-        half = len(names) // 2
-        blamed = [*self.wrong(names[:half]), *self.wrong(names[half:])]
-        rest = [name for name in names if name not in blamed]
-        return blamed if self.same(rest) else list(names)
-
-    def same(self, names: Sequence[str]) -> bool:
-        """Whether outputs and gradients are the same with layers in the place of all of these."""
-        if not names:
-            return True
-        if self.wanted is None:
-            return False
-        outputs, gradients = self.wanted
-        if self.cast is not None and self._kinds({name: self.found[name] for name in names}) != self.cast:
-            return False
-        present = self._ran(self.model, {name: self.found[name] for name in names})
-        tolerance = IN_FLOAT64 if self.wide else IN_OTHER_LAYERS
-        if present is None or not outputs_match(outputs, present[0], tolerance):
-            return False
-        return gradients is None or outputs_match(gradients, present[1], tolerance)
-
-    def _with(self, copied: nn.Module, layers: Mapping[str, Multiplied]) -> nn.Module:
-        """The network with layers in the place of these weights."""
-        for name, one in layers.items():
-            weight: Any = part(copied, self.where[name]).weight
-            hold(copied, self.where[name], as_product(weight, one.summed, one.rows).train(copied.training))
-        return copied
-
-    def _kinds(self, layers: Mapping[str, Multiplied]) -> list[Any] | None:
-        """Dtypes and shapes of the outputs under autocast; None where the network does not run so."""
-        example, device = few(self.example), device_of(self.model)
-        copied = self._with(shallow(self.model), layers)
-        try:
-            with evaluating(copied), seeded(), torch.autocast(device.type, torch.bfloat16):
-                return [(t.dtype, t.shape) for t in tensors(example.run(copied, example.value))]
-        except (ModelError, RuntimeError):  # autocast knows only some devices
-            return None
-
-    def _ran(self, model: nn.Module, layers: Mapping[str, Multiplied]) -> tuple[Any, Any] | None:
-        """Outputs in eval mode, and in train mode outputs and the gradients of all weights in question."""
-        copied = self._with(clone(model), layers)
-        if self.wide:
-            outputs = outputs_of(copied, self.example, self.probes)
-            return None if outputs is None else (outputs, self._gradients(copied.double(), layers))
-        try:
-            with evaluating(copied), seeded():
-                outputs = [t for inputs in self.probes for t in tensors(self.example.run(copied, inputs))]
-        except ModelError:
-            return None
-        return (outputs, self._gradients(copied, layers)) if finite(outputs) else None
-
-    def _gradients(self, wide: nn.Module, layers: Mapping[str, Multiplied]) -> list[Tensor] | None:
-        """Outputs in train mode, and the gradients of the weights as matrices; None where there are none."""
-        held = {n: [p.requires_grad_() for p in part(wide, self.where[n]).parameters()] for n in self.found}
-        every = [p for parameters in held.values() for p in parameters]
-        try:
-            with evaluating(wide, training=True), seeded(), torch.enable_grad():
-                outputs = [t for t in tensors(self.example.run(wide, self.probes[0])) if t.requires_grad]
-                loss = torch.stack([(t * _ramp(t)).sum() for t in outputs]).sum()
-                gradients = iter(torch.autograd.grad(loss, every, allow_unused=True))
-        except (ModelError, RuntimeError):
-            return None
-        made = [t.detach() for t in outputs]
-        for name, one in self.found.items():
-            parts = [torch.zeros_like(p) if (g := next(gradients)) is None else g for p in held[name]]
-            made.append(torch.cat(parts) if name in layers else matrix_of(parts[0], one.summed))
-        return made
-
-
-def _ramp(t: Tensor) -> Tensor:
-    """Other numbers for every value of a tensor, near 1."""
-    return torch.linspace(0.5, 1.5, t.numel(), dtype=t.dtype, device=t.device).reshape(t.shape)

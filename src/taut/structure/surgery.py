@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -124,10 +125,16 @@ def replace(model: nn.Module, name: str, module: nn.Module) -> None:
 
 def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
     """Put `new` at every place of the tree where `old` stands."""
+    swap_all(model, [(old, new)])
+
+
+def swap_all(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
+    """Put the second of each pair at every place of the tree where the first stands, in one walk through it."""
+    wanted = {id(old): new for old, new in pairs}
     for parent in list(model.modules()):
         for key, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[key] = new
+            if id(child) in wanted:
+                parent._modules[key] = wanted[id(child)]
     for encoder in model.modules():
         if isinstance(encoder, nn.TransformerEncoder):
             _settle(encoder)
