@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
-from taut.nn import Product
+from taut.nn import Product, product_uses, weight_axes
 from taut.structure.product_uses import as_product
 
 B, T, C, N, H, D = 2, 3, 8, 12, 4, 2
@@ -338,3 +338,32 @@ def test_it_says_what_a_weight_would():
     assert torch.ones(2).to(layers).dtype == torch.bfloat16
     assert layers(torch.ones(1, C).bfloat16()).shape == (1, N)
     assert "summed=(1,)" in repr(layers)
+
+
+def test_how_a_product_uses_a_weight_is_found_out_once(monkeypatch):
+    found = []
+    monkeypatch.setattr(product_uses, "_use_of", lambda key, use=product_uses._use_of: found.append(key) or use(key))
+    layers, x = as_product(torch.randn(E, N, C), (2,), (N,) * E), torch.randn(S, C)
+    for length in (1, 2, 3):  # lengths of axes that the weight has none of change nothing
+        for number in range(E):
+            F.linear(x[:length], layers[number])
+    assert len(found) == E
+    weight_axes._REMEMBERED.clear()
+
+
+def test_what_is_remembered_does_not_grow(monkeypatch):
+    monkeypatch.setattr(weight_axes, "MOST_REMEMBERED", 4)
+    weight_axes._REMEMBERED.clear()
+    assert [weight_axes.remembered(int, text) for text in "0123456789" * 2] == [*range(10)] * 2
+    assert len(weight_axes._REMEMBERED) <= 4
+
+
+def test_parts_by_number_are_those_of_tensors():
+    weight = torch.randn(E, N, C)
+    layers = as_product(weight, (2,), (N,) * E)
+    for number in (0, -1, E - 1, -E):
+        assert layers[number].shape == weight[number].shape
+        torch.testing.assert_close(F.linear(torch.eye(C), layers[number]), weight[number].T)
+    for number in (E, -E - 1):
+        with pytest.raises(TypeError):
+            layers[number]

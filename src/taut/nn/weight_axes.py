@@ -9,7 +9,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
+
+import torch
+
+K, R = TypeVar("K"), TypeVar("R")
 
 Atom = tuple[int, int, int]
 
@@ -23,6 +27,29 @@ REPEATED = -1
 
 CHOSEN = -2
 """The weight's axis of an atom that shows chosen parts of its first axis, one behind the other."""
+
+
+MOST_REMEMBERED = 4096
+"""Answers that are kept: a network asks the same few again and again."""
+
+_REMEMBERED: dict[Any, Any] = {}
+
+
+def remembered(answer: Callable[[K], R], key: K) -> R:
+    """What a function says to plain data, computed once: code asks the same of a weight at every call."""
+    if torch.compiler.is_compiling():
+        return answer(key)
+    try:
+        known: R = _REMEMBERED[answer, key]
+        return known
+    except KeyError:
+        made = answer(key)
+    except TypeError:  # sizes that stand for any, as while a graph is made
+        return answer(key)
+    if len(_REMEMBERED) >= MOST_REMEMBERED:
+        _REMEMBERED.clear()
+    _REMEMBERED[answer, key] = made
+    return made
 
 
 class NoView(Exception):  # noqa: N818 - caught where it is raised for, never seen by users
@@ -188,6 +215,19 @@ def cut(axes: Axes, dim: int, first: int, last: int) -> tuple[Axes, tuple[int, i
     weight_axis, _, step = axes[dim][0]
     kept: Axis = ((weight_axis, last - first, step),) if last - first > 1 else ()
     return (*axes[:dim], kept, *axes[dim + 1 :]), (weight_axis, first * step)
+
+
+def at_front(key: tuple[Axes, int]) -> tuple[Axes, tuple[int, int] | None] | None:
+    """One index of the first axis, as `cut`; None where it is none of a view."""
+    axes, index = key
+    if not axes or not -length(axes[0]) <= index < length(axes[0]):
+        return None
+    first = index % length(axes[0])
+    try:
+        kept, moved = cut(axes, 0, first, first + 1)
+    except NoView:
+        return None
+    return kept[1:], moved
 
 
 def dense(atoms: Sequence[Atom]) -> int | None:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from taut.nn.answering import ASKED, KINDS, LIKE, OPERATORS
 from taut.nn.product_forms import Contraction, contraction_of
-from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, cut, length
+from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, at_front, cut, length, remembered
 
 GONE = "The weight was made a layer by taut, and has no values of its own, which"
 
@@ -225,6 +225,8 @@ class View(Multiplied):
 
     def part(self, index: Any) -> Any:
         """A range along some axes, or those parts of the first that a tensor of whole numbers chooses."""
+        if type(index) is int and (one := remembered(at_front, (self.axes, index))) is not None:
+            return self._one_at(index, *one)
         if isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool:
             if index.ndim == 0:
                 return self.part(int(index))
@@ -246,6 +248,15 @@ class View(Multiplied):
             self.product.note_stacked()
         values = None if self.values is None else self.values[index]
         return self._other(axes, tuple(starts), values, self.chosen)
+
+    def _one_at(self, index: int, axes: Axes, moved: tuple[int, int] | None) -> View:
+        """One index of the first axis; `moved` says by how much along which axis of the weight."""
+        starts = self.starts
+        if moved is not None:
+            starts = tuple([start + moved[1] * (axis == moved[0]) for axis, start in enumerate(starts)])
+        if self.ndim > 2:
+            self.product.note_stacked()
+        return self._other(axes, starts, None if self.values is None else self.values[index], self.chosen)
 
     def _choice(self, index: Tensor) -> Any:
         """Chosen parts of the first axis."""
