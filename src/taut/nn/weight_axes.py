@@ -13,7 +13,8 @@ from typing import Any, TypeVar
 
 import torch
 
-K, R = TypeVar("K"), TypeVar("R")
+K = TypeVar("K")
+R = TypeVar("R")
 
 Atom = tuple[int, int, int]
 
