@@ -190,19 +190,62 @@ USES = {
     "a diagonal": lambda x, w: torch.einsum("btc,cc->bt", x, w[:C]),
     "summed alone": lambda x, w: torch.einsum("btc,oc->bt", x, w),
     "as a number": lambda x, w: float(w[0, 0]),
-    "written to": lambda x, w: w.mul_(2),
-    "written to by index": lambda x, w: w.__setitem__(0, 1),
-    "as data": lambda x, w: w.data,
     "as an array": lambda x, w: w.numpy(),
+    "a power": lambda x, w: w.pow(2) + w**2,
+    "of a part": lambda x, w: w[2:7].T[3].sum() + w.chunk(3)[2].abs().max() + torch.linalg.norm(w.view(3, 4, C)[1, 2:]),
+    "of chosen parts": lambda x, w: w.view(3, 4, C)[torch.tensor([2, 0, 2])].exp(),
+    "of a repeated part": lambda x, w: w[3:5].expand(2, 2, C).cumsum(0),
+    "in fewer bits": lambda x, w: w.bfloat16().sum(),
+    "into another": lambda x, w: torch.add(w, 1, out=torch.empty(N, C, dtype=w.dtype)),
+}
+
+WRITES = {
+    "in place": lambda x, w: w.mul_(2),
+    "by index": lambda x, w: w.__setitem__(0, 1),
+    "into a part": lambda x, w: w[0].fill_(1),
+    "into a part by index": lambda x, w: w.T.__setitem__(0, 1),
+    "by an operator": lambda x, w: w.__iadd__(1),
+    "as data": lambda x, w: w.data,
+    "a start": lambda x, w: nn.init.zeros_(w),
+    "a result": lambda x, w: torch.add(x[0, 0], 1, out=w),
+    "a gradient": lambda x, w: w.grad,
 }
 
 
 @pytest.mark.parametrize("name", USES)
-def test_all_other_uses_are_errors(name):
+def test_all_other_uses_get_the_weight_s_values(name):
+    """Or torch's own error."""
     torch.manual_seed(0)
-    layers = as_product(torch.randn(N, C, dtype=torch.float64), (1,), ())
+    weight, x = nn.Parameter(torch.randn(N, C, dtype=torch.float64)), torch.randn(B, T, C, dtype=torch.float64)
+    layers = as_product(weight, (1,), (5, 7) if name != "chosen rows" else ())
+    try:
+        wanted = USES[name](x, weight)
+    except RuntimeError as error:
+        with pytest.raises(type(error)):
+            USES[name](x, layers)
+    else:
+        given = USES[name](x, layers)
+        assert given == wanted if isinstance(wanted, float) else torch.equal(given, wanted)
     with pytest.raises((TypeError, AttributeError), match="made a layer by taut"):
-        USES[name](torch.randn(B, T, C, dtype=torch.float64), layers)
+        USES[name](x, as_product(weight, (1,), (), trial=True))
+
+
+@pytest.mark.parametrize("name", WRITES)
+def test_nothing_is_written_into_a_weight_that_is_layers(name):
+    layers = as_product(torch.randn(N, C), (1,), ())
+    with pytest.raises((TypeError, AttributeError), match="made a layer by taut"):
+        WRITES[name](torch.randn(B, T, C), layers)
+
+
+def test_values_of_layers_that_became_others_and_their_gradients():
+    torch.manual_seed(0)
+    layers = as_product(torch.randn(4, 3, 6, dtype=torch.float64), (0, 2), ())
+    chain = nn.Sequential(nn.Linear(24, 2, bias=False), nn.Linear(2, 3, bias=False)).double()
+    layers.add_module("0", chain)
+    weight = (chain[1].weight @ chain[0].weight).view(3, 4, 6).transpose(0, 1)
+    torch.testing.assert_close(layers.pow(2), weight**2)
+    (gradient,) = torch.autograd.grad(layers.pow(2).sum(), chain[0].weight)
+    torch.testing.assert_close(gradient, torch.autograd.grad((weight**2).sum(), chain[0].weight)[0])
 
 
 def test_a_weight_in_fewer_bits():
@@ -299,7 +342,7 @@ REPEATED = {
 
 @pytest.mark.parametrize("name", REPEATED)
 def test_a_weight_that_is_repeated_where_the_tensor_is_not_is_no_layer(name):
-    layers = as_product(torch.randn(C, N), (0,), ())
+    layers = as_product(torch.randn(C, N), (0,), (), trial=True)
     with pytest.raises(TypeError, match="made a layer by taut"):
         REPEATED[name](torch.randn(B, 1, 1, C)[:, 0] if name != "made longer" else torch.randn(B, 1, T, C), layers)
 
@@ -365,5 +408,5 @@ def test_parts_by_number_are_those_of_tensors():
         assert layers[number].shape == weight[number].shape
         torch.testing.assert_close(F.linear(torch.eye(C), layers[number]), weight[number].T)
     for number in (E, -E - 1):
-        with pytest.raises(TypeError):
+        with pytest.raises(IndexError):
             layers[number]

@@ -244,3 +244,36 @@ def test_what_does_not_run_under_autocast_any_more_stays():
 
     torch.manual_seed(0)
     assert taut.trace(Checked().eval(), torch.randn(8, 16))["w"].skip == WRONG
+
+
+class Regular(nn.Module):
+    """With a branch and a method that the example does not show."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.qkv, self.last = nn.Parameter(torch.randn(16, 16)), nn.Linear(16, 24), nn.Linear(8, 4)
+
+    def forward(self, x, scale=False):
+        y = x @ (self.w / self.w.norm() if scale else self.w)
+        q, k, v = (F.linear(y, part) for part in self.qkv.weight.chunk(3))
+        return self.last(q * k + v)
+
+    def regularizer(self):
+        return self.w.pow(2).sum() + self.qkv.weight[:8].abs().max()
+
+
+def test_what_the_example_does_not_show_computes_with_the_weight_s_values(tmp_path):
+    torch.manual_seed(0)
+    model, x = Regular().eval(), torch.randn(8, 16)
+    result = taut.compress(model, x, budget={"params": 0.45}, methods=["svd"], keep="last", compare=False)
+    small = result.model
+    assert {"w.0", "qkv.weight.0"} <= {name for step in result.plan.steps for name in step.layers}
+    result.save(tmp_path / "small")
+    for done in (small, taut.load(tmp_path / "small", lambda: Regular().eval())):
+        plain = Regular()
+        plain.load_state_dict({"w": done.w.dense(), "qkv.weight": done.qkv.weight.dense()}, strict=False)
+        plain.qkv.bias, plain.last = done.qkv.bias, done.last
+        torch.testing.assert_close(done(x, scale=True), plain(x, scale=True), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(done.regularizer(), plain.regularizer())
+        done.regularizer().backward()
+        assert all(p.grad is not None for p in done.w.parameters())

@@ -159,7 +159,8 @@ RECURRENT = {"l.inputs.0", "l.states.0", "l.states.1"}
         ("w", {"w"}),
         ("w.*", {"w"}),
         ("w.0", {"w.0"}),
-        ("fc.0", {"fc.0"}),
+        ("fc.weight.0", {"fc.weight.0"}),
+        ("fc.weight.*", {"fc"}),
     ],
 )
 def test_layers_that_only_plain_forms_have(keep, kept):
@@ -197,6 +198,6 @@ def test_what_is_kept_of_plain_forms_stays_once_they_are_there(verb):
     floors = in_plain_form(model, verb(net, model, shares))[1].floors
     wanted = {**dict.fromkeys(ATTENTION, 0.25), "a.v_proj": 0.5, "w.0": 0.75}
     assert {name: floor.share for name, floor in floors.items()} == wanted
-    for name, why in (("w.1", "Its layers are 'w.0'"), ("fc.0", "It becomes no layers")):
+    for name, why in (("w.1", "Its layers are 'w.0'"), ("fc.weight.0", "It becomes no layers")):
         with pytest.raises(CallError, match=why):
             leaving(net, model, name)

@@ -12,6 +12,7 @@ from taut.nn.product_forms import Contraction
 from taut.nn.product_parts import by_parts, stack_of
 from taut.nn.product_uses import use_of
 from taut.nn.weight_axes import axes_of
+from taut.nn.weight_values import dense
 from taut.nn.weight_views import Multiplied, View, asked
 
 
@@ -19,8 +20,8 @@ class Product(Multiplied, nn.Module):
     """Layers in the place of a weight: the product of a tensor and the weight is what these layers give for the tensor.
 
     The weight is a matrix W (outputs, inputs): its axes in `summed` are the inputs, in their order, the others the
-    outputs. Where its rows are used in parts, every part is a layer of its own. All that code does with the weight but
-    products, views and questions for its kind, is an error: there are no values.
+    outputs. Where its rows are used in parts, every part is a layer of its own. All else that code does with the weight
+    gets values that are computed from the layers; what would write into them is an error.
 
     Args:
         sizes: the shape of the weight.
@@ -45,6 +46,10 @@ class Product(Multiplied, nn.Module):
     def like(self) -> Tensor:
         """A tensor of the weight's kind, on its device."""
         return next(t for t in self.parameters() if t.is_floating_point())
+
+    def dense(self) -> Tensor | None:
+        """The weight's values, computed from the layers; None where these have only a part of them."""
+        return dense(self._modules.values(), self.present_sizes(), self.summed)
 
     def note(self, name: str) -> None:
         """Nothing: uses are noted before there is a layer."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -12,6 +12,8 @@ from torch import Tensor
 from taut.nn.answering import ASKED, KINDS, LIKE, OPERATORS
 from taut.nn.product_forms import Contraction, contraction_of
 from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, at_front, cut, length, remembered
+from taut.nn.weight_parts import CUTS, Parted
+from taut.nn.weight_values import HELD, seen_of, writes
 
 GONE = "The weight was made a layer by taut, and has no values of its own, which"
 
@@ -135,7 +137,7 @@ for _name in set(OPERATORS) - {"matmul", "rmatmul", "getitem", "iter", "bool"}: 
     setattr(Multiplied, f"__{_name}__", _operator(f"__{_name}__"))
 
 
-class View(Multiplied):
+class View(Parted, Multiplied):
     """A weight that became a layer, seen with its axes in another order, split, merged or in part.
 
     Args:
@@ -199,16 +201,38 @@ class View(Multiplied):
         return view
 
     def other(self, name: str, args: Any = (), kwargs: Any = None) -> Any:
-        """What needs values: the weight's own, and a note; or an error where there are none.
+        """What needs values: the weight's own, and a note; or what the layer multiplies by.
+
+        Raises:
+            TypeError: it writes into them.
+        """
+        attribute = getattr(self.whole(name), name)
+        return attribute(*args, **(kwargs or {})) if callable(attribute) else attribute
+
+    def present(self, name: str) -> Tensor | None:
+        """The values that are seen, for torch's function or method `name`.
+
+        None where it writes into them, and there are none of its own; or the layers have only a part of them.
+        """
+        self.product.note(name)
+        if self.values is not None:
+            return self.values
+        weight = None if writes(name) else self.product.dense()
+        if weight is None:
+            return None
+        seen = seen_of(weight, self.axes, self.starts, self.chosen)
+        return seen if self.kind is None else seen.to(self.kind)
+
+    def whole(self, name: str) -> Tensor:
+        """As `present`.
 
         Raises:
             TypeError: there are none.
         """
-        self.product.note(name)
-        if self.values is None:
+        values = self.present(name)
+        if values is None:
             raise TypeError(f"{GONE} torch's '{name}' would need.")
-        attribute = getattr(self.values, name)
-        return attribute(*args, **(kwargs or {})) if callable(attribute) else attribute
+        return values
 
     def cast(self, name: str, *args: Any, **kwargs: Any) -> Any:
         """Itself where a cast changes nothing, or takes bits away, as code does under autocast."""
@@ -295,46 +319,9 @@ class View(Multiplied):
             starts[moved[0]] += moved[1]
         return (axes, dim + 1) if isinstance(item, slice) else ((*axes[:dim], *axes[dim + 1 :]), dim)
 
-    def pieces(self, sizes: Sequence[int], dim: int = 0) -> tuple[Any, ...]:
-        """Ranges along an axis, one behind the other."""
-        ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        before = (slice(None),) * (dim % self.ndim)
-        return tuple(self.part((*before, slice(end - size, end))) for size, end in zip(sizes, ends, strict=True))
-
-    def chunk(self, chunks: int, dim: int = 0) -> tuple[Any, ...]:
-        """As torch's."""
-        return self.split(-(-self.shape[dim] // chunks), dim)
-
-    def split(self, split_size: Any, dim: int = 0) -> tuple[Any, ...]:
-        """As torch's."""
-        whole = self.shape[dim]
-        if isinstance(split_size, int):
-            sizes = [min(split_size, whole - start) for start in range(0, whole, split_size)]
-            return self.pieces(sizes, dim)
-        return self.pieces(list(split_size), dim)
-
-    split_with_sizes = split
-
-    def unbind(self, dim: int = 0) -> tuple[Any, ...]:
-        """As torch's."""
-        before = (slice(None),) * (dim % self.ndim)
-        return tuple(self.part((*before, k)) for k in range(self.shape[dim]))
-
-    def select(self, dim: int, index: int) -> Any:
-        """As torch's."""
-        return self.part((*(slice(None),) * (dim % self.ndim), index))
-
-    def narrow(self, dim: int, start: int, length: int) -> Any:
-        """As torch's."""
-        return self.part((*(slice(None),) * (dim % self.ndim), slice(start, start + length)))
-
     def __getattr__(self, name: str) -> Any:
-        """Views and sizes; nothing that needs values."""
+        """As of a tensor."""
         return asked(self, name)
-
-
-CUTS = frozenset("chunk split split_with_sizes unbind select narrow".split())  # noqa: SIM905
-"""torch's names for parts of a weight."""
 
 
 STRAIGHT = {"linear": 1, "matmul": 0, "__matmul__": 0}
@@ -345,7 +332,7 @@ def asked(weight: Multiplied, name: str) -> Any:
     """An attribute of a weight that became a layer, by the name that a tensor has for it.
 
     Raises:
-        AttributeError: a tensor's values would be needed.
+        AttributeError: there is none, or it would need values that are held somewhere.
     """
     view = weight.seen()
     if name in VIEWS:
@@ -354,9 +341,11 @@ def asked(weight: Multiplied, name: str) -> Any:
         return getattr(view, name)
     if name in ASKED:
         return getattr(_of_its_kind(view), name)
-    if view.values is not None and not name.startswith("_") and hasattr(view.values, name):
-        view.product.note(name)
-        return getattr(view.values, name)
+    known = not name.startswith("_") and hasattr(torch.Tensor if view.values is None else view.values, name)
+    if known and (view.values is not None or name not in HELD):
+        values = view.present(name)
+        if values is not None:
+            return getattr(values, name)
     raise AttributeError(f"{GONE} '{name}' would need.")
 
 
@@ -427,9 +416,8 @@ def _by_values(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         view = item.seen()
         if name in KINDS | LIKE:
             return _of_its_kind(view)
-        view.product.note(name)
-        if view.values is None:
-            raise TypeError(f"{GONE} torch's '{name}' would need.")
-        return view.values
+        return view.whole(name)
 
+    if isinstance(kwargs.get("out"), Multiplied):
+        name = f"{name}_"  # which writes
     return func(*map(plain, args), **{key: plain(item) for key, item in kwargs.items()})

@@ -20,9 +20,14 @@ def parts_of(module: nn.Module) -> tuple[str, ...]:
     return ()
 
 
-def parts_of_rows(rows: Sequence[int]) -> tuple[str, ...]:
-    """The layers of a weight that code multiplies by; `rows` are those that go together, () where all do."""
-    return _numbered("", max(1, len(rows)))
+def parts_of_rows(rows: Sequence[int], weight: str = "") -> tuple[str, ...]:
+    """The layers of a weight that code multiplies by.
+
+    Args:
+        rows: those that go together, () where all do.
+        weight: its name in the module that the layer is; "" where it is the layer itself.
+    """
+    return _numbered(weight and f"{weight}.", max(1, len(rows)))
 
 
 def _numbered(stem: str, count: int) -> tuple[str, ...]:

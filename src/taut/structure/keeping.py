@@ -86,7 +86,7 @@ def _candidate(name: str, module: nn.Module) -> Candidate:
     parts = parts_of(module)
     weight = module._parameters.get("weight")
     if not parts and not module._modules and weight is not None and weight.ndim > 1:
-        parts = (NUMBERED,)
+        parts = (f"weight.{NUMBERED}",)
     return Candidate(name, kinds, module, tuple(f"{name}.{part}" if name else part for part in parts))
 
 

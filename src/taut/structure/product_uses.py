@@ -67,22 +67,29 @@ def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
     return weight.permute(*outputs, *summed).reshape(-1, inputs)
 
 
-def as_product(weight: Tensor, summed: Sequence[int], rows: Sequence[int], *, shared: bool = False) -> Product:
+class WithoutValues(Product):
+    """Layers that never give the weight's values: what needs them fails."""
+
+    def dense(self) -> None:
+        """None."""
+
+
+def as_product(weight: Tensor, summed: Sequence[int], rows: Sequence[int], *, trial: bool = False) -> Product:
     """Layers in the place of a weight.
 
     Args:
         weight: the parameter.
         summed: the axes that products sum over.
         rows: how many rows go together, from first to last; () where all do.
-        shared: whether they may stay on its memory: layers to try, and to forget.
+        trial: whether they are layers to try, and to forget: they stay on the weight's memory, and give no values.
     """
     matrix = matrix_of(weight.detach(), summed)
     layers = []
     for values in torch.split(matrix, list(rows) or [len(matrix)]):
         layer = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta", dtype=values.dtype)
-        layer.weight = nn.Parameter(values if shared else values.clone(), requires_grad=weight.requires_grad)
+        layer.weight = nn.Parameter(values if trial else values.clone(), requires_grad=weight.requires_grad)
         layers.append(layer)
-    return Product(tuple(weight.shape), tuple(summed), layers)
+    return (WithoutValues if trial else Product)(tuple(weight.shape), tuple(summed), layers)
 
 
 class _Noted(Product):

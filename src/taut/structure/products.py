@@ -47,8 +47,9 @@ def with_products(model: nn.Module, example: Example, layers: Sequence[Layer]) -
         layer = replace(layer, params=layer.params - params, macs=max(0, layer.macs - macs))  # noqa: PLW2901
         if layer.name in found:
             facts = _layer_of(model, layer.name, where[layer.name], found[layer.name], None, example.batch)
-            known = {key: getattr(facts, key) for key in ("summed", "rows", "parts", "calls", "macs")}
-            layer = replace(layer, skip=MULTIPLIED, **known)  # noqa: PLW2901
+            known = {key: getattr(facts, key) for key in ("summed", "rows", "calls", "macs")}
+            inside = where[layer.name].removeprefix(layer.name).removeprefix(".")
+            layer = replace(layer, skip=MULTIPLIED, parts=parts_of_rows(facts.rows, inside), **known)  # noqa: PLW2901
         called = layer.skip is None or not layer.skip.startswith(("it is never called", "modules of type"))
         reason = None if called else reasons.get(layer.name)
         made += [replace(layer, skip=reason or layer.skip), *own]

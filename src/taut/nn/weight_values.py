@@ -1,0 +1,75 @@
+"""The values of a weight that became layers, computed from these where code asks for them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from taut.nn.weight_axes import CHOSEN, REPEATED, Axes, length
+
+HELD = frozenset(
+    "backward data data_ptr grad grad_fn register_hook register_post_accumulate_grad_hook retain_grad "  # noqa: SIM905
+    "storage untyped_storage".split()
+)
+"""torch's names for what only a tensor that is held somewhere has."""
+
+
+INPLACE = frozenset(
+    f"__{name}__"
+    for name in "setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split()  # noqa: SIM905
+)
+"""Operators that write into what stands on their left."""
+
+
+def writes(name: str) -> bool:
+    """Whether torch's function or method `name` writes into its tensor."""
+    return name in INPLACE or (name.endswith("_") and not name.endswith("__"))
+
+
+def dense(layers: Any, sizes: tuple[int, ...], summed: tuple[int, ...]) -> Tensor | None:
+    """The weight that layers stand for; None where they do not have all of it.
+
+    Args:
+        layers: one for each part of the rows, from first to last; without a bias.
+        sizes: of the weight.
+        summed: those of its axes that are the inputs of the layers.
+    """
+    parts = [_matrix(layer) for layer in layers]
+    matrix = parts[0] if len(parts) == 1 else torch.cat(parts)
+    outputs = [axis for axis in range(len(sizes)) if axis not in summed]
+    order = [*outputs, *summed]
+    if matrix.numel() != torch.Size(sizes).numel():
+        return None
+    back = [order.index(axis) for axis in range(len(sizes))]
+    return matrix.reshape([sizes[axis] for axis in order]).permute(back)
+
+
+def _matrix(layer: nn.Module) -> Tensor:
+    """What a layer multiplies by, (outputs, inputs): what it makes of every unit vector."""
+    if type(layer) is nn.Linear:
+        return layer.weight
+    like = next(t for t in layer.parameters() if t.is_floating_point())
+    width = next(int(m.__dict__["in_features"]) for m in layer.modules() if "in_features" in m.__dict__)
+    with torch.autocast(like.device.type, enabled=False):
+        given: Tensor = layer(torch.eye(width, dtype=like.dtype, device=like.device))
+    return given.t()
+
+
+def seen_of(weight: Tensor, axes: Axes, starts: tuple[int, ...], chosen: Tensor | None) -> Tensor:
+    """What a view shows of a weight.
+
+    Args:
+        weight: all of it.
+        axes: what of the weight is where (`taut.nn.weight_axes`).
+        starts: the first index that is seen, along every axis of the weight.
+        chosen: which parts of the first axis are seen.
+    """
+    weight = (weight if chosen is None else weight[chosen]).contiguous()
+    strides = {REPEATED: 0, CHOSEN: weight.stride(0), **dict(enumerate(weight.stride()))}
+    atoms = [atom for axis in axes for atom in axis]
+    offset = sum(start * strides[axis] for axis, start in enumerate(starts))
+    steps = [strides[axis] * (1 if axis == CHOSEN else step) for axis, _, step in atoms]
+    seen = weight.as_strided([count for _, count, _ in atoms], steps, weight.storage_offset() + offset)
+    return seen.reshape([length(axis) for axis in axes])
