@@ -1,4 +1,7 @@
-"""What an earlier version saved is read to the same bits, and what it began is ended in the same weights."""
+"""What an earlier version saved is read to the same function, and what it began is ended in the same weights.
+
+The files were written on another machine, whose kernels add in another order: values agree but for that.
+"""
 
 from __future__ import annotations
 
@@ -34,7 +37,7 @@ def test_models_compute_the_same(method):
     _, example = one.make()
     model = taut.load(HERE / "saved" / method, base=one.build)
     for a, b in zip(run(model.eval(), example), wanted, strict=True):
-        assert torch.equal(a, b)
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6 * float(b.abs().max()))
 
 
 def test_plans_are_carried_out():
@@ -75,4 +78,5 @@ def test_a_training_goes_on_to_the_same_weights(tmp_path, monkeypatch):
     assert epochs == [1, 2, 3]
     wanted = load_file(HERE / "run.safetensors")
     assert ended.keys() == wanted.keys()
-    assert all(torch.equal(ended[key], wanted[key]) for key in wanted)
+    for key, value in wanted.items():
+        torch.testing.assert_close(ended[key], value, rtol=0, atol=1e-4 * float(value.abs().max()))

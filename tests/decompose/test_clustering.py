@@ -1,6 +1,6 @@
 """Balanced clustering: sizes exactly equal, planted clusters found, never worse than plain k-means with balancing."""
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import numpy as np
 import pytest
@@ -157,7 +157,7 @@ def test_one_seed_one_result_and_more_restarts_never_hurt(distance):
     once, again = (balanced(X, 8, distance, restarts=2, seed=3) for _ in range(2))
     assert torch.equal(once, again)
     errors = [error(X, balanced(X, 8, distance, restarts=r), distance) for r in (1, 4, 12)]
-    assert errors == sorted(errors, reverse=True)
+    assert all(more <= fewer * (1 + 1e-12) for fewer, more in pairwise(errors))  # sums in another order
 
 
 @EVERY_DISTANCE

@@ -28,7 +28,7 @@ def test_it_is_nearer_the_truth_in_every_direction(power, n):
     V = torch.linalg.eigh(A)[1]
     truth = (V * scale[:, None]).square().sum(1)[0]
     raw, better = ((V.mT @ M @ V).diagonal(dim1=-2, dim2=-1)[0] for M in (A, found))
-    small = slice(0, 50)
+    small = slice(0, max(50, 100 - n))  # all that no row has: within it the eigenvectors are any
     assert float(better[small].sum()) == pytest.approx(float(truth[small].sum()), rel=0.35)
     assert float((better - truth).square().sum()) < float((raw - truth).square().sum()) + 0.02 * float(truth.sum())
     assert float(found.diagonal(dim1=-2, dim2=-1).sum()) == pytest.approx(float(total), rel=1e-4)
