@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 import taut
-from taut.nn import Product
+from taut.nn import GroupedLinear, Product
 from taut.structure.products import WRONG
 from taut.types import Plan, Step
 
@@ -277,3 +277,81 @@ def test_what_the_example_does_not_show_computes_with_the_weight_s_values(tmp_pa
         torch.testing.assert_close(done.regularizer(), plain.regularizer())
         done.regularizer().backward()
         assert all(p.grad is not None for p in done.w.parameters())
+
+
+class Experts(nn.Module):
+    """As Llama 4: each expert gets all rows, times what the router gives for it, in one batch."""
+
+    def __init__(self, count=4, width=24, inner=32):
+        super().__init__()
+        self.router = nn.Linear(width, count)
+        self.gate_up = nn.Parameter(torch.randn(count, width, 2 * inner) / width**0.5)
+        self.down = nn.Parameter(torch.randn(count, inner, width) / inner**0.5)
+
+    def forward(self, x):
+        rows = x.reshape(-1, x.shape[-1])
+        scores = self.router(rows)
+        best = scores.topk(2, -1)
+        scores = torch.zeros_like(scores).scatter(1, best.indices, best.values.sigmoid())
+        given = rows * scores.T[..., None]
+        gate, up = torch.bmm(given, self.gate_up).chunk(2, -1)
+        return x + torch.bmm(F.silu(gate) * up, self.down).view(len(scores.T), -1, x.shape[-1]).sum(0).view_as(x)
+
+
+class Numbered(Experts):
+    """The same by experts of which one is used by its number, too."""
+
+    def forward(self, x):
+        return super().forward(x) + (x @ self.gate_up[0])[..., :24]
+
+
+def test_experts_in_a_batch_become_one_layer_each(tmp_path):
+    model, x = net(Experts), torch.randn(64, 6, 16)
+    traced = taut.trace(model, x)
+    assert [(traced[f"block.{name}"].stacked, traced[f"block.{name}"].rows) for name in ("gate_up", "down")] == [
+        (True, ())
+    ] * 2
+    result = taut.compress(
+        model, x, budget=taut.Budget(macs=0.5), data=[x], keep=["first", "text_projection"], compare=False
+    )
+    stacks = {name: module for name, module in result.model.named_modules() if isinstance(module, Product)}
+    low = [module for stack in stacks.values() for module in stack.children() if isinstance(module, nn.Sequential)]
+    assert low
+    assert all(type(part) is GroupedLinear and part.groups == 4 for chain in low for part in chain)
+    torch.testing.assert_close(result.model(x), model(x), rtol=1, atol=1)
+    result.save(tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=lambda: net(Experts))
+    assert torch.equal(again(x), result.model(x))
+    copied = copy.deepcopy(result.model).train()
+    copied(x).square().mean().backward()
+    assert all(p.grad is not None for p in copied.parameters())
+
+
+def test_as_one_layer_experts_compute_and_cost_the_same():
+    model, x = net(Experts), torch.randn(8, 6, 16)
+    traced = taut.trace(model, x)
+    steps = [Step((f"block.{name}",), "as_layer") for name in ("gate_up", "down")]
+    small = taut.apply(model, Plan.of(traced, steps), taut.observe(traced, model))
+    torch.testing.assert_close(small(x), model(x))
+    inner = taut.trace(small, x)
+    assert [inner[f"block.{name}.0"].kind for name in ("gate_up", "down")] == ["GroupedLinear"] * 2
+    assert inner.cost.macs == traced.cost.macs
+    assert inner["block.down.0"].macs == traced["block.down"].macs
+    assert inner["block.down.0"].skip is None
+
+
+def test_a_stack_that_is_used_by_number_too_becomes_a_layer_for_each():
+    traced = taut.trace(net(Numbered), torch.randn(8, 6, 16))
+    assert (traced["block.gate_up"].stacked, traced["block.down"].stacked) == (False, True)
+
+
+def test_data_on_which_a_stack_is_used_by_number_leave_it_alone():
+    class Sometimes(Numbered):
+        def forward(self, x):
+            return super().forward(x) if len(x) > 8 else Experts.forward(self, x)
+
+    model = net(Sometimes)
+    assert taut.trace(model, torch.randn(8, 6, 16))["block.gate_up"].stacked
+    other = taut.trace(model, torch.randn(8, 6, 16), [torch.randn(12, 6, 16)])["block.gate_up"]
+    assert not other.stacked
+    assert "other rows of it" in other.skip

@@ -64,3 +64,15 @@ def test_experts_in_a_list_are_solved_too():
         warnings.filterwarnings("ignore", message=".*is read as.*")
         result = taut.compress(model, x, budget=taut.Budget(params=0.6), data=[x], compare=False)
     assert any("experts" in name for step in result.plan.steps for name in step.layers)
+
+
+def test_rows_of_a_stack_get_targets_of_their_own():
+    torch.manual_seed(0)
+    stack, x = as_product(torch.randn(3, 4, 5), (2,), (), stacked=True), torch.randn(1, 15, 8)
+    assert routed(nn.Sequential(stack), "0.0")
+    (layer,) = stack.children()
+    rows = layer(x).detach()[0].reshape(3, 4, 8).mT
+    known = Target({0: Seen(torch.arange(6), rows[:, :6], layer(x).to("meta"))}, norm="norm")
+    assert of_present_rows(layer, known, {0: x + 1}, always=False) is known
+    now = of_present_rows(layer, known, {0: x[..., :7]}, always=False)
+    torch.testing.assert_close(now.rows, rows[:, now.seen[0].index])

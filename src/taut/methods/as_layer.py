@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from taut.methods.plain_form import PlainForm
+from taut.nn import GroupedLinear
 from taut.structure.product_uses import as_product
 from taut.structure.support import MULTIPLIED, PARAMETER
 from taut.structure.surgery import clone, hold, part
@@ -26,11 +27,13 @@ class AsLayer(PlainForm):
 
     Attributes:
         summed: the axes of the weight that products sum over. rows: how many rows are used together, from first to
-            last, where they are used in parts. Both are read off the network.
+            last, where they are used in parts. stacked: whether the first axis counts matrices that are all multiplied
+            by at once, as of experts in a batch: they become one layer. All are read off the network.
     """
 
     summed: list[int] | None = None
     rows: list[int] | None = None
+    stacked: bool = False
 
     name: ClassVar[str] = "as_layer"
 
@@ -45,11 +48,13 @@ class AsLayer(PlainForm):
         """Itself with what the network tells of the weight."""
         layer = group.layer
         summed = list(layer.summed) if self.summed is None else self.summed
-        return replace(self, summed=summed, rows=list(layer.rows) if self.rows is None else self.rows)
+        rows = list(layer.rows) if self.rows is None else self.rows
+        return replace(self, summed=summed, rows=rows, stacked=self.stacked or layer.stacked)
 
     def restored(self, module: nn.Module) -> nn.Module:
         """The layers in the place of the parameter that `module` holds as its weight."""
-        return as_product(module.weight, self.summed or (), self.rows or ())  # type: ignore[arg-type]
+        weight: Any = module.weight
+        return as_product(weight, self.summed or (), self.rows or (), stacked=self.stacked)
 
     def give_back(self, model: nn.Module, original: nn.Module, layer: Layer) -> None:
         """Put the parameter back in the place of the layers."""
@@ -66,10 +71,14 @@ class AsLayer(PlainForm):
         return Rewrite({name: self.restored(module) for name, module in modules.items()}, self)
 
     def skeleton(self, group: Group) -> Mapping[str, nn.Module]:
-        """Linear layers with uninitialized weights, numbered."""
+        """Layers with uninitialized weights, numbered."""
         layer = group.layer
         inputs = math.prod(layer.weight[axis] for axis in layer.summed)
         outputs = math.prod(layer.weight) // max(inputs, 1)
+        if layer.stacked:
+            count = layer.weight[0]
+            stack = GroupedLinear(count * inputs, outputs, groups=count, bias=False, device="meta")
+            return {layer.name: nn.Sequential(stack)}
         parts = [nn.Linear(inputs, rows, bias=False, device="meta") for rows in layer.rows or (outputs,)]
         return {layer.name: nn.Sequential(*parts)}
 

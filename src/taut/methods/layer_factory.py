@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from taut.nn import GroupedLinear
 from taut.types import Cost, Layer
 
 CONVOLUTIONS: dict[int, type[nn.Module]] = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
@@ -70,7 +71,8 @@ def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: i
         "groups": groups,
         "bias": bias,
     }
-    return empty(CONVOLUTIONS[dims], *sizes, **settings)
+    kind = GroupedLinear if layer.kind == "GroupedLinear" else CONVOLUTIONS[dims]
+    return empty(kind, *sizes, **settings)
 
 
 def chain_cost(layer: Layer, parts: Sequence[tuple[int, int]]) -> Cost:
@@ -107,7 +109,7 @@ def refuse_layer(layer: Layer) -> str | None:
         return layer.skip
     if layer.kind == "StateLinear":
         return RECURRENT_WEIGHTS
-    if layer.kind != "Linear" and not (layer.kind.startswith("Conv") and layer.kernel):
+    if layer.kind not in {"Linear", "GroupedLinear"} and not (layer.kind.startswith("Conv") and layer.kernel):
         return f"{layer.kind} is not factorized"
     return None
 

@@ -5,6 +5,7 @@ from taut.nn.attention import Attention
 from taut.nn.channels import Pick, Reorder
 from taut.nn.codebook import Codebook
 from taut.nn.fastfood import Fastfood
+from taut.nn.grouped import GroupedLinear
 from taut.nn.hashed import Hashed
 from taut.nn.lowrank import LowRankSparse
 from taut.nn.masks import Mask, bake, fill_plain, hold_zeros, mask_of, masked, plain_state
@@ -22,6 +23,7 @@ __all__ = [
     "Basis",
     "Codebook",
     "Fastfood",
+    "GroupedLinear",
     "Hashed",
     "Int8Weight",
     "LowRankSparse",

@@ -8,8 +8,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taut.nn.grouped import of_all
 from taut.nn.product_forms import Contraction
-from taut.nn.product_parts import by_parts, stack_of
+from taut.nn.product_parts import at_once, by_parts, stack_of
 from taut.nn.product_uses import use_of
 from taut.nn.weight_axes import axes_of
 from taut.nn.weight_values import dense
@@ -27,12 +28,16 @@ class Product(Multiplied, nn.Module):
         sizes: the shape of the weight.
         summed: those of its axes that products sum over.
         layers: one for each part of the rows, from first to last; without a bias.
+        stacked: whether the first axis counts matrices that are multiplied by all at once, as of experts in a batch:
+            there is one layer then, with a group for each (`taut.nn.GroupedLinear`).
     """
 
-    def __init__(self, sizes: Sequence[int], summed: Sequence[int], layers: Sequence[nn.Module]) -> None:
+    def __init__(
+        self, sizes: Sequence[int], summed: Sequence[int], layers: Sequence[nn.Module], *, stacked: bool = False
+    ) -> None:
         """See the class."""
         super().__init__()
-        self.sizes, self.summed = tuple(sizes), tuple(summed)
+        self.sizes, self.summed, self.stacked = tuple(sizes), tuple(summed), stacked
         for number, layer in enumerate(layers):
             self.add_module(str(number), layer)
 
@@ -49,16 +54,19 @@ class Product(Multiplied, nn.Module):
 
     def dense(self) -> Tensor | None:
         """The weight's values, computed from the layers; None where these have only a part of them."""
-        return dense(self._modules.values(), self.present_sizes(), self.summed)
+        count = self.sizes[0] if self.stacked else 1
+        return dense(self._modules.values(), self.present_sizes(), self.summed, count)
 
     def note(self, name: str) -> None:
         """Nothing: uses are noted before there is a layer."""
 
-    def note_stacked(self) -> None:
+    def note_stacked(self, *, whole: bool = False) -> None:
         """Nothing, likewise."""
 
     def present_sizes(self) -> tuple[int, ...]:
         """The shape of the weight; of an axis alone on its side as many as the layers have by now."""
+        if self.stacked:
+            return self.sizes  # of these no channels go
         layers = list(self._modules.values())
         outputs = [axis for axis in range(len(self.sizes)) if axis not in self.summed]
         sizes = list(self.sizes)
@@ -78,12 +86,19 @@ class Product(Multiplied, nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """The product of the last axis of x and all of the weight."""
-        parts = [layer(x) for layer in self._modules.values()]  # type: ignore[misc] # None is no child
+        layers: list[Any] = list(self._modules.values())
+        if self.stacked:
+            return of_all(layers[0], x.expand(self.sizes[0], *x.shape)).movedim(0, -2).flatten(-2)
+        parts = [layer(x) for layer in layers]
         return parts[0] if len(parts) == 1 else torch.cat(parts, -1)
 
     def multiplied(self, form: Contraction) -> Tensor | None:
         """The product by the layers; None where it is not one of the weight as the layers have it."""
-        if (stack := stack_of(form)) is not None:
+        layers: list[Any] = list(self._modules.values())
+        stack = stack_of(form)
+        if self.stacked:
+            return None if stack is None else at_once(form, stack, self.summed, layers[0])
+        if stack is not None:
             return by_parts(form, stack, self.multiplied)
         sizes = self.present_sizes()
         use = use_of(form, sizes)

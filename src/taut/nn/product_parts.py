@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from taut.nn.grouped import of_all
 from taut.nn.product_forms import Contraction, Labels
+from taut.nn.product_uses import use_of
 from taut.nn.weight_axes import CHOSEN
 
 
@@ -35,12 +38,39 @@ def by_parts(form: Contraction, stack: int, multiplied: Callable[[Contraction], 
     whole = view.axes[stack] == ((0, view.product.sizes[0], 1),)
     if not whole or form.x.shape[at] not in {1, count}:
         return None
-    view.product.note_stacked()
+    view.product.note_stacked(whole=True)
     outputs = []
     for number in range(count):
         x = form.x.select(at, number if form.x.shape[at] > 1 else 0)
         outputs.append(multiplied(_one(form, stack, number, x, (*form.of_x[:at], *form.of_x[at + 1 :]), out)))
     return _joined(outputs, lambda parts: torch.stack(parts, out))
+
+
+def at_once(form: Contraction, stack: int, summed: Sequence[int], layer: nn.Module) -> Tensor | None:
+    """The product by all matrices, by one layer; None where it is none of the whole stack.
+
+    Args:
+        form: the product.
+        stack: the weight's axis along which there are several matrices.
+        summed: the axes of the weight that the layer sums over.
+        layer: has a group for every matrix.
+    """
+    view = form.weight.seen()
+    sizes = view.product.sizes
+    label, at = form.of_weight[stack], form.of_x.index(form.of_weight[stack])
+    if view.chosen is not None or view.axes[stack] != ((0, sizes[0], 1),) or form.x.shape[at] not in {1, sizes[0]}:
+        return None
+    one = _one(form, stack, 0, form.x, form.of_x, None)  # the axis of matrices is one of the tensor alone
+    use = use_of(one, sizes)
+    per_matrix = math.prod(sizes[1:]) // math.prod([sizes[axis] for axis in summed])
+    if use is None or use.rows != (0, per_matrix) or use.summed != tuple(a for a in summed if sizes[a] != 1):
+        return None
+    x = form.x if form.x.shape[at] > 1 else form.x.expand(*_with(form.x.shape, at, sizes[0]))
+    x = use.given(x)
+    left = [name for name in form.of_x if name in form.of_output]
+    place = left.index(label)
+    output: Tensor = use.handed(of_all(layer, x.movedim(place, 0)).movedim(0, place))
+    return output.contiguous()
 
 
 def _one(form: Contraction, stack: int, number: int, x: Tensor, of_x: Labels, out: int | None) -> Contraction:

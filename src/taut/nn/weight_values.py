@@ -28,15 +28,20 @@ def writes(name: str) -> bool:
     return name in INPLACE or (name.endswith("_") and not name.endswith("__"))
 
 
-def dense(layers: Any, sizes: tuple[int, ...], summed: tuple[int, ...]) -> Tensor | None:
+def dense(layers: Any, sizes: tuple[int, ...], summed: tuple[int, ...], stack: int = 1) -> Tensor | None:
     """The weight that layers stand for; None where they do not have all of it.
 
     Args:
         layers: one for each part of the rows, from first to last; without a bias.
         sizes: of the weight.
         summed: those of its axes that are the inputs of the layers.
+        stack: how many matrices one layer holds.
     """
-    parts = [_matrix(layer) for layer in layers]
+    if stack > 1:
+        inputs = torch.Size([sizes[axis] for axis in summed]).numel()
+        parts = [_stack(layer, stack, inputs) for layer in layers]
+    else:
+        parts = [_matrix(layer) for layer in layers]
     matrix = parts[0] if len(parts) == 1 else torch.cat(parts)
     outputs = [axis for axis in range(len(sizes)) if axis not in summed]
     order = [*outputs, *summed]
@@ -55,6 +60,15 @@ def _matrix(layer: nn.Module) -> Tensor:
     with torch.autocast(like.device.type, enabled=False):
         given: Tensor = layer(torch.eye(width, dtype=like.dtype, device=like.device))
     return given.t()
+
+
+def _stack(layer: nn.Module, stack: int, inputs: int) -> Tensor:
+    """The matrices of a layer in groups, one behind the other."""
+    like = next(t for t in layer.parameters() if t.is_floating_point())
+    units = torch.eye(inputs, dtype=like.dtype, device=like.device).repeat(stack, 1)
+    with torch.autocast(like.device.type, enabled=False):
+        given: Tensor = layer(units[None])
+    return given[0]
 
 
 def seen_of(weight: Tensor, axes: Axes, starts: tuple[int, ...], chosen: Tensor | None) -> Tensor:

@@ -74,7 +74,9 @@ class Proof:
         copied = shallow(self.model)
         for name, one in layers.items():
             weight: Any = part(copied, self.where[name]).weight
-            product = as_product(weight.double() if wide else weight, one.summed, one.rows, trial=True)
+            product = as_product(
+                weight.double() if wide else weight, one.summed, one.rows, stacked=one.stacked, trial=True
+            )
             hold(copied, self.where[name], product.train(copied.training))
             del weight
         return copied.double() if wide else copied

@@ -14,7 +14,7 @@ from torch.nn import functional
 from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.errors import ModelError
-from taut.nn import Product
+from taut.nn import GroupedLinear, Product
 from taut.nn.product_forms import Contraction
 from taut.nn.product_parts import by_parts, stack_of
 from taut.nn.product_uses import use_of
@@ -37,6 +37,7 @@ class Uses:
         rows: ranges of rows that they use. calls: the matrix products.
         others: torch's names for all else that needs values.
         stacked: whether parts of the first axis are used by number, as experts are: any of them may be, then.
+        at_once: whether there are products with all of them at once. apart: whether there are others.
     """
 
     summed: set[tuple[int, ...]] = field(default_factory=set)
@@ -44,6 +45,8 @@ class Uses:
     calls: list[Invocation] = field(default_factory=list)
     others: set[str] = field(default_factory=set)
     stacked: bool = False
+    at_once: bool = False
+    apart: bool = False
 
 
 @dataclass(frozen=True)
@@ -53,11 +56,13 @@ class Multiplied:
     Attributes:
         summed: the axes that they sum over. rows: how many rows go together; () where all do.
         calls: the matrix products in one run of the example.
+        stacked: whether all products are with all parts of the first axis at once.
     """
 
     summed: tuple[int, ...]
     rows: tuple[int, ...]
     calls: tuple[Invocation, ...] = ()
+    stacked: bool = False
 
 
 def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
@@ -74,22 +79,31 @@ class WithoutValues(Product):
         """None."""
 
 
-def as_product(weight: Tensor, summed: Sequence[int], rows: Sequence[int], *, trial: bool = False) -> Product:
+def as_product(
+    weight: Tensor, summed: Sequence[int], rows: Sequence[int], *, stacked: bool = False, trial: bool = False
+) -> Product:
     """Layers in the place of a weight.
 
     Args:
         weight: the parameter.
         summed: the axes that products sum over.
         rows: how many rows go together, from first to last; () where all do.
+        stacked: whether the parts of the first axis are multiplied by all at once.
         trial: whether they are layers to try, and to forget: they stay on the weight's memory, and give no values.
     """
-    matrix = matrix_of(weight.detach(), summed)
-    layers = []
+    matrix, layers = matrix_of(weight.detach(), summed), list[nn.Module]()
+    kind = WithoutValues if trial else Product
+    if stacked:
+        count, (outputs, inputs) = weight.shape[0], matrix.shape
+        layer = GroupedLinear(count * inputs, outputs, groups=count, bias=False, device="meta", dtype=matrix.dtype)
+        values = (matrix if trial else matrix.clone())[..., None]
+        layer.weight = nn.Parameter(values, requires_grad=weight.requires_grad)
+        return kind(tuple(weight.shape), tuple(summed), [layer], stacked=True)
     for values in torch.split(matrix, list(rows) or [len(matrix)]):
-        layer = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta", dtype=values.dtype)
-        layer.weight = nn.Parameter(values if trial else values.clone(), requires_grad=weight.requires_grad)
-        layers.append(layer)
-    return (WithoutValues if trial else Product)(tuple(weight.shape), tuple(summed), layers)
+        part = nn.Linear(values.shape[1], values.shape[0], bias=False, device="meta", dtype=values.dtype)
+        part.weight = nn.Parameter(values if trial else values.clone(), requires_grad=weight.requires_grad)
+        layers.append(part)
+    return kind(tuple(weight.shape), tuple(summed), layers)
 
 
 class _Noted(Product):
@@ -111,22 +125,40 @@ class _Noted(Product):
     def like(self) -> Tensor:
         return self.values[0]
 
-    def note_stacked(self) -> None:
+    def note_stacked(self, *, whole: bool = False) -> None:
         self.uses.stacked = True
+        self.uses.at_once |= whole
+        self.uses.apart |= not whole
 
     def multiplied(self, form: Contraction) -> Tensor | None:
         if (stack := stack_of(form)) is not None:
-            return by_parts(form, stack, self.multiplied)
+            return by_parts(form, stack, self._by_one)
+        self.uses.apart = True
+        return self._by_one(form)
+
+    def _by_one(self, form: Contraction) -> Tensor | None:
+        """The product by one matrix."""
         use = use_of(form, self.sizes)
         if use is None:
             return None
         x = use.given(form.x)
-        output = functional.linear(x, matrix_of(self.values[0], use.summed)[slice(*use.rows)])
+        output = functional.linear(x, self._matrix(use.summed, *use.rows))
         self.uses.summed.add(use.summed)
         self.uses.rows.add(use.rows)
         self.uses.calls.append(Invocation(tuple(x.shape), tuple(output.shape)))
         product: Tensor = use.handed(output)
         return product
+
+    def _matrix(self, summed: tuple[int, ...], first: int, last: int) -> Tensor:
+        """Some rows of the matrix: of a stack only that one of its matrices is put together in which they are."""
+        weight = self.values[0]
+        if weight.ndim > 2 and 0 not in summed:
+            each = weight[0].numel() // math.prod(weight.shape[axis] for axis in summed)
+            number = first // each
+            if last <= (number + 1) * each:
+                matrix = matrix_of(weight[number], [axis - 1 for axis in summed])
+                return matrix[first - number * each : last - number * each]
+        return matrix_of(weight, summed)[first:last]
 
 
 def uses_of(

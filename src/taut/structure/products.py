@@ -47,7 +47,7 @@ def with_products(model: nn.Module, example: Example, layers: Sequence[Layer]) -
         layer = replace(layer, params=layer.params - params, macs=max(0, layer.macs - macs))  # noqa: PLW2901
         if layer.name in found:
             facts = _layer_of(model, layer.name, where[layer.name], found[layer.name], None, example.batch)
-            known = {key: getattr(facts, key) for key in ("summed", "rows", "calls", "macs")}
+            known = {key: getattr(facts, key) for key in ("summed", "rows", "stacked", "calls", "macs")}
             inside = where[layer.name].removeprefix(layer.name).removeprefix(".")
             layer = replace(layer, skip=MULTIPLIED, parts=parts_of_rows(facts.rows, inside), **known)  # noqa: PLW2901
         called = layer.skip is None or not layer.skip.startswith(("it is never called", "modules of type"))
@@ -86,7 +86,9 @@ def products_on(model: nn.Module, example: Example, net: Network, paths: Sequenc
     return replace(
         net,
         layers=tuple(
-            replace(layer, skip=reasons[layer.name], summed=(), rows=(), parts=()) if layer.name in reasons else layer
+            replace(layer, skip=reasons[layer.name], summed=(), rows=(), parts=(), stacked=False)
+            if layer.name in reasons
+            else layer
             for layer in net.layers
         ),
     )
@@ -98,6 +100,8 @@ def _fitting(uses: Uses, layer: Layer) -> str | None:
         return OTHERWISE.format(name=min(uses.others))
     if uses.summed - {layer.summed}:
         return BOTH_SIDES
+    if layer.stacked:
+        return OTHER_ROWS if uses.apart else None
     parts = layer.rows or (math.prod(layer.weight) // math.prod(layer.weight[axis] for axis in layer.summed),)
     ends = {sum(parts[:k]) for k in range(len(parts) + 1)}
     return None if {end for rows in uses.rows for end in rows} <= ends else OTHER_ROWS
@@ -145,7 +149,7 @@ def _layer_of(
     if one is None:
         return layer
     macs = sum(math.prod(call.input) * call.output[-1] for call in one.calls)
-    layer = replace(layer, skip=MULTIPLIED, parts=parts_of_rows(one.rows))
+    layer = replace(layer, skip=MULTIPLIED, parts=parts_of_rows(one.rows), stacked=one.stacked)
     return replace(layer, summed=one.summed, rows=one.rows, calls=one.calls, macs=layer.per_sample(macs))
 
 
@@ -225,6 +229,8 @@ def _judged(weight: Tensor, seen: Sequence[Uses]) -> Multiplied | str | None:
     whole = weight.numel() // inputs
     if min(inputs, whole) < 2:
         return None
+    if any(uses.at_once for uses in seen) and not any(uses.apart for uses in seen):
+        return Multiplied(summed, (), stacked=True)
     ends = {0, whole, *(end for uses in seen for rows in uses.rows for end in rows)}
     if any(uses.stacked for uses in seen) and 0 not in summed:
         ends |= set(range(0, whole, whole // weight.shape[0]))

@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
 from torch.nn.utils import parametrize
 
-from taut.nn import Product, Rebuilt, Recurrent, StateLinear, mask_of
+from taut.nn import GroupedLinear, Product, Rebuilt, Recurrent, StateLinear, mask_of
 from taut.structure.baking import computed, leftovers, lost_when_baked
 from taut.structure.rules import UNIT, module_rule
 
@@ -124,7 +124,7 @@ def base_kind(module: nn.Module) -> str:
 
     Of a parametrized module that of the class that it had before: torch derives one for each such module.
     """
-    for kind in (StateLinear, *SUPPORTED):
+    for kind in (StateLinear, GroupedLinear, *SUPPORTED):
         if isinstance(module, kind) and _computes_as(module, kind):
             return kind.__name__
     own = type(module)
@@ -207,7 +207,7 @@ def _refuse_supported(module: Any) -> str | None:
         return "its weight is a layer of its own"
     if not isinstance(weight, nn.Parameter):
         return "its weight is no parameter, but computed by other code: make it one first"
-    overridden = [_overridden(module, kind) for kind in SUPPORTED if isinstance(module, kind)]
+    overridden = [_overridden(module, kind) for kind in (GroupedLinear, *SUPPORTED) if isinstance(module, kind)]
     if all(overridden):
         return OVERRIDDEN.format(kind=type(module).__name__, name=overridden[0])
     if weight.dtype not in {torch.float16, torch.bfloat16, torch.float32, torch.float64}:

@@ -14,7 +14,7 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
-LATER = frozenset({"answers", "block", "computed", "parts", "summed", "rows", "whole"})
+LATER = frozenset({"answers", "block", "computed", "parts", "stacked", "summed", "rows", "whole"})
 """Fields of a layer that came later than plans that were saved."""
 
 
@@ -64,7 +64,7 @@ class Layer:
             takes its place answers the same.
         computed: those of its tensors that are computed at every call (weight norm, torch's pruning).
         summed: of a weight that code multiplies by, the axes over which it is summed. rows: the rows that go together,
-            where they are used in parts.
+            where they are used in parts. stacked: whether its first axis counts matrices, all multiplied by at once.
         parts: names of the layers that its plain form has, below its own, where that has several, or others than it.
         skip: why no method may touch it, or None.
         whole: why no method of its own kind may touch it either, where there are such.
@@ -93,6 +93,7 @@ class Layer:
     summed: tuple[int, ...] = ()
     rows: tuple[int, ...] = ()
     parts: tuple[str, ...] = ()
+    stacked: bool = False
     answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0

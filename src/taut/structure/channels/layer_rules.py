@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.utils import parametrize
 
-from taut.nn import Rebuilt, Recurrent, Reorder, mask_of
+from taut.nn import GroupedLinear, Rebuilt, Recurrent, Reorder, mask_of
 from taut.structure.channels.labels import Labels, along, compact, varying
 from taut.structure.patches import CONVOLUTIONS
 from taut.structure.support import refusal
@@ -27,6 +27,7 @@ OPAQUE = (
     nn.EmbeddingBag,
     _ConvTransposeNd,
     Rebuilt,
+    GroupedLinear,
 )
 """Layers whose own channels stay, and those that they read; of transposed convolutions only what is not narrowable."""
 
@@ -120,6 +121,8 @@ def computes_as_its_kind(module: nn.Module) -> bool:
     """Whether a layer is one that the rules know, with parameters of its own."""
     if isinstance(module, Reorder):
         return True
+    if isinstance(module, GroupedLinear):
+        return False
     if not isinstance(module, NARROW) or parametrize.is_parametrized(module) or mask_of(module) is not None:
         return False
     if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
