@@ -31,6 +31,7 @@ from taut.structure.fisher import Loss, divergence, sampled_loss
 from taut.structure.kinds import choose_kinds, look_at
 from taut.structure.masks import settle
 from taut.structure.padding import Padding, real_share, tallied
+from taut.structure.pooling import pooled_statistics
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.support import OF_THEIR_OWN
 from taut.structure.surgery import shallow
@@ -182,7 +183,7 @@ def _observe(
             output = net.example.run(copied, inputs)
             value = None if scalar is None else scalar(output, inputs, fresh(targets, device_of(copied)))
             _backward(value, every)
-    layers = {name: _finished(moments.pop(name)) for name in modules}
+    layers = pooled_statistics(model, {name: _finished(moments.pop(name)) for name in modules}, samples)
     seen: dict[str, LayerStatistics] = {name: others.pop(name).finish() for name in aside}
     unit = "loss" if any(s.outputs is not None for s in (*layers.values(), *seen.values())) else "relative output error"
     if unit == "loss" and scalar is not None:

@@ -1,0 +1,128 @@
+"""What calibration says of experts: of the rows that were sent to each, and of the others where these are few."""
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
+
+import taut
+from taut.structure import observation
+from taut.structure.pooling import pooled_statistics
+from taut.types import Group
+
+COUNT, C, N = 4, 16, 24
+
+
+class Experts(nn.Module):
+    """The first input says which expert a row is sent to; as transformers' Mixtral does, one after the other."""
+
+    def __init__(self):
+        super().__init__()
+        self.up = nn.Parameter(torch.randn(COUNT, N, C) / C**0.5)
+        self.head = nn.Linear(N, 3)
+
+    def forward(self, x):
+        chosen, y = x[:, 0].round().long().clamp(0, COUNT - 1), x.new_zeros(len(x), N)
+        for number in range(COUNT):
+            rows = torch.where(chosen == number)[0]
+            if len(rows):
+                y = y.index_add(0, rows, F.linear(x[rows], self.up[number]))
+        return self.head(y)
+
+
+def rows(counts, seed):
+    """Inputs of which so many go to each expert, in a random order."""
+    random = torch.Generator().manual_seed(seed)
+    chosen = torch.repeat_interleave(torch.arange(COUNT), torch.tensor(counts))
+    x = torch.randn(len(chosen), C, generator=random) * torch.logspace(0, -2, C)
+    x[:, 0] = chosen
+    x[:, 1] += chosen / 2  # experts get rows of their own
+    return x[torch.randperm(len(x), generator=random)]
+
+
+def observed(counts, seed=0):
+    """The statistics of the experts' layers, from rows of which so many go to each; the example reaches all."""
+    torch.manual_seed(0)
+    model, example = Experts().eval(), rows([1] * COUNT, 7)
+    step = taut.Step(("up",), "as_layer")
+    net = taut.trace(model, example)
+    base = taut.apply(model, taut.Plan.of(net, [step]), taut.observe(net, model))
+    net = taut.trace(base, example)
+    return taut.observe(net, base, rows(counts, seed))
+
+
+def test_moments_are_of_the_rows_that_were_sent_to_each():
+    counts = [400, 60, 350, 200]
+    stats, x = observed(counts), rows(counts, 0)
+    for number, count in enumerate(counts):
+        mine = x[x[:, 0] == number]
+        found = stats.layers[f"up.{number}"]
+        assert found.positions == pytest.approx(count / len(x), rel=0.1)
+        wanted = mine.T @ mine / len(x)
+        if count > 150:
+            torch.testing.assert_close(found.weighting.full[0], wanted, rtol=0.1, atol=0.05 * float(wanted.max()))
+
+
+def truth(number):
+    x = rows([5000 * (number == k) for k in range(COUNT)], 5)
+    return x.T @ x / len(x)
+
+
+def fresh_loss(stats, number, rank):
+    """What the low rank that statistics ask for loses on many other rows."""
+    name, method = f"up.{number}", taut.methods.METHODS["svd"](rank=rank)
+    group = Group((stats.network[name],))
+    W = stats.modules[name].weight.detach()
+    small = method.rewrite({name: stats.modules[name]}, stats.factors(group, method)).modules[name]
+    dW = W - small[1].weight.detach() @ small[0].weight.detach()
+    return float((dW @ truth(number) * dW).sum())
+
+
+def test_an_expert_of_few_rows_loses_less_on_others(monkeypatch):
+    own, pooled = [], []
+    for seed in range(2):
+        counts = [300, 4, 300, 200]
+        pooled.append(fresh_loss(observed(counts, seed), 1, 4))
+        with monkeypatch.context() as patch:
+            patch.setattr(observation, "pooled_statistics", lambda model, layers, samples: layers)
+            own.append(fresh_loss(observed(counts, seed), 1, 4))
+    assert sum(pooled) < sum(own)
+
+
+def test_an_expert_that_no_row_reached_is_taken_for_one_as_the_others():
+    stats = observed([300, 0, 300, 200])
+    damages = []
+    for number in range(COUNT):
+        name, method = f"up.{number}", taut.methods.METHODS["svd"](rank=1)
+        damages.append(stats.damage(Group((stats.network[name],)), method))
+    assert damages[1] > 0.2 * sum(damages) / COUNT
+    assert stats.layers["up.1"].positions == pytest.approx(200 / 800, rel=0.1)
+    assert fresh_loss(stats, 1, 4) < 0.3 * float(
+        (stats.modules["up.1"].weight @ truth(1) * stats.modules["up.1"].weight).sum()
+    )
+
+
+def test_gradients_held_as_rows_are_pooled_too(monkeypatch):
+    monkeypatch.setattr("taut.structure.collecting.LIMIT", 4)
+    stats = observed([300, 0, 300, 200])
+    for number in range(COUNT):
+        assert stats.layers[f"up.{number}"].outputs.rows is not None
+    sizes = [float(stats.layers[f"up.{number}"].outputs.diagonal().sum()) for number in range(COUNT)]
+    assert sizes[1] > 0.2 * sum(sizes) / COUNT
+
+
+def test_layers_that_all_get_the_same_rows_stay_apart():
+    class Heads(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.w = nn.Parameter(torch.randn(3, N, C))
+
+        def forward(self, x):
+            q, k, v = (F.linear(x, self.w[number]) for number in range(3))
+            return q * k.sigmoid() + v
+
+    model, x = Heads().eval(), torch.randn(32, C)
+    net = taut.trace(model, x)
+    base = taut.apply(model, taut.Plan.of(net, [taut.Step(("w",), "as_layer")]), taut.observe(net, model))
+    stats = taut.observe(taut.trace(base, x), base, x)
+    assert pooled_statistics(base, stats.layers, 32) == stats.layers
