@@ -27,6 +27,7 @@ from taut.structure.support import (
     LINEAR,
     MULTIPLIED,
     RECURRENT,
+    SHARED_WEIGHT,
     STILL_NARROWED,
     TABLE,
     TRANSPOSED,
@@ -84,6 +85,7 @@ TAKEN = {
     "as_recurrent": (RECURRENT,),
     "dead_units": UNFACTORIZED,
     "table": (TABLE,),
+    "tied": (SHARED_WEIGHT.partition("'")[0],),
     "transposed": (TRANSPOSED,),
     "channels": (*STILL_NARROWED, READ_ELSEWHERE),
 }
@@ -150,7 +152,7 @@ class Setup:
         """The groups to which a method applies."""
         own = (None, *getattr(METHODS[method], "of_their_own", ()))
         rewritable = [layer for layer in (*self.net.layers, *self.net.blocks) if layer.skip in own]
-        groups = [Group((layer,)) for layer in rewritable]
+        groups = [*(Group((layer,)) for layer in rewritable), *self.net.tied]
         return [group for group in groups if METHODS[method]().refuses(group) is None]
 
     def candidates(self, method, group):
@@ -296,6 +298,8 @@ def test_exact_case(method, name):
             exact, layer = kind().exact_case(group)
             layers[group.names[0]] = layer.to(dtype_of(s.model.get_submodule(group.names[0])))
             replace(planted, group.names[0], layers[group.names[0]])
+            for other in group.names[1:]:
+                planted.get_submodule(other).weight = layer.weight
             steps.append(Step(group.names, method, settings(exact), allow_growth=True))
         net = taut.trace(planted, s.example)
         data = s.case.data() if kind().uses_statistics else None
@@ -350,7 +354,7 @@ def test_more_rank_never_hurts_on_the_calibration_data(method, name):
 def test_a_step_costs_what_its_module_does_and_grows_a_layer_only_on_request(method, name):
     s = setup(name)
     for group in s.groups(method):
-        original = s.model.get_submodule(group.names[0])
+        original = nn.ModuleList(s.model.get_submodule(name) for name in group.names)
         assert group.cost.params == sum(p.numel() for p in original.parameters())
         sizes = s.resolved(method, group)[::2]
         for chosen in (one for place, one in enumerate(sizes) if one not in sizes[:place]):
@@ -361,10 +365,11 @@ def test_a_step_costs_what_its_module_does_and_grows_a_layer_only_on_request(met
                 refused(s, replace_fields(step, allow_growth=False), chosen)
             small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
             same_form(run(small, s.example), s.outputs)
-            built = small.get_submodule(group.names[0])
+            built = nn.ModuleList(small.get_submodule(name) for name in group.names)
             assert cost.params == sum(p.numel() for p in built.parameters())
             orders = {f"{key}.order" for key, part in built.named_modules() if isinstance(part, Reorder)}
-            stored = {key: t for key, t in built.state_dict().items() if key not in orders}  # neighbours may take it
+            held = built.state_dict(keep_vars=True)
+            stored = {id(t): t for key, t in held.items() if key not in orders}  # neighbours may take it
             assert cost.bytes == sum(t.numel() * t.element_size() for t in stored.values())
             assert sum(int(p.count_nonzero()) for p in built.parameters()) <= cost.nonzero
             full = all(full_rank(p) for p in original.parameters() if p.ndim > 1)
@@ -436,7 +441,7 @@ def test_an_empty_plan_gives_the_model_itself_anew(name):
 @pytest.mark.parametrize("method", DEFAULT_METHODS)
 @pytest.mark.parametrize("rank", [10**6, 0, -1, 2.5, True, "8", None])
 def test_impossible_rank_is_a_call_error(method, rank):
-    s = next(s for s in map(setup, ("conv2d_padding", "keywords", "transposed")) if s.groups(method))
+    s = next(s for s in map(setup, ("conv2d_padding", "keywords", "transposed", "tied")) if s.groups(method))
     group = s.groups(method)[0]
     (key, *_) = (key for key in settings(METHODS[method]()) if key.startswith("rank"))
     full = settings(s.resolved(method, group)[2])
@@ -597,8 +602,8 @@ def aliases(model, names):
 def test_ties_are_kept(method):
     s = setup("tied")
     small = taut.apply(s.model, s.plan(method, 1), s.stats)
-    assert small.out.weight is small.embed.weight
-    assert isinstance(small.out.weight, nn.Parameter)
+    ends = [set(small.get_submodule(name).parameters()) for name in ("out", "embed")]
+    assert ends[0] == ends[1] != set()
     s = setup("shared")
     plan = s.plan(method, 1)
     small = taut.apply(s.model, plan, s.stats)

@@ -17,13 +17,16 @@ from torch import Tensor, nn
 from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
+from taut.nn import Basis
 from taut.types import Group, Layer, Method, Network
 
 LayerOps = np.ndarray
 """(n, 4), a row for every call of a layer: multiply-accumulates and values read and written, both per sample; whether
 its kernel has more than one tap; and its output channels, 0 where these are grouped."""
 
-TIMED = frozenset({"Linear", "StateLinear", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))})
+TIMED = frozenset(
+    {"Linear", "StateLinear", "Basis", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))}
+)
 """Kinds of layers whose operations are timed; the time of all others, subclasses included, is a constant."""
 
 SIMD_LANES = (1, 8, 16)
@@ -114,7 +117,7 @@ def model_ops(model: nn.Module, example: Example) -> LayerOps:
 
 
 def built_ops(group: Group, method: Method) -> LayerOps:
-    """What the modules do that a resolved method builds for one layer, found without any values.
+    """What the modules do that a resolved method builds for its layers, found without any values.
 
     Where they cannot be run so, they are taken for the layer as it is, with the method's multiply-accumulates. The same
     candidates come again with every plan that is drafted: what was found is kept, and cannot be written to.
@@ -127,19 +130,27 @@ def built_ops(group: Group, method: Method) -> LayerOps:
 
 
 def _find_built_ops(group: Group, method: Method) -> LayerOps:
-    layer = group.layer
     try:
-        built = method.skeleton(group)[layer.name].to("meta").eval()
-        with _watched(built, layer.batch) as rows, torch.no_grad():
-            for call in layer.calls:
-                built(torch.empty(call.input, device="meta"))
+        rows: list[tuple[float, ...]] = []
+        built = nn.ModuleDict({str(place): m for place, m in enumerate(_skeletons(group, method))}).to("meta").eval()
+        for layer, module in zip(group.layers, built.values(), strict=True):
+            given = torch.long if layer.kind == "Embedding" else None
+            with _watched(module, layer.batch) as found, torch.no_grad():
+                for call in layer.calls:
+                    module(torch.empty(call.input, device="meta", dtype=given))
+            rows += found
     except (RuntimeError, NotImplementedError, TypeError, ValueError):
         rows = []
     if rows:
         return _table(rows)
-    ops = layer_ops(layer)
-    ops[:, 0] *= method.cost(group).macs / max(layer.macs, 1)
+    ops = np.concatenate([layer_ops(layer) for layer in group.layers])
+    ops[:, 0] *= method.cost(group).macs / max(group.cost.macs, 1)
     return ops
+
+
+def _skeletons(group: Group, method: Method) -> list[nn.Module]:
+    made = method.skeleton(group)
+    return [made[name] for name in group.names]
 
 
 @lru_cache(maxsize=1 << 12)
@@ -165,6 +176,9 @@ def _watched(model: nn.Module, batch: int) -> Iterator[list[tuple[float, ...]]]:
         transposed = "Transpose" in type(module).__name__
         macs = (x if transposed else y)[0].numel() * weight[0].numel() / batch
         outputs = weight.shape[int(transposed)] if getattr(module, "groups", 1) == 1 else 0
+        if isinstance(module, Basis):
+            outputs = weight.shape[0 if module.spread else 1]
+            macs = y[0].numel() // outputs * weight.numel() / batch
         rows.append((macs, (x[0].numel() + y[0].numel()) / batch, math.prod(weight.shape[2:]) > 1, outputs))
 
     timed = [module for module in model.modules() if type(module).__name__ in TIMED]

@@ -32,6 +32,7 @@ from taut.methods.low_rank.shared import Shared
 from taut.methods.low_rank.spatial import Spatial
 from taut.methods.low_rank.svd import SVD
 from taut.methods.low_rank.table import Table
+from taut.methods.low_rank.tied import Tied
 from taut.methods.low_rank.transposed import Transposed
 from taut.methods.low_rank.tucker import Tucker
 from taut.methods.masks.magnitude import Magnitude
@@ -45,6 +46,7 @@ METHODS |= {
     "spatial": Spatial,
     "tucker": Tucker,
     "table": Table,
+    "tied": Tied,
     "transposed": Transposed,
     "cp": CP,
     "bake": Bake,

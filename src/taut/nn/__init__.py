@@ -16,6 +16,7 @@ from taut.nn.rebuilt import Rebuilt
 from taut.nn.recurrent import Recurrent, StateLinear
 from taut.nn.sharing import Basis
 from taut.nn.skipped import Skipped
+from taut.nn.tied import Tied
 
 __all__ = [
     "Answering",
@@ -36,6 +37,7 @@ __all__ = [
     "SamePad",
     "Skipped",
     "StateLinear",
+    "Tied",
     "bake",
     "fill_plain",
     "hold_zeros",

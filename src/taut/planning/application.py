@@ -36,7 +36,7 @@ from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.reordering import fold
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import answering, clone, locate, part, shallow
+from taut.structure.surgery import answering, clone, held_outside, locate, part, shallow
 from taut.structure.surgery import replace as put
 from taut.structure.tracing import trace
 from taut.structure.wrappers import unwrapped
@@ -365,9 +365,11 @@ def _looked(
 
 
 def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, nn.Module]) -> None:
-    """Put copies of the layers back; until now they shared the original's weights."""
+    """Put copies of the layers back; until now they shared the original's weights. What they tie stays tied."""
+    around = held_outside(small, list(places.values()))
+    copies = copy.deepcopy(dict(modules), {id(p): p for p in around})
     for name, place in places.items():
-        put(small, place, copy.deepcopy(modules[name]))
+        put(small, place, copies[name])
 
 
 def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[str, nn.Module]) -> Any:

@@ -101,7 +101,9 @@ def with_blocks(
     """
     inside = {block.name: set(block.block.layers) for block, *_ in blocks if block.block is not None}
     nested = {name: [other for other in inside if other.startswith(f"{name}.")] for name in inside}
-    chosen = {choice.group.layer.name: choice.options[0].cost for choice in choices}
+    choices = [choice for choice in choices if not _divided(choice, inside)]
+    chosen = {choice.name: choice.options[0].cost for choice in choices}
+    behind = {name for choice in choices for name in choice.group.names[1:]}
     own: dict[str, Cost] = {}
     all_choices = []
     for block, method, damage in sorted(blocks, key=lambda found: len(found[0].name.split(".")), reverse=True):
@@ -109,7 +111,7 @@ def with_blocks(
         held = sum((own[name] for name in nested[block.name]), held)
         own[block.name] = block.cost - held
         deeper = {name for inner in nested[block.name] for name in inside[inner]}
-        rest = [la for la in net.layers if la.name in inside[block.name] - set(chosen) - deeper]
+        rest = [la for la in net.layers if la.name in inside[block.name] - set(chosen) - behind - deeper]
         ops = _ops(rest) if timed else None
         options = (Option(None, own[block.name], 0.0, ops), Option(method, Cost(), damage, _ops([]) if timed else None))
         all_choices.append(Choice(Group((block,)), options))
@@ -117,10 +119,14 @@ def with_blocks(
     return tuple(replace(choice, options=(*choice.options, *_going(choice, inside, timed=timed))) for choice in whole)
 
 
+def _divided(choice: Choice, inside: dict[str, set[str]]) -> bool:
+    """Whether layers of one weight stand inside and outside of a block: if it went, some of them would stay."""
+    return any(0 < len(layers & set(choice.group.names)) < len(choice.group.names) for layers in inside.values())
+
+
 def _going(choice: Choice, inside: dict[str, set[str]], *, timed: bool) -> list[Option]:
     """The options to go with each of the blocks in which a layer, or another block, stands."""
-    name = choice.group.layer.name
-    block = choice.group.layer.block
+    name, block = choice.name, choice.block
     around = [
         outer for outer, layers in inside.items() if (name in layers if block is None else name.startswith(f"{outer}."))
     ]

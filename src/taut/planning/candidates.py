@@ -16,7 +16,8 @@ from taut.errors import CallError, ModelError
 from taut.measure.latency_model import LayerOps, built_ops, features, layer_ops
 from taut.methods import settings
 from taut.structure.statistics import Statistics
-from taut.types import Cost, Group, Looking, Method, Network
+from taut.types import Block, Cost, Group, Looking, Method, Network
+from taut.types.method import costs_by_layer
 
 
 @dataclass(frozen=True)
@@ -37,10 +38,20 @@ class Option:
 
 @dataclass(frozen=True)
 class Choice:
-    """A layer with everything that can be done to it; the first option keeps it."""
+    """A layer, or layers of one weight, with everything that can be done to it; the first option keeps it."""
 
     group: Group
     options: tuple[Option, ...]
+
+    @property
+    def name(self) -> str:
+        """Of the first of the layers, by which the choice goes."""
+        return self.group.names[0]
+
+    @property
+    def block(self) -> Block | None:
+        """What stands in it, where it is a block."""
+        return self.group.layers[0].block
 
 
 def survey(
@@ -62,9 +73,10 @@ def survey(
     choices = []
     own = tuple(reason for method in methods for reason in getattr(method, "of_their_own", ()))
     free = [la for la in net.layers if la.skip is None or (la.skip in own and la.name in stats.asides)]
-    for layer in track(free, "decomposing"):
-        group = Group((layer,))
-        options = [Option(None, layer.cost, 0.0, layer_ops(layer) if timed else None)]
+    tied = [group for group in net.tied if all(name in stats.asides for name in group.names)]
+    for group in track([*(Group((layer,)) for layer in free), *tied], "decomposing"):
+        ops = np.concatenate([layer_ops(layer) for layer in group.layers]) if timed else None
+        options = [Option(None, group.cost, 0.0, ops)]
         for method in methods:
             if method.refuses(group) is None and (factors := _factors(stats, group, method)) is not None:
                 options += [
@@ -77,10 +89,17 @@ def survey(
                     for candidate in method.candidates(group, factors)
                     if aligned(candidate, align)
                 ]
-        options = [options[0], *(option for option in options[1:] if net.allows(layer.name, option.cost))]
+        options = [options[0], *(option for option in options[1:] if _allowed(net, group, option))]
         if len(options) > 1:
             choices.append(Choice(group, tuple(pareto(options))))
     return choices
+
+
+def _allowed(net: Network, group: Group, option: Option) -> bool:
+    """Whether an option leaves of every layer what the user wants to stay."""
+    if option.method is None or not net.floors.keys() & set(group.names):
+        return True
+    return all(net.allows(name, cost) for name, cost in costs_by_layer(option.method, group).items())
 
 
 def _factors(stats: Statistics, group: Group, method: Method) -> Any:
@@ -88,7 +107,9 @@ def _factors(stats: Statistics, group: Group, method: Method) -> Any:
     try:
         return stats.factors(group, method)
     except (torch.linalg.LinAlgError, ModelError) as error:  # type: ignore[attr-defined]
-        warnings.warn(f"Layer '{group.layer.name}' is not decomposed by {method.name}: {one_line(error)}", stacklevel=2)
+        warnings.warn(
+            f"Layer '{', '.join(group.names)}' is not decomposed by {method.name}: {one_line(error)}", stacklevel=2
+        )
         return None
 
 

@@ -156,9 +156,9 @@ class Knapsack:
     def _coupled(self, options: Sequence[Option]) -> csr_matrix:
         """A row for every option of a layer to go with a block: it is chosen if and only if the block goes."""
         going = {
-            choice.group.layer.name: int(start) + 1
+            choice.name: int(start) + 1
             for choice, start in zip(self.choices, self.starts, strict=False)
-            if choice.group.layer.block is not None
+            if choice.block is not None
         }
         pairs = [(place, going[option.block]) for place, option in enumerate(options) if option.block]
         rows = np.repeat(np.arange(len(pairs)), 2)

@@ -147,7 +147,8 @@ def _rest(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
     """The layers in which most of the least is, and those that the user wants kept."""
     key = next(key for key in limits if key != "bytes" or len(limits) == 1)
     least = {layer.name: float(getattr(layer.cost, key)) for layer in net.layers}
-    least |= {c.group.layer.name: min(option_cost(o, key, None) for o in c.options) for c in choices}
+    least |= {name: 0.0 for c in choices for name in c.group.names[1:]}
+    least |= {c.name: min(option_cost(o, key, None) for o in c.options) for c in choices}
     largest = [name for name in sorted(least, key=least.__getitem__, reverse=True)[:MOST_LEFT] if least[name]]
     kept = sorted(net.kept, key=list(least).index)
     where = ", ".join(f"'{name}' ({count(least[name])})" for name in largest)
@@ -162,22 +163,23 @@ def describe(
     """The picked options as a plan, with reasons; `met` says whether they meet the budget that was asked for."""
     total = sum(choice.options[i].damage for choice, i in zip(choices, picks, strict=True))
     steps: list[Step] = []
-    blocks = [c.group.layer.block for c, i in zip(choices, picks, strict=True) if i and c.group.layer.block is not None]
+    blocks = [c.block for c, i in zip(choices, picks, strict=True) if i and c.block is not None]
     gone = {name for block in blocks for name in block.layers}
     kept = [
         _kept(net, layer)
         for layer in net.layers
-        if layer.name not in {choice.group.layer.name for choice in choices} | gone
+        if layer.name not in {name for choice in choices for name in choice.group.names} | gone
         and (len(layer.weight) > 1 or layer.macs or layer.skip == AS_ASKED)
     ]
     after = net.cost
     for choice, index in zip(choices, picks, strict=True):
         option = choice.options[index]
-        if option.block or (choice.group.layer.block is not None and option.method is None):
+        if option.block or (choice.block is not None and option.method is None):
             after = after - (choice.options[0].cost - option.cost)
             continue
         if option.method is None:
-            kept.append(Kept(choice.group.layer.name, _keep_reason(choice, total, met=met), option.cost))
+            reason = _keep_reason(choice, total, met=met)
+            kept += [Kept(layer.name, reason, layer.cost) for layer in choice.group.layers]
             continue
         after = after - (choice.options[0].cost - option.cost)
         steps.append(_step(choice, option, total))

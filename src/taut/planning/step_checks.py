@@ -14,6 +14,7 @@ from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match, said_alike
 from taut.types import Group, Method, Network, Rewrite, Slimming, Step
+from taut.types.method import costs_by_layer
 
 
 def below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[str, nn.Module]) -> str | None:
@@ -33,7 +34,7 @@ def below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[s
             left = next(math.prod(now.weight) for now in method.after(group) if now.name == layer.name)
             fits = left >= min(floor.weights, math.prod(layer.weight))
         else:
-            fits = floor.allows(layer.cost - (group.cost - method.cost(group)))  # all that goes may be of this one
+            fits = floor.allows(costs_by_layer(method, group)[layer.name])
         if not fits:
             return f"{floor.share:.0%} of '{layer.name}' has to stay, as asked, and {method.name} would leave less"
     return None

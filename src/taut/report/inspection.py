@@ -211,7 +211,7 @@ def _reaches(network: Network, base: Network, channels: Coupling, first: Mapping
         own = known.get(whole, layer)
         if own.summed and not own.rows and layer.name == whole:
             continue  # what is left of a module whose weight is a layer
-        reach = _reach(layer, channels, first.get(whole))
+        reach = _reach(_groups(base, layer), channels, first.get(whole))
         yield replace(reach, layer=own if (own.weight and not own.rows) or whole not in first else layer)
 
 
@@ -219,17 +219,28 @@ def _defaults() -> list[str]:
     return [name for name, kind in METHODS.items() if kind.default]
 
 
-def _reach(layer: Layer, channels: Coupling, plain_form: str | None) -> Reach:
+def _groups(base: Network, layer: Layer) -> list[Group]:
+    """What a method may take of which a layer is part: itself first, and all that hold its weight."""
+    return [Group((layer,)), *([base.group(layer.tied)] if layer.tied else [])]
+
+
+def _reach(groups: Sequence[Group], channels: Coupling, plain_form: str | None) -> Reach:
     """What can be done to a layer in its plain form; `plain_form` is the method that gives it that."""
+    group = groups[0]
+    layer = group.layer
     reach = Reach(layer, plain_form=plain_form)
-    group = Group((layer,))
-    takers = {name: smaller for name, kind in METHODS.items() if (smaller := _takes(kind(), group)) is not None}
+    found = ((name, _takes(kind(), one)) for name, kind in METHODS.items() for one in groups)
+    takers = {name: smaller for name, smaller in found if smaller is not None}
     default = tuple(name for name in _defaults() if takers.get(name))
     masks = tuple(name for name, smaller in takers.items() if smaller and METHODS[name].masks)
     named = tuple(name for name, smaller in takers.items() if smaller and name not in {*default, *masks, CHANNELS})
     blocked = None
     if not default:
-        blocked = layer.skip or (TOO_SMALL if any(name in takers for name in _defaults()) else _refusal(group))
+        blocked = (
+            (layer.whole if layer.tied else None)
+            or layer.skip
+            or (TOO_SMALL if any(name in takers for name in _defaults()) else _refusal(group))
+        )
     sides = {"out": _free(channels, layer.name, ("out", "through")), "in": _free(channels, layer.name, ("in",))}
     return replace(
         reach,

@@ -16,6 +16,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         r"never called on the example",
         "give an example that reaches it; call the layer where code uses its weight; or remove it",
     ),
+    (r"renormalizes its rows", "renormalize the rows once, and build it without max_norm"),
     (r"keeps a state", "keep the state in a module beside it, and call a plain layer"),
     (r"zero whatever its parameters", "nothing: its zeros stay zeros so; prune it if zeros need not stay"),
     (r"some are frozen|only one of them is trained", "merge them, or train all of them or none (requires_grad_)"),

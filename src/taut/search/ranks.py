@@ -73,8 +73,8 @@ class RankPlanner:
     @property
     def movable(self) -> Cost:
         """Cost of what can become smaller."""
-        layers = {choice.group.layer.name for choice in self.choices if choice.group.layer.block is None}
-        layers |= {name for c in self.choices if (b := c.group.layer.block) is not None for name in b.layers}
+        layers = {name for choice in self.choices if choice.block is None for name in choice.group.names}
+        layers |= {name for c in self.choices if (b := c.block) is not None for name in b.layers}
         free = (layer for layer in self.network.layers if layer.name in layers)
         return sum((layer.cost - self.network.bound(layer) for layer in free), Cost())
 
@@ -113,7 +113,7 @@ class RankPlanner:
             return replace(self, choices=tuple(_without(self.choices, _blocks(self.choices))))
         choices = (
             choice
-            if choice.group.layer.block is None
+            if choice.block is None
             else replace(choice, options=tuple(replace(o, damage=o.damage * factor) for o in choice.options))
             for choice in self.choices
         )
@@ -144,7 +144,8 @@ class RankPlanner:
         """How far plans go at most."""
         picks = closest(self.network, self.choices, limits, self.latency_model)
         costs = {layer.name: layer.cost for layer in self.network.layers}
-        costs |= {c.group.layer.name: c.options[i].cost for c, i in zip(self.choices, picks, strict=True)}
+        costs |= {name: Cost() for choice in self.choices for name in choice.group.names[1:]}
+        costs |= {choice.name: choice.options[i].cost for choice, i in zip(self.choices, picks, strict=True)}
         return Reach(self.least(limits), costs)
 
     def whole(self, key: str) -> float:
@@ -164,7 +165,7 @@ class RankPlanner:
 
 def _blocks(choices: Sequence[Choice]) -> set[str]:
     """The blocks among what may be changed."""
-    return {choice.group.layer.name for choice in choices if choice.group.layer.block is not None}
+    return {choice.name for choice in choices if choice.block is not None}
 
 
 def _takes_blocks(plan: Plan) -> bool:

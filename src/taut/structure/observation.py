@@ -33,7 +33,7 @@ from taut.structure.masks import settle
 from taut.structure.padding import Padding, real_share, tallied
 from taut.structure.pooling import pooled_statistics
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.support import OF_THEIR_OWN
+from taut.structure.support import is_aside
 from taut.structure.surgery import shallow
 from taut.structure.tracing import covered
 from taut.structure.wrappers import unwrapped
@@ -98,10 +98,10 @@ def observe(  # noqa: PLR0913 - the call is documented with these
     if batches:
         settle(model, net.example, batches[0][0])
     net = net if batches is None else covered(net, model, batches)
-    aside = {layer.name: modules[layer.name] for layer in net.layers if _is_aside(layer)}
+    aside = {layer.name: modules[layer.name] for layer in net.layers if is_aside(layer)}
     modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
     if batches is None:
-        return Statistics(net, modules, {}, asides={name: (m, LayerStatistics()) for name, m in aside.items()})
+        return Statistics(net, modules, {}, asides={name: (m, _unseen(net[name])) for name, m in aside.items()})
     if loss is not None and any(targets is None for _, targets in batches):
         raise CallError("A 'loss' needs targets: give calibration batches as (inputs, targets).")
     try:
@@ -148,11 +148,6 @@ class _Scalar:
         return value * self.example.samples.size(inputs) if value.ndim == 0 else value.sum()
 
 
-def _is_aside(layer: Layer) -> bool:
-    """Whether a layer is a table or a transposed convolution that methods of its own may rewrite."""
-    return layer.skip in OF_THEIR_OWN and layer.whole is None
-
-
 def _observe(
     net: Network,
     model: nn.Module,
@@ -172,7 +167,13 @@ def _observe(
         name: LayerMoments(copied.get_submodule(name), net[name], samples, seed, real(net[name]))
         for seed, name in enumerate(modules)
     }
-    others = {name: AsideMoments(copied.get_submodule(name), net[name], samples) for name in aside}
+    others: dict[str, LayerMoments | AsideMoments] = {
+        name: LayerMoments(copied.get_submodule(name), net[name], samples, seed, real(net[name]))
+        if isinstance(module, nn.Linear)
+        else AsideMoments(copied.get_submodule(name), net[name], samples)
+        for seed, (name, module) in enumerate(aside.items(), len(modules))
+        if net[name].calls
+    }
     every: dict[str, LayerMoments | AsideMoments] = {**moments, **others}
     with _capturing(every), evaluating(copied), torch.set_grad_enabled(scalar is not None):
         parts = _parts(net.example, batches, samples, chunk_size(net, outputs))
@@ -184,19 +185,26 @@ def _observe(
             value = None if scalar is None else scalar(output, inputs, fresh(targets, device_of(copied)))
             _backward(value, every)
     layers = pooled_statistics(model, {name: _finished(moments.pop(name)) for name in modules}, samples)
-    seen: dict[str, LayerStatistics] = {name: others.pop(name).finish() for name in aside}
+    seen = {name: _finished(others.pop(name)) for name in aside if name in others}
     unit = "loss" if any(s.outputs is not None for s in (*layers.values(), *seen.values())) else "relative output error"
     if unit == "loss" and scalar is not None:
         for known in (layers, seen):
             silent = [name for name, s in known.items() if s.outputs is None]
             known |= {name: _calibrated(net[name], known[name], copied, batches[0][0], net, scalar) for name in silent}
     kinds = () if scalar is None else tuple(scalar.kinds)
-    asides = {name: (aside[name], seen[name]) for name in aside}
+    asides = {name: (aside[name], seen.get(name) or _unseen(net[name])) for name in aside}
     tally = tallied(net.example, batches)
     return Statistics(net, modules, layers, kinds, unit, samples, real=tally, asides=asides)
 
 
-def _finished(moments: LayerMoments) -> LayerStatistics:
+def _unseen(layer: Layer) -> LayerStatistics:
+    """What is known of a layer without data; what is never called loses nothing, whatever becomes of it."""
+    return LayerStatistics() if layer.calls else LayerStatistics(scale=0.0)
+
+
+def _finished(moments: LayerMoments | AsideMoments) -> LayerStatistics:
+    if isinstance(moments, AsideMoments):
+        return moments.finish()
     weighting, outputs, positions, taylor = moments.finish()
     return LayerStatistics(weighting, outputs, positions, taylor, held=moments.patches())
 

@@ -14,6 +14,8 @@ from torch.nn.utils import parametrize
 from taut.nn import GroupedLinear, Product, Rebuilt, Recurrent, StateLinear, mask_of
 from taut.structure.baking import computed, leftovers, lost_when_baked
 from taut.structure.rules import UNIT, module_rule
+from taut.types import Layer
+from taut.types.keep import AS_ASKED
 
 SUPPORTED = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
 """The layers that methods rewrite; a subclass counts if it computes the same."""
@@ -45,6 +47,9 @@ OTHERS: Mapping[type[nn.Module], str] = {
 
 OF_THEIR_OWN = TRANSPOSED, TABLE = OTHERS[_ConvTransposeNd], OTHERS[nn.Embedding]
 """Reasons that keep a layer from most methods, but not from those that are made for its kind."""
+
+SHARED_WEIGHT = "its weight is shared with '{}'"
+"""Why a layer is left alone that does not hold its weight alone; methods for such layers take all that hold it."""
 
 STILL_NARROWED = (UNIT, *UNFACTORIZED, TRANSPOSED, TABLE)
 """Reasons that keep a layer from being factorized, but not from becoming narrower with those around it."""
@@ -171,6 +176,19 @@ def whole_kind(module: nn.Module) -> str | None:
     if isinstance(module, nn.Embedding):
         return None if module.max_norm is None else "it renormalizes its rows at every call (max_norm)"
     return None if module.groups == 1 else "it has groups"
+
+
+def tied_kind(module: nn.Module) -> str | None:
+    """Why a layer that holds its weight together with others does not compute what two layers may; None if it does."""
+    if isinstance(module, nn.Embedding):
+        reason = refusal(module)
+        return whole_kind(module) if reason == TABLE else reason
+    return refusal(module)
+
+
+def is_aside(layer: Layer) -> bool:
+    """Whether methods of their own may rewrite a layer that all others leave alone."""
+    return (layer.skip in OF_THEIR_OWN or bool(layer.tied)) and layer.whole is None and layer.skip != AS_ASKED
 
 
 def _holds_weight_alone(module: nn.Module) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.copying import deep_copy
 from taut.errors import CallError
-from taut.nn import Skipped
+from taut.nn import Skipped, Tied
 from taut.nn.answering import Answering, read_attributes
 from taut.structure.baking import computed, computing_hooks
 from taut.structure.rules import module_rule
@@ -47,11 +47,27 @@ def _usable(t: Tensor) -> Tensor:
 
 
 def clone(model: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:
-    """A deep copy; the parameters of the layers named in `without`, soon to be replaced, stay shared."""
+    """A deep copy; the parameters of the layers named in `without`, soon to be replaced, stay shared.
+
+    Those that other layers hold, too, do not: what stays of them is the copy's.
+    """
     memo: dict[int, Any] = {}
     for name in without:
         memo |= {id(p): p for p in part(model, name).parameters(recurse=False)}
+    for parameter in held_outside(model, without) if memo else ():
+        memo.pop(id(parameter), None)
     return deep_copy(model, memo)
+
+
+def held_outside(model: nn.Module, names: Collection[str]) -> list[nn.Parameter]:
+    """The parameters that modules hold beside those of these names, and beside what is inside of them."""
+    found = []
+    for path, module in model.named_modules():
+        for key, parameter in module._parameters.items():
+            name = f"{path}.{key}" if path else key
+            if parameter is not None and not any(f"{name}.".startswith(f"{one}.") for one in names):
+                found.append(parameter)
+    return found
 
 
 class Bare(nn.Module):
@@ -161,6 +177,9 @@ def answering(module: nn.Module, layer: Layer) -> nn.Module:
     """A replacement that answers what other code asks of the layer; itself where nobody asks, or it does anyway."""
     if not layer.answers or isinstance(module, Skipped):
         return module
+    if isinstance(module, Answering):
+        module.answers.update(layer.answers)
+        return module
     if base_kind(module) == layer.kind:
         narrower = tuple(module.weight.shape[:2]) != layer.weight[:2] if isinstance(module.weight, Tensor) else True
         if narrower or read_attributes(module, set(layer.answers)) == layer.answers:
@@ -205,7 +224,8 @@ SETTINGS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 
 def carry_settings(old: Any, new: Any) -> None:
-    """Settings of a layer whose replacement is of its own kind, but narrower."""
+    """Settings of a layer whose replacement is of its own kind, but narrower, or holds one that is."""
+    new = new.table if isinstance(new, Tied) else new
     for kind, keys in SETTINGS:
         if isinstance(old, kind) and isinstance(new, kind):
             for key in keys:

@@ -50,14 +50,18 @@ from taut.structure.support import (
     OF_THEIR_OWN,
     PACKED,
     RECURRENT,
+    SHARED_WEIGHT,
     STILL_NARROWED,
     SUPPORTED,
     UNCALLED,
     base_kind,
+    is_aside,
     refusal,
+    tied_kind,
     whole_kind,
 )
 from taut.structure.surgery import shallow
+from taut.structure.ties import Ties, for_all, tied_layers
 from taut.structure.wrappers import unwrapped
 from taut.types import Cost, Invocation, Layer, Network
 
@@ -101,7 +105,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     used, answers = _used_otherwise(model, call, asked, call.paths)  # recurrent layers of our own know theirs
     reasons |= used
     reasons |= _forms_that_stay(model, call, reasons, call.paths)
-    apart, more = _wholes(model, call, {name: reason for name, reason in reasons.items() if reason}, keywords)
+    ties = tied_layers(model, calls)
+    apart, more = _wholes(model, call, {name: reason for name, reason in reasons.items() if reason}, keywords, ties)
     answers = {**answers, **more}
     convs = [name for name in free if reasons[name] is None and weight_of(model.get_submodule(name)).ndim > 2]
     extents = live_ranges(model, call, convs)
@@ -114,6 +119,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
             facts: dict[str, Any] = {
                 "skip": reasons[name],
                 "whole": apart.get(name),
+                "tied": ties.get(name, ()),
                 "macs": counted.own.get(name, 0),
                 "params": owned[name],
             }
@@ -228,7 +234,7 @@ def _refuse_use(name: str, tied: list[str], calls: dict[str, list[Invocation]], 
     if not name:
         return "the model itself is this layer: wrap it in a torch.nn.Sequential"
     if tied:
-        return f"its {what} is shared with '{tied[0]}'"
+        return SHARED_WEIGHT.format(tied[0]).replace("weight", what, 1)
     if not calls.get(name):
         return UNCALLED
     if any(math.prod(call.output) == 0 for call in calls[name]):
@@ -286,16 +292,17 @@ def _is_fused(model: nn.Module, name: str) -> bool:
 
 
 def _wholes(
-    model: nn.Module, call: Example, reasons: Mapping[str, str], keywords: set[str]
+    model: nn.Module, call: Example, reasons: Mapping[str, str], keywords: set[str], ties: Ties
 ) -> tuple[dict[str, str], LayerAnswers]:
-    """Why tables and transposed convolutions cannot be replaced, and what the others have to answer."""
-    names = [name for name, reason in reasons.items() if reason in OF_THEIR_OWN]
-    apart = {name: whole for name in names if (whole := whole_kind(model.get_submodule(name))) is not None}
+    """Why tables, transposed convolutions and layers of one weight cannot be replaced; what the others must answer."""
+    names = [name for name, reason in reasons.items() if reason in OF_THEIR_OWN or name in ties]
+    kinds = {name: (tied_kind if name in ties else whole_kind)(model.get_submodule(name)) for name in names}
+    apart = {name: whole for name, whole in kinds.items() if whole is not None}
     apart |= {name: "it is called with keyword arguments" for name in names if name in keywords}
     used, answers = (
         _used_otherwise(model, call, [n for n in names if n not in apart], call.paths) if names else ({}, {})
     )
-    return apart | used, answers
+    return for_all(apart | used, ties), answers
 
 
 def _read(name: str, attribute: str) -> str:
@@ -317,7 +324,7 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     """
     before = len(net.example.paths)
     free = [layer for layer in net.layers if layer.skip is None and layer.kind != "StateLinear"]
-    others = [layer for layer in net.layers if layer.skip in OF_THEIR_OWN and layer.whole is None]
+    others = [layer for layer in net.layers if is_aside(layer)]
     check = StandInCheck(model, net.example, [*free, *others])
     covering(model, net.example, batches, check)
     paths = (*net.example.paths[before:], *check.differing)
@@ -333,12 +340,13 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
 
 
 def _wholes_covered(net: Network, model: nn.Module, paths: Sequence[Any]) -> Network:
-    """The network with regard to what other inputs ask of tables and transposed convolutions."""
-    names = [layer.name for layer in net.layers if layer.skip in OF_THEIR_OWN and layer.whole is None]
+    """The network with regard to what other inputs ask of layers that methods of their own rewrite."""
+    names = [layer.name for layer in net.layers if is_aside(layer)]
     if not names:
         return net
     known = {name: net[name].answers for name in names}
     reasons, answers = _used_otherwise(model, net.example, names, paths, known)
+    reasons = for_all(reasons, {layer.name: layer.tied for layer in net.layers if layer.tied})
     layers = tuple(replace(layer, whole=layer.whole or reasons.get(layer.name)) for layer in net.layers)
     return replace(net, layers=layers).answering(answers)
 

@@ -105,6 +105,15 @@ def shrinks(method: Method, group: Group) -> bool:
     return cost.lowers(group.cost)
 
 
+def costs_by_layer(method: Method, group: Group) -> dict[str, Cost]:
+    """What is left of every layer alone; what layers share counts in each of them (`costs`, where a method tells)."""
+    told = getattr(method, "costs", None)
+    if told is not None:
+        return dict(told(group))
+    gone = group.cost - method.cost(group)
+    return {layer.name: layer.cost - gone for layer in group.layers}  # all that goes may be of one
+
+
 @runtime_checkable
 class Looking(Protocol):
     """A method over many layers that has to see how they stand in the whole network."""

@@ -14,7 +14,7 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED, Candidate, Keep, read_keep
 
-LATER = frozenset({"answers", "block", "computed", "parts", "stacked", "summed", "rows", "whole"})
+LATER = frozenset({"answers", "block", "computed", "parts", "stacked", "summed", "rows", "tied", "whole"})
 """Fields of a layer that came later than plans that were saved."""
 
 
@@ -66,6 +66,7 @@ class Layer:
         summed: of a weight that code multiplies by, the axes over which it is summed. rows: the rows that go together,
             where they are used in parts. stacked: whether its first axis counts matrices, all multiplied by at once.
         parts: names of the layers that its plain form has, below its own, where that has several, or others than it.
+        tied: the layers that hold its weight, itself among them, where these are embeddings and linear layers.
         skip: why no method may touch it, or None.
         whole: why no method of its own kind may touch it either, where there are such.
         macs: measured multiply-accumulates per sample of the module itself, without those inside of it.
@@ -94,6 +95,7 @@ class Layer:
     rows: tuple[int, ...] = ()
     parts: tuple[str, ...] = ()
     stacked: bool = False
+    tied: tuple[str, ...] = ()
     answers: dict[str, int | float | str | tuple[int, ...] | None] = field(default_factory=dict, hash=False)
     macs: int = 0
     params: int = 0
@@ -180,7 +182,8 @@ class Floor:
         """A share of a layer."""
         size = math.prod(layer.weight) if layer.weight else 0
         weights = math.ceil(share * size - 1e-9)
-        params = max(0, layer.params - (size - weights))
+        held = layer.params + (size if layer.tied and layer.params < size else 0)  # another may count the weight
+        params = max(0, held - (size - weights))
         return cls(share, weights, Cost(params, params, math.ceil(share * layer.macs - 1e-9), params * layer.itemsize))
 
     def allows(self, cost: Cost) -> bool:
@@ -227,6 +230,11 @@ class Network:
         """The group of the named layers; of the named blocks, where a name may mean both."""
         first = {block.name: block for block in self.blocks} if blocks else {}
         return Group(tuple(first.get(name) or self[name] for name in names))
+
+    @property
+    def tied(self) -> tuple[Group, ...]:
+        """The layers that hold one weight together."""
+        return tuple(self.group(names) for names in dict.fromkeys(layer.tied for layer in self.layers if layer.tied))
 
     def skipping(self, reasons: Mapping[str, str]) -> Network:
         """The same, with these layers left alone for these reasons; one that is skipped already keeps its own."""

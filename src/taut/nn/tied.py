@@ -1,0 +1,87 @@
+"""One end of a factorized weight that an embedding and output layers hold together."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from taut.nn.answering import Answering, Described
+from taut.nn.sharing import Basis
+
+OF_TABLES = frozenset({"padding_idx", "max_norm", "norm_type", "scale_grad_by_freq", "sparse"})
+"""Settings of an embedding that are those of the table inside."""
+
+
+class Tied(Answering):
+    """One of several layers of one weight W (V, d) = A Bᵀ: all of them hold the very same A (V, r) and B (d, r).
+
+    An embedding reads rows of A and spreads them by B; a linear layer gathers its inputs by B and multiplies by A. So
+    both are counted, stored and trained once. `weight` is described as that of the layer in whose place it stands, and
+    made of A and B where somebody computes with it; it cannot be set to another, but tying it again to another end of
+    the same weight, as some libraries do behind every change, does nothing.
+
+    Args:
+        table: an `nn.Embedding` or an `nn.Linear` that holds A, and the bias.
+        basis: (d, r).
+    """
+
+    def __init__(self, table: nn.Module, basis: nn.Parameter) -> None:
+        """See the class."""
+        reads = isinstance(table, nn.Embedding)
+        inside = Basis(basis, 0, spread=reads)
+        rows: int = table.weight.shape[0]  # type: ignore[index,assignment]
+        names = ("num_embeddings", "embedding_dim") if reads else ("out_features", "in_features")
+        answers: dict[str, Any] = {"weight": (rows, len(basis)), **dict(zip(names, (rows, len(basis)), strict=True))}
+        super().__init__(*((table, inside) if reads else (inside, table)), answers=answers)
+
+    @property
+    def table(self) -> nn.Module:
+        """What holds A."""
+        return next(part for part in self if not isinstance(part, Basis))
+
+    def dense(self) -> Tensor:
+        """W."""
+        basis = next(part for part in self if isinstance(part, Basis))
+        dense: Tensor = self.table.weight @ basis.weight.mT  # type: ignore[operator]
+        return dense
+
+    def __getattr__(self, name: str) -> Any:
+        """As the layer that it replaces; W and the bias with their values."""
+        if name == "weight" and "_modules" in self.__dict__:
+            return Described(self.answers["weight"], self, self.dense)  # type: ignore[arg-type]
+        if name in OF_TABLES or name == "bias":
+            table = self.table
+            if name == "bias" or isinstance(table, nn.Embedding):
+                return getattr(table, name)
+        return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A bias is that of the table; the weight is what it is."""
+        if name == "bias" and isinstance(self.table, nn.Linear):
+            self.table.bias = value
+            return
+        if name != "weight":
+            super().__setattr__(name, value)
+        elif type(value) is not Described or tuple(value.shape) != self.answers["weight"]:
+            raise AttributeError(
+                "This layer holds its weight in factors, which other layers share: it cannot be set. Put another layer "
+                "in its place and in theirs."
+            )
+
+    def to_plain(self) -> nn.Module:
+        """The same as an Embedding or a Linear with a weight of its own."""
+        held, dense = self.table, nn.Parameter(self.dense().detach().clone())
+        rows, columns = dense.shape
+        built: Any
+        if isinstance(held, nn.Embedding):
+            built = nn.Embedding(rows, columns, device="meta")
+            for key in OF_TABLES:
+                setattr(built, key, getattr(held, key))
+        else:
+            bias = held.bias
+            built = nn.Linear(columns, rows, device="meta")
+            built.bias = nn.Parameter(bias.detach().clone()) if isinstance(bias, Tensor) else None
+        built.weight = dense
+        plain: nn.Module = built.train(self.training)
+        return plain
