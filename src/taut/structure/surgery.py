@@ -47,15 +47,13 @@ def _usable(t: Tensor) -> Tensor:
 
 
 def clone(model: nn.Module, without: frozenset[str] = frozenset()) -> nn.Module:
-    """A deep copy; the parameters of the layers named in `without`, soon to be replaced, stay shared.
+    """A deep copy; the weights of the layers named in `without`, soon to be replaced, stay shared.
 
-    Those that other layers hold, too, do not: what stays of them is the copy's.
+    Their biases do not: what replaces a layer may go on with its bias, which others may hold, too.
     """
     memo: dict[int, Any] = {}
     for name in without:
-        memo |= {id(p): p for p in part(model, name).parameters(recurse=False)}
-    for parameter in held_outside(model, without) if memo else ():
-        memo.pop(id(parameter), None)
+        memo |= {id(p): p for p in part(model, name).parameters(recurse=False) if p.ndim > 1}
     return deep_copy(model, memo)
 
 
