@@ -126,3 +126,29 @@ def test_layers_that_all_get_the_same_rows_stay_apart():
     base = taut.apply(model, taut.Plan.of(net, [taut.Step(("w",), "as_layer")]), taut.observe(net, model))
     stats = taut.observe(taut.trace(base, x), base, x)
     assert pooled_statistics(base, stats.layers, 32) == stats.layers
+
+
+class Batched(Experts):
+    """The same in one batch, where rows of other experts are zero."""
+
+    def forward(self, x):
+        chosen = x[:, 0].round().long().clamp(0, COUNT - 1)
+        mine = F.one_hot(chosen, COUNT).T[..., None]
+        return self.head(torch.bmm(x * mine, self.up.mT).sum(0))
+
+
+def test_matrices_of_one_layer_learn_from_each_other():
+    torch.manual_seed(0)
+    counts, model, x = [300, 0, 300, 60], Batched().eval(), rows([1] * COUNT, 7)
+    net = taut.trace(model, x)
+    base = taut.apply(model, taut.Plan.of(net, [taut.Step(("up",), "as_layer")]), taut.observe(net, model))
+    data = rows(counts, 0)
+    stats = taut.observe(taut.trace(base, x), base, data)
+    A = stats.layers["up.0"].weighting.full
+    for number in (0, 2):
+        mine = data[data[:, 0] == number]
+        wanted = mine.T @ mine / len(data)
+        torch.testing.assert_close(A[number], wanted, rtol=0.1, atol=0.05 * float(wanted.max()))
+    mean = (A[0] + A[2] + A[3]) * len(data) / sum(counts)
+    torch.testing.assert_close(A[1] / A[1].trace(), mean / mean.trace(), rtol=0.1, atol=0.02)
+    assert A[1].trace() > 0.2 * A.diagonal(dim1=1, dim2=2).sum() / COUNT

@@ -12,6 +12,7 @@ from taut.decompose.outputs import LIMIT, OutputMoment, rows_for
 from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import DataError
+from taut.nn import GroupedLinear
 from taut.structure.padding import Padding
 from taut.structure.patches import (
     bias_of,
@@ -242,6 +243,8 @@ class LayerMoments:
         self.taylor: Tensor | None = None
         self.outputs: list[Tensor] = []
         self.called = self.positions = 0
+        self.met: Tensor | None = None
+        """Of a stack of matrices how many rows each got that are not zero, which is what a router leaves of others."""
         self.energy = 0.0
         self.padding: Padding | None = None
         self.held: bool | None = False
@@ -256,6 +259,9 @@ class LayerMoments:
         if not total:  # an expert that no token reaches
             return
         self.positions += total
+        if isinstance(self.module, GroupedLinear):
+            met = (x.detach() != 0).reshape(len(x), self.module.groups, -1, x.shape[-1]).any(2).sum((0, 2))
+            self.met = met if self.met is None else self.met + met
         if self.inputs.form == "channel":
             self.energy += energy_of(self.module, output, real)
         share = self.inputs.held_share if self.held else self.inputs.share

@@ -31,7 +31,7 @@ from taut.structure.fisher import Loss, divergence, sampled_loss
 from taut.structure.kinds import choose_kinds, look_at
 from taut.structure.masks import settle
 from taut.structure.padding import Padding, real_share, tallied
-from taut.structure.pooling import pooled_statistics
+from taut.structure.pooling import pooled_groups, pooled_statistics
 from taut.structure.statistics import LayerStatistics, Statistics
 from taut.structure.support import is_aside
 from taut.structure.surgery import shallow
@@ -206,6 +206,8 @@ def _finished(moments: LayerMoments | AsideMoments) -> LayerStatistics:
     if isinstance(moments, AsideMoments):
         return moments.finish()
     weighting, outputs, positions, taylor = moments.finish()
+    if moments.met is not None:
+        weighting = pooled_groups(weighting, moments.met.tolist(), moments.samples)
     return LayerStatistics(weighting, outputs, positions, taylor, held=moments.patches())
 
 

@@ -38,6 +38,25 @@ def pooled_statistics(
     return found
 
 
+def pooled_groups(weighting: Weighting, rows: Sequence[float], samples: int) -> Weighting:
+    """The same of the inputs of one layer that has a group for every matrix of a stack.
+
+    Args:
+        weighting: what was observed.
+        rows: how many each got that are not zero.
+        samples: of the calibration.
+    """
+    if weighting.full is None or not any(rows) or len(set(rows)) == 1:
+        return weighting
+    means = [A * (samples / n) if n else None for A, n in zip(weighting.full, rows, strict=True)]
+    mean = mean_of(means, rows)
+    parts = [
+        mixed(M, mean, share_of_mean(M, n, mean)) * (count / samples)
+        for M, n, count in zip(means, rows, expected(rows), strict=True)
+    ]
+    return Weighting(full=torch.stack(parts).to(weighting.full))
+
+
 def _of_stack(known: Sequence[LayerStatistics], rows: Sequence[float], samples: int) -> Sequence[LayerStatistics]:
     """The statistics of the matrices of one stack; as they are where their moments are not held as matrices.
 
