@@ -148,3 +148,56 @@ def test_a_plan_that_misses_its_budget_does_not_say_that_it_is_met():
     met = taut.plan(net, stats, Budget(params=1.0))
     assert {kept.reason for kept in unmet_plan(met).kept} == {"no network near the budget works with it changed"}
     assert unmet_plan(met).steps == met.steps
+
+
+class Packed(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.a, self.w = nn.MultiheadAttention(8, 2, batch_first=True), nn.Parameter(torch.randn(8, 8))
+        self.f, self.rnn = nn.Linear(8, 8), nn.LSTM(8, 8, batch_first=True)
+
+    def forward(self, x):
+        return self.rnn(self.f(self.a(x, x, x)[0]) @ self.w)[0]
+
+
+FORMS = {"a.q_proj": ("a", "as_attention"), "rnn.inputs.0": ("rnn", "as_recurrent"), "w.0": ("w", "as_layer")}
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_steps_may_name_what_plain_forms_make(name, tmp_path):
+    owner, method = FORMS[name]
+    model, x = Packed().eval(), torch.randn(2, 3, 8)
+    net, step = taut.trace(model, x), taut.Step((name,), "svd", {"rank": 2})
+    plan = Plan.from_json(Plan.of(net, [taut.Step((owner,), method), step]).to_json())
+    small = taut.apply(model, plan, taut.observe(net, model))
+    assert isinstance(small.get_submodule(name), nn.Sequential)
+    taut.save(small, plan, tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", Packed)(x)[0], small(x)[0])
+    for steps in ([step], [step, taut.Step((owner,), method)]):
+        with pytest.raises(CallError, match=f"no layer '{name}' yet: put the step that gives '{owner}'"):
+            Plan.of(net, steps)
+    with pytest.raises(CallError, match=r"no layer 'a\.x_proj'"):
+        Plan.of(net, [taut.Step(("a",), "as_attention"), taut.Step(("a.x_proj",), "svd", {"rank": 2})])
+
+
+def test_a_step_over_all_layers_says_which_it_does_not_see():
+    net = taut.trace(Packed().eval(), torch.randn(2, 3, 8))
+    reason = taut.whole(net, "magnitude", sparsity=0.5).reason
+    assert all(word in reason for word in ("'w', 'a', 'rnn'", "as_layer and as_attention and as_recurrent"))
+    assert "'rnn'" not in taut.whole(net, "magnitude", without=["rnn"], sparsity=0.5).reason
+    assert not taut.whole(_plain(), "magnitude", sparsity=0.5).reason
+
+
+def test_costs_that_are_not_known_yet_are_no_zeros():
+    net = _plain()
+    plan = Plan.of(net, [taut.whole(net, "channels", macs=0.5), taut.Step(("0",), "svd", {"rank": 2})])
+    rows = [line for line in str(plan).splitlines() if "->" in line]
+    assert len(rows) == 3
+    assert all(line.count("-> ?") == 2 for line in rows)
+    assert "is not predicted" in rows[-1]
+    assert plan.summary().count("-> ?") == 2
+    assert "->" not in str(Plan.of(net, []))
+
+
+def _plain():
+    return taut.trace(nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 4)).eval(), torch.randn(2, 8))

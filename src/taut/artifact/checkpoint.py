@@ -10,10 +10,12 @@ The folder is replaced as a whole (`taut.core.atomic_folder`), so that at any mo
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import replace
 from hashlib import sha256
 
-from torch import nn
+from torch import Tensor, nn
 
 from taut.artifact.manifest import (
     COMPARISON,
@@ -29,7 +31,7 @@ from taut.artifact.manifest import (
     sealed_comparison,
     taut_version,
 )
-from taut.artifact.provenance import recall
+from taut.artifact.provenance import before, history, recall, remember, same_steps
 from taut.artifact.rebuild import replay, split
 from taut.artifact.safetensors_io import fill, layouts, read_tensors, to_bytes
 from taut.core.atomic_folder import present, reading, recover, rehearse, replacing, resolved
@@ -41,7 +43,7 @@ from taut.measure.storage import stored_tensors
 from taut.nn import bake, masked
 from taut.structure.surgery import clone
 from taut.structure.wrappers import unwrapped
-from taut.types import Plan
+from taut.types import Kept, Plan, Step
 
 
 def save(
@@ -53,6 +55,8 @@ def save(
     overwrite: bool = False,
 ) -> None:
     """Write `model` so that `load` gives it back bit by bit; the same model and plan give the same bytes.
+
+    Of a model that was made of one that taut had made, the folder holds the steps of both.
 
     Args:
         model: what `apply`, `finetune` or `compress` returned, plan in hand.
@@ -70,8 +74,7 @@ def save(
     if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
         raise CallError(f"save needs a model and its Plan. Got {type(model).__name__} and {type(plan).__name__}.")
     model = unwrapped(model)
-    plan = recall(model, plan)
-    weights, manifest = _packed(bake(clone(model)) if masked(model) else model, plan)
+    weights, manifest = _packed(bake(clone(model)) if masked(model) else model, recall(model, plan), before(model))
     content = {WEIGHTS: weights, MANIFEST: manifest}
     if comparison is not None:
         content[COMPARISON] = sealed_comparison(comparison)
@@ -90,7 +93,8 @@ def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Modu
 
     Args:
         folder: a folder that taut saved.
-        base: builds the ORIGINAL architecture (its weights do not matter); or such a model, which is copied.
+        base: builds the ORIGINAL architecture (its weights do not matter); or such a model, which is copied. Where the
+            folder holds what several plans made one after the other, it may also build what the first of them made.
 
     Raises:
         CallError: `base` is neither a model nor builds one.
@@ -104,9 +108,9 @@ def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Modu
         manifest = read_manifest(target)
         tensors = read_tensors(target / WEIGHTS)
     with quiet():
-        model = _built(base)
-        replay(model, manifest.steps)
-        fill(model, tensors, manifest.ties, manifest.layouts)
+        model = _rebuilt(base, manifest, tensors)
+        last = _of_last_plan(manifest)
+        remember(model, replace(manifest.plan, steps=last), manifest.steps[: len(manifest.steps) - len(last)])
         return model.eval()
 
 
@@ -152,10 +156,16 @@ def _refuse_foreign(folder: str | os.PathLike[str], overwrite: bool) -> None:
         )
 
 
-def _packed(model: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
-    """The bytes of model.safetensors and of manifest.json."""
+def _packed(model: nn.Module, plan: Plan, earlier: tuple[Step, ...]) -> tuple[bytes, bytes]:
+    """The bytes of model.safetensors and of manifest.json.
+
+    Args:
+        model: to be saved.
+        plan: that made it.
+        earlier: steps that made the model of which the plan made it.
+    """
     plan = finite(plan)
-    steps, rolled_back = split(model, plan)
+    steps, rolled_back = _held(model, plan, () if same_steps(plan.steps[: len(earlier)], earlier) else earlier)
     tensors, ties = stored_tensors(model)
     weights = to_bytes(tensors)
     files = {WEIGHTS: Stamp(sha256(weights).hexdigest(), len(weights))}
@@ -164,6 +174,56 @@ def _packed(model: nn.Module, plan: Plan) -> tuple[bytes, bytes]:
         return weights, manifest.to_bytes()
     except ValueError as error:
         raise CallError(f"The plan cannot be written as JSON: {one_line(error)}.") from None
+
+
+def _held(model: nn.Module, plan: Plan, earlier: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Kept, ...]]:
+    """The steps that a model holds, with earlier ones where it holds these still, and what was rolled back."""
+    if earlier:
+        with suppress(ArtifactError):  # something else was done to it in between: the base is what that gave
+            return split(model, replace(plan, steps=(*finite(Plan(earlier)).steps, *plan.steps)))
+    return split(model, plan)
+
+
+def _rebuilt(base: Callable[[], nn.Module] | nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """The saved model.
+
+    Raises:
+        ArtifactError: neither all of the steps fit the base, nor those of the last plan alone.
+    """
+    model = _built(base)
+    known, steps, last = history(unwrapped(base) if isinstance(base, nn.Module) else model), manifest.steps, None
+    if known and same_steps(steps[: len(known)], known):
+        model, steps = clone(model), steps[len(known) :]  # the user may go on with what the steps made
+    else:
+        last = _of_last_plan(manifest)
+    try:
+        return _filled(model, steps, manifest, tensors)
+    except ArtifactError as error:
+        if not last or len(last) == len(steps):
+            raise
+        try:
+            return _filled(_built(base), last, manifest, tensors)
+        except ArtifactError:
+            raise error from None
+
+
+def _filled(model: nn.Module, steps: tuple[Step, ...], manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
+    """A base in the structure that steps give it, with the saved values."""
+    replay(model, steps)
+    fill(model, tensors, manifest.ties, manifest.layouts)
+    return model
+
+
+def _of_last_plan(manifest: Manifest) -> tuple[Step, ...]:
+    """Those of the steps that the plan holds; the others made the model of which it was made."""
+    left = list(manifest.plan.steps)
+    for number, step in reversed(list(enumerate(manifest.steps))):
+        while left and not same_steps(left[-1:], [step]):
+            left.pop()
+        if not left:
+            return manifest.steps[number + 1 :]
+        left.pop()
+    return manifest.steps
 
 
 def _built(base: Callable[[], nn.Module] | nn.Module) -> nn.Module:

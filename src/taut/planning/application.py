@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from taut.artifact.provenance import remember
+from taut.artifact.provenance import history, remember
 from taut.artifact.rebuild import with_sides
 from taut.core.arguments import expect
 from taut.core.data import collect
@@ -137,7 +137,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     if reason is not None and data is not None:
         warnings.warn(f"The refit is left out: with it {reason}.", stacklevel=3)
         small, done, reason = _tried(model, plan, stats, None, outputs, None)
-    remember(small, done)
+    remember(small, done, history(model))
     return small, done
 
 
@@ -273,7 +273,7 @@ def _apply_behind(model: nn.Module, plan: Plan, first: int, stats: Statistics, d
     net = trace(base, stats.network.example).leaving_as(stats.network)
     small, rest = apply_plan(base, replace(plan, steps=plan.steps[first:]), observe(net, base, data), data)
     done = replace(rest, steps=(*forms.steps, *rest.steps), kept=(*forms.kept, *rest.kept))
-    remember(small, done)
+    remember(small, done, history(model))
     return small, done
 
 

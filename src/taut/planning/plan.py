@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import replace
 
 from taut.core.arguments import expect
@@ -12,6 +12,7 @@ from taut.errors import BudgetError, CallError
 from taut.methods import choose, resolve, settings
 from taut.planning.candidates import Choice, Option, survey
 from taut.planning.knapsack import Limits, option_cost, solve
+from taut.planning.plain_form import PLAIN_FORMS
 from taut.structure.statistics import Statistics
 from taut.types import Budget, BudgetLike, Group, Kept, Layer, Looking, Method, Network, Plan, Setting, Step
 from taut.types.amounts import percent_note
@@ -77,6 +78,10 @@ def whole(net: Network, method: str, without: Iterable[str] = (), *, keep: Keep 
         keep: layers that are left alone, their weights included, or not below a share (`Network.keeping`).
         settings: of the method, as in a `Step`.
 
+    Returns:
+        The step; its reason names the layers that are in no plain form yet, and so not in it: put the steps that give
+        them theirs in front, and name in a step behind them what they make.
+
     Raises:
         CallError: the method, a setting or a layer left out is unknown, or no layer is taken.
     """
@@ -94,7 +99,17 @@ def whole(net: Network, method: str, without: Iterable[str] = (), *, keep: Keep 
         raise CallError(f"{method} takes no layer of this network: taut inspect says why each is skipped.")
     group = Group(layers)
     asked = {**settings, **_floors(net, chosen, group)}
-    return Step(group.names, method, asked, group, before=group.cost, keep=tuple(sorted(net.kept)))
+    kept = tuple(sorted(name for name, share in net.asked.items() if share == 1))
+    return Step(group.names, method, asked, group, before=group.cost, reason=_left_out(net, left_out), keep=kept)
+
+
+def _left_out(net: Network, without: Container[str]) -> str:
+    """Which layers a step over the whole network does not see, since they are in no plain form yet."""
+    forms = {la.name: PLAIN_FORMS[la.skip] for la in net.layers if la.skip in PLAIN_FORMS and la.name not in without}
+    if not forms:
+        return ""
+    steps = " and ".join(dict.fromkeys(forms.values()))
+    return f"without {some(list(forms))}: no plain layers before {steps}, which taut.compress does first"
 
 
 def _takes(method: Method, net: Network, layer: Layer) -> bool:

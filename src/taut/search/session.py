@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import nn
 
-from taut.artifact.provenance import remember
+from taut.artifact.provenance import history, remember
 from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.progress import stage
@@ -160,7 +160,9 @@ class Session:
         exact = tuple(step for step in self.exact if step not in idle)
         small = in_own_form(self.base, self.original, idle) if exact else clone(self.original)
         kept = kept_whole(plan.kept, idle, self.network)
-        return small, replace(plan, steps=exact, kept=kept, before=self.network.cost)
+        whole = replace(plan, steps=exact, kept=kept, before=self.network.cost)
+        remember(small, whole, history(self.original))
+        return small, whole
 
     def without(self, reasons: Mapping[str, str]) -> Session:
         """The same, with some layers left alone, for these reasons: what was done to them failed."""
@@ -185,7 +187,9 @@ class Session:
         gone = removed_layers(renamed)
         exact = tuple(step for step in exact if not set(step.layers) <= gone)
         whole = replace(plan, steps=(*exact, *renamed), kept=kept, before=self.network.cost)
-        remember(small, whole)  # what was carried out of the base alone leaves out the exact steps
+        remember(
+            small, whole, history(self.original)
+        )  # what was carried out of the base alone leaves out the exact steps
         return small, whole
 
     def _needed(self, small: nn.Module, steps: Sequence[Step], limits: Limits) -> tuple[nn.Module, tuple[Step, ...]]:
@@ -218,7 +222,9 @@ class Session:
         model, trained = carry_out(base, inner, stats, wish, teacher=self.original, seed=seed)
         steps = () if trained is None else trained.steps
         whole = replace(trained or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))
-        remember(model, whole)  # what was carried out of the base alone leaves out the exact steps
+        remember(
+            model, whole, history(self.original)
+        )  # what was carried out of the base alone leaves out the exact steps
         return model, whole
 
     def cost(self, model: nn.Module) -> Cost:

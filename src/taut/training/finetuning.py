@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from taut.artifact.provenance import hand_on, remember
+from taut.artifact.provenance import hand_on, history, remember
 from taut.artifact.rebuild import replay, with_sides
 from taut.core.data import collect
 from taut.core.example import Example
@@ -246,7 +246,7 @@ class _Run:
             hand_on(self.given, model)
             return model, None
         plan = replace(self.plan, steps=position.steps, kept=(*self.plan.kept, *position.kept))
-        remember(model, plan)
+        remember(model, plan, history(self.given))
         return model, plan
 
     def _mark(self) -> str:

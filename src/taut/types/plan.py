@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
 from typing import Any, ClassVar, Literal
@@ -27,6 +27,9 @@ user took it out, or wants it left alone."""
 
 FEW = 3
 """Layers that a table names one by one."""
+
+NOT_PREDICTED = "not predicted"
+"""The unit of damage of plans made by hand."""
 
 
 @dataclass(frozen=True)
@@ -115,15 +118,20 @@ class Plan:
         """A plan made by hand: the groups of its steps are filled in from the traced network.
 
         What the network keeps (`Network.keeping`) holds for every step: one over many layers leaves out those that are
-        kept, and knows the least of the others.
+        kept, and knows the least of the others. The group of a step stays open that names layers which an earlier step
+        makes, as the projections of attention: `apply` fills it.
 
         Raises:
             CallError: a step names a layer that the network does not have, or changes one that is kept.
         """
-        filled = tuple(_held(network, step) for step in steps)
+        filled: list[Step] = []
+        ahead: set[str] = set()
+        for step in steps:
+            filled.append(_held(network, step, ahead))
+            ahead |= _made_by(filled[-1])
         kept = tuple(Kept(la.name, AS_ASKED, la.cost, "as asked") for la in network.layers if la.name in network.kept)
         floors = {name: share for name, share in network.asked.items() if name not in network.kept}
-        plan = cls(filled, kept, before=network.cost, after=network.cost, unit="not predicted", floors=floors)
+        plan = cls(tuple(filled), kept, before=network.cost, after=network.cost, unit=NOT_PREDICTED, floors=floors)
         plan.check_kept()
         return plan
 
@@ -187,16 +195,23 @@ class Plan:
         )
         return replace(self, steps=tuple(s for s in self.steps if not drop & set(s.layers)), kept=self.kept + kept)
 
+    @property
+    def _predicted(self) -> Cost | None:
+        """What the result costs; None where nothing was predicted of these steps."""
+        return None if self.unit == NOT_PREDICTED and self.steps and self.after == self.before else self.after
+
     def summary(self) -> str:
         """One line: how many layers became what, and what the whole costs now."""
         changed = Counter(step.method for step in self.steps for _ in step.layers)
         ways = ", ".join(f"{amount} by {method}" for method, amount in changed.items()) or "none"
-        costs = f"params {_change(self.before, self.after, 'params')}, MACs {_change(self.before, self.after, 'macs')}"
+        after = self._predicted
+        costs = f"params {_change(self.before, after, 'params')}, MACs {_change(self.before, after, 'macs')}"
         return f"{numbered(sum(changed.values()), 'layer')} changed ({ways}); {costs}"
 
     def __str__(self) -> str:
         """A row for every layer: method, settings, cost before and after, damage, reason."""
         rows = [_step_row(step) for step in self.steps]
+        after = self._predicted
         rows += [
             (
                 kept.layer,
@@ -214,10 +229,10 @@ class Plan:
                 "whole model",
                 "",
                 "",
-                _change(self.before, self.after, "params"),
-                _change(self.before, self.after, "macs"),
-                f"{sum(step.damage or 0.0 for step in self.steps):.3g}",
-                f"damage in units of {self.unit}",
+                _change(self.before, after, "params"),
+                _change(self.before, after, "macs"),
+                "" if self.unit == NOT_PREDICTED else f"{sum(step.damage or 0.0 for step in self.steps):.3g}",
+                f"damage {'is not predicted' if self.unit == NOT_PREDICTED else f'in units of {self.unit}'}",
             )
         )
         return table(("layer", "method", "settings", "params", "MACs", "damage", "why"), rows, right=(3, 4, 5))
@@ -229,14 +244,42 @@ def _schema() -> TypeAdapter[Plan]:
     return TypeAdapter(Plan)
 
 
-def _held(network: Network, step: Step) -> Step:
+def _made_by(step: Step) -> set[str]:
+    """The layers that there are behind a step that gives others their plain form."""
+    layers = () if step.group is None or not hasattr(METHODS.get(step.method), "restored") else step.group.layers
+    return {f"{layer.name}.{part}" for layer in layers for part in layer.parts}
+
+
+def _known(network: Network, step: Step) -> Group:
+    """The layers of a step as the network has them.
+
+    Raises:
+        CallError: it has none of such a name, or only behind a step that is not there.
+    """
+    for layer in network.layers:
+        inside = [name for name in step.layers if name in {f"{layer.name}.{part}" for part in layer.parts}]
+        if inside and all(inside[0] != other.name for other in network.layers):
+            raise CallError(
+                f"The model has no layer '{inside[0]}' yet: put the step that gives '{layer.name}' its plain form in "
+                f"front. It is left alone so far: {layer.skip}."
+            )
+    return network.group(step.layers, blocks=getattr(METHODS.get(step.method), "takes_blocks", False))
+
+
+def _held(network: Network, step: Step, ahead: Set[str]) -> Step:
     """The step with its group, as far as the network lets it: what `taut.whole` does with its `keep`.
+
+    Args:
+        network: as it was traced.
+        step: as it was asked for.
+        ahead: the layers that earlier steps make.
 
     Raises:
         CallError: layers would have to be left out of a step that says something of each.
     """
-    blocks = getattr(METHODS.get(step.method), "takes_blocks", False)
-    group = network.group(step.layers, blocks=blocks) if step.group is None else step.group
+    if step.group is None and not ahead.isdisjoint(step.layers):
+        return step
+    group = _known(network, step) if step.group is None else step.group
     kind, floors = METHODS.get(step.method), network.floors
     holds = hasattr(kind, "floors")
     looks = hasattr(kind, "look") and not hasattr(kind, "restored")
@@ -271,14 +314,14 @@ def _step_row(step: Step) -> tuple[str, ...]:
     settings = " ".join(f"{key}={_brief(value)}" for key, value in asked.items())
     layers = step.layers
     names = ", ".join(layers) if len(layers) <= FEW else f"{len(layers)} layers, {layers[0]} ... {layers[-1]}"
-    before, after = step.before or Cost(), step.after or Cost()
+    before = step.before or (None if step.group is None else step.group.cost)
     damage = "" if step.damage is None else f"{step.damage:.3g}"
     return (
         names,
         step.method,
         settings,
-        _change(before, after, "params"),
-        _change(before, after, "macs"),
+        _change(before, step.after, "params"),
+        _change(before, step.after, "macs"),
         damage,
         step.reason,
     )
@@ -297,6 +340,9 @@ def _brief(value: Setting) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _change(before: Cost, after: Cost, key: str) -> str:
+def _change(before: Cost | None, after: Cost | None, key: str) -> str:
+    """What a cost becomes; "?" where that is not known before the step is carried out."""
+    if before is None or after is None:
+        return f"{'?' if before is None else count(getattr(before, key))} -> ?"
     old, new = getattr(before, key), getattr(after, key)
     return count(old) if old == new else f"{count(old)} -> {count(new)} ({fold(old, new)})"
