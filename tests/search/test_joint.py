@@ -8,6 +8,7 @@ import torch
 import taut
 from cases import case, run, untouched
 from taut import Budget, BudgetError, CallError, Plan
+from taut.planning import blocks
 from taut.search.joint import NEARLY, JointPlanner, _next
 from taut.search.ranks import RankPlanner
 from taut.types import Group
@@ -113,3 +114,30 @@ def test_one_batch_that_cannot_be_divided_is_refitted_and_judged_on():
     model, x = Scaled().eval(), torch.randn(64, 8)
     result = taut.compress(model, x, budget=Budget(macs=0.5), data=[x], methods=("channels", "svd"), compare=False)
     assert result.plan.after.macs <= 0.5 * result.plan.before.macs
+
+
+class Residual(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.up, self.down = torch.nn.Linear(16, 32), torch.nn.Linear(32, 16)
+
+    def forward(self, x):
+        return x + self.down(self.up(x).relu())
+
+
+def test_what_blocks_do_is_measured_before_channels_go_alone(monkeypatch):
+    torch.manual_seed(0)
+    model = torch.nn.Sequential(torch.nn.Linear(8, 16), *(Residual() for _ in range(3)), torch.nn.Linear(16, 4)).eval()
+    data = [(torch.randn(64, 8), None)]
+    net = taut.trace(model, data[0][0])
+    stats = taut.observe(net, model, data[0][0])
+    channels, *low = (taut.methods.METHODS[name]() for name in ("channels", "svd", "blocks"))
+    choices = blocks.survey_all(net, model, stats, data, low)
+    known = {choice.name: choice.options[1].damage for choice in choices if choice.block is not None}
+    assert known
+    monkeypatch.delattr(blocks, "measured_blocks")
+    planner = JointPlanner(RankPlanner(model, stats, choices, data), channels, tuple(low), 1)
+    narrowed = planner._narrow(0.5, {"macs": 0.5 * net.cost.macs}, data)
+    found = [choice for choice in narrowed.ranks.choices if choice.block is not None]
+    assert {choice.name: choice.options[1].damage for choice in found} == known
+    assert all(choice.group.layer.params < net[choice.name].params for choice in found)

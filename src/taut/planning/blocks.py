@@ -35,6 +35,7 @@ def survey_all(  # noqa: PLR0913 - what a session knows
     align: int = 1,
     *,
     timed: bool = False,
+    before: Sequence[Choice] = (),
 ) -> tuple[Choice, ...]:
     """What can become of every layer, and of blocks, where `blocks` is among the methods.
 
@@ -46,11 +47,20 @@ def survey_all(  # noqa: PLR0913 - what a session knows
         methods: all that are wished for.
         align: every rank is a multiple of it.
         timed: whether times are to be predicted.
+        before: choices of the network before its channels went, whose blocks do as much harm here.
     """
     choices = survey(net, stats, [method for method in methods if not isinstance(method, Blocks)], align, timed=timed)
     if data is None or not any(isinstance(method, Blocks) for method in methods):
         return tuple(choices)
-    return with_blocks(net, choices, measured_blocks(net, model, stats, data), timed=timed)
+    known = _known_blocks(net, before)
+    return with_blocks(net, choices, known or measured_blocks(net, model, stats, data), timed=timed)
+
+
+def _known_blocks(net: Network, choices: Sequence[Choice]) -> list[tuple[Layer, Blocks, float]]:
+    """The blocks of a network that others of the same names were measured for."""
+    options = [(choice.name, o) for choice in choices if choice.block is not None for o in choice.options]
+    found = {name: (o.method, o.damage) for name, o in options if isinstance(o.method, Blocks)}
+    return [(block, *found[block.name]) for block in net.blocks if block.name in found]
 
 
 def measured_blocks(

@@ -281,7 +281,8 @@ class JointPlanner:
         batches = data.data if isinstance(data, Noted) else data
         stats = replace(self.stats, network=inner) if share == 1 else observe(inner, small, batches)
         timed = self.ranks.latency_model is not None
-        choices = () if share == 1 else survey_all(inner, small, stats, batches, self.low_rank, self.align, timed=timed)
+        settings: dict[str, Any] = {"timed": timed, "before": self.choices}
+        choices = () if share == 1 else survey_all(inner, small, stats, batches, self.low_rank, self.align, **settings)
         ranks = RankPlanner(small, stats, choices, self.ranks.data, self.ranks.latency_model)
         return _Narrowed(step, done.kept, ranks)
 
