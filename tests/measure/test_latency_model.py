@@ -12,6 +12,7 @@ from taut.errors import CallError
 from taut.measure import latency_model
 from taut.measure.latency_model import SIMD_LANES, LatencyModel, built_ops, features, filled, layer_ops, model_ops
 from taut.methods import METHODS, choose
+from taut.nn import GroupedLinear
 from taut.types import Group
 
 
@@ -27,6 +28,7 @@ NETS = {
     "depthwise": (lambda: nn.Conv2d(4, 8, 3, groups=4), draw(2, 4, 9, 8)),
     "transposed": (lambda: nn.ConvTranspose2d(4, 6, 3, stride=2), draw(2, 4, 9, 8)),
     "linear": (lambda: nn.Linear(5, 7), draw(3, 4, 5)),
+    "a stack of matrices": (lambda: GroupedLinear(12, 9, groups=3), draw(1, 12, 5)),
 }
 
 

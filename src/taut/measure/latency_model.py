@@ -25,7 +25,13 @@ LayerOps = np.ndarray
 its kernel has more than one tap; and its output channels, 0 where these are grouped."""
 
 TIMED = frozenset(
-    {"Linear", "StateLinear", "Basis", *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3))}
+    {
+        "Linear",
+        "StateLinear",
+        "GroupedLinear",
+        "Basis",
+        *(f"Conv{way}{n}d" for way in ("", "Transpose") for n in (1, 2, 3)),
+    }
 )
 """Kinds of layers whose operations are timed; the time of all others, subclasses included, is a constant."""
 
