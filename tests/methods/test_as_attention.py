@@ -8,7 +8,7 @@ from torch import nn
 
 import taut
 from cases import Attention, run, untouched
-from taut.structure.attention_form import packed_biases
+from taut.structure.attention_form import packed
 from taut.structure.support import ATTENTION
 from taut.types import Plan, Step
 
@@ -113,7 +113,7 @@ def test_where_nothing_else_is_changed_the_module_is_as_it_was():
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before if key.endswith("weight"))
     form = taut.nn.Attention(16, 2, batch_first=True)  # with biases that were corrected since
-    assert packed_biases(form)["in_proj_bias"].shape == before["in_proj_bias"].shape
+    assert packed(form)["in_proj_bias"].shape == before["in_proj_bias"].shape
     assert not result.model.use_nested_tensor  # the first layer would hand such tensors to the second
     assert model.use_nested_tensor
     alone = taut.compress(model, x, budget={"macs": 1.0}, data=[x], compare=False)

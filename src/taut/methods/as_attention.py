@@ -8,9 +8,9 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from taut.methods.plain_form import PlainForm, fill, same_values
+from taut.methods.plain_form import PlainForm, fill, same_layers
 from taut.nn import Attention
-from taut.structure.attention_form import attention_form, packed_biases, settings_of
+from taut.structure.attention_form import attention_form, packed, settings_of
 from taut.structure.support import ATTENTION
 from taut.types import Cost, Group, Layer, Rewrite
 
@@ -55,16 +55,16 @@ class AsAttention(PlainForm):
         return attention_form(module) if isinstance(module, nn.MultiheadAttention) else module
 
     def own_form(self, plain: nn.Module, own: nn.Module, layer: Layer) -> nn.Module:
-        """Torch's module, with the biases of its layers."""
+        """Torch's module, with the values of its layers, which may be others."""
         del layer
         if isinstance(plain, Attention):
-            fill(own, packed_biases(plain))
+            fill(own, packed(plain))
         return own
 
     def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
-        """Whether the projections are what they were; their biases may be others."""
+        """Whether the projections are layers of the kinds and shapes that they had."""
         del layer
-        return same_values(now, before, [name for name, _ in before.named_parameters() if not name.endswith("bias")])
+        return same_layers(now, before)
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """The module as layers."""

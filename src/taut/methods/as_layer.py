@@ -7,9 +7,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
-from taut.methods.plain_form import PlainForm
+from taut.methods.plain_form import PlainForm, same_layers
 from taut.nn import GroupedLinear
 from taut.structure.product_uses import as_product
 from taut.structure.support import MULTIPLIED, PARAMETER
@@ -57,9 +58,18 @@ class AsLayer(PlainForm):
         return as_product(weight, self.summed or (), self.rows or (), stacked=self.stacked)
 
     def give_back(self, model: nn.Module, original: nn.Module, layer: Layer) -> None:
-        """Put the parameter back in the place of the layers."""
+        """Put the parameter back in the place of the layers, with their values."""
         place = layer.name if layer.kind == PARAMETER else f"{layer.name}.weight"
-        hold(model, place, clone(part(original, place)))
+        own: Any = clone(part(original, place))
+        product: Any = model.get_submodule(place)
+        with torch.no_grad():
+            own.weight.copy_(product.dense())
+        hold(model, place, own)
+
+    def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
+        """Whether the layers have the kinds and shapes that they had."""
+        del layer
+        return same_layers(now, before)
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> None:
         """Nothing."""

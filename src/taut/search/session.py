@@ -195,13 +195,15 @@ class Session:
     def _needed(self, small: nn.Module, steps: Sequence[Step], limits: Limits) -> tuple[nn.Module, tuple[Step, ...]]:
         """Layers that only their plain form changed as they were, within the limits; the exact steps that are left."""
         idle = idle_forms(small, self.base, self.exact, steps)
-        if not idle:
-            return small, self.exact
-        own = in_own_form(small, self.original, idle)
         counted = {key: limit for key, limit in limits.items() if key != "latency"}
-        if any(amount > counted[key] for key, amount in self.amounts(own, counted).items()):
-            return small, self.exact
-        return own, tuple(step for step in self.exact if step not in idle)
+        for some in (
+            idle,
+            tuple(step for step in idle if step.after == step.before),
+        ):  # the others cost more as they were
+            own = in_own_form(small, self.original, some) if some else small
+            if some and all(amount <= counted[key] for key, amount in self.amounts(own, counted).items()):
+                return own, tuple(step for step in self.exact if step not in some)
+        return small, self.exact
 
     def trained(self, plan: Plan, wish: Finetune, seed: int) -> tuple[nn.Module, Plan]:
         """The schedule of `wish` carried out from the base, where the exact steps of the plan are done already."""

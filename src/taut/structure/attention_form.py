@@ -132,12 +132,19 @@ def attention_form(module: nn.MultiheadAttention, *, shared: bool = False) -> At
     return form.train(module.training)
 
 
-def packed_biases(form: Attention) -> dict[str, Tensor]:
-    """The biases of layers that nothing else changed, by the names that torch's module has for them."""
+def packed(form: Attention) -> dict[str, Tensor]:
+    """The values of plain layers by the names that torch's module has for them."""
+    projections: list[Any] = [form.get_submodule(name) for name in PROJECTIONS]
+    weights = [layer.weight for layer in projections]
     held: dict[str, list[Any]] = {
-        "in_proj_bias": [form.get_submodule(name).bias for name in PROJECTIONS],
+        "in_proj_bias": [layer.bias for layer in projections],
+        "out_proj.weight": [form.out_proj.weight],
         "out_proj.bias": [form.out_proj.bias],
+        **{f"{name}_weight": [weight] for name, weight in zip(PROJECTIONS, weights, strict=True)},
+        **{name: [getattr(form, name)] for name in ("bias_k", "bias_v")},
     }
+    if len({weight.shape[1] for weight in weights}) == 1:
+        held["in_proj_weight"] = weights
     return {name: torch.cat(parts).detach() for name, parts in held.items() if all(p is not None for p in parts)}
 
 
