@@ -2,6 +2,8 @@
 
 import inspect
 import json
+import math
+import re
 from dataclasses import FrozenInstanceError, replace
 
 import numpy as np
@@ -9,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from taut import Budget, CallError, Network, Plan, Step
+from taut import Budget, CallError, Network, Plan, Stage, Step
 from taut.types import Cost, Group, Invocation, Kept, Layer
 
 NUMBERS = st.integers(0, 10**12)
@@ -363,3 +365,24 @@ def test_a_table_shows_what_was_asked_for_and_not_what_the_method_does_anyway():
     assert "metric" not in text
     assert "sparsity=0" in text
     assert "select=layer" in text
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        *((key, value) for key in ("rate", "weight_decay", "sparsify", "distill") for value in ("x", True, [1], -1)),
+        *((key, value) for key in ("rate", "weight_decay", "sparsify", "target") for value in (math.nan, math.inf)),
+        *(("sparsify", None), ("rate", None), ("rate", 0), ("distill", 1.5), ("target", "0.9"), ("target", False)),
+        *(("decay", 1), ("hold_zeros", "yes"), ("train", ["all"]), ("optimizer", ["adam"]), ("optimizer", None)),
+        *(("epochs", True), ("epochs", 1.5), ("epochs", "3"), ("patience", 0), ("patience", "2")),
+        *(("steps", 0), ("steps", "0"), ("steps", ("fc",)), ("steps", (True,)), ("steps", (-1,)), ("steps", None)),
+    ],
+)
+def test_what_no_stage_can_mean_is_named(key, value):
+    with pytest.raises(CallError, match=f"The '{key}' of a stage must be .* Got {re.escape(repr(value))} instead"):
+        Stage(**{key: value})
+
+
+def test_numbers_of_numpy_are_numbers_to_a_stage():
+    stage = Stage(rate=np.float32(0.5), sparsify=np.float64(0.1), target=np.int64(1), weight_decay=0)
+    assert (stage.rate, stage.sparsify) == (0.5, 0.1)

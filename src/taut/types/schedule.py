@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
+from numbers import Real
 from typing import ClassVar, Literal
 
 from pydantic import ConfigDict
@@ -60,14 +62,21 @@ class Stage:
         Raises:
             CallError: a value outside its range.
         """
-        _check("train", self.train, "all, above or none", self.train in {"all", "above", "none"})
+        places = isinstance(self.steps, tuple | list) and all(_whole(place, 0) for place in self.steps)
+        _check("steps", self.steps, "positions in the plan's steps, such as (0, 1)", places)
+        _check("train", self.train, "all, above or none", self.train in ("all", "above", "none"))
         _check("optimizer", self.optimizer, ", ".join(OPTIMIZERS), self.optimizer in OPTIMIZERS)
         _check("epochs", self.epochs, "a whole number, at least 0", _whole(self.epochs, 0))
         _check("patience", self.patience, "None or at least 1", self.patience is None or _whole(self.patience, 1))
-        _check("distill", self.distill, "None or in [0, 1]", self.distill is None or 0 <= self.distill <= 1)
-        _check("rate", self.rate, "above 0", self.rate > 0)
-        _check("weight_decay", self.weight_decay, "at least 0", self.weight_decay >= 0)
-        _check("sparsify", self.sparsify, "at least 0", self.sparsify >= 0)
+        share = self.distill is None or (_number(self.distill) and 0 <= self.distill <= 1)
+        _check("distill", self.distill, "None or in [0, 1]", share)
+        _check("target", self.target, "None or a number", self.target is None or _number(self.target))
+        _check("rate", self.rate, "above 0", _number(self.rate) and self.rate > 0)
+        for key in ("weight_decay", "sparsify"):
+            value = getattr(self, key)
+            _check(key, value, "at least 0", _number(value) and value >= 0)
+        for key in ("decay", "hold_zeros"):
+            _check(key, getattr(self, key), "True or False", isinstance(getattr(self, key), bool))
 
 
 Schedule = tuple[Stage, ...]
@@ -152,6 +161,10 @@ def check_schedule(schedule: Schedule, plan: Plan | None) -> None:
             f"The schedule must apply each of the plan's {count} steps once, by its position 0 ... {count - 1}. "
             f"It applies {used}."
         )
+
+
+def _number(value: object) -> bool:
+    return isinstance(value, Real) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _whole(value: object, least: int) -> bool:
