@@ -182,3 +182,37 @@ def test_training_goes_on_and_masks_are_held():
     small(*x).square().sum().backward()
     assert all(p.grad is not None for p in small.parameters())
     assert any(isinstance(m, StateLinear) and m.kept is not None for m in small.modules())
+
+
+class Reading(nn.Module):
+    """Reads something of its recurrent layer."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read, self.lstm, self.out = read, nn.LSTM(8, 16, batch_first=True), nn.Linear(16, 4)
+
+    def forward(self, x):
+        return self.out(self.lstm(self.read(self.lstm, x))[0])
+
+
+READS = {
+    "device": lambda m, x: x.to(m.weight_ih_l0.device),
+    "dtype": lambda m, x: x.to(m.all_weights[0][0].dtype),
+    "zeros": lambda m, x: x + m.weight_hh_l0.new_zeros(8),
+    "kind, without a difference": lambda m, x: x * 1.0 if isinstance(m, nn.LSTM) else x,
+}
+
+
+@pytest.mark.parametrize("name", READS)
+def test_what_code_reads_of_it_is_answered(name):
+    torch.manual_seed(0)
+    model, x = Reading(READS[name]).eval(), torch.randn(4, 5, 8)
+    base, net, steps = in_plain_form(model, taut.trace(model, x))
+    assert [step.layers for step in steps] == [("lstm",)]
+    assert net["lstm.inputs.0"].skip is None
+    assert torch.equal(base(x), model(x))
+
+
+def test_where_its_kind_matters_it_stays_with_that_reason():
+    model, x = Reading(lambda m, x: x if isinstance(m, nn.LSTM) else x * 2).eval(), torch.randn(4, 5, 8)
+    assert "other code asks what kind of layer 'lstm' is" in taut.trace(model, x)["lstm"].skip

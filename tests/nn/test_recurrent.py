@@ -189,3 +189,30 @@ def test_it_is_copied_pickled_compiled_and_says_what_it_is():
     assert (mine.hidden_size, mine.num_layers, mine.proj_size, mine.bias) == (4, 2, 0, True)
     mine.flatten_parameters()
     assert isinstance(mine(pack_padded_sequence(x, torch.tensor([4, 2, 1]), True))[0], PackedSequence)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [{}, {"bidirectional": True, "layers": 2}, {"bias": False}])
+def test_weights_are_answered_by_torch_s_names(kind, given):
+    module = made(kind, **given)
+    layer = Recurrent.of(module)
+    for name, weight in module.named_parameters():
+        asked = getattr(layer, name)
+        assert (asked.shape, asked.dtype, asked.device) == (weight.shape, weight.dtype, weight.device)
+        assert torch.equal(asked + 0, weight)
+    assert [[t.shape for t in part] for part in layer.all_weights] == [
+        [t.shape for t in part] for part in module.all_weights
+    ]
+    for name in ("weight_ih_l2", "weight_oh_l0", "bias_ih_l0_forward", "bias_hr_l0"):
+        assert not hasattr(layer, name)
+    assert hasattr(layer, "bias_ih_l0") == module.bias
+
+
+def test_weights_of_factors_are_their_product():
+    layer = Recurrent.of(made("LSTM", bidirectional=True))
+    chain = nn.Sequential(nn.Linear(5, 2, bias=False), nn.Linear(2, 32))
+    layer.inputs[0] = chain
+    assert layer.weight_ih_l0_reverse.shape == (16, 5)
+    close(layer.weight_ih_l0_reverse + 0, (chain[1].weight @ chain[0].weight)[16:])
+    close(layer.bias_ih_l0 * 1, chain[1].bias[:16])
+    assert copy.deepcopy(layer).weight_hh_l0.shape == (16, 4)

@@ -12,6 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
+from taut.nn.recurrent_reads import described
 from taut.nn.recurrent_steps import called, walk, walk_watched
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -166,6 +167,23 @@ class Recurrent(nn.Module):
         """Whether there are biases."""
         some = getattr(self.states[0], "bias", None)  # nearly always: asked at every call
         return isinstance(some, Tensor) or any(name.endswith("bias") for name, _ in self.named_parameters())
+
+    def __getattr__(self, name: str) -> Any:
+        """A part by its name; or a weight by the name that torch's layer has for it."""
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            known = described(self, name) if "states" in self.__dict__.get("_modules", {}) else None
+            if known is None:
+                raise
+        return known
+
+    @property
+    def all_weights(self) -> list[list[Any]]:
+        """As torch's layer: the weights and biases of every layer and direction."""
+        each = 4 if self.bias else 2
+        names = [name for number in range(self.num_layers) for name in _names(number, self.ways, bias=self.bias)]
+        return [[getattr(self, name) for name in names[at : at + each]] for at in range(0, len(names), each)]
 
     def flatten_parameters(self) -> None:
         """Nothing, for code that calls it: weights are joined where they are used."""

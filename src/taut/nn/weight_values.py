@@ -41,7 +41,7 @@ def dense(layers: Any, sizes: tuple[int, ...], summed: tuple[int, ...], stack: i
         inputs = torch.Size([sizes[axis] for axis in summed]).numel()
         parts = [_stack(layer, stack, inputs) for layer in layers]
     else:
-        parts = [_matrix(layer) for layer in layers]
+        parts = [matrix_of_layer(layer) for layer in layers]
     matrix = parts[0] if len(parts) == 1 else torch.cat(parts)
     outputs = [axis for axis in range(len(sizes)) if axis not in summed]
     order = [*outputs, *summed]
@@ -51,14 +51,16 @@ def dense(layers: Any, sizes: tuple[int, ...], summed: tuple[int, ...], stack: i
     return matrix.reshape([sizes[axis] for axis in order]).permute(back)
 
 
-def _matrix(layer: nn.Module) -> Tensor:
+def matrix_of_layer(layer: nn.Module) -> Tensor:
     """What a layer multiplies by, (outputs, inputs): what it makes of every unit vector."""
-    if type(layer) is nn.Linear:
+    if type(layer).forward is nn.Linear.forward and isinstance(layer, nn.Linear):
         return layer.weight
     like = next(t for t in layer.parameters() if t.is_floating_point())
     width = next(int(m.__dict__["in_features"]) for m in layer.modules() if "in_features" in m.__dict__)
     with torch.autocast(like.device.type, enabled=False):
         given: Tensor = layer(torch.eye(width, dtype=like.dtype, device=like.device))
+        if any(getattr(m, "bias", None) is not None for m in layer.modules()):
+            given = given - layer(like.new_zeros(1, width))
     return given.t()
 
 

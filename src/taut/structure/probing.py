@@ -15,6 +15,7 @@ from taut.core.example import Example
 from taut.core.modes import evaluating
 from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
+from taut.nn import Recurrent
 from taut.nn.answering import TENSORS, Answer, Answering, Described, is_plain, read_attributes
 from taut.structure.attention_form import attention_form
 from taut.structure.coverage import seeded
@@ -156,7 +157,7 @@ def stand_in(
 ) -> nn.Module:
     """What a layer's replacement looks like from outside, and computes what the layer computes: it, and an identity.
 
-    Of an attention the layers of which it consists.
+    Of attention and recurrent layers the layers of which they consist.
 
     Args:
         layer: stays inside.
@@ -165,6 +166,8 @@ def stand_in(
     """
     if isinstance(layer, nn.MultiheadAttention):
         return attention_form(layer, shared=True)
+    if isinstance(layer, nn.RNNBase):
+        return Recurrent.of(layer)
 
     def chained(*parts: nn.Module) -> nn.Sequential:
         return Answering(*parts, answers=answers) if answers else nn.Sequential(*parts)

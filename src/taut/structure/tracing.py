@@ -219,7 +219,8 @@ def _forms_that_stay(
     """
     attentions = [name for name, reason in reasons.items() if reason == ATTENTION]
     stay = unlike_in_use(model, call, attentions, paths)
-    stay |= _kinds_matter(model, call, [name for name in attentions if name not in stay], paths, {})
+    unpacked = [name for name, reason in reasons.items() if reason in {ATTENTION, RECURRENT} and name not in stay]
+    stay |= _kinds_matter(model, call, unpacked, paths, {})
     others = [name for name, reason in reasons.items() if reason in own_forms.FORMS]
     return stay | own_forms.unlike_in_use(model, call, others, paths)
 
