@@ -149,6 +149,10 @@ def test_a_layer_of_which_more_is_asked_stays():
         taut.compress(model, x, budget=taut.Budget(macs=0.01), data=[x], compare=False)
     assert "taut.compress puts" not in str(caught.value)
     assert "'width'" in str(caught.value)
+    with pytest.warns(UserWarning, match="'first' is left"):
+        (reach,) = [reach for reach in taut.inspect(model, x).layers if reach.layer.name == "first"]
+    assert "'width'" in reach.blocked
+    assert "an attribute that it reads" in reach.remedy
 
 
 def test_inspect_counts_what_it_becomes():

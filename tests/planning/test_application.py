@@ -11,6 +11,7 @@ import taut
 from cases import case, run, sequential, untouched
 from taut import CallError, Plan, Step
 from taut.methods.as_linear import AsLinear
+from taut.planning import application
 from taut.planning.application import apply_plan
 from taut.structure.outputs import Outputs
 
@@ -237,3 +238,27 @@ def test_a_wrong_plain_form_alone_is_rolled_back(monkeypatch):
     assert [type(layer) is nn.Linear for layer in small] == [True, True, True, False, True]
     assert [kept.layer for kept in done.kept if "changed although the method is exact" in kept.reason] == ["3"]
     assert small[3].weight.shape == (6, 6)
+
+
+def test_steps_behind_a_plain_form_that_was_rolled_back_have_its_reason(monkeypatch):
+    class Attending(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.f = nn.MultiheadAttention(8, 2, batch_first=True), nn.Linear(8, 8)
+
+        def forward(self, x):
+            return self.f(self.a(x, x, x)[0])
+
+    def departs(outputs, most, small, before=None):
+        return "it broke" if before is not None else None
+
+    model, x = Attending().eval(), torch.randn(2, 3, 8)
+    net, svd = taut.trace(model, x), {"rank": 2}
+    steps = [taut.Step(("a",), "as_attention"), *(taut.Step((name,), "svd", svd) for name in ("a.q_proj", "f"))]
+    monkeypatch.setattr(application, "departs", departs)
+    with pytest.warns(UserWarning, match="'a' is left as it was: rolled back: it broke"):
+        small, done = apply_plan(model, taut.Plan.of(net, steps), taut.observe(net, model))
+    assert [step.layers for step in done.steps] == [("f",)]
+    reasons = {kept.layer: kept.reason for kept in done.kept}
+    assert reasons == {"a": "rolled back: it broke", "a.q_proj": "'a' has no plain form: rolled back: it broke"}
+    assert type(small.a) is nn.MultiheadAttention

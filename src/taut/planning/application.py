@@ -25,7 +25,7 @@ from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
 from taut.nn.recurrent import without_kernel
-from taut.planning.step_checks import below_floor, departs, growth, shown_settings
+from taut.planning.step_checks import below_floor, departs, growth, shown_settings, without_form
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
@@ -271,8 +271,11 @@ def _apply_behind(model: nn.Module, plan: Plan, first: int, stats: Statistics, d
     """
     base, forms = apply_plan(model, replace(plan, steps=plan.steps[:first], kept=()), stats)
     net = trace(base, stats.network.example).leaving_as(stats.network)
-    small, rest = apply_plan(base, replace(plan, steps=plan.steps[first:]), observe(net, base, data), data)
-    done = replace(rest, steps=(*forms.steps, *rest.steps), kept=(*forms.kept, *rest.kept))
+    verdicts = [(step, without_form(step, forms)) for step in plan.steps[first:]]
+    asked = replace(plan, steps=tuple(step for step, why in verdicts if why is None))
+    small, rest = apply_plan(base, asked, observe(net, base, data), data)
+    lost = (one for step, why in verdicts if why for one in _kept(step, why, "rolled back"))
+    done = replace(rest, steps=(*forms.steps, *rest.steps), kept=(*forms.kept, *lost, *rest.kept))
     remember(small, done, history(model))
     return small, done
 

@@ -13,7 +13,7 @@ from taut.errors import CallError, ModelError
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match, said_alike
-from taut.types import Group, Method, Network, Rewrite, Slimming, Step
+from taut.types import Group, Method, Network, Plan, Rewrite, Slimming, Step
 from taut.types.method import costs_by_layer
 
 
@@ -103,3 +103,11 @@ def _same_unfused(outputs: Outputs, most: int | None, exact: nn.Module, before: 
     return said_alike(all_tensors(before), all_tensors(unfused)) and outputs_match(
         all_tensors(unfused), all_tensors(present), IN_OTHER_LAYERS
     )
+
+
+def without_form(step: Step, forms: Plan) -> str | None:
+    """Why there is nothing that a step could do: a layer of it is made by one that was rolled back."""
+    for kept in forms.kept:
+        if any(name.startswith(f"{kept.layer}.") for name in step.layers):
+            return f"'{kept.layer}' has no plain form: {kept.reason}"
+    return None

@@ -5,6 +5,11 @@ from __future__ import annotations
 import re
 
 REMEDIES: tuple[tuple[str, str], ...] = (
+    (
+        r"^rolled back",
+        "take out of the model's code what needs the layer as it is, such as an attribute that it reads of it; else "
+        "name the layer in keep",
+    ),
     (r"called with keyword arguments", "pass the input by position: layer(x) in place of layer(input=x)"),
     (r"the model itself is this layer", "wrap it: torch.nn.Sequential(layer)"),
     (r"owns parameters of its own|bare parameter", "move the parameter into a torch.nn.Linear or convolution"),
