@@ -38,6 +38,7 @@ def test_a_layer_is_described_as_it_runs(name):
     model = sequential(a=build()).eval()
     net = taut.trace(model, x)
     assert np.allclose(layer_ops(net["a"]), model_ops(model, net.example))
+    assert len(layer_ops(net["a"])) == 1
 
 
 def test_what_a_layer_does_by_hand():
