@@ -10,6 +10,7 @@ from torch.nn import functional
 import taut
 from cases import StandardConv, own_conv
 from taut.nn import SamePad
+from taut.structure import own_forms
 from taut.structure.conv_form import conv_form
 from taut.structure.support import CONVOLUTION
 from taut.types import Plan, Step
@@ -233,3 +234,20 @@ def test_the_padding_exports_as_it_is(tmp_path):
     made = torch.export.export(small, (x,)).module()
     torch.testing.assert_close(made(x), model(x), rtol=1e-4, atol=1e-5)
     assert all(parity.holds for parity in taut.export(small, x, tmp_path / "small.onnx").parity)
+
+
+@pytest.mark.parametrize("name", ["standardized", "scaled before and behind", "scaled, padded by size"])
+def test_a_form_is_shown_once_and_its_weight_computed_anew(name, monkeypatch):
+    shown = []
+    monkeypatch.setattr(own_forms, "conv_form", lambda module: shown.append(module) or conv_form(module))
+    model = nn.Sequential(CONVOLUTIONS[name]()).eval()
+    net = taut.trace(model, torch.randn(2, 4, 9, 9), [torch.randn(3, 4, 11, 11)])
+    assert net["0"].skip == CONVOLUTION
+    assert len(shown) == 1
+    known, wide = net.forms["0"], copy.deepcopy(model[0]).double()
+    assert known.conv.weight.numel() == 0
+    wide.weight.data.mul_(1.5)  # what it is computed from may be another by now
+    x = torch.randn(2, 4, 9, 9, dtype=torch.float64)
+    if name != "scaled before and behind":  # a gain that the weight decides belongs to its values then
+        torch.testing.assert_close(known.of(wide)(x), wide(x))
+    torch.testing.assert_close(known.of(copy.deepcopy(model[0]).double())(x), copy.deepcopy(model[0]).double()(x))

@@ -1,5 +1,7 @@
 """Layers that compute a matrix product in their own way, and those that only seem to."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
@@ -7,6 +9,7 @@ from torch.nn import functional
 
 import taut
 from cases import InputsFirst, own_linear
+from taut.structure import own_forms
 from taut.structure.linear_form import ROWS_AT_ONCE, any_form, computed_linear, transposed_in
 from taut.structure.support import LINEAR
 from taut.types import Plan, Step
@@ -180,3 +183,15 @@ def test_a_wide_weight_is_read_off_part_by_part():
     linear = computed_linear(layer)
     torch.testing.assert_close(linear.weight, 2 * layer.weight)
     torch.testing.assert_close(linear.bias, 2 * layer.bias)
+
+
+@pytest.mark.parametrize("make", [LINEARS["inputs first"][0], COMPUTED["standardized"]])
+def test_a_form_is_shown_once(make, monkeypatch):
+    shown = []
+    monkeypatch.setattr(own_forms, "any_form", lambda module: shown.append(module) or any_form(module))
+    net = taut.trace(nn.Sequential(make()).eval(), torch.randn(2, 5, 6), [torch.randn(2, 7, 6)])
+    assert net["0"].skip == LINEAR
+    assert len(shown) == 1
+    layer = copy.deepcopy(make()).double()
+    x = torch.randn(3, 6, dtype=torch.float64)
+    torch.testing.assert_close(net.forms["0"].of(layer)(x), layer(x))

@@ -84,6 +84,15 @@ class ConvForm:
         axes = zip(size, self.weight.shape[2:], self.stride, self.dilation, strict=True)
         return tuple(same_pads(*axis) for axis in axes)
 
+    def with_kernel(self, kernel: Tensor) -> ConvForm:
+        """The same form of another weight that the layer gives torch's convolution."""
+        weight = kernel.detach()
+        return replace(self, weight=weight if self.gain is None else weight * _per_output(self.gain, weight))
+
+    def without_weight(self) -> ConvForm:
+        """The same form to be filled again: nothing in it is large."""
+        return replace(self, weight=self.weight.new_empty(0))
+
     def __call__(self, x: Tensor) -> Tensor:
         """What the convolution gives for a batch."""
         padded = _padded(x, self.pads_of(x.shape[2:]), self.mode)

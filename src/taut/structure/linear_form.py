@@ -63,11 +63,16 @@ class LinearForm:
 
     Attributes:
         layer: the `nn.Linear`.
-        merged: whether its weight is computed from what the layer holds; not, where it is the layer's own.
+        transposed: whether the layer holds this weight as (inputs, outputs); None: it computes it.
     """
 
     layer: nn.Linear
-    merged: bool
+    transposed: bool | None
+
+    @property
+    def merged(self) -> bool:
+        """Whether the weight is computed from what the layer holds; not, where it is the layer's own."""
+        return self.transposed is None
 
     @property
     def weight(self) -> Tensor:
@@ -79,18 +84,23 @@ def any_form(module: nn.Module) -> LinearForm | None:
     """The linear layer that a layer computes, with its own weight or with one that it computes; None: it is none."""
     transposed = transposed_in(module)
     if transposed is not None:
-        return LinearForm(linear_form(module, transposed=transposed), merged=False)
+        return LinearForm(linear_form(module, transposed=transposed), transposed)
     computed = computed_linear(module)
-    return None if computed is None else LinearForm(computed, merged=True)
+    return None if computed is None else LinearForm(computed, None)
 
 
 def computed_matrix(module: nn.Module) -> Tensor | None:
     """The weight that a layer computes by now, (outputs, inputs); None where it computes no linear layer."""
+    read = read_off(module)
+    return None if read is None else read.weight.detach()
+
+
+def read_off(module: nn.Module) -> nn.Linear | None:
+    """The linear layer that a layer computes by now, if it is one; None where it is certain to be none."""
     weight: Any = module._parameters["weight"]
     for inputs in dict.fromkeys(reversed(weight.shape)):
         if _answers(module, inputs, weight):
-            read = _read_off(module, weight.new_empty(1, inputs))
-            return None if read is None else read.weight.detach()
+            return _read_off(module, weight.new_empty(1, inputs))
     return None
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -10,8 +11,8 @@ from torch import Tensor, nn
 
 from taut.core.example import Example
 from taut.structure import in_use
-from taut.structure.conv_form import computed_kernel, conv_form, fitting_inputs
-from taut.structure.linear_form import any_form, computed_matrix, fitting_rows
+from taut.structure.conv_form import ConvForm, computed_kernel, conv_form, fitting_inputs
+from taut.structure.linear_form import any_form, computed_matrix, fitting_rows, linear_form, read_off
 from taut.structure.losses import PARTLY_TRAINED, STATE, ZEROS, always_zero, keeps_state, partly_trained
 from taut.structure.sameness import IN_FLOAT64, outputs_match
 from taut.structure.support import CONVOLUTION, LINEAR
@@ -26,18 +27,47 @@ ELSEWHERE = "on what the network gives it, it computes something else than a {} 
 """Why a layer stays whose form holds for other inputs alone."""
 
 
-def own_form(module: nn.Module) -> str | None:
+@dataclass(frozen=True)
+class Known:
+    """What was shown of a layer's plain form, without its weight: that is computed anew, which is quick.
+
+    Attributes:
+        conv: the convolution; None: it is a linear layer.
+        transposed: whether that holds its weight as (inputs, outputs); None: it computes its weight.
+    """
+
+    conv: ConvForm | None = None
+    transposed: bool | None = None
+
+    def of(self, wide: nn.Module) -> nn.Linear | ConvForm | None:
+        """The form of a copy in float64."""
+        if self.conv is not None:
+            kernel = computed_kernel(wide)
+            return None if kernel is None else self.conv.with_kernel(kernel)
+        return read_off(wide) if self.transposed is None else linear_form(wide, transposed=self.transposed)
+
+
+def own_form(module: nn.Module, name: str = "", known: dict[str, Known] | None = None) -> str | None:
     """Why a layer that cannot be rewritten as it is stays until it is in its plain form, or for good.
 
     None where it has no other form.
+
+    Args:
+        module: the layer.
+        name: its own.
+        known: takes in what is shown of its form.
     """
     linear = any_form(module)
     if linear is not None:
+        if known is not None:
+            known[name] = Known(transposed=linear.transposed)
         inputs = fitting_rows(module, linear)
         return _lost(module, linear.weight, inputs, computed_matrix, merged=linear.merged) or LINEAR
     conv = conv_form(module)
     if conv is None:
         return None
+    if known is not None:
+        known[name] = Known(conv.without_weight())
     return _lost(module, conv.weight, fitting_inputs(module), computed_kernel, merged=True) or CONVOLUTION
 
 
@@ -60,7 +90,9 @@ def _lost(module: nn.Module, weight: Tensor, inputs: Sequence[Tensor], weight_of
     return None
 
 
-def unlike_in_use(model: nn.Module, example: Example, names: Iterable[str], paths: Sequence[Any]) -> dict[str, str]:
+def unlike_in_use(
+    model: nn.Module, example: Example, names: Iterable[str], paths: Sequence[Any], known: Mapping[str, Known]
+) -> dict[str, str]:
     """Which layers compute something else than their plain form on what they are given, and why they stay.
 
     Args:
@@ -68,17 +100,22 @@ def unlike_in_use(model: nn.Module, example: Example, names: Iterable[str], path
         example: how it is called.
         names: the layers.
         paths: inputs of the network.
+        known: what was shown of their forms.
     """
     kinds: dict[str, str] = {}
 
     def same(name: str, wide: Any, args: Any, kwargs: Any) -> bool:
-        form: Any = any_form(wide)
-        kinds[name] = "linear layer" if form is not None else "convolution"
-        form = conv_form(wide) if form is None else form.layer
+        form = known[name].of(wide) if name in known else _form_of(wide)
+        kinds[name] = "convolution" if form is None or isinstance(form, ConvForm) else "linear layer"
         return form is not None and all(_same(wide.train(mode), form, args, kwargs) for mode in (False, True))
 
     unlike = in_use.unlike_in_use(model, example, names, paths, same, _few)
     return {name: ELSEWHERE.format(kinds[name]) for name in unlike}
+
+
+def _form_of(wide: nn.Module) -> nn.Linear | ConvForm | None:
+    linear = any_form(wide)
+    return conv_form(wide) if linear is None else linear.layer
 
 
 def _same(wide: nn.Module, form: Any, args: Any, kwargs: Any) -> bool:

@@ -96,7 +96,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
         Outputs(model, call)  # refuses a model that gives nothing finite
     calls, keywords = record_calls(model, call)
     counted = count_macs(shallow(model), call)
-    reasons = _reasons(model, calls)
+    forms: dict[str, own_forms.Known] = {}
+    reasons = _reasons(model, calls, forms)
     uncalled = [name for name, reason in reasons.items() if reason == UNCALLED]
     reasons |= dict.fromkeys({*uncalled} - {*named_in_code(model, uncalled)}, UNUSED)
     free = [name for name, reason in reasons.items() if reason is None]
@@ -104,7 +105,7 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     asked = [name for name in free if name not in keywords and not isinstance(model.get_submodule(name), StateLinear)]
     used, answers = _used_otherwise(model, call, asked, call.paths)  # recurrent layers of our own know theirs
     reasons |= used
-    reasons |= _forms_that_stay(model, call, reasons, call.paths)
+    reasons |= _forms_that_stay(model, call, reasons, call.paths, forms)
     ties = tied_layers(model, calls)
     apart, more = _wholes(model, call, {name: reason for name, reason in reasons.items() if reason}, keywords, ties)
     answers = {**answers, **more}
@@ -128,7 +129,8 @@ def trace(model: nn.Module, example: Any, data: Any = None) -> Network:
     layers = with_products(model, call, layers)
     params, nonzero = count_parameters(model)
     cost = Cost(params, nonzero, counted.total, file_bytes(stored_tensors(model)[0]))
-    net = Network(tuple(layers), cost, counted.notes, call, blocks=blocks_of(model, call, counted, layers))
+    blocks = blocks_of(model, call, counted, layers)
+    net = Network(tuple(layers), cost, counted.notes, call, blocks=blocks, forms=forms)
     net = net.answering(answers)
     return net if data is None else covered(net, model, collect(call, data, SAMPLES))
 
@@ -168,8 +170,10 @@ def _owned_parameters(model: nn.Module) -> dict[str, int]:
     return owned
 
 
-def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, str | None]:
-    """For every module that owns parameters why it is skipped, None where it is not."""
+def _reasons(
+    model: nn.Module, calls: dict[str, list[Invocation]], forms: dict[str, own_forms.Known]
+) -> dict[str, str | None]:
+    """For every module that owns parameters why it is skipped, None where it is not; `forms` takes in plain forms."""
     owners: dict[int, list[str]] = defaultdict(list)
     for name, module in model.named_modules():
         for parameter in module.parameters(recurse=False):
@@ -190,7 +194,7 @@ def _reasons(model: nn.Module, calls: dict[str, list[Invocation]]) -> dict[str, 
         if reason == PACKED and use is None:
             reason = _shared_output(name, module, owners) or unlike(module) or ATTENTION
         elif reason not in {None, UNIT} and use is None:
-            reason = own_forms.own_form(module) or reason
+            reason = own_forms.own_form(module, name, forms) or reason
         reasons[name] = use or reason if reason in {*STILL_NARROWED, COMPUTED, RECURRENT} else reason or use
     return reasons
 
@@ -207,7 +211,11 @@ def _shared_output(name: str, module: nn.Module, owners: dict[int, list[str]]) -
 
 
 def _forms_that_stay(
-    model: nn.Module, call: Example, reasons: Mapping[str, str | None], paths: Sequence[Any]
+    model: nn.Module,
+    call: Example,
+    reasons: Mapping[str, str | None],
+    paths: Sequence[Any],
+    forms: Mapping[str, own_forms.Known],
 ) -> dict[str, str]:
     """Why layers with a plain form stay as they are: on what they are given, or seen from other code, it would not do.
 
@@ -216,13 +224,14 @@ def _forms_that_stay(
         call: how it is called.
         reasons: why its layers are left alone.
         paths: the inputs.
+        forms: what was shown of the plain forms of its layers.
     """
     attentions = [name for name, reason in reasons.items() if reason == ATTENTION]
     stay = unlike_in_use(model, call, attentions, paths)
     unpacked = [name for name, reason in reasons.items() if reason in {ATTENTION, RECURRENT} and name not in stay]
     stay |= _kinds_matter(model, call, unpacked, paths, {})
     others = [name for name, reason in reasons.items() if reason in own_forms.FORMS]
-    return stay | own_forms.unlike_in_use(model, call, others, paths)
+    return stay | own_forms.unlike_in_use(model, call, others, paths, forms)
 
 
 def _shares_bias_alone(module: nn.Module, name: str, owners: dict[int, list[str]]) -> bool:
@@ -334,7 +343,8 @@ def covered(net: Network, model: nn.Module, batches: list[tuple[Any, Any]]) -> N
     net = products_on(model, net.example, net, paths)
     known = {layer.name: layer.answers for layer in free}
     reasons, answers = _used_otherwise(model, net.example, [layer.name for layer in free], paths, known)
-    stay = _forms_that_stay(model, net.example, {layer.name: layer.skip for layer in net.layers}, paths)
+    skips = {layer.name: layer.skip for layer in net.layers}
+    stay = _forms_that_stay(model, net.example, skips, paths, net.forms)
     layers = tuple(replace(layer, skip=stay.get(layer.name, layer.skip)) for layer in net.layers)
     net = replace(net, layers=layers).skipping(reasons).answering(answers)
     return _wholes_covered(blocks_covered(net, model, paths), model, paths)

@@ -203,6 +203,7 @@ class Network:
             operations that may multiply and are not counted.
         floors: what has to stay of layers that may not go below a share of what they were.
         blocks: the modules that give the shape that they take, and could be taken out.
+        forms: what was shown of the plain forms of its layers, so that it is shown once.
         ahead: what has to stay of layers that there are only once others are in their plain form; 1: all.
     """
 
@@ -212,6 +213,7 @@ class Network:
     example: Any = field(default=None, repr=False, compare=False)
     floors: Mapping[str, Floor] = field(default_factory=dict, compare=False)
     blocks: tuple[Layer, ...] = field(default=(), repr=False, compare=False)
+    forms: Mapping[str, Any] = field(default_factory=dict, repr=False, compare=False)
     ahead: Mapping[str, float] = field(default_factory=dict, repr=False, compare=False)
 
     def __getitem__(self, name: str) -> Layer:
