@@ -50,24 +50,28 @@ class Tied(Answering):
         """As the layer that it replaces; W and the bias with their values."""
         if name == "weight" and "_modules" in self.__dict__:
             return Described(self.answers["weight"], self, self.dense)  # type: ignore[arg-type]
-        if name in OF_TABLES or name == "bias":
-            table = self.table
-            if name == "bias" or isinstance(table, nn.Embedding):
-                return getattr(table, name)
+        reads = "num_embeddings" in self.__dict__.get("answers", {})
+        if (name in OF_TABLES and reads) or (name == "bias" and not reads):
+            return getattr(self.table, name)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """A bias is that of the table; the weight is what it is."""
-        if name == "bias" and isinstance(self.table, nn.Linear):
+        if name == "bias" and "out_features" in self.answers:
             self.table.bias = value
             return
         if name != "weight":
             super().__setattr__(name, value)
-        elif type(value) is not Described or tuple(value.shape) != self.answers["weight"]:
+        elif not self._is_own(value):
             raise AttributeError(
                 "This layer holds its weight in factors, which other layers share: it cannot be set. Put another layer "
                 "in its place and in theirs."
             )
+
+    def _is_own(self, value: Any) -> bool:
+        """Whether it is the weight of an end that holds the same factors."""
+        owner = value.__dict__["_owner"] if type(value) is Described else None
+        return isinstance(owner, Tied) and not set(owner.parameters()).isdisjoint(self.parameters())
 
     def to_plain(self) -> nn.Module:
         """The same as an Embedding or a Linear with a weight of its own."""

@@ -149,7 +149,8 @@ def unmet(net: Network, choices: Sequence[Choice], limits: Limits) -> str:
         parts.append(
             f"{key} <= {count(limit)} (the candidates alone reach {count(least)} of {count(getattr(net.cost, key))})"
         )
-    skipped = sum(layer.skip not in {None, AS_ASKED} and layer.params > 0 for layer in net.layers)
+    free = {name for choice in choices for name in choice.group.names}
+    skipped = sum(la.skip not in {None, AS_ASKED} and la.params > 0 and la.name not in free for la in net.layers)
     why = f"; {numbered(skipped, 'layer')} cannot be changed, taut inspect says why" if skipped else ""
     rest = _rest(net, choices, limits)
     return (

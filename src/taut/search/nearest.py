@@ -161,8 +161,15 @@ def _why(session: Session, reach: Reach, name: str) -> str:
     floors, skips = session.stats.network.floors, {la.name: la.skip for la in session.stats.network.layers}
     if name in floors:
         return f": {floors[name].share:.0%} of it stays, as asked"
+    if name in _free(session):
+        return ""
     reason = (skips.get(name) or reach.stays.get(name, "")).replace(AS_ASKED, "kept as asked")
     return f": {reason}" if reason else ""
+
+
+def _free(session: Session) -> set[str]:
+    """The layers that some method takes, whatever the reason why others leave them alone."""
+    return {name for choice in session.planner.choices for name in choice.group.names}
 
 
 def _kept(session: Session, key: str) -> str:
@@ -183,10 +190,11 @@ def _counted(key: str) -> tuple[str, str]:
 def _blocking(session: Session, key: str) -> str:
     """The kinds of layers that no method may touch, with their share of the cost."""
     field, words = _counted(key)
+    free = _free(session)
     whole = max(float(getattr(session.network.cost, field)), 1.0)
     groups: dict[tuple[str, str], list[Layer]] = defaultdict(list)
     for layer in session.stats.network.layers:  # after the exact steps, which may have freed some
-        if layer.skip not in {None, AS_ASKED} and getattr(layer, field):
+        if layer.skip not in {None, AS_ASKED} and layer.name not in free and getattr(layer, field):
             groups[layer.kind, str(layer.skip).replace(f"'{layer.name}'", "it")].append(layer)
     shares = {kind: sum(getattr(layer, field) for layer in layers) / whole for kind, layers in groups.items()}
     largest = sorted(shares, key=shares.__getitem__, reverse=True)[:BLOCKING]

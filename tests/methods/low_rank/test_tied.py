@@ -182,12 +182,12 @@ def test_other_code_reads_what_it_read_before():
     torch.testing.assert_close(functional.linear(torch.ones(WIDTH), head.weight), head.dense().sum(1))
     assert torch.equal(head(torch.zeros(WIDTH)), head.bias)
     before = dict(small.state_dict())
-    head.weight = words.weight  # as libraries tie
+    head.weight = small.get_parameter("words.weight")  # as libraries tie
     assert before.keys() == small.state_dict().keys()
     with pytest.raises(AttributeError, match="in factors"):
         head.weight = nn.Parameter(torch.zeros(WORDS, WIDTH))
     with pytest.raises(AttributeError, match="in factors"):
-        head.weight = Tied(nn.Embedding(5, 2), nn.Parameter(torch.zeros(3, 2))).weight
+        head.weight = Tied(nn.Embedding(WORDS, 2), nn.Parameter(torch.zeros(WIDTH, 2))).weight
     head.bias = nn.Parameter(torch.ones(WORDS))
     assert torch.equal(head(torch.zeros(WIDTH)), torch.ones(WORDS))
     with pytest.raises(AttributeError, match="stride"):
@@ -225,6 +225,21 @@ def test_floors_hold_and_what_would_go_below_stays_as_it_was(end):
     assert small.words.weight is small.head.weight
     assert small.words.weight is not model.words.weight
     assert torch.equal(small.words.weight, model.words.weight)
+
+
+@pytest.mark.parametrize("reading", [True, False], ids=["tied", "table"])
+def test_what_a_method_takes_does_not_stand_in_the_way_of_a_budget(reading):
+    model, data = built(), ids()
+    if not reading:
+        model.head.weight = nn.Parameter(model.head.weight.detach().clone())
+    net = taut.trace(model, data[:4])
+    with pytest.raises(taut.BudgetError) as by_plan:
+        taut.plan(net, taut.observe(net, model), {"params": 0.01})
+    with pytest.raises(taut.BudgetError) as by_search:
+        taut.compress(model, data[:4], budget={"params": 0.01}, methods=["tied", "table"], compare=False)
+    for error in (by_plan, by_search):
+        words = "cannot be changed", "Left alone", "shared with", "is a table"
+        assert not [one for one in words if one in str(error.value)]
 
 
 class Computing(LM):
