@@ -21,6 +21,9 @@ class Tied(Answering):
     made of A and B where somebody computes with it; it cannot be set to another, but tying it again to another end of
     the same weight, as some libraries do behind every change, does nothing.
 
+    Attributes:
+        scale: what the rows that an embedding reads are multiplied by, as some language models do.
+
     Args:
         table: an `nn.Embedding` or an `nn.Linear` that holds A, and the bias.
         basis: (d, r).
@@ -34,6 +37,12 @@ class Tied(Answering):
         names = ("num_embeddings", "embedding_dim") if reads else ("out_features", "in_features")
         answers: dict[str, Any] = {"weight": (rows, len(basis)), **dict(zip(names, (rows, len(basis)), strict=True))}
         super().__init__(*((table, inside) if reads else (inside, table)), answers=answers)
+        self.scale = 1.0
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows, times `scale`; or outputs."""
+        y: Tensor = super().forward(x)  # type: ignore[no-untyped-call]
+        return y if self.scale == 1 else y * self.scale
 
     @property
     def table(self) -> nn.Module:
@@ -79,6 +88,7 @@ class Tied(Answering):
         rows, columns = dense.shape
         built: Any
         if isinstance(held, nn.Embedding):
+            dense = nn.Parameter(dense.detach() * self.scale)
             built = nn.Embedding(rows, columns, device="meta")
             for key in OF_TABLES:
                 setattr(built, key, getattr(held, key))

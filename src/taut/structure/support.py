@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from taut.nn import GroupedLinear, Product, Rebuilt, Recurrent, StateLinear, mask_of
 from taut.structure.baking import computed, leftovers, lost_when_baked
 from taut.structure.rules import UNIT, module_rule
+from taut.structure.scaled_rows import scale_of
 from taut.types import Layer
 from taut.types.keep import AS_ASKED
 
@@ -132,6 +133,8 @@ def base_kind(module: nn.Module) -> str:
     for kind in (StateLinear, GroupedLinear, *SUPPORTED):
         if isinstance(module, kind) and _computes_as(module, kind):
             return kind.__name__
+    if isinstance(module, nn.Embedding) and not parametrize.is_parametrized(module) and scale_of(module) is not None:
+        return nn.Embedding.__name__
     own = type(module)
     return (own.__bases__[0] if parametrize.is_parametrized(module) else own).__name__
 
@@ -171,6 +174,8 @@ def whole_kind(module: nn.Module) -> str | None:
     if kind is None:
         return "only embeddings and transposed convolutions are replaced so"
     overridden = _overridden(module, kind)
+    if overridden == "forward" and isinstance(module, nn.Embedding) and scale_of(module) is not None:
+        overridden = None
     if overridden is not None:
         return f"{type(module).__name__} overrides {overridden}: it may compute something else"
     if isinstance(module, nn.Embedding):

@@ -17,6 +17,7 @@ from taut.nn import Skipped, Tied
 from taut.nn.answering import Answering, read_attributes
 from taut.structure.baking import computed, computing_hooks
 from taut.structure.rules import module_rule
+from taut.structure.scaled_rows import scale_of
 from taut.structure.support import base_kind
 from taut.types import Layer
 
@@ -223,7 +224,9 @@ SETTINGS: tuple[tuple[Any, tuple[str, ...]], ...] = (
 
 def carry_settings(old: Any, new: Any) -> None:
     """Settings of a layer whose replacement is of its own kind, but narrower, or holds one that is."""
-    new = new.table if isinstance(new, Tied) else new
+    if isinstance(new, Tied):
+        new.scale = (scale_of(old) if isinstance(old, nn.Embedding) else None) or 1.0
+        new = new.table
     for kind, keys in SETTINGS:
         if isinstance(old, kind) and isinstance(new, kind):
             for key in keys:

@@ -117,6 +117,21 @@ def test_what_renormalizes_or_is_read_by_other_code_stays():
         assert net["places"].whole is None
 
 
+def test_rows_that_are_multiplied_by_a_number_are_so_afterwards():
+    class Scaled(nn.Embedding):
+        def forward(self, x):
+            return super().forward(x) * 3
+
+    model = built()
+    model.words = Scaled(40, 12).eval()
+    exact = taut.apply(
+        model,
+        Plan.of(net := taut.trace(model, ids(4)), [Step(("words",), "table", {"rank": 12}, allow_growth=True)]),
+        taut.observe(net, model),
+    )
+    torch.testing.assert_close(exact(ids()), model(ids()), rtol=0, atol=1e-5)
+
+
 def test_shapes_and_types_are_answered():
     class Asking(Reader):
         def forward(self, ids):

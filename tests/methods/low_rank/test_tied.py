@@ -249,20 +249,26 @@ class Computing(LM):
 
 class Scaled(nn.Embedding):
     def forward(self, x):
-        return super().forward(x) * 2
+        return super().forward(x) * WIDTH**0.5
 
 
-def scaled():
+class Tanh(nn.Embedding):
+    def forward(self, x):
+        return super().forward(x).tanh()
+
+
+def with_words(kind):
+    """The model with an embedding of another class."""
     model = built()
-    weight, model.words = model.words.weight, Scaled(WORDS, WIDTH)
+    weight, model.words = model.words.weight, kind(WORDS, WIDTH)
     model.words.weight = weight
-    return model
+    return model.eval()
 
 
 LEFT = {
     "max_norm": (lambda: built(max_norm=1.0), "renormalizes"),
     "computed with": (lambda: Computing().eval(), "computes with it"),
-    "own forward": (scaled, "overrides forward"),
+    "own forward": (lambda: with_words(Tanh), "overrides forward"),
 }
 
 
@@ -275,6 +281,24 @@ def test_what_computes_something_else_stays_and_says_why(make, words):
         taut.apply(model, Plan.of(net, [Step(("words", "head"), "tied", {"rank": 2})]), taut.observe(net, model))
     found = taut.inspect(model, ids(4))
     assert all(words in reach.blocked for reach in found.layers if reach.layer.name in {"words", "head"})
+
+
+def test_rows_that_are_multiplied_by_a_number_are_so_afterwards(tmp_path):
+    model = with_words(Scaled)
+    whole, _, _ = made(model, WIDTH)
+    torch.testing.assert_close(whole(ids()), model(ids()), rtol=0, atol=1e-5)
+    small, plan, stats = made(model, 4, ids(64))
+    taut.save(small, plan, tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=lambda: with_words(Scaled))(ids()), small(ids()))
+    torch.testing.assert_close(small.words.to_plain()(ids()), small.words(ids()))
+    dW = (model.head.weight - small.head.dense()).detach().double()
+    seen = {name: stats.seen(name) for name in ("words", "head")}
+    wanted = (
+        float((seen["words"].outputs.full[0].double() * (dW.T @ (seen["words"].counts[:, None] * dW))).sum()) * WIDTH
+    )
+    wanted += float(seen["head"].outputs.error(seen["head"].weighting, dW[None, :, :, None]))
+    (group,) = stats.network.tied
+    assert stats.damage(group, resolve(plan.steps[0])) == pytest.approx(wanted / (2 * 8), rel=1e-4)
 
 
 def test_all_layers_of_the_weight_are_taken_or_none():

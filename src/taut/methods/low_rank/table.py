@@ -18,6 +18,7 @@ from taut.methods.layer_factory import empty, linear, rank_grid
 from taut.methods.own_kind import OwnKind, seeded
 from taut.structure.asides import AsideStatistics
 from taut.structure.patches import weight_of
+from taut.structure.scaled_rows import scale_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import TABLE
 from taut.types import Cost, Group, Layer, Rewrite
@@ -129,4 +130,6 @@ class Table(OwnKind):
 
 
 def _wide(module: nn.Module) -> Tensor:
-    return weight_of(module).detach().double()
+    """The rows as they are given, in double precision: some embeddings multiply them by a number."""
+    rows = weight_of(module).detach().double()
+    return rows * ((scale_of(module) if isinstance(module, nn.Embedding) else None) or 1.0)

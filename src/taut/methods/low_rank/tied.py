@@ -21,6 +21,7 @@ from taut.methods.own_kind import OwnKind, seeded
 from taut.nn import Tied as End
 from taut.structure.asides import AsideStatistics
 from taut.structure.patches import weight_of
+from taut.structure.scaled_rows import scale_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import SHARED_WEIGHT
 from taut.types import Cost, Group, Layer, Rewrite
@@ -193,9 +194,12 @@ def _plain(W: Tensor) -> Use:
 
 
 def _row_weights(module: nn.Module, W: Tensor, known: LayerStatistics) -> Tensor:
-    """How often each row is read; all alike of an output layer."""
+    """How often each row is read, times the square of what it is multiplied by; all alike of an output layer."""
+    if not isinstance(module, nn.Embedding):
+        return W.new_ones(len(W))
     counts = known.counts if isinstance(known, AsideStatistics) else None
-    return W.new_ones(len(W)) if counts is None or not isinstance(module, nn.Embedding) else counts.to(W)
+    reads = W.new_ones(len(W)) if counts is None else counts.to(W)
+    return reads * (scale_of(module) or 1.0) ** 2
 
 
 def _columns(module: nn.Module, W: Tensor, known: LayerStatistics) -> Tensor:
