@@ -12,7 +12,7 @@ from taut.errors import CallError
 from taut.measure import latency_model
 from taut.measure.latency_model import SIMD_LANES, LatencyModel, built_ops, features, filled, layer_ops, model_ops
 from taut.methods import METHODS, choose
-from taut.nn import GroupedLinear
+from taut.nn import Basis, GroupedLinear
 from taut.types import Group
 
 
@@ -159,3 +159,12 @@ def test_a_network_takes_what_its_layers_take():
     net = taut.trace(model, example)
     pace = LatencyModel((1e-6, 2e-6, 3e-6, 0.01), 8, 0.1, "eager")
     assert pace.total(net) == pytest.approx(0.1 + pace.of(model_ops(model, net.example)))
+
+
+def test_shared_bases_count_at_every_position():
+    G = nn.Parameter(torch.randn(6, 2))
+    for model, x, places in (
+        (nn.Sequential(Basis(G, 2), Basis(G, 2, spread=True)), torch.randn(1, 6, 3, 5), 2 * 15),
+        (Basis(G, 0, inner=4), torch.randn(1, 24), 4),
+    ):
+        assert model_ops(model, Example(model, x))[:, 0].sum() == places * G.numel()

@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 import taut
+from taut.measure.latency_model import built_ops
 from taut.structure.asides import smoothed
 from taut.types import Plan, Step
 
@@ -149,6 +150,11 @@ def test_without_data_the_weights_decide():
     lost = (small.words[1](small.words[0].weight) - model.words.weight).double().square().sum()
     best = torch.linalg.svdvals(model.words.weight.double())[5:].square().sum()
     assert float(lost) == pytest.approx(float(best), rel=1e-4)
+
+
+def test_what_it_does_when_it_runs_is_told_for_predictions_of_time():
+    group, method = taut.trace(built(), ids(4)).group(["words"]), taut.methods.resolve(Step((), "table", {"rank": 3}))
+    assert built_ops(group, method)[:, 0].sum() == method.cost(group).macs
 
 
 def test_inspect_says_so():

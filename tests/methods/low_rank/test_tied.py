@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn import functional
 
 import taut
+from taut.measure.latency_model import built_ops
 from taut.methods import resolve
 from taut.nn import Tied
 from taut.planning.application import apply_plan
@@ -323,6 +324,13 @@ def test_what_no_longer_holds_one_weight_is_refused():
     with pytest.raises(taut.CallError, match="do not"):
         resolve(Step((), "tied", {"rank": 2})).factor(modules, {})
     assert net.tied[0].names == ("words", "head")
+
+
+@EVERY_VARIANT
+def test_what_it_does_when_it_runs_is_told_for_predictions_of_time(variant):
+    net = taut.trace(built(**variant), ids(4))
+    (group,), method = net.tied, resolve(Step((), "tied", {"rank": 3}))
+    assert built_ops(group, method)[:, 0].sum() == method.cost(group).macs
 
 
 def test_inspect_says_so():
