@@ -11,7 +11,7 @@ from torch import nn
 
 import taut
 from cases import sequential
-from planning.knapsacks import cost_of, damage_of, problem
+from planning.knapsacks import capped, cost_of, damage_of, problem
 from taut.methods.blocks import Blocks
 from taut.planning.blocks import survey_all, with_blocks
 from taut.planning.knapsack import closest, solve
@@ -57,6 +57,7 @@ def combinations(net, choices, blocks):
 @given(knapsacks())
 def test_blocks_go_with_all_that_is_in_them_or_not_at_all(knapsack):
     net, choices, blocks, limits = knapsack
+    limits = capped(net, choices, limits)
     wanted = min(
         (
             harm + damage_of(free, picks)
@@ -83,9 +84,11 @@ def test_the_closest_takes_blocks_whole_too(knapsack):
     net, choices, blocks, limits = knapsack
     coupled = with_blocks(net, choices, blocks)
     picks = closest(net, coupled, limits)
+    caps = {key: cap for key, cap in capped(net, coupled, {}).items() if key not in limits}
     least = min(
         max(cost_of(replace(net, cost=cost), free, other, key) / limit for key, limit in limits.items())
         for cost, free, other, _ in combinations(net, choices, blocks)
+        if all(cost_of(replace(net, cost=cost), free, other, key) <= cap for key, cap in caps.items())
     )
     worst = max(cost_of(net, coupled, picks, key) / limit for key, limit in limits.items())
     assert worst <= least * (1 + 1e-4) + 1e-6

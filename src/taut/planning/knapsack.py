@@ -73,7 +73,7 @@ def _least_damage(
 
 def closest(net: Network, choices: Sequence[Choice], limits: Limits, latency: LatencyModel | None = None) -> list[int]:
     """The choice whose worst ratio of cost to limit is lowest, for when the limits cannot be met."""
-    return Knapsack(net, choices, _at_most_the_whole(net, choices, limits), latency).shrink()
+    return Knapsack(net, choices, _at_most_the_whole(net, choices, limits), latency).shrink(tuple(limits))
 
 
 def _at_most_the_whole(net: Network, choices: Sequence[Choice], limits: Limits) -> Limits:
@@ -95,7 +95,7 @@ class Knapsack:
 
     def __init__(self, net: Network, choices: Sequence[Choice], limits: Limits, latency: LatencyModel | None) -> None:
         """Scale costs to the limits."""
-        self.choices = choices
+        self.choices, self.keys = choices, tuple(limits)
         limits = {key: limit if key == "latency" else max(limit, 0.5) for key, limit in limits.items()}
         options = [option for choice in choices for option in choice.options]
         self.damage = np.array([option.damage for option in options])
@@ -131,12 +131,13 @@ class Knapsack:
         )
         return None if found.x is None else self._picks(found.x)
 
-    def shrink(self) -> list[int]:
-        """Least worst ratio: minimize t with cost + fixed <= t limit."""
+    def shrink(self, wanted: Sequence[str]) -> list[int]:
+        """Least worst ratio of the wanted keys: minimize t with cost + fixed <= t limit, the others within theirs."""
         n = len(self.damage)
         if not n:
             return []
-        padded = csr_matrix(np.hstack([self.cost, -np.ones((len(self.cost), 1))]))
+        asked = np.array([key in wanted for key in self.keys], dtype=float)
+        padded = csr_matrix(np.hstack([self.cost, -asked[:, None]]))
         one, coupled = (
             csr_matrix((rows.data, rows.indices, rows.indptr), (rows.shape[0], n + 1))
             for rows in (self.one, self.coupled)
@@ -145,7 +146,7 @@ class Knapsack:
             np.append(1e-9 * self.damage / max(self.damage.max(), 1e-300), 1.0),
             constraints=[
                 LinearConstraint(one, 1, 1),
-                LinearConstraint(padded, -np.inf, self.room - 1),
+                LinearConstraint(padded, -np.inf, self.room - asked),
                 *([LinearConstraint(coupled, 0, 0)] if coupled.shape[0] else []),
             ],
             integrality=np.append(np.ones(n), 0),
