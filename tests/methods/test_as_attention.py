@@ -195,3 +195,25 @@ def test_costs_are_as_before(encoded):
     assert (cost.params, cost.macs) == (net.cost.params, net.cost.macs)
     outputs = [run(one, sentences())[0].shape for one in (model, small)]
     assert all(a == b for a, b in pairwise(outputs))
+
+
+class Lengths(nn.Module):
+    """Its mask is as long as the longest sample is: no exporter knows that beforehand."""
+
+    def __init__(self):
+        super().__init__()
+        self.attention = nn.MultiheadAttention(8, 2, batch_first=True)
+
+    def forward(self, x, lengths):
+        longest = int(lengths.max())
+        padding = torch.arange(longest, device=x.device).expand(len(x), longest) >= lengths[:, None]
+        return self.attention(x, x, x, key_padding_mask=padding, need_weights=False)[0]
+
+
+def test_masks_of_a_length_that_only_the_data_tell_are_exported():
+    model, x = Lengths().eval(), torch.randn(3, 5, 8)
+    example = (x, torch.tensor([5, 2, 4]))
+    net = taut.trace(model, example)
+    small = taut.apply(model, Plan.of(net, [Step(("attention",), "as_attention")]), taut.observe(net, model))
+    program = torch.export.export(small, example, strict=True)
+    torch.testing.assert_close(program.module()(*example), model(*example))

@@ -146,10 +146,10 @@ class Attention(nn.Module):
         if attn_mask is not None:
             _expect(attn_mask, "attn_mask", (queries, keys), (batch * heads, queries, keys))
             added = _added(attn_mask, q.dtype)
-            total = added[None, None] if added.ndim == 2 else added.view(batch, heads, queries, keys)
+            total = added.view(*((1, 1) if added.ndim == 2 else (batch, heads)), queries, keys)
         if padding is not None:
             _expect(padding, "key_padding_mask", (batch, keys))
-            added = _added(padding, q.dtype)[:, None, None]
+            added = _added(padding, q.dtype).view(batch, 1, 1, keys)
             total = added if total is None else total + added
         return functional.pad(total, (0, more)) if total is not None and more else total
 
@@ -211,6 +211,7 @@ def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _expect(mask: Tensor, name: str, *shapes: tuple[int, ...]) -> None:
-    if tuple(mask.shape) not in shapes:
+    """Say which mask is of another shape; compilers do not know every length, and leave that to `view`."""
+    if not torch.compiler.is_compiling() and tuple(mask.shape) not in shapes:
         words = " or ".join(str(shape) for shape in shapes)
         raise RuntimeError(f"{name} is of shape {tuple(mask.shape)}: it has to be {words}.")
