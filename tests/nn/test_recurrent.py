@@ -216,3 +216,71 @@ def test_weights_of_factors_are_their_product():
     close(layer.weight_ih_l0_reverse + 0, (chain[1].weight @ chain[0].weight)[16:])
     close(layer.bias_ih_l0 * 1, chain[1].bias[:16])
     assert copy.deepcopy(layer).weight_hh_l0.shape == (16, 4)
+
+
+def forget_gate(layer):
+    layer.bias_hh_l0.data.fill_(1)
+
+
+def halved(layer):
+    with torch.no_grad():
+        layer.weight_hh_l0.mul_(0.5)
+        layer.weight_ih_l0.data[0] = 3
+
+
+def stepped(layer):
+    layer(torch.ones(4, 3, 5))[0].sum().backward()
+    torch.optim.SGD([layer.weight_hh_l0, layer.bias_hh_l0], 0.1).step()
+
+
+def frozen(layer):
+    layer.weight_hh_l0.requires_grad = False
+    assert not layer.weight_hh_l0.requires_grad
+
+
+def replaced(layer):
+    layer.weight_hh_l0 = nn.Parameter(torch.ones(16, 4))
+    layer.bias_hh_l0 = nn.Parameter(torch.ones(16))
+
+
+@pytest.mark.parametrize("bidirectional", [False, True])
+@pytest.mark.parametrize("write", [forget_gate, halved, stepped, frozen, replaced])
+def test_weights_are_written_by_torch_s_names(write, bidirectional):
+    torch.manual_seed(0)
+    module = made("LSTM", bidirectional=bidirectional)
+    layer, x = Recurrent.of(module), torch.randn(4, 3, 5)
+    before = layer(x)[0]
+    for one in (module, layer):
+        write(one)
+    close(module(x), layer(x))
+    assert write is frozen or not torch.allclose(before, layer(x)[0])
+
+
+@pytest.mark.parametrize("name", ["weight_ih_l0", "bias_ih_l0", "weight_hh_l0"])
+def test_weights_that_are_others_product_or_part_cannot_be_set(name):
+    layer = Recurrent.of(made("LSTM", bidirectional="weight_hh" not in name))
+    layer.states[0] = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 16))
+    before = dict(layer.state_dict())
+    with pytest.raises(AttributeError, match="Set the weights inside"):
+        setattr(layer, name, nn.Parameter(torch.ones(tuple(getattr(layer, name).shape))))
+    assert layer.state_dict().keys() == before.keys()
+    with pytest.raises(AttributeError, match="taut computes"):
+        layer.weight_hh_l0.data.clamp_(0)
+
+
+@pytest.mark.parametrize("given", [{}, {"bidirectional": True, "layers": 2}, {"bias": False}])
+def test_flat_weights_and_a_fresh_start_are_torch_s(given):
+    torch.manual_seed(0)
+    module = made("GRU", **given)
+    layer = Recurrent.of(module)
+    assert layer._flat_weights_names == module._flat_weights_names
+    for mine, theirs in zip(layer._flat_weights, module._flat_weights, strict=True):
+        assert torch.equal(mine * 1, theirs)
+    before = [p.clone() for p in layer.parameters()]
+    layer.reset_parameters()
+    for p, old in zip(layer.parameters(), before, strict=True):
+        assert not torch.equal(p, old)
+        assert p.abs().max() <= 0.5
+    layer.states[0] = nn.Sequential(nn.Linear(4, 2, bias=False), nn.Linear(2, 12))
+    with pytest.raises(RuntimeError, match="in factors"):
+        layer.reset_parameters()

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from taut.nn.tensor_names import ALIASES, ASKED, HELD, KINDS, LIKE, OPERATORS, SET, is_range, writes, written
 
 Answer = int | float | str | tuple[int, ...] | None
 """A size, a setting; of a tensor its shape."""
@@ -16,20 +19,12 @@ Answer = int | float | str | tuple[int, ...] | None
 TENSORS = "weight", "bias"
 """The attributes of a layer that are tensors."""
 
-ASKED = frozenset(
-    "dtype device layout requires_grad is_cuda is_cpu is_meta is_mps is_xpu is_sparse is_quantized is_nested is_leaf "  # noqa: SIM905
-    "is_floating_point is_complex element_size itemsize new_zeros new_ones new_empty new_full new_tensor".split()
+GONE = "The layer was replaced by taut and has no dense weight, whose values '{}' would need."
+
+MADE = (
+    "taut computes this tensor from other parameters, or it is a part of one: what '{}' does to it would be lost. Do "
+    "it to the parameters inside of the layer that was asked for it."
 )
-"""What is the same for every tensor of this dtype, on this device."""
-
-LIKE = frozenset("zeros_like ones_like empty_like full_like rand_like randn_like".split())  # noqa: SIM905
-"""Functions that take a shape, a dtype and a device from a tensor, and no values."""
-
-KINDS = frozenset("to type_as is_floating_point is_complex".split())  # noqa: SIM905
-"""Functions that take a dtype and a device from it."""
-
-
-GONE = "The layer was replaced by taut and has no dense weight, whose values"
 
 
 class Described:
@@ -42,6 +37,10 @@ class Described:
         owner: holds tensors of its dtype and on its device.
         values: gives the tensor itself where somebody asks for more than that; None: that is an error.
         strides: of the tensor; None: as it lies in memory by itself.
+        parts: gives the parameters that it is made of, which are frozen and trained where it is.
+
+    Where the owner holds the values in memory, as they are or as a part of them, they are written to; what is computed
+    and everything that shares its memory is only read: all else is an error, as it would be lost.
     """
 
     def __init__(
@@ -50,9 +49,10 @@ class Described:
         owner: nn.Module,
         values: Callable[[], Tensor] | None = None,
         strides: tuple[int, ...] | None = None,
+        parts: Callable[[], Iterable[Any]] | None = None,
     ) -> None:
         """See the class."""
-        self.__dict__.update(_shape=torch.Size(shape), _owner=owner, _values=values, _strides=strides)
+        self.__dict__.update(_shape=torch.Size(shape), _owner=owner, _values=values, _strides=strides, _parts=parts)
 
     @property  # type: ignore[misc] # what isinstance asks
     def __class__(self) -> type:
@@ -72,17 +72,30 @@ class Described:
 
     @property
     def data(self) -> Described:
-        """Itself, since it has no history."""
-        return self
+        """Itself, without its history."""
+        values = self.__dict__["_values"]
+        plain = None if values is None else lambda: values().detach()
+        return Described(self.shape, self.__dict__["_owner"], plain, self.__dict__["_strides"])
 
     def detach(self) -> Described:
-        """Itself."""
-        return self
+        """Itself, without its history."""
+        return self.data
 
     @property
-    def grad(self) -> None:
-        """None: nothing was trained."""
-        return
+    def is_leaf(self) -> bool:
+        """Whether an optimizer can move it."""
+        held = self._held()
+        return held is not None and held.is_leaf
+
+    @property
+    def retains_grad(self) -> bool:
+        """False: what is held is a leaf."""
+        return False
+
+    def requires_grad_(self, requires_grad: bool = True) -> Described:
+        """Train or freeze what it is made of."""
+        self.requires_grad = requires_grad
+        return self
 
     def stride(self, dim: int | None = None) -> tuple[int, ...] | int:
         """How far apart neighbours on every axis, or on one, lie in memory."""
@@ -108,7 +121,7 @@ class Described:
             return self._dense("t").t()
         turned = None if values is None else lambda: values().t()
         strides = self.__dict__["_strides"] or _strides_of(self.shape)
-        return Described(self.shape[::-1], self.__dict__["_owner"], turned, strides[::-1])
+        return Described(self.shape[::-1], self.__dict__["_owner"], turned, strides[::-1], self.__dict__["_parts"])
 
     @property
     def T(self) -> Described | Tensor:  # noqa: N802 - torch's name
@@ -133,19 +146,75 @@ class Described:
     def __len__(self) -> int:
         return self.shape[0]
 
+    def __getitem__(self, index: Any) -> Any:
+        whole = self._dense("__getitem__")
+        return self.seen("__getitem__", index) if is_range(index) and self._held() is None else whole[index]
+
+    def __iter__(self) -> Any:
+        return (self[number] for number in range(len(self)))
+
     def __getattr__(self, name: str) -> Any:
         """What holds for all tensors of the kind; nothing that needs values."""
         if name in ASKED:
             return getattr(self._like(()), name)
         values = self.__dict__["_values"]
         if values is None or name.startswith("_"):  # torch itself asks for private marks
-            raise AttributeError(f"{GONE} '{name}' would need.")
-        return getattr(values(), name)
+            raise AttributeError(GONE.format(name))
+        if name not in HELD | ALIASES and not writes(name):
+            return getattr(values(), name)
+        held = self._held()
+        if held is not None:
+            return getattr(held, name)
+        if name not in ALIASES:
+            raise AttributeError(MADE.format(name))
+        return self.seen(name) if name == "mT" else partial(self.seen, name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Set an attribute of the tensor that is held; freeze or train what it is made of."""
+        held, parts = self._held(), self.__dict__["_parts"]
+        if held is not None and any(held is t for t in self.__dict__["_owner"].parameters()):
+            setattr(held, name, value)
+        elif name == "requires_grad" and parts is not None:
+            for part in parts():
+                part.requires_grad = value
+        elif name in SET:
+            raise AttributeError((GONE if self.__dict__["_values"] is None else MADE).format(name))
+
+    def seen(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """What torch's method `name` gives that shares the memory of values that are computed: to be read alone."""
+
+        def view(whole: Tensor) -> Any:
+            attribute = getattr(whole.contiguous() if in_a_row else whole, name)
+            return attribute(*args, **kwargs) if callable(attribute) else attribute
+
+        values, owner, in_a_row = self.__dict__["_values"], self.__dict__["_owner"], self.is_contiguous()
+        form = view(torch.empty(self.shape, device="meta"))
+        if isinstance(form, Tensor):
+            return Described(form.shape, owner, lambda: view(values()), form.stride())
+
+        def part_of(number: int) -> Tensor:
+            part: Tensor = view(values())[number]
+            return part
+
+        numbered = enumerate(form)
+        return tuple(Described(part.shape, owner, partial(part_of, k), part.stride()) for k, part in numbered)
+
+    def _held(self) -> Tensor | None:
+        """The values where the owner holds them in memory; None where they are computed, or there are none."""
+        values, owner = self.__dict__["_values"], self.__dict__["_owner"]
+        if values is None:
+            return None
+        found: Tensor = values()
+        places = {t.untyped_storage().data_ptr() for t in chain(owner.parameters(), owner.buffers())}
+        return found if found.untyped_storage().data_ptr() in places else None
 
     def _like(self, shape: tuple[int, ...]) -> Tensor:
         """A tensor of the kind, without memory of its own for every value."""
         owner = self.__dict__["_owner"]
-        held = [t for t in chain(owner.parameters(), owner.buffers()) if t.is_floating_point()]
+        parts = self.__dict__["_parts"]
+        held = [
+            t for t in chain(parts() if parts else (), owner.parameters(), owner.buffers()) if t.is_floating_point()
+        ]
         like = held[0] if held else torch.empty(())
         blank = torch.empty((), dtype=like.dtype, device=like.device).expand(shape)
         return blank.requires_grad_() if like.requires_grad and not shape else blank
@@ -153,15 +222,21 @@ class Described:
     def _dense(self, name: str) -> Tensor:
         values = self.__dict__["_values"]
         if values is None:
-            raise TypeError(f"{GONE} torch's '{name}' would need.")
+            raise TypeError(GONE.format(name))
         dense: Tensor = values()
+        if writes(name) and self._held() is None:
+            raise TypeError(MADE.format(name))
         return dense
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Run functions that take the kind of a tensor from it; nothing that needs values."""
+        """Run functions that take the kind of a tensor from it, or its values where there are some."""
         del types
-        name = getattr(func, "__name__", "")
+        name, kwargs = getattr(func, "__name__", ""), kwargs or {}
+        into = written(name, args, kwargs)
+        first = args[0] if args else None
+        if name in ALIASES and type(first) is cls and first._dense(name) is not None and first._held() is None:
+            return first.seen(name, *args[1:], **kwargs)
 
         def plain(item: Any) -> Any:
             if type(item) in {list, tuple}:
@@ -170,9 +245,9 @@ class Described:
                 return item
             if name in KINDS | LIKE:
                 return item._like(tuple(item.shape) if name in LIKE else ())
-            return item._dense(name)
+            return item._dense(f"{name.strip('_')}_" if any(item is one for one in into) else name.strip("_"))
 
-        return func(*map(plain, args), **{key: plain(item) for key, item in (kwargs or {}).items()})
+        return func(*map(plain, args), **{key: plain(item) for key, item in kwargs.items()})
 
 
 def _strides_of(shape: tuple[int, ...]) -> tuple[int, ...]:
@@ -186,12 +261,7 @@ def _operator(name: str) -> Callable[..., Any]:
     return operator
 
 
-OPERATORS = (
-    "add radd sub rsub mul rmul truediv rtruediv pow rpow matmul rmatmul neg abs getitem setitem iter bool float int "  # noqa: SIM905
-    "lt le gt ge invert floordiv rfloordiv mod rmod and or xor iadd isub imul itruediv".split()
-)
-
-for _name in OPERATORS:  # Python looks for them on the type
+for _name in set(OPERATORS) - {"getitem", "iter"}:  # Python looks for them on the type
     setattr(Described, f"__{_name}__", _operator(f"__{_name}__"))
 
 
@@ -216,7 +286,13 @@ class Answering(nn.Sequential):
             if name not in answers:
                 raise
         value = answers[name]
-        return Described(value, self) if name in TENSORS and value is not None else value
+        if name not in TENSORS or value is None:
+            return value
+        return Described(value, self, parts=lambda: self._made_of(bias=name == "bias"))
+
+    def _made_of(self, *, bias: bool) -> list[nn.Parameter]:
+        """The parameters in the place of the layer's weight, or of its bias."""
+        return [p for name, p in self.named_parameters() if name.endswith("bias") == bias]
 
 
 def read_attributes(layer: nn.Module, names: set[str]) -> dict[str, Answer]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -163,35 +163,35 @@ class Attention(nn.Module):
         """The projections' weights below each other; None where their inputs are of different widths."""
         if not self.embed_dim == self.kdim == self.vdim:
             return None
-        return self._described((3 * self.embed_dim, self.embed_dim), lambda: torch.cat(self._held("weight")))
+        return self._described((3 * self.embed_dim, self.embed_dim), "weight", PROJECTIONS)
 
     @property
     def in_proj_bias(self) -> Any:
         """The projections' biases in a row; None where they have none."""
         if getattr(self.q_proj, "bias", True) is None:
             return None
-        return self._described((3 * self.embed_dim,), lambda: torch.cat(self._held("bias")))
+        return self._described((3 * self.embed_dim,), "bias", PROJECTIONS)
 
     @property
     def q_proj_weight(self) -> Any:
         """The weight of the projection of queries."""
-        return self._described((self.embed_dim, self.embed_dim), lambda: self.q_proj.weight)
+        return self._described((self.embed_dim, self.embed_dim), "weight", ["q_proj"])
 
     @property
     def k_proj_weight(self) -> Any:
         """The weight of the projection of keys."""
-        return self._described((self.embed_dim, self.kdim), lambda: self.k_proj.weight)
+        return self._described((self.embed_dim, self.kdim), "weight", ["k_proj"])
 
     @property
     def v_proj_weight(self) -> Any:
         """The weight of the projection of values."""
-        return self._described((self.embed_dim, self.vdim), lambda: self.v_proj.weight)
+        return self._described((self.embed_dim, self.vdim), "weight", ["v_proj"])
 
-    def _held(self, name: str) -> list[Tensor]:
-        return [getattr(getattr(self, layer), name) for layer in PROJECTIONS]
+    def _described(self, shape: tuple[int, ...], name: str, layers: Sequence[str]) -> Any:
+        def held() -> list[Any]:
+            return [getattr(getattr(self, layer), name) for layer in layers]
 
-    def _described(self, shape: tuple[int, ...], values: Callable[[], Tensor]) -> Any:
-        return Described(shape, self, values)
+        return Described(shape, self, lambda: held()[0] if len(layers) == 1 else torch.cat(held()), parts=held)
 
     def extra_repr(self) -> str:
         """What the layers do not tell."""

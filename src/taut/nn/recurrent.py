@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from functools import partial
 from typing import Any
 
@@ -12,7 +12,7 @@ from torch.nn import functional
 from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import PackedSequence
 
-from taut.nn.recurrent_reads import described
+from taut.nn.recurrent_reads import described, set_weight, weight_names
 from taut.nn.recurrent_steps import called, walk, walk_watched
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
@@ -89,8 +89,7 @@ class Recurrent(nn.Module):
         """What computes the same as torch's layer, with copies of its weights."""
         settings = {key: getattr(module, key) for key in ("bidirectional", "batch_first", "dropout", "bias")}
         sizes = module.input_size, module.hidden_size, module.num_layers
-        like = module.weight_hh_l0
-        built = cls.empty(module.mode, sizes, **settings, device="meta", dtype=like.dtype)
+        built = cls.empty(module.mode, sizes, **settings, device="meta", dtype=module.weight_hh_l0.dtype)
         for number, part in enumerate(built.inputs):
             _fill(part, [(module, "ih", number, way) for way in range(built.ways)])
         for number, part in enumerate(built.states):
@@ -128,7 +127,7 @@ class Recurrent(nn.Module):
             parts = self._parts(number)
             if parts is None or len(parts[0]):
                 raise ValueError(f"Layer {number} of the recurrent layer is no plain one.")
-            for name, t in zip(_names(number, self.ways, bias=self.bias), parts[1], strict=True):
+            for name, t in zip(weight_names(number, self.ways, bias=self.bias), parts[1], strict=True):
                 way = int(name.endswith("_reverse"))
                 source = self.inputs[number] if "_ih_" in name else self.states[number * self.ways + way]
                 own = getattr(source, name.partition("_")[0])
@@ -178,15 +177,39 @@ class Recurrent(nn.Module):
                 raise
         return known
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """A weight by torch's name is that of the layer inside that holds it."""
+        if "states" not in self.__dict__.get("_modules", {}) or not set_weight(self, name, value):
+            super().__setattr__(name, value)
+
+    @property
+    def _flat_weights_names(self) -> list[str]:
+        return [name for k in range(self.num_layers) for name in weight_names(k, self.ways, bias=self.bias)]
+
+    @property
+    def _flat_weights(self) -> list[Any]:
+        return [getattr(self, name) for name in self._flat_weights_names]
+
     @property
     def all_weights(self) -> list[list[Any]]:
         """As torch's layer: the weights and biases of every layer and direction."""
-        each = 4 if self.bias else 2
-        names = [name for number in range(self.num_layers) for name in _names(number, self.ways, bias=self.bias)]
-        return [[getattr(self, name) for name in names[at : at + each]] for at in range(0, len(names), each)]
+        weights = iter(self._flat_weights)
+        return [list(part) for part in zip(*[weights] * (4 if self.bias else 2), strict=True)]
 
     def flatten_parameters(self) -> None:
         """Nothing, for code that calls it: weights are joined where they are used."""
+
+    def reset_parameters(self) -> None:
+        """As torch's layer: random weights.
+
+        Raises:
+            RuntimeError: a layer inside is no plain one.
+        """
+        if not all(isinstance(part, nn.Linear) for part in [*self.inputs, *self.states]):
+            raise RuntimeError("Weights of this layer are in factors: give random values to the layers inside.")
+        scale = self.hidden_size**-0.5
+        for weight in self.parameters():
+            nn.init.uniform_(weight, -scale, scale)
 
     def fused(self) -> bool:
         """Whether torch's kernel computes all of it."""
@@ -365,15 +388,6 @@ def _bias(part: Any) -> Tensor:
     own = part.bias
     bias: Tensor = part.weight.new_zeros(len(part.weight)) if own is None else own
     return bias
-
-
-def _names(number: int, ways: int, *, bias: bool) -> Iterator[str]:
-    """Names that torch gives the weights of a layer, in the order in which its kernel takes them."""
-    for way in range(ways):
-        end = f"l{number}{'_reverse' if way else ''}"
-        yield from (f"weight_ih_{end}", f"weight_hh_{end}")
-        if bias:
-            yield from (f"bias_ih_{end}", f"bias_hh_{end}")
 
 
 def _fill(part: Any, sources: Sequence[tuple[Any, str, int, int]]) -> None:

@@ -18,8 +18,8 @@ class Tied(Answering):
 
     An embedding reads rows of A and spreads them by B; a linear layer gathers its inputs by B and multiplies by A. So
     both are counted, stored and trained once. `weight` is described as that of the layer in whose place it stands, and
-    made of A and B where somebody computes with it; it cannot be set to another, but tying it again to another end of
-    the same weight, as some libraries do behind every change, does nothing.
+    made of A and B where somebody computes with it; it cannot be set but to that of another end, as some libraries do
+    behind every change: it holds the factors of that then.
 
     Attributes:
         scale: what the rows that an embedding reads are multiplied by, as some language models do.
@@ -51,36 +51,48 @@ class Tied(Answering):
 
     def dense(self) -> Tensor:
         """W."""
-        basis = next(part for part in self if isinstance(part, Basis))
-        dense: Tensor = self.table.weight @ basis.weight.mT  # type: ignore[operator]
+        table, basis = self.factors
+        dense: Tensor = table @ basis.mT
         return dense
 
     def __getattr__(self, name: str) -> Any:
         """As the layer that it replaces; W and the bias with their values."""
         if name == "weight" and "_modules" in self.__dict__:
-            return Described(self.answers["weight"], self, self.dense)  # type: ignore[arg-type]
+            return Described(self.answers["weight"], self, self.dense, parts=lambda: self.factors)  # type: ignore[arg-type]
         reads = "num_embeddings" in self.__dict__.get("answers", {})
         if (name in OF_TABLES and reads) or (name == "bias" and not reads):
             return getattr(self.table, name)
         return super().__getattr__(name)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """A bias is that of the table; the weight is what it is."""
+        """A bias is that of the table; the weight is that of another end."""
         if name == "bias" and "out_features" in self.answers:
             self.table.bias = value
-            return
-        if name != "weight":
+        elif name == "weight":
+            self._hold(value)
+        else:
             super().__setattr__(name, value)
-        elif not self._is_own(value):
-            raise AttributeError(
-                "This layer holds its weight in factors, which other layers share: it cannot be set. Put another layer "
-                "in its place and in theirs."
-            )
 
-    def _is_own(self, value: Any) -> bool:
-        """Whether it is the weight of an end that holds the same factors."""
-        owner = value.__dict__["_owner"] if type(value) is Described else None
-        return isinstance(owner, Tied) and not set(owner.parameters()).isdisjoint(self.parameters())
+    def _hold(self, weight: Any) -> None:
+        """Hold the factors of the layer whose weight it is."""
+        other: Any = weight.__dict__["_owner"] if type(weight) is Described else None
+        whole = isinstance(other, Tied) and weight.__dict__["_values"] == other.dense
+        if not whole or [f.shape for f in other.factors] != [f.shape for f in self.factors]:
+            raise AttributeError(
+                "This layer holds its weight in factors, which other layers share: it can be tied to the weight of a "
+                "layer in factors of the same sizes alone. Put another layer in its place and in theirs."
+            )
+        self.table.weight, self.basis.weight = other.factors
+
+    @property
+    def basis(self) -> Basis:
+        """What holds B."""
+        return next(part for part in self if isinstance(part, Basis))
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
+        """A and B."""
+        return self.table.weight, self.basis.weight  # type: ignore[return-value]
 
     def to_plain(self) -> nn.Module:
         """The same as an Embedding or a Linear with a weight of its own."""

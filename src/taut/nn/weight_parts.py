@@ -6,6 +6,9 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from torch import Tensor
+
+from taut.nn.weight_axes import CHOSEN, Axes, NoView, at_front, cut, length, remembered
 
 CUTS = frozenset("chunk split split_with_sizes unbind select narrow".split())  # noqa: SIM905
 """torch's names for parts of a weight."""
@@ -53,3 +56,93 @@ class Parted:
     def narrow(self, dim: int, start: int, length: int) -> Any:
         """As torch's."""
         return self.part((*(slice(None),) * (dim % self.ndim), slice(start, start + length)))
+
+
+class Ranged(Parted):
+    """Of a weight that became a layer (`taut.nn.weight_views`), what an index shows."""
+
+    product: Any
+    axes: Axes
+    starts: tuple[int, ...]
+    values: Tensor | None
+    chosen: Tensor | None
+
+    def other(self, name: str, args: Any = (), kwargs: Any = None) -> Any:
+        """What needs values."""
+        raise NotImplementedError
+
+    def other_view(self, axes: Axes, starts: tuple[int, ...], values: Tensor | None, chosen: Tensor | None) -> Any:
+        """Another view of the same weight."""
+        raise NotImplementedError
+
+    def part(self, index: Any) -> Any:
+        """A range along some axes, or those parts of the first that a tensor of whole numbers chooses."""
+        if type(index) is int and (one := remembered(at_front, (self.axes, index))) is not None:
+            return self._one_at(index, *one)
+        if isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool:
+            if index.ndim == 0:
+                return self.part(int(index))
+            if index.ndim == 1 and self.chosen is None and self.ndim > 2 and not any(self.starts):
+                return self._choice(index)
+        items = list(index) if isinstance(index, tuple) else [index]
+        named = sum(item is not None and item is not Ellipsis for item in items)
+        if items.count(Ellipsis) > 1 or named > self.ndim:
+            return self.other("__getitem__", (index,))
+        at = items.index(Ellipsis) if Ellipsis in items else len(items)
+        items[at : at + 1] = [slice(None)] * (self.ndim - named)
+        axes, starts, dim = self.axes, list(self.starts), 0
+        try:
+            for item in items:
+                axes, dim = self._cut(axes, starts, dim, item)
+        except NoView:
+            return self.other("__getitem__", (index,))
+        if isinstance(items[0], int) and self.ndim > 2:
+            self.product.note_stacked()
+        values = None if self.values is None else self.values[index]
+        return self.other_view(axes, tuple(starts), values, self.chosen)
+
+    def _one_at(self, index: int, axes: Axes, moved: tuple[int, int] | None) -> Any:
+        """One index of the first axis; `moved` says by how much along which axis of the weight."""
+        starts = self.starts
+        if moved is not None:
+            starts = tuple([start + moved[1] * (axis == moved[0]) for axis, start in enumerate(starts)])
+        if self.ndim > 2:
+            self.product.note_stacked()
+        return self.other_view(axes, starts, None if self.values is None else self.values[index], self.chosen)
+
+    def _choice(self, index: Tensor) -> Any:
+        """Chosen parts of the first axis."""
+        if self.axes[0] != ((0, self.shape[0], 1),):
+            return self.other("__getitem__", (index,))
+        self.product.note_stacked()
+        values = None if self.values is None else self.values[index]
+        return self.choosing(index, index.shape[0], values)
+
+    def choosing(self, index: Tensor, count: int, values: Tensor | None = None) -> Any:
+        """The same with parts of its first axis in that axis's place, by number."""
+        return self.other_view((((CHOSEN, count, 0),), *self.axes[1:]), self.starts, values, index)
+
+    def one(self, dim: int, number: int) -> Any:
+        """One part of the weight's first axis: the axis `dim`, along which there are several, is gone.
+
+        Args:
+            dim: which shows the weight's first axis, or parts of it.
+            number: of the part.
+        """
+        axes = (*self.axes[:dim], *self.axes[dim + 1 :])
+        return self.other_view(axes, (number, *self.starts[1:]), None, None)
+
+    def _cut(self, axes: Axes, starts: list[int], dim: int, item: Any) -> tuple[Axes, int]:
+        """One item of an index at one axis: the axes, and where the next item is."""
+        if item is None:
+            return (*axes[:dim], (), *axes[dim:]), dim + 1
+        if isinstance(item, slice) and item.step in {None, 1}:
+            axes, moved = cut(axes, dim, item.start or 0, length(axes[dim]) if item.stop is None else item.stop)
+        elif type(item) is int and -length(axes[dim]) <= item < length(axes[dim]):
+            first = item % length(axes[dim])
+            axes, moved = cut(axes, dim, first, first + 1)
+        else:
+            raise NoView
+        if moved is not None:
+            starts[moved[0]] += moved[1]
+        return (axes, dim + 1) if isinstance(item, slice) else ((*axes[:dim], *axes[dim + 1 :]), dim)

@@ -9,24 +9,6 @@ from torch import Tensor, nn
 
 from taut.nn.weight_axes import CHOSEN, REPEATED, Axes, length
 
-HELD = frozenset(
-    "backward data data_ptr grad grad_fn register_hook register_post_accumulate_grad_hook retain_grad "  # noqa: SIM905
-    "storage untyped_storage".split()
-)
-"""torch's names for what only a tensor that is held somewhere has."""
-
-
-INPLACE = frozenset(
-    f"__{name}__"
-    for name in "setitem iadd isub imul itruediv ifloordiv imod ipow iand ior ixor imatmul".split()  # noqa: SIM905
-)
-"""Operators that write into what stands on their left."""
-
-
-def writes(name: str) -> bool:
-    """Whether torch's function or method `name` writes into its tensor."""
-    return name in INPLACE or (name.endswith("_") and not name.endswith("__"))
-
 
 def dense(layers: Any, sizes: tuple[int, ...], summed: tuple[int, ...], stack: int = 1) -> Tensor | None:
     """The weight that layers stand for; None where they do not have all of it.

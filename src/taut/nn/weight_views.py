@@ -7,13 +7,14 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from taut.nn.answering import ASKED, KINDS, LIKE, OPERATORS
+from taut.nn.answering import MADE, Described
 from taut.nn.product_forms import Contraction, contraction_of
-from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, at_front, cut, length, remembered
-from taut.nn.weight_parts import CUTS, Parted
-from taut.nn.weight_values import HELD, seen_of, writes
+from taut.nn.tensor_names import ALIASES, ASKED, HELD, KINDS, LIKE, OPERATORS, SET, is_range, writes, written
+from taut.nn.weight_axes import VIEWS, Axes, NoView, length
+from taut.nn.weight_parts import CUTS, Ranged
+from taut.nn.weight_values import seen_of
 
 GONE = "The weight was made a layer by taut, and has no values of its own, which"
 
@@ -53,6 +54,13 @@ class Multiplied:
     def requires_grad(self) -> bool:
         """Whether the layer is trained."""
         return self._like().requires_grad
+
+    @requires_grad.setter
+    def requires_grad(self, value: bool) -> None:
+        """Train or freeze the layer, where all of the weight is."""
+        if not isinstance(self, nn.Module):
+            raise AttributeError(MADE.format("requires_grad"))
+        self.requires_grad_(value)
 
     def size(self, dim: int | None = None) -> torch.Size | int:
         """The shape, or the length of one axis."""
@@ -137,7 +145,18 @@ for _name in set(OPERATORS) - {"matmul", "rmatmul", "getitem", "iter", "bool"}: 
     setattr(Multiplied, f"__{_name}__", _operator(f"__{_name}__"))
 
 
-class View(Parted, Multiplied):
+def _refused(name: str) -> Callable[..., None]:
+    def refuse(*_: Any) -> None:
+        raise AttributeError(MADE.format(name))
+
+    return refuse
+
+
+for _name in SET - {"requires_grad"}:  # what is read of them is asked for like all else
+    setattr(Multiplied, _name, property(None, _refused(_name)))
+
+
+class View(Ranged, Multiplied):
     """A weight that became a layer, seen with its axes in another order, split, merged or in part.
 
     Args:
@@ -176,7 +195,7 @@ class View(Parted, Multiplied):
         like: torch.dtype = self.product.like().dtype
         return self.kind or like
 
-    def _other(self, axes: Axes, starts: tuple[int, ...], values: Tensor | None, chosen: Tensor | None) -> View:
+    def other_view(self, axes: Axes, starts: tuple[int, ...], values: Tensor | None, chosen: Tensor | None) -> View:
         """Another view of the same weight in the same dtype."""
         view = View(self.product, axes, starts, values, chosen)
         view.kind = self.kind
@@ -188,7 +207,7 @@ class View(Parted, Multiplied):
             axes = VIEWS[name](self.axes, *args, **kwargs)
         except (NoView, IndexError, ValueError, TypeError):
             return self.other(name, args, kwargs)
-        view = self._other(axes, self.starts, self._really(name, args, kwargs), self.chosen)
+        view = self.other_view(axes, self.starts, self._really(name, args, kwargs), self.chosen)
         if self.inputs is not None and name in {"T", "t", "mT"}:
             view.inputs = 1 - self.inputs
         return view
@@ -206,8 +225,15 @@ class View(Parted, Multiplied):
         Raises:
             TypeError: it writes into them.
         """
-        attribute = getattr(self.whole(name), name)
+        whole = self.whole(name)
+        if self.values is None and (name in ALIASES or (name == "__getitem__" and is_range(*args))):
+            return self.to_read().seen(name, *args, **(kwargs or {}))
+        attribute = getattr(whole, name)
         return attribute(*args, **(kwargs or {})) if callable(attribute) else attribute
+
+    def to_read(self) -> Described:
+        """The values, computed where they are asked for."""
+        return Described(tuple(self.shape), self.product, lambda: self.whole("__getitem__"))
 
     def present(self, name: str) -> Tensor | None:
         """The values that are seen, for torch's function or method `name`.
@@ -247,78 +273,6 @@ class View(Parted, Multiplied):
         view.kind = cast.dtype
         return view
 
-    def part(self, index: Any) -> Any:
-        """A range along some axes, or those parts of the first that a tensor of whole numbers chooses."""
-        if type(index) is int and (one := remembered(at_front, (self.axes, index))) is not None:
-            return self._one_at(index, *one)
-        if isinstance(index, Tensor) and not index.is_floating_point() and index.dtype != torch.bool:
-            if index.ndim == 0:
-                return self.part(int(index))
-            if index.ndim == 1 and self.chosen is None and self.ndim > 2 and not any(self.starts):
-                return self._choice(index)
-        items = list(index) if isinstance(index, tuple) else [index]
-        named = sum(item is not None and item is not Ellipsis for item in items)
-        if items.count(Ellipsis) > 1 or named > self.ndim:
-            return self.other("__getitem__", (index,))
-        at = items.index(Ellipsis) if Ellipsis in items else len(items)
-        items[at : at + 1] = [slice(None)] * (self.ndim - named)
-        axes, starts, dim = self.axes, list(self.starts), 0
-        try:
-            for item in items:
-                axes, dim = self._cut(axes, starts, dim, item)
-        except NoView:
-            return self.other("__getitem__", (index,))
-        if isinstance(items[0], int) and self.ndim > 2:
-            self.product.note_stacked()
-        values = None if self.values is None else self.values[index]
-        return self._other(axes, tuple(starts), values, self.chosen)
-
-    def _one_at(self, index: int, axes: Axes, moved: tuple[int, int] | None) -> View:
-        """One index of the first axis; `moved` says by how much along which axis of the weight."""
-        starts = self.starts
-        if moved is not None:
-            starts = tuple([start + moved[1] * (axis == moved[0]) for axis, start in enumerate(starts)])
-        if self.ndim > 2:
-            self.product.note_stacked()
-        return self._other(axes, starts, None if self.values is None else self.values[index], self.chosen)
-
-    def _choice(self, index: Tensor) -> Any:
-        """Chosen parts of the first axis."""
-        if self.axes[0] != ((0, self.shape[0], 1),):
-            return self.other("__getitem__", (index,))
-        self.product.note_stacked()
-        values = None if self.values is None else self.values[index]
-        return self.choosing(index, index.shape[0], values)
-
-    def choosing(self, index: Tensor, count: int, values: Tensor | None = None) -> View:
-        """The same with parts of its first axis in that axis's place, by number."""
-        return self._other((((CHOSEN, count, 0),), *self.axes[1:]), self.starts, values, index)
-
-    def one(self, dim: int, number: int) -> View:
-        """One part of the weight's first axis: the axis `dim`, along which there are several, is gone.
-
-        Args:
-            dim: which shows the weight's first axis, or parts of it.
-            number: of the part.
-        """
-        axes = (*self.axes[:dim], *self.axes[dim + 1 :])
-        return self._other(axes, (number, *self.starts[1:]), None, None)
-
-    def _cut(self, axes: Axes, starts: list[int], dim: int, item: Any) -> tuple[Axes, int]:
-        """One item of an index at one axis: the axes, and where the next item is."""
-        if item is None:
-            return (*axes[:dim], (), *axes[dim:]), dim + 1
-        if isinstance(item, slice) and item.step in {None, 1}:
-            axes, moved = cut(axes, dim, item.start or 0, length(axes[dim]) if item.stop is None else item.stop)
-        elif type(item) is int and -length(axes[dim]) <= item < length(axes[dim]):
-            first = item % length(axes[dim])
-            axes, moved = cut(axes, dim, first, first + 1)
-        else:
-            raise NoView
-        if moved is not None:
-            starts[moved[0]] += moved[1]
-        return (axes, dim + 1) if isinstance(item, slice) else ((*axes[:dim], *axes[dim + 1 :]), dim)
-
     def __getattr__(self, name: str) -> Any:
         """As of a tensor."""
         return asked(self, name)
@@ -339,6 +293,10 @@ def asked(weight: Multiplied, name: str) -> Any:
         return lambda *args, **kwargs: view.turned(name, *args, **kwargs)
     if name in CUTS:
         return getattr(view, name)
+    if name == "is_leaf" and view.values is None:
+        return False
+    if name in ALIASES and view.values is None:
+        return lambda *args, **kwargs: view.other(name, args, kwargs)
     if name in ASKED:
         return getattr(_of_its_kind(view), name)
     known = not name.startswith("_") and hasattr(torch.Tensor if view.values is None else view.values, name)
@@ -416,8 +374,7 @@ def _by_values(name: str, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         view = item.seen()
         if name in KINDS | LIKE:
             return _of_its_kind(view)
-        return view.whole(name)
+        return view.whole(f"{name.strip('_')}_" if any(item is one for one in into) else name.strip("_"))
 
-    if isinstance(kwargs.get("out"), Multiplied):
-        name = f"{name}_"  # which writes
+    into = written(name, args, kwargs)
     return func(*map(plain, args), **{key: plain(item) for key, item in kwargs.items()})

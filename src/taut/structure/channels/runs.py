@@ -21,7 +21,7 @@ from taut.core.modes import evaluating, generator
 from taut.core.tensors import address, all_tensors, all_values, map_tensors, opened, tensors
 from taut.errors import ModelError
 from taut.nn import Recurrent
-from taut.nn.answering import ASKED, LIKE
+from taut.nn.tensor_names import ASKED, LIKE
 from taut.structure.channels.classes import Atoms
 from taut.structure.channels.labels import Labels
 from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_kind, gives_its_own, narrowable, passes
