@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import reduce
 from typing import Any
 
 from torch import Tensor, nn
@@ -47,13 +48,29 @@ class Tied(Answering):
     @property
     def table(self) -> nn.Module:
         """What holds A."""
+        held = self._held()
+        return held.table if isinstance(held, Tied) else held
+
+    def _held(self) -> nn.Module:
+        """The table; or what it became, where its factors were factorized again."""
         return next(part for part in self if not isinstance(part, Basis))
+
+    @property
+    def basis(self) -> Basis:
+        """What holds B."""
+        return next(part for part in self if isinstance(part, Basis))
+
+    @property
+    def factors(self) -> tuple[nn.Parameter, ...]:
+        """A and B; where A was factorized again its factors in its place."""
+        held = self._held()
+        first: Any = held.factors if isinstance(held, Tied) else (held.weight,)
+        return *first, self.basis.weight
 
     def dense(self) -> Tensor:
         """W."""
-        table, basis = self.factors
-        dense: Tensor = table @ basis.mT
-        return dense
+        dense, *bases = self.factors
+        return reduce(lambda product, basis: product @ basis.mT, bases, dense)  # type: ignore[arg-type,return-value]
 
     def __getattr__(self, name: str) -> Any:
         """As the layer that it replaces; W and the bias with their values."""
@@ -82,17 +99,15 @@ class Tied(Answering):
                 "This layer holds its weight in factors, which other layers share: it can be tied to the weight of a "
                 "layer in factors of the same sizes alone. Put another layer in its place and in theirs."
             )
-        self.table.weight, self.basis.weight = other.factors
+        self._take(*other.factors)
 
-    @property
-    def basis(self) -> Basis:
-        """What holds B."""
-        return next(part for part in self if isinstance(part, Basis))
-
-    @property
-    def factors(self) -> tuple[nn.Parameter, nn.Parameter]:
-        """A and B."""
-        return self.table.weight, self.basis.weight  # type: ignore[return-value]
+    def _take(self, *factors: nn.Parameter) -> None:
+        held: Any = self._held()
+        *first, self.basis.weight = factors
+        if isinstance(held, Tied):
+            held._take(*first)
+        else:
+            (held.weight,) = first
 
     def to_plain(self) -> nn.Module:
         """The same as an Embedding or a Linear with a weight of its own."""

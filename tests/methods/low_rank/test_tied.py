@@ -349,3 +349,30 @@ def test_plain_layers_of_the_ends_compute_the_same():
     words = small.words.to_plain()
     torch.testing.assert_close(words(ids()), small.words(ids()))
     assert words.padding_idx == 2
+
+
+def test_factors_can_be_factorized_again(tmp_path):
+    model = built(bias=True, padding_idx=2)
+    once, _, _ = made(model, 6)
+    net = taut.trace(once, ids(4))
+    (group,) = net.tied
+    again = Plan.of(net, [Step(group.names, "tied", {"rank": 3})])
+    small, done = apply_plan(once, again, taut.observe(net, once))
+    assert taut.trace(small, ids(4)).cost.params < net.cost.params
+    words, head = small.words, small.head
+    assert (words.padding_idx, words.num_embeddings, words.embedding_dim) == (2, WORDS, WIDTH)
+    torch.testing.assert_close(words.weight + 0, head.weight + 0)
+    for end, x in ((words, ids()), (head, torch.randn(3, WIDTH))):
+        torch.testing.assert_close(end.to_plain()(x), end(x))
+    assert words.to_plain().padding_idx == 2
+    before = [id(p) for p in small.parameters()]
+    head.weight = words.weight
+    assert before == [id(p) for p in small.parameters()]
+    words.weight.requires_grad = False
+    assert not any(p.requires_grad for end in (words, head) for name, p in end.named_parameters() if "bias" not in name)
+    head.bias = nn.Parameter(torch.ones(WORDS))
+    assert torch.equal(head(torch.zeros(WIDTH)), torch.ones(WORDS))
+    taut.save(small, done, tmp_path / "small")
+    loaded = taut.load(tmp_path / "small", base=lambda: model)
+    assert torch.equal(loaded(ids()), small(ids()))
+    assert len(list(loaded.parameters())) == len(list(small.parameters()))
