@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -66,10 +66,15 @@ PEERS = {
 }
 """Way -> how ranks are spread, and whether it is calibrated."""
 
-QUICK = ("taut", "original", "whitened SVD, over all layers")
-
 CALIBRATION = 512
-TRAINING = {"texts": 48_000, "epochs": 1, "rate": 3e-4}
+TRAINING = [
+    {"way": "taut", "seed": 0, "texts": 24_000, "epochs": 1},
+    {"way": "original", "seed": 0, "texts": 320, "epochs": 1},
+    {"way": "taut", "seed": 0, "texts": 100_000, "epochs": 2},
+]
+"""The control's gradient is 0: longer training changes nothing."""
+
+RATE = 3e-4
 BATCH = 32
 
 
@@ -98,7 +103,7 @@ class Study:
         self.net, self.out, self.nets = encoder(), out, out / ("quick-nets" if quick else "nets")
         self.pairs = measured_pairs(300) if quick else measured_pairs()
         self.calibration = 64 if quick else CALIBRATION
-        self.training = {"texts": 320, "epochs": 1, "rate": 3e-4} if quick else TRAINING
+        self.known: dict[int, dict[str, Any]] = {}  # seed -> taut's row
 
     def reciprocal_ranks(self, net: nn.Module) -> tuple[Tensor, Tensor]:
         """Of all queries; and their embeddings."""
@@ -107,12 +112,19 @@ class Study:
 
     @cached_property
     def original(self) -> tuple[Tensor, Tensor]:
-        """The original's."""
-        return self.reciprocal_ranks(self.net)
+        """The original's, kept for later."""
+        file = self.nets / "original.pt"
+        if not file.exists():
+            self.nets.mkdir(parents=True, exist_ok=True)
+            torch.save(self.reciprocal_ranks(self.net), file)
+        ranks, queries = torch.load(file, weights_only=True)
+        return ranks, queries
 
     def measured(self, net: nn.Module) -> dict[str, Any]:
         """Sizes as ratios, and the quality that is left."""
-        (before, first), (after, second) = self.original, self.reciprocal_ranks(net)
+        (before, first), (after, second) = self.original, self.original
+        if net is not self.net:
+            after, second = self.reciprocal_ranks(net)
         costs = [taut.trace(each, batches(self.pairs[0], 2)[0]).cost for each in (self.net, net)]
         ratios = {key: getattr(costs[0], key) / getattr(costs[1], key) for key in ("params", "macs", "bytes")}
         return {
@@ -160,26 +172,20 @@ class Study:
         seconds = time.perf_counter() - start
         return self.measured(net) | {"weights": linear_params(net), "seconds": seconds}
 
-    known: dict[int, dict[str, Any]]
-    """Seed -> taut's row."""
-
     def trained(self, cell: Cell) -> dict[str, Any]:
         """Quality after distillation from the original."""
         small = self.net if cell["way"] == "original" else self.made(cell["seed"])
-        texts = training_texts()[: self.training["texts"]]
-        if cell["way"] == "original":  # its gradient is 0: longer training changes nothing
-            texts = texts[:BATCH]
         start = time.perf_counter()
         done = taut.finetune(
             small,
             None,
             None,
-            Shuffled(texts, BATCH),
+            Shuffled(training_texts()[: cell["texts"]], BATCH),
             batches(validation_texts(256)),
             teacher=self.net,
             example=self.loader(cell["seed"])[0],
-            schedule=(taut.Stage(epochs=self.training["epochs"], rate=self.training["rate"]),),
-            folder=self.nets / f"training-{cell['way']}",
+            schedule=(taut.Stage(epochs=cell["epochs"], rate=RATE),),
+            folder=self.nets / f"training-{cell['way']}-{cell['texts']}",
             seed=cell["seed"],
         )
         return {"minutes": (time.perf_counter() - start) / 60, "threads": torch.get_num_threads()} | self.measured(done)
@@ -198,28 +204,37 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     study, marker = Study(out, quick), "quick-" if quick else ""
     many = range(1 if quick else seeds or 3)
     mark = f"taut {taut_version()}, torch {torch.__version__}, {study.calibration} texts, {len(study.pairs)} pairs"
-    file = out / f"{marker}untrained.jsonl"
-    ours = run_grid(cells(way=["taut"], seed=many), study.untrained, file, "untrained", mark)
-    study.known = {row["seed"]: row for row in ours}
-    ways = QUICK[1:] if quick else ("original", *PEERS, *list(OURS)[1:])
-    others = [{"way": way, "seed": 0} for way in ways]
-    others += [{"way": way, "seed": seed} for way, (_, drawn) in PEERS.items() for seed in list(many)[1:] if drawn]
-    rows = ours + run_grid(others, study.untrained, file, "untrained", mark)
-    distilled = run_grid(
-        [{"way": "taut", "seed": 0}, {"way": "original", "seed": 0}],
-        study.trained,
-        out / f"{marker}distilled.jsonl",
-        "distilling",
-        f"{mark}, {study.training}",
-    )
-    bounds = [] if quick else limits(rows, distilled)
-    (out / "table.md").write_text(markdown(rows, distilled, bounds))
-    settings = {
-        "quick": quick,
-        "seeds": len(many),
-        "pairs": len(study.pairs),
-        "calibration": study.calibration,
-        "training": study.training,
-        "batch": BATCH,
-    }
-    return write_results(out / "results.json", settings, {"untrained": rows, "distilled": distilled}, bounds)
+    settings = {"quick": quick, "seeds": len(many), "pairs": len(study.pairs), "calibration": study.calibration}
+    settings |= {"rate": RATE, "batch": BATCH}
+    untrained: list[dict[str, Any]] = []
+    distilled: list[dict[str, Any]] = []
+    holds = False
+    for part in parts(many, quick):
+        if "texts" in part[0]:
+            distilled += run_grid(part, study.trained, out / f"{marker}distilled.jsonl", "distilling", mark)
+        else:
+            untrained += run_grid(part, study.untrained, out / f"{marker}untrained.jsonl", "untrained", mark)
+            study.known |= {row["seed"]: row for row in untrained if row["way"] == "taut"}
+        bounds = [] if quick else limits(untrained, distilled)
+        (out / "table.md").write_text(markdown(untrained, distilled, bounds))
+        results = {"untrained": untrained, "distilled": distilled}
+        holds = write_results(out / "results.json", settings, results, bounds)
+    return holds
+
+
+def parts(many: Iterable[int], quick: bool) -> list[list[Cell]]:
+    """The cells, in the order in which they run; results are written after each part."""
+    first, *rest = many
+    if quick:
+        return [cells(way=["taut", "original", "whitened SVD, over all layers"], seed=[first]), TRAINING[1:2]]
+    drawn = [way for way, (_, calibrated) in PEERS.items() if calibrated]
+    return [
+        cells(way=["taut", "original"], seed=[first]),
+        TRAINING[:1],
+        cells(way=[*PEERS][:2], seed=[first]),
+        *([cell] for cell in cells(way=["taut"], seed=rest)),
+        *([cell] for cell in cells(way=[*list(OURS)[1:], *list(PEERS)[2:]], seed=[first])),
+        *([cell] for cell in cells(way=drawn, seed=rest)),
+        TRAINING[1:2],
+        TRAINING[2:],
+    ]

@@ -59,6 +59,15 @@ def words():
     return nn.Sequential(nn.Embedding(WORDS, WIDE), nn.Linear(WIDE, 16), nn.ReLU(), nn.Linear(16, WORDS))
 
 
+class Direction(nn.Module):
+    def __init__(self, axis):
+        super().__init__()
+        self.axis = axis
+
+    def forward(self, x):
+        return nn.functional.normalize(x, dim=self.axis)
+
+
 def tagger():
     return nn.Sequential(nn.Embedding(WORDS, WIDE), nn.Linear(WIDE, 3))
 
@@ -77,6 +86,10 @@ def maps(outputs, *last):
 
 def rows(outputs):
     return lambda: nn.Sequential(nn.Linear(WIDE, outputs))
+
+
+def directions(body, axis=-1, *before):
+    return lambda: nn.Sequential(*body(), *before, Direction(axis))
 
 
 def classes(*shape, count=3):
@@ -111,6 +124,11 @@ READ = {
     "several labels": (rows(5), SERIES[:, 0], classes(4, 5, count=2).float(), "logits"),
     "soft labels": (rows(5), SERIES[:, 0], torch.rand(4, 5).softmax(-1), "logits"),
     "one number": (rows(1), SERIES[:, 0], None, "values"),
+    "directions": (directions(rows(5)), SERIES[:, 0], None, "values"),
+    "directions that are never negative": (directions(rows(5), -1, nn.Softplus()), SERIES[:, 0], None, "values"),
+    "directions of words": (directions(words), IDS, None, "values"),
+    "directions at every place": (directions(maps(6), 1, nn.Softplus()), IMAGES, None, "values"),
+    "directions that targets name": (directions(rows(5)), SERIES[:, 0], classes(4, count=5), "logits"),
 }  # fmt: skip
 
 

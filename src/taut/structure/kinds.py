@@ -112,14 +112,29 @@ def output_kind(output: Tensor) -> str:
     low, high = (float(output.min()), float(output.max())) if output.numel() else (0.0, 0.0)
     if low >= 0 and high <= 1:
         axis = _sums_to_one(output)
-        return "sigmoid" if axis is None else _along("probabilities", axis, output.ndim)
+        if axis is not None:
+            return _along("probabilities", axis, output.ndim)
+    if _has_length_one(output):
+        return "values"
+    if low >= 0 and high <= 1:
+        return "sigmoid"
     return "logits" if output.ndim == 2 and output.shape[1] >= 2 else "values"
 
 
 def _sums_to_one(output: Tensor) -> int | None:
     """The axis along which an output is a distribution."""
+    return _axis_of_ones(output, output.sum)
+
+
+def _has_length_one(output: Tensor) -> bool:
+    """Whether an output is directions, as embeddings are that are compared by their cosine."""
+    return _axis_of_ones(output, output.square().sum) is not None
+
+
+def _axis_of_ones(output: Tensor, summed: Callable[[int], Tensor]) -> int | None:
+    """The axis, the last or that of images' channels, along which all sums are 1."""
     for axis in dict.fromkeys((output.ndim - 1, 1)) if output.ndim >= 2 else ():
-        if output.shape[axis] > 1 and torch.allclose(output.sum(axis), torch.ones(()).to(output), atol=1e-3):
+        if output.shape[axis] > 1 and torch.allclose(summed(axis), torch.ones(()).to(output), atol=1e-3):
             return axis
     return None
 
@@ -157,8 +172,8 @@ class Look:
     1. targets of the data: whole numbers, one for each row of classes, say that it is logits, and along which axis;
        other numbers of its own shape say that it is values (not where all are 0 and 1, or rows sum to 1),
     2. its name: hidden states, embeddings, features, boxes, depths, flows and reconstructions are values,
-    3. its range: in [0, 1] and rows of sum 1 probabilities, else in [0, 1] sigmoid; logarithms of probabilities are
-       logits,
+    3. its range: in [0, 1] and rows of sum 1 probabilities; rows of length 1 are values, which are compared by their
+       cosine; else in [0, 1] sigmoid; logarithms of probabilities are logits,
     4. its name again: `*logits*` are logits,
     5. its shape: (batch, classes) is logits. (batch, position, classes) is, where the model takes whole numbers (token
        ids) of (batch, position), and (batch, class, height, width) where it takes images of as many axes with another
@@ -207,7 +222,7 @@ class Look:
         usual = class_axis("logits", t.ndim)
         if "logits" in name:
             return "logits" if t.shape[usual] > 1 else "values"
-        if t.ndim < 3:
+        if t.ndim < 3 or _has_length_one(t):
             return "values"
         axis = _sums_to_one(t.exp()) if bool((t <= 0).all()) else None
         if axis is None and not several and not bool((t >= 0).all()):
