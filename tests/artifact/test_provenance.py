@@ -1,13 +1,17 @@
 """The resolved plan of a model is found again, for that model and a plan that leads to it, and for no other."""
 
+import copy
 import gc
+import pickle
 import weakref
 from dataclasses import replace
 
 import pytest
 from torch import nn
 
-from taut.artifact.provenance import hand_on, recall, remember
+from taut.artifact.provenance import before, hand_on, history, recall, remember
+from taut.core.copying import NOTED
+from taut.structure.surgery import clone
 from taut.types import Plan, Step
 
 NAMES = "a", "b"
@@ -88,3 +92,45 @@ def test_the_last_plan_counts():
     remember(model, DONE)
     remember(model, later)
     assert recall(model, Plan((channels(),))).steps == later.steps
+
+
+def test_what_was_done_goes_with_copies_and_none_is_made_of_it():
+    model = nn.Linear(2, 2)
+    remember(model, DONE, (SVD,))
+    for copied in (copy.deepcopy(model), copy.copy(model), clone(model)):
+        assert vars(copied)[NOTED] is vars(model)[NOTED]
+    assert history(pickle.loads(pickle.dumps(model))) == (SVD, *DONE.steps)  # noqa: S301 - made right here
+    assert set(model.state_dict()) == {"weight", "bias"}
+
+
+@pytest.mark.parametrize("text", ["", "{", '{"plan": 3}', None])
+def test_what_cannot_be_read_is_not_known(text):
+    model = nn.Linear(2, 2)
+    vars(model)[NOTED] = text
+    assert history(model) == ()
+
+
+def test_settings_that_no_folder_could_hold_are_left_out_of_a_pickle():
+    model = nn.Linear(2, 2)
+    remember(model, Plan((replace(SVD, settings={"rank": object()}),)))
+    assert history(pickle.loads(pickle.dumps(model))) == ()  # noqa: S301 - made right here
+
+
+def test_a_part_that_is_changed_is_no_longer_what_made_it():
+    parts = [nn.Sequential(nn.Linear(2, 2)) for _ in range(2)]
+    for part in parts:
+        remember(part, DONE)
+    remember(nn.Sequential(*parts), Plan((replace(SVD, layers=("1.0",)),)))
+    assert [history(part) for part in parts] == [DONE.steps, ()]
+
+
+def test_the_number_of_steps_says_which_of_two_plans_is_meant():
+    model = nn.Linear(2, 2)
+    first, second = channels(counts=[3, 4]), channels(counts=[2, 2])
+    remember(model, Plan((second,)), (first,))
+    assert before(model, Plan((channels(),))) == (first,)
+    assert recall(model, Plan((channels(),))).steps == (second,)
+    assert before(model, Plan((channels(), channels()))) == ()
+    assert recall(model, Plan((channels(), channels()))).steps == (first, second)
+    assert before(model, Plan((second, replace(SVD, layers=("c",))))) == (first,)  # one was rolled back
+    assert before(model, Plan(())) == (first, second)

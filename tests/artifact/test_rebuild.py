@@ -41,17 +41,17 @@ INSIDE = Step(("0",), "tucker", {"rank_in": 2, "rank_out": 3}), svd("4", 4)
 @pytest.mark.parametrize("steps", [STEPS, INSIDE, ()], ids=["three", "tucker", "none"])
 def test_a_model_holds_the_steps_that_made_it(steps):
     _, small, plan = done(*steps)
-    assert split(small, plan) == (plan.steps, ())
+    assert split(small, plan) == (dict(enumerate(plan.steps)), ())
 
 
 def test_steps_that_were_rolled_back_are_told_apart_by_shapes():
     model, small, plan = done(*STEPS)
     small[2] = model[2]
     held, (kept,) = split(small, plan)
-    assert held == (plan.steps[0], plan.steps[2])
+    assert held == {0: plan.steps[0], 2: plan.steps[2]}
     assert (kept.layer, kept.cost) == ("2", plan.steps[1].before)
     assert kept.reason == "svd was rolled back, or would not shrink it: the layer has its original shape"
-    assert split(model, plan)[0] == ()
+    assert split(model, plan)[0] == {}
     assert [one.layer for one in split(model, replace(plan, steps=plan.steps[:2]))[1]] == ["0", "2"]
 
 
@@ -62,8 +62,8 @@ def test_a_step_on_what_an_earlier_one_built_is_found_inside():
     second = Plan.of(traced, [replace(svd(inner, 2), allow_growth=True)])
     smaller, again = apply_plan(small, second, taut.observe(traced, small))
     both = replace(plan, steps=(*plan.steps, *again.steps))
-    assert split(smaller, both) == (both.steps, ())
-    assert split(small, plan) == (plan.steps, ())
+    assert split(smaller, both) == (dict(enumerate(both.steps)), ())
+    assert split(small, plan) == (dict(enumerate(plan.steps)), ())
     replay(model, both.steps)
     assert repr(model) == repr(smaller)
 
@@ -149,7 +149,7 @@ def test_the_orders_that_are_left_in_the_model_are_those_of_the_step():
     small[1] = without
     folded = with_sides(small, step)
     assert folded.settings == step.settings | {"reorders": ""}
-    assert split(small, plan)[0] == (folded,)
+    assert split(small, plan)[0] == {0: folded}
     assert with_sides(model, step) == step  # rolled back: there is no chain
     assert with_sides(nn.Sequential(), step) == step
 

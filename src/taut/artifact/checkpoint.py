@@ -10,8 +10,8 @@ The folder is replaced as a whole (`taut.core.atomic_folder`), so that at any mo
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from dataclasses import replace
 from hashlib import sha256
 
@@ -31,7 +31,7 @@ from taut.artifact.manifest import (
     sealed_comparison,
     taut_version,
 )
-from taut.artifact.provenance import before, history, recall, remember, same_steps
+from taut.artifact.provenance import before, history, recall, remember, same_layers
 from taut.artifact.rebuild import replay, split
 from taut.artifact.safetensors_io import fill, layouts, read_tensors, to_bytes
 from taut.core.atomic_folder import present, reading, recover, rehearse, replacing, resolved
@@ -74,7 +74,8 @@ def save(
     if not isinstance(model, nn.Module) or not isinstance(plan, Plan):
         raise CallError(f"save needs a model and its Plan. Got {type(model).__name__} and {type(plan).__name__}.")
     model = unwrapped(model)
-    weights, manifest = _packed(bake(clone(model)) if masked(model) else model, recall(model, plan), before(model))
+    earlier = before(model, plan)
+    weights, manifest = _packed(bake(clone(model)) if masked(model) else model, recall(model, plan), earlier)
     content = {WEIGHTS: weights, MANIFEST: manifest}
     if comparison is not None:
         content[COMPARISON] = sealed_comparison(comparison)
@@ -109,8 +110,8 @@ def load(folder: str | os.PathLike[str], base: Callable[[], nn.Module] | nn.Modu
         tensors = read_tensors(target / WEIGHTS)
     with quiet():
         model = _rebuilt(base, manifest, tensors)
-        last = _of_last_plan(manifest)
-        remember(model, replace(manifest.plan, steps=last), manifest.steps[: len(manifest.steps) - len(last)])
+        earlier = _earlier(manifest)
+        remember(model, replace(manifest.plan, steps=manifest.steps[earlier:]), manifest.steps[:earlier])
         return model.eval()
 
 
@@ -165,46 +166,62 @@ def _packed(model: nn.Module, plan: Plan, earlier: tuple[Step, ...]) -> tuple[by
         earlier: steps that made the model of which the plan made it.
     """
     plan = finite(plan)
-    steps, rolled_back = _held(model, plan, () if same_steps(plan.steps[: len(earlier)], earlier) else earlier)
+    ahead, steps, rolled_back = _held(model, plan, earlier)
     tensors, ties = stored_tensors(model)
     weights = to_bytes(tensors)
     files = {WEIGHTS: Stamp(sha256(weights).hexdigest(), len(weights))}
-    manifest = Manifest(FORMAT, taut_version(), files, steps, rolled_back, ties, layouts(model, tensors), plan)
+    orders = layouts(model, tensors)
+    manifest = Manifest(FORMAT, taut_version(), files, ahead + steps, rolled_back, ties, orders, plan, len(ahead))
     try:
         return weights, manifest.to_bytes()
     except ValueError as error:
         raise CallError(f"The plan cannot be written as JSON: {one_line(error)}.") from None
 
 
-def _held(model: nn.Module, plan: Plan, earlier: tuple[Step, ...]) -> tuple[tuple[Step, ...], tuple[Kept, ...]]:
-    """The steps that a model holds, with earlier ones where it holds these still, and what was rolled back."""
-    if earlier:
-        with suppress(ArtifactError):  # something else was done to it in between: the base is what that gave
-            return split(model, replace(plan, steps=(*finite(Plan(earlier)).steps, *plan.steps)))
-    return split(model, plan)
+def _held(
+    model: nn.Module, plan: Plan, earlier: tuple[Step, ...]
+) -> tuple[tuple[Step, ...], tuple[Step, ...], tuple[Kept, ...]]:
+    """The steps that a model holds, earlier ones and those of the plan, and what was rolled back."""
+    front = finite(Plan(earlier)).steps
+    try:
+        held, kept = split(model, replace(plan, steps=(*front, *plan.steps)))
+    except ArtifactError:
+        if not front:
+            raise
+        front, (held, kept) = (), split(model, plan)  # or the plan is not what made it
+        warnings.warn(
+            "The model of which the plan was made is not what taut had made of the original: something else was "
+            "changed in between. The folder loads from the model that the plan was made of, as it was: keep that, too.",
+            stacklevel=4,
+        )
+    ahead = tuple(step for place, step in held.items() if place < len(front))
+    return ahead, tuple(held.values())[len(ahead) :], kept
 
 
 def _rebuilt(base: Callable[[], nn.Module] | nn.Module, manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
-    """The saved model.
+    """The saved model: of the original, or of what some of the steps made of it; which it is, the tensors tell.
 
     Raises:
-        ArtifactError: neither all of the steps fit the base, nor those of the last plan alone.
+        ArtifactError: neither all of the steps fit the base, nor those of the last plan, nor none.
     """
-    model = _built(base)
-    known, steps, last = history(unwrapped(base) if isinstance(base, nn.Module) else model), manifest.steps, None
-    if known and same_steps(steps[: len(known)], known):
-        model, steps = clone(model), steps[len(known) :]  # the user may go on with what the steps made
-    else:
-        last = _of_last_plan(manifest)
-    try:
-        return _filled(model, steps, manifest, tensors)
-    except ArtifactError as error:
-        if not last or len(last) == len(steps):
-            raise
+    model, steps = _built(base), manifest.steps
+    known, refusals = history(model), list[ArtifactError]()
+    ways = [steps, steps[_earlier(manifest) :], ()]
+    if known and same_layers(steps[: len(known)], known):
+        ways.insert(0, steps[len(known) :])
+    given = bool(known or manifest.earlier)  # `base` may be a function that gives what its owner goes on with
+    for way in (way for place, way in enumerate(ways) if way not in ways[:place]):
+        model = _built(base) if refusals and not given else model
         try:
-            return _filled(_built(base), last, manifest, tensors)
-        except ArtifactError:
-            raise error from None
+            return _filled(clone(model) if given else model, way, manifest, tensors)
+        except ArtifactError as error:
+            refusals.append(error)
+    raise refusals[0]
+
+
+def _earlier(manifest: Manifest) -> int:
+    """How many of the steps made the model of which the plan was made; some versions wrote them and not how many."""
+    return manifest.earlier or max(0, len(manifest.steps) - len(manifest.plan.steps))
 
 
 def _filled(model: nn.Module, steps: tuple[Step, ...], manifest: Manifest, tensors: Mapping[str, Tensor]) -> nn.Module:
@@ -212,18 +229,6 @@ def _filled(model: nn.Module, steps: tuple[Step, ...], manifest: Manifest, tenso
     replay(model, steps)
     fill(model, tensors, manifest.ties, manifest.layouts)
     return model
-
-
-def _of_last_plan(manifest: Manifest) -> tuple[Step, ...]:
-    """Those of the steps that the plan holds; the others made the model of which it was made."""
-    left = list(manifest.plan.steps)
-    for number, step in reversed(list(enumerate(manifest.steps))):
-        while left and not same_steps(left[-1:], [step]):
-            left.pop()
-        if not left:
-            return manifest.steps[number + 1 :]
-        left.pop()
-    return manifest.steps
 
 
 def _built(base: Callable[[], nn.Module] | nn.Module) -> nn.Module:

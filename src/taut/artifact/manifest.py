@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import ConfigDict, TypeAdapter, ValidationError
+from pydantic import ConfigDict, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from taut.core.files import one_line, read, seal, sha256, size_of, unseal
 from taut.errors import ArtifactError, CallError
@@ -45,6 +45,7 @@ class Manifest:
         ties: {name of a tied tensor: name under which it is stored}.
         layouts: {name: order of its dimensions in memory}, for tensors that are not stored as they lie in memory.
         plan: the whole plan, to replay.
+        earlier: how many of the steps, at the front, made the model of which the plan was made.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = FORBID
@@ -56,6 +57,15 @@ class Manifest:
     ties: dict[str, str]
     layouts: dict[str, tuple[int, ...]]
     plan: Plan
+    earlier: int = 0
+
+    @model_serializer(mode="wrap")
+    def _written(self, write: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """As plain data, `earlier` only where there is something: earlier versions do not know it."""
+        written: dict[str, Any] = write(self)
+        if not self.earlier:
+            del written["earlier"]
+        return written
 
     def to_bytes(self) -> bytes:
         """Sealed JSON.

@@ -23,8 +23,8 @@ Shapes = dict[str, tuple[int, ...]]
 """Parameter name -> shape."""
 
 
-def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, ...]]:
-    """The steps of `plan` that `model` holds, in order, and the layers whose step was rolled back.
+def split(model: nn.Module, plan: Plan) -> tuple[dict[int, Step], tuple[Kept, ...]]:
+    """The steps of `plan` that `model` holds, by their places there, and the layers whose step was rolled back.
 
     Steps are undone on the parameters' shapes from the last to the first, so that each meets what it left.
 
@@ -33,7 +33,7 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
         ArtifactError: a layer is neither what its step builds nor what it was before.
     """
     shapes: Shapes = {name: tuple(p.shape) for name, p in model.named_parameters(remove_duplicate=False)}
-    held: list[Step] = []
+    held: dict[int, Step] = {}
     kept: list[Kept] = []
     gone: list[str] = []
     for number, wanted in reversed(list(enumerate(plan.steps))):
@@ -48,11 +48,11 @@ def split(model: nn.Module, plan: Plan) -> tuple[tuple[Step, ...], tuple[Kept, .
             reason = f"{step.method} was rolled back, or would not shrink it: the layer has its original shape"
             kept += [Kept(name, reason, step.before or _layer(step, name).cost) for name in step.layers]
             continue
-        held.append(step)
+        held[number] = step
         for name, place in places.items():
             _undo(shapes, place, _layer(step, name))
             gone += [] if _layer(step, name).block is None else [f"{name}."]
-    return tuple(reversed(held)), tuple(reversed(kept))
+    return dict(sorted(held.items())), tuple(reversed(kept))
 
 
 def replay(model: nn.Module, steps: Iterable[Step]) -> None:

@@ -20,6 +20,9 @@ CONSUMED = GeneratorType, CoroutineType, AsyncGeneratorType
 SHARED_ROOMS = frozenset({"threading", "_thread", "multiprocessing", "concurrent", "socket", "subprocess", "asyncio"})
 """Packages whose objects are the process's own: a copy shares them as a whole."""
 
+NOTED = "_taut_history"
+"""The attribute in which taut notes what was done to a model (`artifact/provenance.py`); copies share it."""
+
 _SEALED: set[type] = set()
 """Kinds of objects that did not let themselves be copied so far."""
 
@@ -111,7 +114,7 @@ def _shared(model: nn.Module, memo: Mapping[int, Any], *, trying: bool) -> dict[
     search = _Search(model, memo, trying=trying)
     for name, module in model.named_modules():
         for key, value in vars(module).items():
-            if key not in {"_parameters", "_buffers", "_modules"}:
+            if key not in {"_parameters", "_buffers", "_modules", NOTED}:
                 search.visit(value, f"{name}.{key}".lstrip("."))
     return search.shared
 

@@ -19,6 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from taut.core.copying import NOTED
 from taut.core.tensors import address
 from taut.structure.channels.lookups import DYNAMIC, looks_up
 
@@ -118,7 +119,7 @@ class _Mentions:
                     f for key, f in vars(kind).items() if key not in SETTING_UP and isinstance(f, FunctionType)
                 )
                 self.words.update(word for function in functions for word in _words(function.__code__))
-        hidden = {"_parameters", "_buffers", "_modules"}
+        hidden = {"_parameters", "_buffers", "_modules", NOTED}
         for value in [value for key, value in vars(module).items() if key not in hidden]:
             self._hold(value)
 
