@@ -6,7 +6,9 @@ from torch import nn
 from torch.nn import functional as F  # noqa: N812 - the name that every torch user knows
 
 import taut
+from taut.decompose.outputs import squared_error
 from taut.structure import observation
+from taut.structure.patches import grouped_weight
 from taut.structure.pooling import pooled_statistics
 from taut.types import Group
 
@@ -152,3 +154,62 @@ def test_matrices_of_one_layer_learn_from_each_other():
     mean = (A[0] + A[2] + A[3]) * len(data) / sum(counts)
     torch.testing.assert_close(A[1] / A[1].trace(), mean / mean.trace(), rtol=0.1, atol=0.02)
     assert A[1].trace() > 0.2 * A.diagonal(dim1=1, dim2=2).sum() / COUNT
+
+
+class Gated(nn.Module):
+    """Experts whose outputs are weighted by a router, in one batch or one after the other: 0 of rows of others."""
+
+    def __init__(self, *, batched):
+        super().__init__()
+        torch.manual_seed(0)
+        self.up, self.batched = nn.Parameter(torch.randn(COUNT, N, C) / C**0.5), batched
+        self.head = nn.Linear(N, 3)
+
+    def forward(self, x):
+        mine = F.one_hot(x[:, 0].round().long().clamp(0, COUNT - 1), COUNT).T[..., None]
+        if self.batched:
+            return self.head((torch.bmm(x * mine, self.up.mT) * mine).sum(0))
+        y = x.new_zeros(len(x), N)
+        for number in range(COUNT):
+            rows = torch.where(mine[number, :, 0] == 1)[0]
+            if len(rows):
+                y = y.index_add(0, rows, F.linear(x[rows], self.up[number]))
+        return self.head(y)
+
+
+def stacked(counts, *, batched=True):
+    """The layers of the experts, and what was observed of them."""
+    model, x = Gated(batched=batched).eval(), rows([1] * COUNT, 7)
+    net = taut.trace(model, x)
+    base = taut.apply(model, taut.Plan.of(net, [taut.Step(("up",), "as_layer")]), taut.observe(net, model))
+    return taut.observe(taut.trace(base, x), base, rows(counts, 0))
+
+
+def wiped(stats, number):
+    """What it costs by the statistics that all weights of an expert are zero."""
+    batched = len(stats.network["up.0"].weight) > 2
+    name = "up.0" if batched else f"up.{number}"
+    known, dW = stats.layers[name], grouped_weight(stats.modules[name]).detach().clone()
+    dW[[k for k in range(len(dW)) if batched and k != number]] = 0
+    return float(known.damage(squared_error(known.weighting, dW, known.outputs), 0.0))
+
+
+@pytest.mark.parametrize("limit", [None, 4])
+@pytest.mark.parametrize("counts", [[200, 0, 200, 60], [200, 200, 200, 200]])
+def test_matrices_of_one_layer_cost_what_they_do_apart(counts, limit, monkeypatch):
+    monkeypatch.setattr("taut.structure.collecting.ENOUGH", 2)  # no estimates from held-out rows
+    if limit is not None:  # gradients are held as rows
+        monkeypatch.setattr("taut.structure.collecting.LIMIT", limit)
+    together, apart = (
+        [wiped(stats, number) for number in range(COUNT)] for stats in (stacked(counts), stacked(counts, batched=False))
+    )
+    assert together == pytest.approx(apart, rel=0.02)
+
+
+def test_a_stack_of_which_no_row_reaches_one_has_a_low_rank():
+    stats = stacked([300, 0, 200, 60])
+    for metric in ("fisher", "data"):
+        method = taut.methods.METHODS["svd"](rank=4, metric=metric)
+        factors = stats.factors(Group((stats.network["up.0"],)), method)
+        built = method.rewrite({"up.0": stats.modules["up.0"]}, factors).modules["up.0"]
+        assert all(bool(part.weight.isfinite().all()) for part in built)

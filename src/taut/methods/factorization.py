@@ -25,6 +25,9 @@ METRICS = ("data", "fisher", "mahalanobis", "frobenius")
 Of more than 2,048 outputs the gradients' moment is no matrix: there only damages know of it.
 """
 
+MOVED = 1e-2
+"""Share of the mean with which outputs, or groups of outputs, count that no sampled label moved."""
+
 
 @dataclass(frozen=True)
 class Sight:
@@ -150,13 +153,16 @@ def _diagonal(B: Tensor) -> Tensor:
 def regular(moment: OutputMoment | None) -> Tensor | None:
     """B (g, o, o) with a ridge of 1e-2 of its mean eigenvalue: outputs that no sampled label moved count a little.
 
-    None where nothing is known, or where the outputs are too many for a matrix.
+    So do groups that none moved, beside the mean over groups; where nothing was moved, all count alike. None where
+    nothing is known, or where the outputs are too many for a matrix.
     """
     B = None if moment is None else moment.full
     if B is None:
         return None
-    mean = B.diagonal(dim1=-2, dim2=-1).mean(-1)[..., None, None].clamp_min(torch.finfo(torch.float32).tiny)
-    return B.double() + 1e-2 * mean.double() * torch.eye(B.shape[-1], dtype=torch.float64, device=B.device)
+    mean = B.diagonal(dim1=-2, dim2=-1).double().mean(-1)
+    over_all = mean.mean()
+    size = torch.where(over_all > 0, torch.maximum(mean, MOVED * over_all), 1.0)[:, None, None]
+    return B.double() + MOVED * size * torch.eye(B.shape[-1], dtype=torch.float64, device=B.device)
 
 
 def input_rms(module: nn.Module, stats: LayerStatistics) -> Tensor | None:

@@ -245,6 +245,8 @@ class LayerMoments:
         self.called = self.positions = 0
         self.met: Tensor | None = None
         """Of a stack of matrices how many rows each got that are not zero, which is what a router leaves of others."""
+        self.moved = torch.zeros(groups_of(module), dtype=torch.int64)
+        """How many of their outputs have a gradient that is not zero."""
         self.energy = 0.0
         self.padding: Padding | None = None
         self.held: bool | None = False
@@ -260,7 +262,7 @@ class LayerMoments:
             return
         self.positions += total
         if isinstance(self.module, GroupedLinear):
-            met = (x.detach() != 0).reshape(len(x), self.module.groups, -1, x.shape[-1]).any(2).sum((0, 2))
+            met = _not_zero(self.module, x, real)
             self.met = met if self.met is None else self.met + met
         if self.inputs.form == "channel":
             self.energy += energy_of(self.module, output, real)
@@ -289,6 +291,8 @@ class LayerMoments:
         real = None if self.padding is None else self.padding.rows(self.name, self.module, output)
         rise = _first_order(self.module, output.detach() * grad, real)
         self.taylor = rise if self.taylor is None else self.taylor.add_(rise)
+        if isinstance(self.module, GroupedLinear):
+            self.moved = self.moved + _not_zero(self.module, grad, real).to(self.moved)
         with torch.autocast(grad.device.type, enabled=False):
             self.gradients.add(output_rows(self.module, grad, real))
 
@@ -308,6 +312,13 @@ class LayerMoments:
         taylor = None if self.taylor is None else (self.taylor / self.samples).float()
         B = None if self.gradients is None else self.gradients.moment(self.samples)
         return weighting, B, per_sample, taylor
+
+
+def _not_zero(stack: GroupedLinear, t: Tensor, real: Tensor | None) -> Tensor:
+    """Of each of the groups of channels of (n, channels, positions), at how many positions it is not all zero."""
+    t = t.detach()[None] if t.ndim == 2 else t.detach()
+    some = (t != 0).reshape(len(t), stack.groups, -1, t.shape[-1]).any(2).movedim(1, 0).flatten(1)
+    return (some if real is None else some[:, real.to(some.device)]).sum(1)
 
 
 def energy_of(module: nn.Module, output: Tensor, real: Tensor | None = None) -> float:

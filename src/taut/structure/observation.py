@@ -206,9 +206,10 @@ def _finished(moments: LayerMoments | AsideMoments) -> LayerStatistics:
     if isinstance(moments, AsideMoments):
         return moments.finish()
     weighting, outputs, positions, taylor = moments.finish()
-    if moments.met is not None:
-        weighting = pooled_groups(weighting, moments.met.tolist(), moments.samples)
-    return LayerStatistics(weighting, outputs, positions, taylor, held=moments.patches())
+    known = LayerStatistics(weighting, outputs, positions, taylor, held=moments.patches())
+    if moments.met is None:
+        return known
+    return pooled_groups(known, moments.met.tolist(), moments.moved.tolist(), moments.samples)
 
 
 def chunk_size(net: Network, outputs: int) -> int:

@@ -38,23 +38,53 @@ def pooled_statistics(
     return found
 
 
-def pooled_groups(weighting: Weighting, rows: Sequence[float], samples: int) -> Weighting:
-    """The same of the inputs of one layer that has a group for every matrix of a stack.
+def pooled_groups(
+    known: LayerStatistics, rows: Sequence[float], moved: Sequence[float], samples: int
+) -> LayerStatistics:
+    """The same of one layer that has a group for every matrix of a stack.
 
     Args:
-        weighting: what was observed.
-        rows: how many each got that are not zero.
+        known: what was observed of it.
+        rows: how many rows of each group are not zero.
+        moved: how many of its outputs have a gradient that is not zero.
         samples: of the calibration.
     """
-    if weighting.full is None or not any(rows) or len(set(rows)) == 1:
-        return weighting
-    means = [A * (samples / n) if n else None for A, n in zip(weighting.full, rows, strict=True)]
-    mean = mean_of(means, rows)
-    parts = [
-        mixed(M, mean, share_of_mean(M, n, mean)) * (count / samples)
-        for M, n, count in zip(means, rows, expected(rows), strict=True)
-    ]
-    return Weighting(full=torch.stack(parts).to(weighting.full))
+    A = known.weighting.full
+    if A is None or not any(rows):
+        return known
+    means = [M * (samples / n) if n else None for M, n in zip(A, rows, strict=True)]
+    mean, shares, weighting = mean_of(means, rows), [0.0] * len(rows), known.weighting
+    if len(set(rows)) > 1:
+        shares = [share_of_mean(M, n, mean) for M, n in zip(means, rows, strict=True)]
+        parts = zip(means, shares, expected(rows), strict=True)
+        full = torch.stack([mixed(M, mean, share) * (count / samples) for M, share, count in parts])
+        weighting = Weighting(full=full.to(A))
+    if known.outputs is None or not any(moved):
+        return replace(known, weighting=weighting)
+    return replace(known, weighting=weighting, outputs=_of_groups(known, known.outputs, rows, moved, shares, samples))
+
+
+def _of_groups(
+    known: LayerStatistics,
+    outputs: OutputMoment,
+    rows: Sequence[float],
+    moved: Sequence[float],
+    shares: Sequence[float],
+    samples: int,
+) -> OutputMoment:
+    """The moments of the gradients of every group.
+
+    Damage multiplies the means of inputs and of gradients over all positions. Rows that a router sends elsewhere are
+    zeros in both, and must count in one alone: so gradients are those of the positions, of which the inputs are a part.
+    """
+    each = [replace(known, outputs=_group(outputs, k), positions=n / samples) for k, n in enumerate(moved)]
+    over_all = sum(moved) / sum(rows)
+    sent = [min(1.0, m / n if n else over_all) * known.positions for m, n in zip(moved, rows, strict=True)]
+    found = [_times(B, count) for B, count in zip(_gradients(each, moved, shares), sent, strict=True) if B is not None]
+    if outputs.full is not None:
+        return OutputMoment(torch.cat([B.full for B in found if B.full is not None]))
+    few = [B.rows[0] for B in found if B.rows is not None]
+    return OutputMoment(rows=nn.utils.rnn.pad_sequence(few, batch_first=True))
 
 
 def _of_stack(known: Sequence[LayerStatistics], rows: Sequence[float], samples: int) -> Sequence[LayerStatistics]:
@@ -109,6 +139,13 @@ def _gradients(
     few = few_of_all(parts, [n / sum(rows) for n in rows])
     mixtures = [torch.cat([r * (1 - part) ** 0.5, few * part**0.5]) for r, part in zip(parts, shares, strict=True)]
     return [OutputMoment(rows=r[None]) for r in mixtures]
+
+
+def _group(moment: OutputMoment, k: int) -> OutputMoment:
+    """Of one group."""
+    if moment.full is not None:
+        return OutputMoment(moment.full[k : k + 1])
+    return OutputMoment(rows=None if moment.rows is None else moment.rows[k : k + 1])
 
 
 def _times(moment: OutputMoment, factor: float) -> OutputMoment:

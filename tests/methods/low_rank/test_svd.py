@@ -117,3 +117,20 @@ def test_unknown_metric_and_rank():
     for rank in (None, 0, 4, True, 1.5):
         with pytest.raises(CallError, match=f"'rank' of svd on layer 'layer' must be between 1 and 3. Got {rank}"):
             SVD(rank=rank).cost(group)
+
+
+@pytest.mark.parametrize("dead", [[2], [0, 1, 2]])
+@pytest.mark.parametrize("metric", ["fisher", "mahalanobis"])
+def test_groups_that_no_label_moves_get_a_low_rank_like_the_others(metric, dead):
+    torch.manual_seed(0)
+    conv = nn.Conv2d(12, 18, 3, groups=3)
+    gradients = torch.randn(3, 40, 6)
+    gradients[dead] = 0
+    known = LayerStatistics(Weighting(full=torch.eye(36).expand(3, 36, 36)), OutputMoment(gradients.mT @ gradients))
+    method = SVD(rank=4, metric=metric)
+    built = method.rewrite({"c": conv}, method.factor({"c": conv}, {"c": known})).modules["c"]
+    apart = product(built, 3) - conv.weight.detach().double().view(3, 6, -1)
+    best = SVD(rank=4, metric="frobenius")
+    nearest = product(best.rewrite({"c": conv}, best.factor({"c": conv}, {})).modules["c"], 3)
+    torch.testing.assert_close(product(built, 3)[dead], nearest[dead], rtol=1e-4, atol=1e-5)
+    assert apart.norm() < conv.weight.norm()
