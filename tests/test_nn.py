@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from taut.nn import Basis, LowRankSparse, Skipped
+from taut.nn import Attention, Basis, Fastfood, GroupedLinear, LowRankSparse, Skipped, StateLinear
 
 SHAPES = {0: (), 1: (5,), 2: (4, 3), 3: (2, 3, 2)}
 
@@ -95,3 +95,21 @@ def test_a_skipped_block_answers_as_the_block():
     assert not module.state_dict()
     with pytest.raises(AttributeError, match="other"):
         _ = module.other
+
+
+LAYERS = {
+    "attention": lambda: (Attention(8, 2, batch_first=True), lambda layer, x: layer(x, x, x)[0]),
+    "fastfood": lambda: (Fastfood(nn.Linear(8, 8), 0), lambda layer, x: layer(x)),
+    "a sum of two": lambda: (
+        LowRankSparse(nn.Linear(8, 2), nn.Linear(2, 8), nn.Parameter(torch.ones(2)), torch.tensor([7, 13])),
+        lambda layer, x: layer(x),
+    ),
+    "a stack": lambda: (GroupedLinear(8, 8, groups=2), lambda layer, x: layer(x.mT).mT),
+    "a state": lambda: (StateLinear(8, 8), lambda layer, x: layer(x)),
+}
+
+
+@pytest.mark.parametrize("name", LAYERS)
+def test_an_empty_batch_has_an_empty_result(name):
+    layer, run = LAYERS[name]()
+    assert run(layer.eval(), torch.ones(0, 3, 8)).shape == (0, 3, 8)

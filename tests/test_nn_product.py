@@ -333,6 +333,20 @@ def test_products_with_any_view_are_what_they_were_or_errors(data):
         torch.testing.assert_close(output, wanted)
 
 
+@pytest.mark.parametrize("start", [-8, -3, 0, 5])
+def test_a_range_that_is_counted_from_the_end(start):
+    weight = torch.randn(N, C)
+    assert torch.equal(as_product(weight, (1,), ()).narrow(1, start, 3).sum(0), weight.narrow(1, start, 3).sum(0))
+
+
+@pytest.mark.parametrize("part", [(0, 0, N + 1), (0, -2, 3), (1, C, 1), (1, -C - 1, 1), (0, 1, -1)])
+def test_a_range_that_is_not_within_the_weight_is_refused(part):
+    weight = torch.randn(N, C)
+    for one in (weight, as_product(weight, (1,), ())):
+        with pytest.raises((RuntimeError, IndexError)):
+            one.narrow(*part)
+
+
 REPEATED = {
     "made longer": lambda x, w: x[:, :1] @ w.expand(B, 5, -1, -1),
     "one for all": lambda x, w: x[:1] @ w.expand(5, -1, -1),

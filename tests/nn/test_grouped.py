@@ -18,7 +18,8 @@ G, C, N, S = 3, 4, 6, 5
 
 @pytest.mark.parametrize(("count", "bias"), [*itertools.product((1, 2), (False, True))])
 def test_it_computes_what_a_grouped_convolution_does(count, bias):
-    conv, layer = (kind(G * C, G * N, 1, groups=G, bias=bias) for kind in (nn.Conv1d, GroupedLinear))
+    conv = nn.Conv1d(G * C, G * N, 1, groups=G, bias=bias)
+    layer = GroupedLinear(G * C, G * N, groups=G, bias=bias)
     layer.load_state_dict(conv.state_dict())
     x = torch.randn(count, G * C, S)
     torch.testing.assert_close(layer(x), conv(x))
@@ -53,6 +54,29 @@ def test_two_of_them_are_two_batched_products_and_no_copies(bias):
         torch.testing.assert_close(of_all(other, x), straight)
         assert len(seen) == 1
     assert straight.is_contiguous()
+
+
+@pytest.mark.parametrize("kind", ["register_full_backward_hook", "register_full_backward_pre_hook"])
+def test_hooks_on_gradients_are_called(kind):
+    layer, seen = GroupedLinear(G * C, G * N, groups=G), []
+    getattr(layer, kind)(lambda *call: seen.append(call))
+    of_all(layer, torch.randn(G, S, C, requires_grad=True)).sum().backward()
+    assert len(seen) == 1
+
+
+def test_it_has_the_settings_of_a_matrix_product_alone():
+    for setting in ("kernel_size", "stride", "padding", "dilation"):
+        with pytest.raises(TypeError, match=setting):
+            GroupedLinear(G * C, G * N, groups=G, **{setting: 3})
+
+
+@pytest.mark.parametrize("shape", [(G, 0, C), (G, 0, 2, C), (G, 2, 0, C)])
+def test_there_may_be_no_rows(shape):
+    layer = GroupedLinear(G * C, G * N, groups=G)
+    assert of_all(layer, torch.ones(shape)).shape == (*shape[:-1], N)
+    layer.register_forward_hook(lambda *_: None)
+    assert of_all(layer, torch.ones(shape)).shape == (*shape[:-1], N)
+    assert layer(torch.ones(0, G * C, S)).shape == (0, G * N, S)
 
 
 def test_another_layer_in_its_place_is_called():

@@ -59,6 +59,8 @@ def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: i
         groups: groups of the new convolution.
         bias: whether it has one.
     """
+    if layer.kind == "GroupedLinear":
+        return empty(GroupedLinear, *sizes, groups=groups, bias=bias)
     dims = len(layer.kernel)
     pads = [layer.padding[a] if a in axes else (0, 0) for a in range(dims)]
     settings: dict[str, Any] = {
@@ -71,8 +73,7 @@ def conv(sizes: tuple[int, int], layer: Layer, axes: Sequence[int], *, groups: i
         "groups": groups,
         "bias": bias,
     }
-    kind = GroupedLinear if layer.kind == "GroupedLinear" else CONVOLUTIONS[dims]
-    return empty(kind, *sizes, **settings)
+    return empty(CONVOLUTIONS[dims], *sizes, **settings)
 
 
 def chain_cost(layer: Layer, parts: Sequence[tuple[int, int]]) -> Cost:

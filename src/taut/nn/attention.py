@@ -200,7 +200,7 @@ class Attention(nn.Module):
 
 def _by_heads(t: Tensor, width: int) -> Tensor:
     """What a projection gives, head by head."""
-    return t.view(*t.shape[:-1], -1, width)
+    return t.view(*t.shape[:-1], t.shape[-1] // width, width)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:

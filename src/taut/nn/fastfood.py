@@ -67,7 +67,7 @@ def hadamard(x: Tensor) -> Tensor:
     """The orthonormal Walsh-Hadamard transform, in natural order, of the last axis: a power of two."""
     size, half = x.shape[-1], 1
     while half < size:
-        low, high = x.reshape(*x.shape[:-1], -1, 2, half).unbind(-2)
+        low, high = x.reshape(*x.shape[:-1], size // (2 * half), 2, half).unbind(-2)
         x = torch.stack([low + high, low - high], -2).flatten(-3)
         half *= 2
     return x * (1 / math.sqrt(size))

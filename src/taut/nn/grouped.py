@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from taut.nn.watching import watched
+
 
 class GroupedLinear(nn.Conv1d):
     """One matrix for every group of channels: (n, groups x inputs, positions) to (n, groups x outputs, positions).
@@ -18,13 +20,23 @@ class GroupedLinear(nn.Conv1d):
     Args:
         in_channels: inputs of all groups.
         out_channels: outputs of all groups.
-        kernel_size: 1.
-        settings: those of `nn.Conv1d`.
+        groups: how many matrices.
+        bias: whether there is one.
+        device: of the weight. dtype: likewise.
     """
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Any = 1, **settings: Any) -> None:
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        groups: int = 1,
+        bias: bool = True,
+        device: Any = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
         """See the class."""
-        super().__init__(in_channels, out_channels, kernel_size, **settings)
+        super().__init__(in_channels, out_channels, 1, groups=groups, bias=bias, device=device, dtype=dtype)
 
     def batched(self, x: Tensor) -> Tensor:
         """The same with the groups in front, (groups, positions, inputs) to (groups, positions, outputs)."""
@@ -37,9 +49,9 @@ class GroupedLinear(nn.Conv1d):
         if x.ndim == 2:
             return self._conv_forward(x[None], weight, bias)[0]
         count, length = len(x), x.shape[-1]
-        inner = x.reshape(count, self.groups, -1, length).permute(1, 2, 0, 3).flatten(2)
+        inner = x.reshape(count, self.groups, weight.shape[1], length).permute(1, 2, 0, 3).flatten(2)
         outer = torch.bmm(weight.view(self.groups, -1, weight.shape[1]), inner)
-        output = outer.reshape(self.groups, -1, count, length).permute(2, 0, 1, 3).flatten(1, 2)
+        output = outer.reshape(self.groups, outer.shape[1], count, length).permute(2, 0, 1, 3).flatten(1, 2)
         return output if bias is None else output + bias[:, None].to(output.dtype)
 
 
@@ -55,13 +67,13 @@ def of_all(layer: Any, x: Tensor) -> Tensor:
         rows = layer(rows.mT.reshape(1, count * inputs, -1)).unflatten(1, (count, -1))[0].mT.contiguous()
     for part in chain or ():
         rows = part.batched(rows)
-    return rows.reshape(*x.shape[:-1], -1)
+    return rows.reshape(*x.shape[:-1], rows.shape[-1])
 
 
 def _unwatched(layer: nn.Module) -> list[GroupedLinear] | None:
     """The stacks of matrices that a layer consists of, one behind the other; None where it is more than these."""
     parts = list(layer.children()) if type(layer) is nn.Sequential else [layer]
-    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (layer, *parts)) or _has_any_global_hook()  # type: ignore[no-untyped-call]
+    hooked = any(map(watched, (layer, *parts))) or _has_any_global_hook()  # type: ignore[no-untyped-call]
     if hooked or not all(type(part) is GroupedLinear and "forward" not in vars(part) for part in parts):
         return None
     return parts  # type: ignore[return-value] # all of them are

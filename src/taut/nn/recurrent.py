@@ -14,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from taut.nn.recurrent_reads import described, set_weight, weight_names
 from taut.nn.recurrent_steps import called, walk, walk_watched
+from taut.nn.watching import watched
 
 GATES = {"LSTM": 4, "GRU": 3, "RNN_TANH": 1, "RNN_RELU": 1}
 """Mode of a recurrent layer, as torch calls it -> rows of its weights for each hidden unit."""
@@ -287,7 +288,7 @@ class Recurrent(nn.Module):
         """What stands in front of a layer, and its weights as torch's kernel takes them; None where it cannot."""
         chain = self.inputs[number]
         front: tuple[nn.Module, ...] = ()
-        if isinstance(chain, nn.Sequential) and not _watched(chain) and len(chain):
+        if isinstance(chain, nn.Sequential) and not watched(chain) and len(chain):
             *before, chain = chain
             front = tuple(before)
         states = [self.states[number * self.ways + way] for way in range(self.ways)]
@@ -318,7 +319,7 @@ class Recurrent(nn.Module):
             start = _each(lambda t, w=way: t[w], hx)
             first = start if isinstance(start, tuple) else (start,)
             linear: Any = self.states[number * self.ways + way]
-            if _is(linear, StateLinear, watched=True):
+            if _is(linear, StateLinear, seen=True):
                 given, state = walk_watched(self.mode, own, first, linear, joined, backward=way == 1)
             else:
                 given, _, state = walk(self.mode, own, first, called(linear), backward=way == 1)
@@ -367,20 +368,13 @@ def _reordered(state: State | None, order: Tensor | None) -> State | None:
     return state if state is None or order is None else _each(lambda t: t.index_select(1, order), state)
 
 
-def _is(module: nn.Module, kind: type[nn.Module], *, watched: bool = False) -> bool:
+def _is(module: nn.Module, kind: type[nn.Module], *, seen: bool = False) -> bool:
     """Whether a module is nothing but such a layer, so that its weight tells all that it computes."""
     if type(module) is not kind and not (
         parametrize.is_parametrized(module) and parametrize.type_before_parametrizations(module) is kind
     ):
         return False
-    return _watched(module) == watched and "forward" not in vars(module)
-
-
-def _watched(module: nn.Module) -> bool:
-    """Whether somebody is told when a module is called."""
-    return bool(
-        module._forward_hooks or module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks
-    )
+    return watched(module) == seen and "forward" not in vars(module)
 
 
 def _bias(part: Any) -> Tensor:

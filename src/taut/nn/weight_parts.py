@@ -54,8 +54,16 @@ class Parted:
         return self.part((*(slice(None),) * (dim % self.ndim), index))
 
     def narrow(self, dim: int, start: int, length: int) -> Any:
-        """As torch's."""
-        return self.part((*(slice(None),) * (dim % self.ndim), slice(start, start + length)))
+        """As torch's.
+
+        Raises:
+            RuntimeError: the range is not within the axis.
+        """
+        whole = self.shape[dim]
+        first = start + whole * (start < 0)
+        if length < 0 or not 0 <= first <= whole - length:
+            raise RuntimeError(f"narrow: {length} from {start} on are not within an axis of {whole}.")
+        return self.part((*(slice(None),) * (dim % self.ndim), slice(first, first + length)))
 
 
 class Ranged(Parted):
