@@ -30,9 +30,9 @@ from taut.core.randomness import check_seed
 from taut.core.text import brief
 from taut.errors import CallError
 from taut.measure.timing import Timing, check_timing
-from taut.methods import resolve
+from taut.methods import asked
 from taut.structure.answers import Wish
-from taut.types import Budget, Method, Plan, Schedule, Stage, Step
+from taut.types import Budget, Method, Plan, Schedule, Stage
 from taut.types.keep import written_keep
 
 MAX_BYTES = 1 << 20
@@ -208,18 +208,7 @@ def _training(value: Any) -> Training:
 def _methods(value: Any) -> tuple[Method, ...]:
     if not isinstance(value, list) or not value:
         raise CallError(f"The 'methods' must be a list of names or of name: settings. Got {brief(value)} instead.")
-    return tuple(_method(item) for item in value)
-
-
-def _method(item: Any) -> Method:
-    if isinstance(item, str):
-        return resolve(Step((), item))
-    if not isinstance(item, Mapping) or len(item) != 1:
-        raise CallError(f"A method must be a name or one name: settings. Got {brief(item)} instead.")
-    ((name, settings),) = item.items()
-    if not isinstance(settings, Mapping):
-        raise CallError(f"The settings of method '{name}' must be a mapping. Got {brief(settings)} instead.")
-    return resolve(Step((), str(name), {str(key): value for key, value in settings.items()}))
+    return tuple(asked(item) for item in value)
 
 
 def _keys(value: Any, what: str, known: list[str]) -> dict[str, Any]:

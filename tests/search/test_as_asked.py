@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -11,6 +12,7 @@ import torch
 from torch import nn
 
 import taut
+from taut.methods import METHODS
 from taut.search import finishing
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -182,3 +184,45 @@ def test_points_that_were_measured_are_not_lost(monkeypatch: pytest.MonkeyPatch)
 def test_what_is_no_finetune_is_refused_with_the_call(wish: object) -> None:
     with pytest.raises(taut.CallError, match=r"must be a taut\.Finetune.*taut\.Finetune\(train, valid"):
         taut.compress(net(), X[:4], budget="params=50%", finetune=wish)  # type: ignore[arg-type]
+
+
+def ranks(plan: taut.Plan) -> set[Any]:
+    return {step.settings["rank"] for step in plan.steps}
+
+
+@pytest.mark.parametrize(
+    "methods", [{"svd": {"rank": 5, "metric": "frobenius"}}, [{"svd": {"rank": 5, "metric": "frobenius"}}]]
+)
+def test_settings_of_methods_are_written_as_in_recipes(methods: Any) -> None:
+    """5 is the rank of every step, and the metric is the one that was asked for."""
+    x = X[:4]
+    net_, model = taut.trace(net(), x), net()
+    stats = taut.observe(net_, model, [X])
+    plan = taut.plan(net_, stats, {"params": 0.8}, methods)
+    assert ranks(plan) == {5}
+    assert {step.settings["metric"] for step in plan.steps} == {"frobenius"}
+    with pytest.raises(taut.BudgetError):
+        taut.plan(net_, stats, {"params": 0.8}, [taut.methods.SVD(rank=1000)])
+
+
+@pytest.mark.parametrize("wish", [{"svd": 4}, [{"svd": {}, "tucker": {}}], {"svd": {"rang": 4}}, {"magic": {}}])
+def test_settings_of_methods_that_are_none_are_refused(wish: Any) -> None:
+    with pytest.raises(taut.CallError, match=r"mapping|one name: settings|Unknown setting|Unknown method"):
+        compress(methods=wish)
+
+
+RANKED = [(name, f.name) for name, kind in METHODS.items() for f in fields(kind) if f.name in kind.rank_settings]
+
+
+@pytest.mark.parametrize(("name", "key"), RANKED)
+def test_ranks_that_no_layer_can_have_are_refused_before_any_work(name: str, key: str) -> None:
+    for rank in (-3, 0, "a", 4.0, True):
+        for wish in ([METHODS[name](**{key: rank})], {name: {key: rank}}):
+            with pytest.raises(taut.CallError, match=f"'{key}' of {name} must be a whole number, at least 1"):
+                compress(methods=wish)
+
+
+def test_a_front_needs_an_example_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("taut.search.exploration.RATIOS", (1.0,))
+    (point,) = taut.explore(net(), X[:4], compare=False).points
+    assert point.value is None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, fields
+from typing import cast
 
 from taut.core.extras import missing
 from taut.core.text import brief
@@ -40,6 +41,7 @@ from taut.methods.masks.mfbp import MFBP
 from taut.methods.masks.obs import OBS
 from taut.types import Method, Setting, Step
 from taut.types.method import METHODS as METHODS
+from taut.types.method import MethodLike
 
 METHODS |= {
     "svd": SVD,
@@ -97,31 +99,68 @@ def settings(method: Method) -> dict[str, Setting]:
     return asdict(method)  # type: ignore[call-overload, no-any-return]
 
 
-def choose(wish: Iterable[str | Method] | None) -> tuple[Method, ...]:
-    """Names or method objects as method objects; None gives the rows of METHODS marked default.
+def asked(item: object) -> Method:
+    """The method object that a name, one {name: settings} or a method object stands for.
 
     Raises:
-        CallError: a name is unknown, or none is given.
+        CallError: it is none of these, the method or one of its settings is unknown, or a rank is none.
+    """
+    if isinstance(item, str):
+        item = {item: {}}
+    if isinstance(item, Mapping):
+        if len(item) != 1:
+            raise CallError(f"A method must be a name or one name: settings. Got {brief(item)} instead.")
+        ((name, values),) = item.items()
+        if not isinstance(values, Mapping):
+            raise CallError(f"The settings of method '{name}' must be a mapping. Got {brief(values)} instead.")
+        item = resolve(Step((), str(name), {str(key): value for key, value in values.items()}))
+    if isinstance(item, type) or not hasattr(item, "refuses"):
+        raise CallError(
+            "A method must be a name, as 'svd', a name with settings, as {'svd': {'metric': 'data'}}, or a method "
+            f"object, as taut.methods.SVD(). Got {brief(item)} instead."
+        )
+    accept(type(item))
+    method = cast(Method, item)
+    _check_ranks(method)
+    return method
+
+
+def choose(wish: Iterable[MethodLike] | None) -> tuple[Method, ...]:
+    """Names, names with settings, or method objects as method objects; None gives the rows of METHODS marked default.
+
+    Args:
+        wish: several of what `asked` reads, or one mapping of names to settings.
+
+    Raises:
+        CallError: a name or a setting is unknown, a rank is none, or no method is given.
     """
     if wish is None:
         wish = [name for name, kind in METHODS.items() if kind.default]
     if isinstance(wish, str):
         wish = (wish,)
+    if isinstance(wish, Mapping):
+        wish = [{name: values} for name, values in wish.items()]
     if not isinstance(wish, Iterable):
         raise CallError(f"The methods must be names or method objects, in a list. Got {brief(wish)} instead.")
-    wish = tuple(wish)
-    for item in wish:
-        if not isinstance(item, str) and (isinstance(item, type) or not hasattr(item, "refuses")):
-            raise CallError(
-                "A method must be a name, as 'svd', or a method object, as taut.methods.SVD(). Got "
-                f"{brief(item)} instead."
-            )
-    chosen = tuple(resolve(Step((), item)) if isinstance(item, str) else item for item in wish)
+    chosen = tuple(asked(item) for item in wish)
     for method in chosen:
-        accept(type(method))
         absent = missing(*getattr(type(method), "packages", ()))
         if absent is not None:
             raise CallError(f"{method.name} needs a package: {absent}.")
     if not chosen:
         raise CallError(f"At least one method is needed. Known: {', '.join(METHODS)}.")
     return chosen
+
+
+def _check_ranks(method: Method) -> None:
+    """Refuse a rank that no layer can have; how large one may be is the layer's to say.
+
+    Raises:
+        CallError: it is no whole number from 1 on.
+    """
+    for key in method.rank_settings:
+        rank = getattr(method, key, None)
+        if rank is not None and (type(rank) is not int or rank < 1):
+            raise CallError(
+                f"The '{key}' of {method.name} must be a whole number, at least 1. Got {brief(rank)} instead."
+            )

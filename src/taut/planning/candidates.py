@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from taut.errors import CallError, ModelError
 from taut.measure.latency_model import LayerOps, built_ops, features, layer_ops
 from taut.methods import settings
 from taut.structure.statistics import Statistics
-from taut.types import Block, Cost, Group, Looking, Method, Network
+from taut.types import Block, Cost, Group, Looking, Method, Network, shrinks
 from taut.types.method import costs_by_layer
 
 
@@ -86,13 +86,35 @@ def survey(
                         stats.damage(group, candidate),
                         built_ops(group, candidate) if timed else None,
                     )
-                    for candidate in method.candidates(group, factors)
+                    for candidate in _offered(method, group, factors)
                     if aligned(candidate, align)
                 ]
         options = [options[0], *(option for option in options[1:] if _allowed(net, group, option))]
         if len(options) > 1:
             choices.append(Choice(group, tuple(pareto(options))))
     return choices
+
+
+def _offered(method: Method, group: Group, factors: Any) -> Sequence[Method]:
+    """The candidates of a method; with the ranks that it was asked for with, where there are some."""
+    candidates = method.candidates(group, factors)
+    given = {key: rank for key in method.rank_settings if (rank := getattr(method, key, None)) is not None}
+    if not given:
+        return candidates
+    found: list[Method] = []
+    for candidate in candidates:
+        one: Method = replace(candidate, **given)  # type: ignore[type-var]
+        if one not in found and _fits(one, group):
+            found.append(one)
+    return found
+
+
+def _fits(method: Method, group: Group) -> bool:
+    """Whether ranks are such as the layers may have, and make something smaller."""
+    try:
+        return shrinks(method, group)
+    except CallError:
+        return False
 
 
 def _allowed(net: Network, group: Group, option: Option) -> bool:

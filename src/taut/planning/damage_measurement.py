@@ -29,6 +29,7 @@ from taut.structure.statistics import Curve, Statistics
 from taut.structure.surgery import shallow, swap
 from taut.structure.wrappers import unwrapped
 from taut.types import Group, Method, Network
+from taut.types.method import MethodLike
 
 SAMPLES = 128
 """Inputs on which the output is compared."""
@@ -43,7 +44,7 @@ POINTS = 5
 @shown
 @quietly
 def sensitivity(
-    net: Network, model: nn.Module, stats: Statistics, data: Any, methods: Iterable[str | Method] | None = None
+    net: Network, model: nn.Module, stats: Statistics, data: Any, methods: Iterable[MethodLike] | None = None
 ) -> Statistics:
     """The same statistics with damages measured: output divergence when one layer alone is compressed.
 
@@ -52,7 +53,7 @@ def sensitivity(
         model: the traced model; it is not changed.
         stats: what `observe` found.
         data: calibration batches; 128 samples are used.
-        methods: names or method objects; None for those marked default.
+        methods: names or method objects, names also with settings; None for those marked default.
 
     Returns:
         Statistics whose plans interpolate the measured curves (log divergence over log prediction), in nats for class

@@ -17,6 +17,7 @@ from taut.structure.statistics import Statistics
 from taut.types import Budget, BudgetLike, Group, Kept, Layer, Looking, Method, Network, Plan, Setting, Step
 from taut.types.amounts import percent_note
 from taut.types.keep import AS_ASKED, Keep
+from taut.types.method import MethodLike
 
 MET, UNMET = "the budget is met without it", "no network near the budget works with it changed"
 """Why a layer stays that nothing would be lost by changing."""
@@ -33,7 +34,7 @@ def plan(
     net: Network,
     stats: Statistics,
     budget: BudgetLike,
-    methods: Iterable[str | Method] | None = None,
+    methods: Iterable[MethodLike] | None = None,
     *,
     keep: Keep = None,
     align: int = 1,
@@ -45,7 +46,7 @@ def plan(
         stats: what `observe` found; they hold the decompositions, so that a second plan is cheap.
         budget: ceilings on params, macs and bytes (`taut.Budget`, or as it is written: {"macs": 0.5}, "macs=50%");
             `drop` needs an `evaluate` and is `compress`'s.
-        methods: names or method objects; None for those marked default.
+        methods: names or method objects, names also with settings; None for those marked default.
         keep: layers that are left alone, or not below a share (`Network.keeping`).
         align: every rank is a multiple of it; 16 is what convolutions of CPUs like (latency over rank is a staircase).
 

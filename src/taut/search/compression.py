@@ -32,8 +32,9 @@ from taut.training.control import control_folder
 from taut.training.finetuning import Finetune, carry_out, trains
 from taut.training.loop import require_training
 from taut.training.state import OURS
-from taut.types import Budget, BudgetLike, Method, Plan
+from taut.types import Budget, BudgetLike, Plan
 from taut.types.keep import Keep
+from taut.types.method import MethodLike
 
 
 @shown
@@ -45,7 +46,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     data: Any = None,
     evaluate: Evaluate | None = None,
     finetune: Finetune | None = None,
-    methods: Iterable[str | Method] | None = None,
+    methods: Iterable[MethodLike] | None = None,
     keep: Keep = None,
     output: Output = "auto",
     mask: Mask = None,
@@ -65,7 +66,8 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         evaluate: `evaluate(model)` -> a float (higher is better), a dict whose first key decides, `taut.Metric` or
             per-sample scores. Needed for `Budget(drop=...)`; use VALIDATION data, never the test split.
         finetune: how to train afterwards (`taut.Finetune`); the best validation weights win, the untrained included.
-        methods: names or method objects; None for those marked default.
+        methods: names or method objects, names also with settings ({"svd": {"metric": "data"}}); None for those marked
+            default. A rank that is given is the only one on offer.
         keep: layers that are left alone: by name, glob ("head.*"), kind (`nn.Linear` or "Linear"), as the module
             itself, or several of these. Neither their shapes nor their weights change, but by `finetune`, which trains
             what is not frozen. As a mapping with the share that stays, {"head": 1.0, "features.*": 0.5}: so much of

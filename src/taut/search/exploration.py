@@ -34,8 +34,8 @@ from taut.structure.answers import Output
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
 from taut.structure.surgery import shallow
-from taut.types import Method
 from taut.types.keep import Keep
+from taut.types.method import MethodLike
 
 RATIOS = (1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 11.0, 16.0)
 """How many times smaller the compressible part of the network becomes at each point."""
@@ -46,9 +46,9 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     model: nn.Module,
     example: Any,
     *,
-    data: Any,
-    evaluate: Evaluate | None,
-    methods: Iterable[str | Method] | None = None,
+    data: Any = None,
+    evaluate: Evaluate | None = None,
+    methods: Iterable[MethodLike] | None = None,
     keep: Keep = None,
     output: Output = "auto",
     mask: Mask = None,
@@ -62,9 +62,9 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     Args:
         model: a trained model; it is not changed.
         example: fixes how the model is called.
-        data: calibration batches.
+        data: calibration batches; without them the weights alone decide.
         evaluate: as in `compress`, on validation data; None measures costs and latency only.
-        methods: names or method objects; None for those marked default.
+        methods: as in `compress`.
         keep: as in `compress`; the others become so many times smaller.
         output: what of the model's output counts, and how it is read, as in `compress`.
         mask: what says which positions are real, as in `compress`.

@@ -43,6 +43,7 @@ from taut.structure.wrappers import unwrapped
 from taut.training.finetuning import Finetune, carry_out
 from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 from taut.types.keep import Keep
+from taut.types.method import MethodLike
 
 IN_OWN_FORM = "it is in its own form again: nothing but its plain form changed it"
 """Why a layer of the base is left alone that is not there any more."""
@@ -74,7 +75,7 @@ class Session:
         model: nn.Module,
         example: Any,
         data: Any,
-        methods: Iterable[str | Method] | None,
+        methods: Iterable[MethodLike] | None,
         *,
         keep: Keep = None,
         measured: bool = False,

@@ -114,6 +114,10 @@ def costs_by_layer(method: Method, group: Group) -> dict[str, Cost]:
     return {layer.name: layer.cost - gone for layer in group.layers}  # all that goes may be of one
 
 
+MethodLike = str | Method | Mapping[str, Any]
+"""How a method is asked for: its name, one {name: settings}, or itself; in a mapping of several each by its name."""
+
+
 @runtime_checkable
 class Looking(Protocol):
     """A method over many layers that has to see how they stand in the whole network."""
