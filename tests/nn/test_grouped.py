@@ -133,3 +133,32 @@ def test_it_is_compiled():
     model, x = Using().eval(), torch.randn(G, S, C)
     compiled = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(x), model(x))
+
+
+@pytest.mark.parametrize("ranks", [(), (2,)])
+def test_one_matrix_alone_is_computed_and_nobody_is_told(ranks):
+    sizes = (C, *ranks, N)
+    layers = [GroupedLinear(G * a, G * b, groups=G, bias=False) for a, b in itertools.pairwise(sizes)]
+    stack, calls = as_product(torch.randn(G, N, C), (2,), (), stacked=True), []
+    stack.add_module("0", nn.Sequential(*layers))
+    for layer in (*layers, stack.get_submodule("0")):
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    each = [layer.weight.view(G, -1, layer.weight.shape[1]) for layer in layers]
+    wanted = each[0] if not ranks else each[1] @ each[0]
+    x, multiplied = torch.randn(S, C), 0
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            nonlocal multiplied
+            if func in {torch.ops.aten.bmm.default, torch.ops.aten.mm.default}:
+                multiplied = max(multiplied, args[0].numel(), args[1].numel())
+            return func(*args, **(kwargs or {}))
+
+    for number in (0, 2, -1):
+        with Sizes():
+            output = x @ stack[number].T
+        torch.testing.assert_close(output, x @ wanted[number].T)
+    assert multiplied <= max(S * C, N * C)
+    torch.testing.assert_close(stack.sum((1, 2)), wanted.sum((1, 2)))
+    torch.testing.assert_close(stack[1:].pow(2), wanted[1:] ** 2)
+    assert not calls

@@ -52,10 +52,14 @@ class Product(Multiplied, nn.Module):
         """A tensor of the weight's kind, on its device."""
         return next(t for t in self.parameters() if t.is_floating_point())
 
-    def dense(self) -> Tensor | None:
-        """The weight's values, computed from the layers; None where these have only a part of them."""
+    def dense(self, number: int | None = None) -> Tensor | None:
+        """The weight's values, computed from the layers; None where these have only a part of them.
+
+        Args:
+            number: of a stack that is one layer the matrix that is wanted, as a stack of one; None: all are.
+        """
         count = self.sizes[0] if self.stacked else 1
-        return dense(self._modules.values(), self.present_sizes(), self.summed, count)
+        return dense(self._modules.values(), self.present_sizes(), self.summed, count, number)
 
     def note(self, name: str) -> None:
         """Nothing: uses are noted before there is a layer."""

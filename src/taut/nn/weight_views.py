@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from taut.nn.answering import MADE, Described
 from taut.nn.product_forms import Contraction, contraction_of
 from taut.nn.tensor_names import ALIASES, ASKED, HELD, KINDS, LIKE, OPERATORS, SET, is_range, writes, written
-from taut.nn.weight_axes import VIEWS, Axes, NoView, length
+from taut.nn.weight_axes import CHOSEN, VIEWS, Axes, NoView, length
 from taut.nn.weight_parts import CUTS, Ranged
 from taut.nn.weight_values import seen_of
 
@@ -243,11 +243,17 @@ class View(Ranged, Multiplied):
         self.product.note(name)
         if self.values is not None:
             return self.values
-        weight = None if writes(name) else self.product.dense()
+        apart = self._is_of_one()
+        weight = None if writes(name) else self.product.dense(self.starts[0] if apart else None)
         if weight is None:
             return None
-        seen = seen_of(weight, self.axes, self.starts, self.chosen)
+        starts = (0, *self.starts[1:]) if apart else self.starts
+        seen = seen_of(weight, self.axes, starts, self.chosen)
         return seen if self.kind is None else seen.to(self.kind)
+
+    def _is_of_one(self) -> bool:
+        """Whether it shows one matrix alone of a stack that is one layer."""
+        return self.product.stacked and not any(atom[0] in {0, CHOSEN} for axis in self.axes for atom in axis)
 
     def whole(self, name: str) -> Tensor:
         """As `present`.

@@ -75,8 +75,9 @@ def matrix_of(weight: Tensor, summed: Sequence[int]) -> Tensor:
 class WithoutValues(Product):
     """Layers that never give the weight's values: what needs them fails."""
 
-    def dense(self) -> None:
+    def dense(self, number: int | None = None) -> None:
         """None."""
+        del number
 
 
 def as_product(
