@@ -347,6 +347,76 @@ def test_a_range_that_is_not_within_the_weight_is_refused(part):
             one.narrow(*part)
 
 
+EXPRESSIONS = {
+    "permute": lambda w: w.permute(-1, 0, -2),
+    "transpose": lambda w: w.transpose(-1, 0),
+    "swapaxes": lambda w: w.swapaxes(1, -1).swapdims(0, -2),
+    "movedim": lambda w: w.movedim((0, -1), (-1, 0)).moveaxis(-2, 0),
+    "reshape": lambda w: w.reshape(-1, 6).view(2, 2, -1),
+    "flatten": lambda w: w.flatten(-2).flatten(0, -1),
+    "unflatten": lambda w: w.unflatten(-1, (2, -1)).unflatten(-3, (-1, 1)),
+    "squeeze": lambda w: w.unsqueeze(-1).unsqueeze(-3).squeeze(-3).squeeze(),
+    "expand": lambda w: w.unsqueeze(0).expand(2, -1, -1, 6).contiguous(),
+    "T": lambda w: w[0].T.t().mT,
+    "chunk": lambda w: torch.cat(w.chunk(4, -1), 0),
+    "chunk of fewer": lambda w: torch.stack(w.chunk(5, -2), 1),
+    "split": lambda w: torch.cat(w.split(4, -1)[::-1], -1),
+    "split by sizes": lambda w: torch.cat(torch.split(w, [1, 2], dim=-2)[::-1], -2),
+    "split with sizes": lambda w: w.split_with_sizes([5, 1], -1)[1],
+    "split beyond": lambda w: w.split([5, 2], -1)[1],
+    "split short": lambda w: w.split([2, 1], -1)[1],
+    "unbind": lambda w: torch.stack(w.unbind(-2)),
+    "select": lambda w: w.select(-1, -2),
+    "select beyond": lambda w: w.select(-1, 6),
+    "select of no axis": lambda w: w.select(3, 0),
+    "narrow": lambda w: w.narrow(-1, -4, 3),
+    "narrow of no axis": lambda w: w.narrow(4, 0, 1),
+    "flatten of no axis": lambda w: w.flatten(3),
+    "permute of fewer": lambda w: w.permute(1, 0),
+    "permute of one twice": lambda w: w.permute(0, 1, 1),
+    "unsqueeze of no axis": lambda w: w.unsqueeze(5),
+    "squeeze of no axis": lambda w: w.squeeze(4),
+    "t of three axes": lambda w: w.t(),
+    "ranges": lambda w: w[-1:, :-1, -5:-1],
+    "an empty range": lambda w: w[:, 2:1],
+    "dots": lambda w: w[..., None, -1],
+    "steps": lambda w: w[:, ::2, 1::3],
+    "numbers": lambda w: w[torch.tensor([1, -4]), 1],
+    "a mask": lambda w: w[torch.tensor([True, False, True, False])],
+    "a truth": lambda w: w[True],
+    "einsum": lambda w: torch.einsum("abc,nc->nba", w, torch.ones(2, 6).double().cumsum(0)),
+    "einsum of two sums": lambda w: torch.einsum("abc,bc->a", w, torch.ones(3, 6).double().cumsum(0)),
+    "einsum of batches": lambda w: torch.einsum("abc,ac->ab", w, torch.ones(4, 6).double().cumsum(0)),
+    "right": lambda w: torch.ones(2, 6).double().cumsum(1) @ w.mT,
+    "left": lambda w: w @ torch.ones(6, 2).double().cumsum(1),
+    "bmm": lambda w: torch.bmm(w, torch.ones(4, 6, 2).double().cumsum(0)),
+    "tensordot": lambda w: torch.tensordot(w, torch.ones(6, 2).double().cumsum(0), dims=([-1], [-2])),
+    "linear by a part": lambda w: F.linear(torch.ones(2, 6).double().cumsum(1), w[-3]),
+}
+
+
+def found(expression, weight):
+    """What it gives, as values; or that it is an error."""
+    try:
+        return expression(weight) + 0
+    except (RuntimeError, IndexError, TypeError, AttributeError, ValueError):
+        return None
+
+
+@pytest.mark.parametrize(
+    "form", [((2,), (), False), ((2,), (3, 3, 3, 3), False), ((2,), (), True), ((0, 1), (), False)]
+)
+@pytest.mark.parametrize("name", EXPRESSIONS)
+def test_expressions_give_what_they_did_or_are_errors(name, form):
+    torch.manual_seed(0)
+    weight, (summed, rows, stacked) = torch.randn(4, 3, 6, dtype=torch.float64), form
+    wanted = found(EXPRESSIONS[name], weight)
+    given = found(EXPRESSIONS[name], as_product(weight, summed, rows, stacked=stacked))
+    assert (given is None) == (wanted is None)
+    if wanted is not None:
+        torch.testing.assert_close(given, wanted, rtol=1e-12, atol=1e-12)
+
+
 REPEATED = {
     "made longer": lambda x, w: x[:, :1] @ w.expand(B, 5, -1, -1),
     "one for all": lambda x, w: x[:1] @ w.expand(5, -1, -1),

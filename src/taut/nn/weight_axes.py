@@ -67,9 +67,22 @@ def length(axis: Axis) -> int:
     return math.prod([atom[1] for atom in axis])
 
 
+def axis_at(dim: int, count: int) -> int:
+    """The number of an axis, counted from the front.
+
+    Raises:
+        IndexError: there is none of that number.
+    """
+    if not -count <= dim < count:
+        raise IndexError(f"Dimension out of range: {dim} of {count} axes.")
+    return dim % count
+
+
 def permuted(axes: Axes, *order: Any) -> Axes:
     """The axes in another order, given as numbers or as one sequence of them."""
     order = tuple(order[0]) if len(order) == 1 and isinstance(order[0], tuple | list) else order
+    if sorted(axis_at(i, len(axes)) for i in order) != list(range(len(axes))):
+        raise NoView
     return tuple(axes[i] for i in order)
 
 
@@ -85,6 +98,13 @@ def turned(axes: Axes) -> Axes:
     return axes[::-1]
 
 
+def flipped(axes: Axes) -> Axes:
+    """Two axes at most, the other way around."""
+    if len(axes) > 2:
+        raise NoView
+    return axes[::-1]
+
+
 def matrix_turned(axes: Axes) -> Axes:
     """The last two axes in each other's place."""
     if len(axes) < 2:
@@ -97,7 +117,7 @@ def moved(axes: Axes, source: Any, destination: Any) -> Axes:
     count = len(axes)
     sources = [source] if isinstance(source, int) else list(source)
     places = [destination] if isinstance(destination, int) else list(destination)
-    fixed = dict(zip((p % count for p in places), (s % count for s in sources), strict=True))
+    fixed = dict(zip((axis_at(p, count) for p in places), (axis_at(s, count) for s in sources), strict=True))
     others = [i for i in range(count) if i not in fixed.values()]
     return tuple(axes[fixed[place] if place in fixed else others.pop(0)] for place in range(count))
 
@@ -138,26 +158,26 @@ def reshaped(axes: Axes, *shape: Any) -> Axes:
 
 def flattened(axes: Axes, start_dim: int = 0, end_dim: int = -1) -> Axes:
     """Neighbouring axes as one."""
-    first, last = start_dim % len(axes), end_dim % len(axes)
+    first, last = axis_at(start_dim, len(axes)), axis_at(end_dim, len(axes))
     return (*axes[:first], tuple(atom for axis in axes[first : last + 1] for atom in axis), *axes[last + 1 :])
 
 
 def unflattened(axes: Axes, dim: int, sizes: Sequence[int]) -> Axes:
     """One axis as several."""
-    dim %= len(axes)
+    dim = axis_at(dim, len(axes))
     return (*axes[:dim], *reshaped((axes[dim],), *sizes), *axes[dim + 1 :])
 
 
 def unsqueezed(axes: Axes, dim: int) -> Axes:
     """One more axis, of length 1."""
-    dim %= len(axes) + 1
+    dim = axis_at(dim, len(axes) + 1)
     return (*axes[:dim], (), *axes[dim:])
 
 
 def squeezed(axes: Axes, dim: Any = None) -> Axes:
     """Without axes of length 1: all of them, or those given."""
     chosen = range(len(axes)) if dim is None else [dim] if isinstance(dim, int) else list(dim)
-    gone = {i % len(axes) for i in chosen}
+    gone = {axis_at(i, len(axes)) for i in chosen}
     return tuple(axis for i, axis in enumerate(axes) if i not in gone or axis)
 
 
@@ -181,7 +201,7 @@ VIEWS: dict[str, Callable[..., Axes]] = {
     "transpose": transposed,
     "swapaxes": transposed,
     "swapdims": transposed,
-    "t": turned,
+    "t": flipped,
     "movedim": moved,
     "moveaxis": moved,
     "reshape": reshaped,

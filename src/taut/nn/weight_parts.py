@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from taut.nn.weight_axes import CHOSEN, Axes, NoView, at_front, cut, length, remembered
+from taut.nn.weight_axes import CHOSEN, Axes, NoView, at_front, axis_at, cut, length, remembered
 
 CUTS = frozenset("chunk split split_with_sizes unbind select narrow".split())  # noqa: SIM905
 """torch's names for parts of a weight."""
@@ -27,7 +27,7 @@ class Parted:
     def pieces(self, sizes: Sequence[int], dim: int = 0) -> tuple[Any, ...]:
         """Ranges along an axis, one behind the other."""
         ends = [sum(sizes[: k + 1]) for k in range(len(sizes))]
-        before = (slice(None),) * (dim % self.ndim)
+        before = (slice(None),) * (axis_at(dim, self.ndim))
         return tuple(self.part((*before, slice(end - size, end))) for size, end in zip(sizes, ends, strict=True))
 
     def chunk(self, chunks: int, dim: int = 0) -> tuple[Any, ...]:
@@ -40,18 +40,20 @@ class Parted:
         if isinstance(split_size, int):
             sizes = [min(split_size, whole - start) for start in range(0, whole, split_size)]
             return self.pieces(sizes, dim)
+        if sum(split_size) != whole or min(split_size, default=0) < 0:
+            raise RuntimeError(f"split: sizes of {list(split_size)} are not those of an axis of {whole}.")
         return self.pieces(list(split_size), dim)
 
     split_with_sizes = split
 
     def unbind(self, dim: int = 0) -> tuple[Any, ...]:
         """As torch's."""
-        before = (slice(None),) * (dim % self.ndim)
+        before = (slice(None),) * (axis_at(dim, self.ndim))
         return tuple(self.part((*before, k)) for k in range(self.shape[dim]))
 
     def select(self, dim: int, index: int) -> Any:
         """As torch's."""
-        return self.part((*(slice(None),) * (dim % self.ndim), index))
+        return self.part((*(slice(None),) * (axis_at(dim, self.ndim)), index))
 
     def narrow(self, dim: int, start: int, length: int) -> Any:
         """As torch's.
@@ -63,7 +65,7 @@ class Parted:
         first = start + whole * (start < 0)
         if length < 0 or not 0 <= first <= whole - length:
             raise RuntimeError(f"narrow: {length} from {start} on are not within an axis of {whole}.")
-        return self.part((*(slice(None),) * (dim % self.ndim), slice(first, first + length)))
+        return self.part((*(slice(None),) * (axis_at(dim, self.ndim)), slice(first, first + length)))
 
 
 class Ranged(Parted):
