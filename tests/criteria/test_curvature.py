@@ -92,3 +92,19 @@ def test_inputs_that_are_not_related_make_it_magnitude():
     W, _ = problem(4, 15)
     damages = surgeon(W, torch.eye(15, dtype=torch.float64))
     torch.testing.assert_close(damages, W.square(), rtol=1e-9, atol=1e-12)
+
+
+def test_rows_without_zeros_are_not_solved(monkeypatch):
+    """A zero by chance in a trained layer makes it no pruned one."""
+    W, A = problem(40, 12)
+    keep = torch.ones_like(W, dtype=torch.bool)
+    keep[7, 3] = False
+    solved, cholesky = [], torch.linalg.cholesky_ex
+    monkeypatch.setattr(torch.linalg, "cholesky_ex", lambda M: (solved.append(len(M)), cholesky(M))[1])
+    before = W.clone()
+    found = compensated(W, keep, A)
+    assert solved == [1]
+    assert torch.equal(W, before)
+    others = torch.arange(40) != 7
+    assert torch.equal(found[others], W[others])
+    assert found[7, 3] == 0

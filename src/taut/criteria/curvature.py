@@ -99,13 +99,13 @@ def compensated(W: Tensor, keep: Tensor, A: Tensor) -> Tensor:
         (o, k) in float64, zero where nothing stays.
     """
     A = A.double()
-    found = torch.zeros_like(W, dtype=torch.float64)
-    wanted = W.double() @ A
+    found = W.to(torch.float64, copy=True)
+    wanted = found @ A
     counts = keep.sum(1)
-    for rows in _alike(counts):
+    open_rows = ((counts > 0) & (counts < W.shape[1])).nonzero()[:, 0]  # a row without zeros is its own solution
+    for alike in _alike(counts[open_rows]):
+        rows = open_rows[alike]
         most = int(counts[rows].max())
-        if not most:
-            continue
         place = keep[rows].to(torch.int8).argsort(dim=1, descending=True, stable=True)[:, :most]  # kept ones first
         real = keep[rows].gather(1, place)
         system = A[place[:, :, None], place[:, None]] * (real[:, :, None] & real[:, None])
@@ -128,7 +128,7 @@ def _alike(counts: Tensor) -> Iterator[Tensor]:
     """Outputs in groups that keep about as many weights each, so that little is solved in vain."""
     order = counts.argsort(descending=True)
     while len(order):
-        most = max(1, int(counts[order[0]]))
+        most = int(counts[order[0]])
         room = max(1, BYTES // (8 * most**2))
         yield order[:room]
         order = order[room:]
