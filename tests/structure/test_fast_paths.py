@@ -6,6 +6,7 @@ from torch import nn
 
 import taut
 from taut.core.modes import unfused
+from taut.errors import CallError
 from taut.types import Plan, Step
 
 
@@ -67,7 +68,7 @@ def test_an_encoder_with_a_mask_is_traced_observed_and_replaced(tmp_path):
     assert model.encoder.use_nested_tensor
     wanted = small(*example)  # with gradients, which no fused path has
     with torch.no_grad(), torch.autocast("cpu", enabled=False):
-        torch.testing.assert_close(small(*example), wanted)
+        torch.testing.assert_close(small(*example)[~example[1]], wanted[~example[1]])
     small.train()(*example)
     small.eval()
     taut.save(small, plan, tmp_path / "small")
@@ -111,3 +112,71 @@ def test_narrower_encoders_keep_their_fused_path():
     assert small.encoder.use_nested_tensor
     with torch.no_grad():
         assert not (small.encoder(small.embed(example[0]), src_key_padding_mask=example[1])[1, 4:]).any()
+
+
+class Named(nn.Module):
+    """An encoder whose padding is marked by an argument of any name, in any way."""
+
+    def __init__(self, kind=nn.TransformerEncoder, norm=None):
+        super().__init__()
+        self.e = kind(nn.TransformerEncoderLayer(8, 2, 16, batch_first=True), 2, norm=norm)
+        self.o = nn.Linear(8, 3)
+
+
+class ByMask(Named):
+    """A name that is recognized."""
+
+    def forward(self, x, attention_mask):
+        return self.o(self.e(x, src_key_padding_mask=attention_mask == 0))
+
+
+class ByPads(Named):
+    """A name that is not."""
+
+    def forward(self, x, pads):
+        return self.o(self.e(x, src_key_padding_mask=pads))
+
+
+class OfItsOwn(nn.TransformerEncoder):
+    """A user's class."""
+
+
+def marked(model):
+    x, pads = torch.randn(8, 5, 8), torch.zeros(8, 5, dtype=torch.bool)
+    pads[::2, 3:] = True
+    return {"x": x, **({"pads": pads} if isinstance(model, ByPads) else {"attention_mask": (~pads).long()})}, pads
+
+
+STEPS = {
+    "as_attention": Step(("e.layers.1.self_attn",), "as_attention"),
+    "svd": Step(("e.layers.1.linear1",), "svd", {"rank": 4}),
+}
+
+
+@pytest.mark.parametrize("step", STEPS)
+@pytest.mark.parametrize("kind", [ByMask, ByPads])
+def test_what_the_fused_path_gives_at_padded_positions_stays(kind, step):
+    torch.manual_seed(0)
+    model = kind(norm=nn.LayerNorm(8)).eval()
+    nn.init.normal_(model.e.norm.bias)  # zeros go through the norm
+    example, pads = marked(model)
+    net = taut.trace(model, example)
+    small = taut.apply(model, Plan.of(net, [STEPS[step]]), taut.observe(net, model, [example]))
+    with torch.no_grad():
+        before, after = model(**example), small(**example)
+    torch.testing.assert_close(after[pads], before[pads])
+    assert type(small.e) is taut.nn.FilledEncoder
+    if step == "as_attention":
+        torch.testing.assert_close(after, before, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [ByMask, ByPads])
+def test_layers_of_encoders_of_other_classes_stay(kind):
+    torch.manual_seed(0)
+    model = kind(OfItsOwn).eval()
+    example, _ = marked(model)
+    net = taut.trace(model, example)
+    assert "enable_nested_tensor=False" in net["e.layers.1.linear1"].skip
+    assert net["o"].skip is None
+    with pytest.raises(CallError, match="enable_nested_tensor=False"):
+        taut.apply(model, Plan.of(net, [STEPS["as_attention"]]), taut.observe(net, model, [example]))

@@ -4,6 +4,7 @@ from taut.nn.answering import Answering
 from taut.nn.attention import Attention
 from taut.nn.channels import Pick, Reorder
 from taut.nn.codebook import Codebook
+from taut.nn.encoder import FilledEncoder
 from taut.nn.fastfood import Fastfood
 from taut.nn.grouped import GroupedLinear
 from taut.nn.hashed import Hashed
@@ -24,6 +25,7 @@ __all__ = [
     "Basis",
     "Codebook",
     "Fastfood",
+    "FilledEncoder",
     "GroupedLinear",
     "Hashed",
     "Int8Weight",

@@ -12,7 +12,7 @@ from taut.core.tensors import all_tensors
 from taut.errors import CallError, ModelError
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
-from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match, said_alike
+from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_LAYERS, outputs_match
 from taut.types import Group, Method, Network, Plan, Rewrite, Slimming, Step
 from taut.types.method import costs_by_layer
 
@@ -82,27 +82,30 @@ def departs(outputs: Outputs, most: int | None, model: nn.Module, exact: nn.Modu
         return reason
     before = outputs.run(exact, most)
     same = outputs_match(all_tensors(before), all_tensors(present), IN_OTHER_LAYERS)
-    if same or _same_unfused(outputs, most, exact, before, present):
+    if same or _same_unfused(outputs, most, exact, before, model, present):
         return None
     return "the output on the example changed although the method is exact"
 
 
-def _same_unfused(outputs: Outputs, most: int | None, exact: nn.Module, before: Any, present: Any) -> bool:
-    """Whether outputs are those of torch's encoders run layer by layer; fused, these say nothing at padded positions.
+def _same_unfused(
+    outputs: Outputs, most: int | None, exact: nn.Module, before: Any, model: nn.Module, present: Any
+) -> bool:
+    """Whether torch's encoders give the same layer by layer, and as their user runs them but for fused kernels.
 
     Args:
         outputs: the original's.
         most: inputs that are tried; None: all.
         exact: the model before the step.
         before: its outputs.
-        present: those after the step.
+        model: what was made of it.
+        present: its outputs.
     """
     if not any(isinstance(module, nn.TransformerEncoder) for module in exact.modules()):
         return False
-    unfused = outputs.run(exact, most, fused=False)
-    return said_alike(all_tensors(before), all_tensors(unfused)) and outputs_match(
-        all_tensors(unfused), all_tensors(present), IN_OTHER_LAYERS
-    )
+    if not outputs_match(all_tensors(before), all_tensors(present), BY_FUSED_KERNELS):
+        return False
+    one, other = (all_tensors(outputs.run(run, most, fused=False)) for run in (exact, model))
+    return outputs_match(one, other, IN_OTHER_LAYERS)
 
 
 def without_form(step: Step, forms: Plan) -> str | None:

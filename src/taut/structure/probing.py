@@ -17,11 +17,12 @@ from taut.core.tensors import map_tensors, tensors
 from taut.errors import ModelError
 from taut.nn import Recurrent
 from taut.nn.answering import TENSORS, Answer, Answering, Described, is_plain, read_attributes
+from taut.nn.encoder import FilledEncoder
 from taut.structure.attention_form import attention_form
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import groups_of, weight_of
-from taut.structure.sameness import IN_OTHER_BATCHES, outputs_match, said_alike
+from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_BATCHES, outputs_match, said_alike
 from taut.structure.surgery import carry, forget_hooks, shallow, swap_all
 from taut.types import Invocation, Layer
 
@@ -217,7 +218,8 @@ class _Trial:
     """Layers replaced by stand-ins, on one input.
 
     What is wanted is what the model gives as its user runs it. Where torch's encoder takes its fused path, it gives one
-    constant at padded positions: nothing is said there, and what its layers give there one by one is as good.
+    constant at padded positions. So it does with other layers (`taut.nn.FilledEncoder`), but layer by layer it does
+    not: where more than padded positions depends on that, what is measured layer by layer is of another function.
     """
 
     def __init__(
@@ -228,10 +230,11 @@ class _Trial:
         copied = shallow(model)
         for name in names:
             _count_calls(copied.get_submodule(name), name, self.calls)
-        self.wanted, self.unfused = self._ran(copied, fused=False), None
+        self.wanted, self.tolerance, self.filled = self._ran(copied, fused=False), IN_OTHER_BATCHES, True
         if self.wanted is not None and any(isinstance(m, nn.TransformerEncoder) for m in model.modules()):
             fused = self._ran(shallow(model))  # without hooks, which keep layers from their fused path
-            self.wanted, self.unfused = fused, self.wanted if said_alike(fused, self.wanted) else None
+            self.filled = said_alike(fused, self.wanted)
+            self.wanted, self.tolerance = fused, BY_FUSED_KERNELS
 
     def repeats(self) -> bool:
         """Whether the model gives the same each time."""
@@ -258,9 +261,9 @@ class _Trial:
             return False
         if form_of(output) != form_of(self.wanted):
             return False
-        return outputs_match(self.wanted, output, IN_OTHER_BATCHES) or outputs_match(
-            self.unfused, output, IN_OTHER_BATCHES
-        )
+        if not self.filled and any(name.startswith(inside) for name in names for inside in _filled(copied)):
+            return False
+        return outputs_match(self.wanted, output, self.tolerance)
 
     def _ran(self, copied: nn.Module, *, fused: bool = True) -> Any:
         """A copy's output, None where it cannot be run."""
@@ -269,6 +272,12 @@ class _Trial:
                 return self.example.run(copied, self.inputs, fused=fused)
             except ModelError:
                 return None
+
+
+def _filled(model: nn.Module) -> list[str]:
+    """With what names in encoders begin whose padded positions are filled."""
+    encoders = (path for path, module in model.named_modules() if isinstance(module, FilledEncoder))
+    return [f"{path}." if path else "" for path in encoders]
 
 
 def replaced(

@@ -15,6 +15,7 @@ from taut.core.copying import deep_copy
 from taut.errors import CallError
 from taut.nn import Skipped, Tied
 from taut.nn.answering import Answering, read_attributes
+from taut.nn.encoder import FilledEncoder
 from taut.structure.baking import computed, computing_hooks
 from taut.structure.rules import module_rule
 from taut.structure.scaled_rows import scale_of
@@ -158,18 +159,29 @@ def swap_all(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> 
 def _settle(encoder: nn.TransformerEncoder) -> None:
     """Keep nested tensors from an encoder of which some layer has something else than torch's own layers inside.
 
-    Its fused path asks the first layer alone, and hands such tensors to all of them.
+    Its fused path asks the first layer alone, and hands such tensors to all of them. What it gives at padded positions
+    stays, but for classes of a user's own.
     """
     kinds = {"linear1": nn.Linear, "linear2": nn.Linear, "self_attn": nn.MultiheadAttention}
     parts = ((getattr(layer, name, None), kind) for layer in encoder.layers for name, kind in kinds.items())
     plain = all(part is None or issubclass(type(part), kind) for part, kind in parts)
     before = vars(encoder).get(NESTED)
     if not plain and before is None:
-        setattr(encoder, NESTED, getattr(encoder, "use_nested_tensor", False))
+        nested = getattr(encoder, "use_nested_tensor", False)
+        setattr(encoder, NESTED, nested)
         encoder.use_nested_tensor = False
+        if nested and type(encoder) is nn.TransformerEncoder:
+            encoder.__class__ = FilledEncoder
     elif plain and before is not None:
         encoder.use_nested_tensor = before
         delattr(encoder, NESTED)
+        if type(encoder) is FilledEncoder:
+            encoder.__class__ = nn.TransformerEncoder  # type: ignore[assignment]
+
+
+def nests(module: nn.Module) -> bool:
+    """Whether a module is an encoder that takes nested tensors, or gives what one gives."""
+    return isinstance(module, FilledEncoder) or bool(getattr(module, "use_nested_tensor", False))
 
 
 def answering(module: nn.Module, layer: Layer) -> nn.Module:

@@ -60,7 +60,7 @@ from taut.structure.support import (
     tied_kind,
     whole_kind,
 )
-from taut.structure.surgery import shallow
+from taut.structure.surgery import nests, shallow
 from taut.structure.ties import Ties, for_all, tied_layers
 from taut.structure.wrappers import unwrapped
 from taut.types import Cost, Invocation, Layer, Network
@@ -290,14 +290,14 @@ def _kinds_matter(
 
 
 FUSED = (
-    "torch's fused encoder fills padded positions with zeros, which other code reads; its layers alone do not: build "
-    "it with enable_nested_tensor=False"
+    "torch's fused encoder fills padded positions with zeros, which other code reads, or is of a class of its own; its "
+    "layers alone do not: build it with enable_nested_tensor=False"
 )
 
 
 def _is_fused(model: nn.Module, name: str) -> bool:
     """Whether a layer is in an encoder that may take nested tensors."""
-    encoders = (path for path, module in model.named_modules() if getattr(module, "use_nested_tensor", False))
+    encoders = (path for path, module in model.named_modules() if nests(module))
     return any(name.startswith(f"{path}." if path else "") for path in encoders)
 
 
