@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import taut
 from taut.report.remedies import UNKNOWN, remedy
-from taut.structure import support, tracing
+from taut.structure import products, support, tracing
 from taut.structure.channels import groups, layer_rules, op_calls, runs
 from taut.structure.rules import UNIT
 
@@ -101,6 +101,13 @@ REASONS = [
     "it is called with keyword arguments",
     "the model itself is this layer: wrap it in a torch.nn.Sequential",
     "its weight is shared with 'b'",
+    support.TABLE_READ.format(name="a"),
+    support.SHARED_WITH_OTHERS.format(name="a", kind="EmbeddingBag"),
+    support.SIZED,
+    "it has groups",
+    products.NEEDED.format(name="mean"),
+    "'b', which holds its weight, is kept as asked",
+    "50% of 'b', which holds its weight, has to stay, as asked",
     "it is never called on the example (other code may use its weight directly)",
     "its output on the example is empty",
     "a mask holds its weight: taut.nn.bake the model first",

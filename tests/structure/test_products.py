@@ -134,3 +134,55 @@ def test_a_network_that_does_not_run_in_train_mode_is_judged_in_eval_mode():
         return F.linear(x, m.w)
 
     assert traced(use)["w"].skip == MULTIPLIED
+
+
+def by_two(m, x):
+    return torch.einsum("...ehd,...d->...eh", m.w[torch.zeros(*x.shape[:-1], 2, dtype=torch.long)], x)
+
+
+STACKS = {
+    "two indices each": (by_two, "in torch's '__getitem__'"),
+    "mean": (lambda m, x: x @ m.w.mean(0).T, "in torch's 'mean'"),
+    "vmap": (lambda m, x: torch.vmap(lambda w: x @ w.T)(m.w), "needs a tensor there"),
+}
+
+
+@pytest.mark.parametrize(("use", "words"), STACKS.values(), ids=STACKS)
+def test_stacks_that_are_used_otherwise_are_named_with_the_use(use, words):
+    torch.manual_seed(0)
+    model, x = Using(use, 3, N, C).eval(), torch.randn(4, 5, C)
+    net = taut.trace(model, x)
+    assert words in net["w"].skip
+    assert net["w"].params == 3 * N * C
+    stats = taut.observe(net, model)
+    assert "\n (model) " in str(taut.plan(net, stats, {"params": 1.0}))
+    plan = taut.Plan.of(net, [taut.Step(("w",), "as_layer")])
+    with pytest.raises(taut.CallError, match=words):
+        taut.apply(model, plan, stats)
+    with pytest.raises(taut.CallError, match=r"Layers: \(model\), w, "):
+        taut.Plan.of(net, [taut.Step(("nowhere",), "as_layer")])
+
+
+def test_what_is_added_is_no_stack():
+    """Positions, scales and the like are no matrices that somebody multiplies by."""
+    assert "w" not in traced(lambda m, x: x + m.w, 1, 5, C)
+    assert "w" not in traced(lambda m, x: x * m.w.sum(), N, C)
+
+
+def test_index_select_chooses_as_an_index_does():
+    def selected(m, x):
+        return torch.einsum("nhd,nd->nh", m.w.index_select(0, x[:, 0, 0].gt(0).long()), x[:, 0])
+
+    def function(m, x):
+        return torch.einsum("nhd,nd->nh", torch.index_select(m.w, dim=0, index=x[:, 0, 0].gt(0).long()), x[:, 0])
+
+    for use in (selected, function):
+        found = traced(use, 3, N, C)["w"]
+        assert (found.skip, found.summed, found.rows) == (MULTIPLIED, (2,), (N, N, N))
+        model, x = Using(use, 3, N, C).eval(), torch.randn(4, 5, C)
+        net = taut.trace(model, x)
+        small = taut.apply(model, taut.Plan.of(net, [taut.Step(("w",), "as_layer")]), taut.observe(net, model))
+        torch.testing.assert_close(small(x), model(x))
+    assert "w" not in traced(lambda m, x: x * m.w.index_select(0, torch.arange(1)).sum(), N, C)
+    other = traced(lambda m, x: x * m.w.index_select(1, torch.arange(1)).sum(), 3, N, C)["w"]
+    assert "in torch's 'index_select'" in other.skip

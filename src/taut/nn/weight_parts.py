@@ -10,7 +10,7 @@ from torch import Tensor
 
 from taut.nn.weight_axes import CHOSEN, Axes, NoView, at_front, axis_at, cut, length, remembered
 
-CUTS = frozenset("chunk split split_with_sizes unbind select narrow".split())  # noqa: SIM905
+CUTS = frozenset("chunk split split_with_sizes unbind select narrow index_select".split())  # noqa: SIM905
 """torch's names for parts of a weight."""
 
 
@@ -84,6 +84,13 @@ class Ranged(Parted):
     def other_view(self, axes: Axes, starts: tuple[int, ...], values: Tensor | None, chosen: Tensor | None) -> Any:
         """Another view of the same weight."""
         raise NotImplementedError
+
+    def index_select(self, dim: int, index: Tensor) -> Any:
+        """As torch's: of the first axis the parts that a tensor chooses."""
+        chooses = dim % self.ndim == 0 and self.ndim > 2 and index.ndim == 1
+        if chooses and self.chosen is None and not any(self.starts):
+            return self.part(index)
+        return self.other("index_select", (dim, index))
 
     def part(self, index: Any) -> Any:
         """A range along some axes, or those parts of the first that a tensor of whole numbers chooses."""

@@ -208,8 +208,8 @@ def describe(
 
 def _kept(net: Network, layer: Layer) -> Kept:
     """A layer without a choice, and why there is none."""
-    if layer.skip is not None:
-        return Kept(layer.name, layer.skip, layer.cost, "as asked" if layer.skip == AS_ASKED else "skipped")
+    if (reason := net.reason_of(layer)) is not None:
+        return Kept(layer.name, reason, layer.cost, "as asked" if layer.skip == AS_ASKED else "skipped")
     if layer.name in net.floors:
         return Kept(layer.name, f"no change leaves {net.floors[layer.name].share:.0%} of it, as asked", layer.cost)
     return Kept(layer.name, "no candidate makes it smaller", layer.cost)

@@ -236,11 +236,7 @@ def _reach(groups: Sequence[Group], channels: Coupling, plain_form: str | None) 
     named = tuple(name for name, smaller in takers.items() if smaller and name not in {*default, *masks, CHANNELS})
     blocked = None
     if not default:
-        blocked = (
-            (layer.whole if layer.tied else None)
-            or layer.skip
-            or (TOO_SMALL if any(name in takers for name in _defaults()) else _refusal(group))
-        )
+        blocked = layer.reason or (TOO_SMALL if any(name in takers for name in _defaults()) else _refusal(group))
     sides = {"out": _free(channels, layer.name, ("out", "through")), "in": _free(channels, layer.name, ("in",))}
     return replace(
         reach,

@@ -158,7 +158,8 @@ def _least(session: Session, limits: Mapping[str, float], reached: Mapping[str, 
 
 def _why(session: Session, reach: Reach, name: str) -> str:
     """Why a layer is not smaller, where something keeps it from that."""
-    floors, skips = session.stats.network.floors, {la.name: la.skip for la in session.stats.network.layers}
+    net = session.stats.network
+    floors, skips = net.floors, {la.name: net.reason_of(la) for la in net.layers}
     if name in floors:
         return f": {floors[name].share:.0%} of it stays, as asked"
     if name in _free(session):
@@ -193,9 +194,10 @@ def _blocking(session: Session, key: str) -> str:
     free = _free(session)
     whole = max(float(getattr(session.network.cost, field)), 1.0)
     groups: dict[tuple[str, str], list[Layer]] = defaultdict(list)
-    for layer in session.stats.network.layers:  # after the exact steps, which may have freed some
+    net = session.stats.network
+    for layer in net.layers:  # after the exact steps, which may have freed some
         if layer.skip not in {None, AS_ASKED} and layer.name not in free and getattr(layer, field):
-            groups[layer.kind, str(layer.skip).replace(f"'{layer.name}'", "it")].append(layer)
+            groups[layer.kind, str(net.reason_of(layer)).replace(f"'{layer.name}'", "it")].append(layer)
     shares = {kind: sum(getattr(layer, field) for layer in layers) / whole for kind, layers in groups.items()}
     largest = sorted(shares, key=shares.__getitem__, reverse=True)[:BLOCKING]
     parts = [

@@ -172,10 +172,11 @@ def multiplied_in(
         return {}, {}
     if _trains(model, example, paths[0]):
         runs.append(uses_of(model, example, {n: where[n] for n in runs[0]}, paths[0], training=True))
-    found, reasons = {}, {}
+    found, reasons = dict[str, Multiplied](), dict[str, str]()
     for name, parameter in where.items():
         seen = [run[name] for run in runs if name in run]
         if not any(uses.summed for uses in seen):
+            reasons |= _unused_stack(part(model, parameter).weight, name, seen, whole=len(seen) == len(runs))  # type: ignore[arg-type]
             continue
         judged = _judged(part(model, parameter).weight, seen) if len(seen) == len(runs) else UNWATCHED  # type: ignore[arg-type]
         if isinstance(judged, str):
@@ -187,6 +188,16 @@ def multiplied_in(
     wrong = Proof(model, example, where, found).wrong(list(found))
     reasons |= dict.fromkeys(wrong, WRONG)
     return {name: one for name, one in found.items() if name not in wrong}, reasons
+
+
+def _unused_stack(weight: Tensor, name: str, seen: Sequence[Uses], *, whole: bool) -> dict[str, str]:
+    """Why a stack of matrices, as experts are, is left alone of which no product is seen; nothing of other weights."""
+    if sum(size != 1 for size in weight.shape) < 3:
+        return {}
+    others = sorted(set().union(*(uses.others for uses in seen)))
+    if others:
+        return {name: NEEDED.format(name=others[0])}
+    return {} if whole else {name: UNWATCHED}
 
 
 def _trains(model: nn.Module, example: Example, inputs: Any) -> bool:
@@ -204,6 +215,11 @@ UNWATCHED = "other code multiplies by its weight, and needs a tensor there: call
 OTHERWISE = (
     "other code multiplies by its weight, and needs its values besides, in torch's '{name}': call a torch.nn.Linear "
     "instead, or keep the two uses in parameters of their own"
+)
+
+NEEDED = (
+    "other code needs its values, in torch's '{name}': take its matrices by w[e], by one number or a tensor of them "
+    "with one axis, or hold a torch.nn.Linear for each"
 )
 
 BOTH_SIDES = "other code multiplies by its weight from both sides: give each of the two a torch.nn.Linear of its own"

@@ -112,6 +112,21 @@ MULTIPLIED = (
 
 UNCALLED = "it is never called on the example (other code may use its weight directly)"
 
+TABLE_READ = (
+    "other code multiplies by its weight, or computes with it otherwise: as an output layer take an nn.Linear head "
+    "with head.weight = {name}.weight, which is compressed with it"
+)
+"""Why an embedding stays of which other code uses the weight."""
+
+SHARED_WITH_OTHERS = (
+    "its weight is shared with '{name}' of kind {kind}: only embeddings and linear layers of one weight are compressed "
+    "together, where nothing else holds it"
+)
+"""Why a layer stays that holds its weight with what is no embedding and no linear layer."""
+
+SIZED = "it is called with output_size: say the size by output_padding"
+"""Why a transposed convolution stays whose output has the size that it is called with."""
+
 COMPUTED_WITH = (
     "other code reads its attribute '{attribute}' and computes with it, so a replacement for '{name}' would not do: "
     "call the layer instead"
@@ -172,7 +187,8 @@ def whole_kind(module: nn.Module) -> str | None:
     """Why a table or a transposed convolution computes what no two layers do; None where two layers may."""
     kind = next((kind for kind in (nn.Embedding, *TRANSPOSED_KINDS) if isinstance(module, kind)), None)
     if kind is None:
-        return "only embeddings and transposed convolutions are replaced so"
+        kind_of_it = type(module).__name__
+        return f"only nn.Embedding and torch's transposed convolutions are replaced, and it is of kind {kind_of_it}"
     overridden = _overridden(module, kind)
     if overridden == "forward" and isinstance(module, nn.Embedding) and scale_of(module) is not None:
         overridden = None

@@ -30,6 +30,7 @@ from taut.structure.coverage import covering
 from taut.structure.form_parts import parts_of
 from taut.structure.live_taps import live_taps
 from taut.structure.outputs import Outputs
+from taut.structure.own_kinds import in_their_words, shared_with_others, sized
 from taut.structure.patches import groups_of, weight_of
 from taut.structure.probing import (
     LayerAnswers,
@@ -312,7 +313,8 @@ def _wholes(
     used, answers = (
         _used_otherwise(model, call, [n for n in names if n not in apart], call.paths) if names else ({}, {})
     )
-    return for_all(apart | used, ties), answers
+    used = in_their_words(model, used) | sized(model, call, list(used), call.paths)
+    return for_all(apart | used, ties) | shared_with_others(model, reasons), answers
 
 
 def _read(name: str, attribute: str) -> str:
@@ -357,6 +359,7 @@ def _wholes_covered(net: Network, model: nn.Module, paths: Sequence[Any]) -> Net
         return net
     known = {name: net[name].answers for name in names}
     reasons, answers = _used_otherwise(model, net.example, names, paths, known)
+    reasons = in_their_words(model, reasons) | sized(model, net.example, list(reasons), paths)
     reasons = for_all(reasons, {layer.name: layer.tied for layer in net.layers if layer.tied})
     layers = tuple(replace(layer, whole=layer.whole or reasons.get(layer.name)) for layer in net.layers)
     return replace(net, layers=layers).answering(answers)

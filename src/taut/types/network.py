@@ -18,6 +18,10 @@ LATER = frozenset({"answers", "block", "computed", "parts", "stacked", "summed",
 """Fields of a layer that came later than plans that were saved."""
 
 
+WHOLE = "(model)"
+"""How messages name the model itself, whose name is empty."""
+
+
 @dataclass(frozen=True)
 class Invocation:
     """One call of a layer while the example ran: shapes of its first input and of its output."""
@@ -106,6 +110,11 @@ class Layer:
         """As plain data, what came later only where there is some: what is compared with it may be older."""
         fields: dict[str, Any] = write(self)
         return {key: value for key, value in fields.items() if value or key not in LATER}
+
+    @property
+    def reason(self) -> str | None:
+        """Why it is left alone: what stands in the way of the methods of its own kind, too, where there are such."""
+        return self.skip if self.skip in {None, AS_ASKED} else self.whole or self.skip
 
     @property
     def kernel(self) -> tuple[int, ...]:
@@ -225,7 +234,7 @@ class Network:
         for layer in (*self.layers, *self.blocks):
             if layer.name == name:
                 return layer
-        known = ", ".join(layer.name for layer in self.layers[:8])
+        known = ", ".join(layer.name or WHOLE for layer in self.layers[:8])
         raise CallError(f"The model has no layer '{name}'. Layers: {known}{', ...' if len(self.layers) > 8 else ''}.")
 
     def group(self, names: Sequence[str], *, blocks: bool = False) -> Group:
@@ -242,6 +251,16 @@ class Network:
         """The same, with these layers left alone for these reasons; one that is skipped already keeps its own."""
         layers = tuple(replace(layer, skip=layer.skip or reasons.get(layer.name)) for layer in self.layers)
         return replace(self, layers=layers)
+
+    def reason_of(self, layer: Layer) -> str | None:
+        """Why a layer is left alone, with what is asked of those that hold its weight, too."""
+        if layer.reason == AS_ASKED or layer.whole is not None:
+            return layer.reason
+        if (held := next((name for name in layer.tied if name in self.kept), None)) is not None:
+            return f"'{held}', which holds its weight, is kept as asked"
+        if (held := next((name for name in layer.tied if name in self.floors), None)) is not None:
+            return f"{self.floors[held].share:.0%} of '{held}', which holds its weight, has to stay, as asked"
+        return layer.reason
 
     def allows(self, name: str, cost: Cost) -> bool:
         """Whether a layer may come down to a cost."""
@@ -332,7 +351,7 @@ class Network:
         """A row for every layer: what it is, what it costs, why it is skipped."""
         rows = [
             (
-                layer.name or "(model)",
+                layer.name or WHOLE,
                 layer.kind,
                 shape(layer.weight),
                 count(layer.params),

@@ -16,7 +16,7 @@ from taut.errors import CallError
 from taut.types.budget import FORBID, Cost
 from taut.types.keep import AS_ASKED
 from taut.types.method import METHODS
-from taut.types.network import Group, Network
+from taut.types.network import WHOLE, Group, Network
 
 Setting = bool | int | float | str | list[int] | list[float] | None
 """A value that a method's settings may hold: what JSON can carry."""
@@ -214,7 +214,7 @@ class Plan:
         after = self._predicted
         rows += [
             (
-                kept.layer,
+                kept.layer or WHOLE,
                 "keep",
                 "",
                 _change(kept.cost, kept.cost, "params"),

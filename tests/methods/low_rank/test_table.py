@@ -109,10 +109,12 @@ def test_what_renormalizes_or_is_read_by_other_code_stays():
         def forward(self, ids):
             return super().forward(ids) + self.words.weight.mean()
 
-    for model, words in ((built(max_norm=1.0), "max_norm"), (Reading().eval(), "computes with it")):
+    reading = "head.weight = words.weight"
+    for model, words in ((built(max_norm=1.0), "max_norm"), (Reading().eval(), reading)):
         net = taut.trace(model, ids(4))
         assert words in net["words"].whole
         plan, stats = Plan.of(net, [Step(("words",), "table", {"rank": 2})]), taut.observe(net, model)
+        assert words in next(one.reason for one in taut.plan(net, stats, {"params": 1.0}).kept if one.layer == "words")
         with pytest.raises(taut.CallError, match=words):
             taut.apply(model, plan, stats)
         assert net["places"].whole is None

@@ -307,13 +307,55 @@ def test_all_layers_of_the_weight_are_taken_or_none():
     net = taut.trace(model, ids(4))
     assert net["head"].tied == ("shared", "before", "words", "head")
     for names in (("words", "head"), ("head",)):
-        with pytest.raises(taut.CallError, match="shared with"):
+        with pytest.raises(taut.CallError, match=r"shared with .* lacks 'shared'"):
             taut.apply(model, Plan.of(net, [Step(names, "tied", {"rank": 2})]), taut.observe(net, model))
     apart = built()
     group = net.group(["mid"])
     assert "share a weight" in resolve(Step((), "tied")).refuses(group)
     apart.head.weight = nn.Parameter(apart.head.weight.detach().clone())
     assert taut.trace(apart, ids(4)).tied == ()
+
+
+def test_the_layers_of_the_weight_are_named_in_any_order(tmp_path):
+    model = built(tables=3)
+    net = taut.trace(model, ids(4))
+    names = ("head", "words", "shared", "before")
+    plan, stats = Plan.of(net, [Step(names, "tied", {"rank": 2})]), taut.observe(net, model)
+    small, done = apply_plan(model, plan, stats)
+    assert torch.equal(small(ids()), made(model, 2)[0](ids()))
+    assert done.steps[0].after == made(model, 2)[1].steps[0].after
+    taut.save(small, done, tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=lambda: built(tables=3))(ids()), small(ids()))
+    twice = Plan.of(net, [Step((*names[:3], "head"), "tied", {"rank": 2})])
+    with pytest.raises(taut.CallError, match="lacks 'before'"):
+        taut.apply(model, twice, stats)
+
+
+def bagged():
+    model = built()
+    model.bag = nn.EmbeddingBag(WORDS, WIDTH)
+    model.bag.weight = model.head.weight
+    return model.eval()
+
+
+STANDING = {
+    "max_norm": (lambda: built(max_norm=1.0), {}, "renormalizes"),
+    "computed with": (lambda: Computing().eval(), {}, "computes with it"),
+    "a bag": (bagged, {}, "'bag' of kind EmbeddingBag: only embeddings and linear layers"),
+    "other end kept": (built, {"head": 1.0}, "'head', which holds its weight, is kept as asked"),
+    "floor": (built, {"head": 0.999}, "of 'head', which holds its weight, has to stay, as asked"),
+}
+
+
+@pytest.mark.parametrize(("make", "keep", "words"), STANDING.values(), ids=STANDING)
+def test_plans_and_budgets_say_what_stands_in_the_way(make, keep, words):
+    model = make()
+    net = taut.trace(model, ids(4))
+    kept = {one.layer: one.reason for one in taut.plan(net, taut.observe(net, model), {"params": 0.99}, keep=keep).kept}
+    assert words in kept["words"]
+    with pytest.raises(taut.BudgetError, match=r"Left alone|At the least") as found:
+        taut.compress(model, ids(4), budget={"params": 0.05}, keep=keep, compare=False)
+    assert words in str(found.value)
 
 
 def test_what_no_longer_holds_one_weight_is_refused():

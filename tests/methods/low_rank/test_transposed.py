@@ -82,7 +82,12 @@ def test_groups_and_output_sizes_stay():
     for model, name in ((Sized().eval(), "up"), (nn.Sequential(nn.ConvTranspose2d(8, 8, 3, groups=2)).eval(), "0")):
         x = torch.randn(2, 8, 4, 4)
         net = taut.trace(model, x)
-        assert len(net[name].whole.split()) >= 3
+        reason = "called with output_size" if name == "up" else "it has groups"
+        (kept,) = taut.plan(net, taut.observe(net, model), {"params": 1.0}).kept
+        assert reason in net[name].whole
+        assert reason in kept.reason
+        with pytest.raises(taut.BudgetError, match=reason):
+            taut.compress(model, x, budget={"params": 0.1}, compare=False)
         plan = Plan.of(net, [Step((name,), "transposed", {"rank_in": 2, "rank_out": 8})])
         stats = taut.observe(net, model)
         with pytest.raises(taut.CallError, match=name):

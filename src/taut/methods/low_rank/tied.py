@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
+from taut.core.text import some
 from taut.decompose.balance import equalize
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.svd import OutputBasis
@@ -63,8 +64,10 @@ class Tied(OwnKind):
     def refuses(self, group: Group) -> str | None:
         """Layers that do not hold one weight together, or of which one has to stay."""
         first = group.layers[0]
-        if any(layer.tied != group.names for layer in group.layers):
-            return first.skip or "tied takes layers that share a weight, and all of these together"
+        if any(sorted(layer.tied) != sorted(group.names) for layer in group.layers):
+            reason = first.skip or "tied takes layers that share a weight, and all of these together"
+            absent = [name for name in first.tied if name not in group.names] if _is_shared(first) else []
+            return f"{reason}: tied takes all that hold it, and the step lacks {some(absent)}" if absent else reason
         kept = next((layer for layer in group.layers if not _is_shared(layer)), None)
         if kept is not None:
             return f"'{kept.name}', which holds its weight: {kept.skip}" if kept is not first else kept.skip
