@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 from torch import nn
 
-from taut.methods.plain_form import PlainForm, fill, same_layers
+from taut.methods.plain_form import PlainForm, fill, same_values
 from taut.nn import Attention
 from taut.structure.attention_form import attention_form, packed, settings_of
 from taut.structure.support import ATTENTION
@@ -62,9 +62,9 @@ class AsAttention(PlainForm):
         return own
 
     def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
-        """Whether the projections are layers of the kinds and shapes that they had."""
+        """Whether the projections are what they were; their biases may be others."""
         del layer
-        return same_layers(now, before)
+        return same_values(now, before, [name for name, _ in before.named_parameters() if not name.endswith("bias")])
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """The module as layers."""

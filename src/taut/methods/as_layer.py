@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 import torch
 from torch import nn
 
-from taut.methods.plain_form import PlainForm, same_layers
+from taut.methods.plain_form import PlainForm
 from taut.nn import GroupedLinear
 from taut.structure.product_uses import as_product
 from taut.structure.support import MULTIPLIED, PARAMETER
@@ -65,11 +65,6 @@ class AsLayer(PlainForm):
         with torch.no_grad():
             own.weight.copy_(product.dense())
         hold(model, place, own)
-
-    def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
-        """Whether the layers have the kinds and shapes that they had."""
-        del layer
-        return same_layers(now, before)
 
     def factor(self, modules: Mapping[str, nn.Module], stats: Mapping[str, Any]) -> None:
         """Nothing."""

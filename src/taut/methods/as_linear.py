@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 from torch import nn
 
 from taut.methods.layer_factory import linear
-from taut.methods.plain_form import PlainForm, fill, same_layers
+from taut.methods.plain_form import PlainForm, fill
 from taut.structure.linear_form import computed_linear, linear_form, transposed_in
 from taut.structure.support import LINEAR
 from taut.types import Cost, Group, Layer, Rewrite
@@ -56,10 +56,6 @@ class AsLinear(PlainForm):
             return super().own_form(plain, own, layer)
         fill(own, {**plain.state_dict(), "weight": plain.weight.T if self.transposed else plain.weight})
         return own
-
-    def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
-        """Whether it is an `nn.Linear` of its sizes still; where the layer computes its weight, the same one."""
-        return super().untouched(now, before, layer) if self.bias is not None else same_layers(now, before)
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """The layer as an `nn.Linear`."""

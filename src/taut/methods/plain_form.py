@@ -49,10 +49,9 @@ class PlainForm:
         swap(model, plain, self.own_form(plain, clone(original.get_submodule(layer.name)), layer))
 
     def untouched(self, now: nn.Module, before: nn.Module, layer: Layer) -> bool:
-        """Whether the layer's own form can take what the plain form is now.
+        """Whether the plain form is what it was, bit for bit; a bias beside a computed weight may be another.
 
-        Here: where it is what it was, bit for bit; a bias beside a computed weight may be another. Values that are
-        computed of others have no way back.
+        What a refit moved stays plain: the plan, carried out again, would not refit a layer that it does not name.
 
         Args:
             now: the plain form.
@@ -91,13 +90,6 @@ def fill(module: nn.Module, values: Mapping[str, Tensor]) -> None:
         for key, t in module.state_dict().items():
             if key in values and t.shape == values[key].shape:
                 t.copy_(values[key])
-
-
-def same_layers(one: nn.Module, other: nn.Module) -> bool:
-    """Whether two modules are made of the same layers with tensors of the same shapes; their values may be others."""
-    kinds = [{name: type(module) for name, module in whole.named_modules()} for whole in (one, other)]
-    shapes = [{name: t.shape for name, t in whole.state_dict().items()} for whole in (one, other)]
-    return kinds[0] == kinds[1] and shapes[0] == shapes[1]
 
 
 def same_values(one: nn.Module, other: nn.Module, names: Sequence[str]) -> bool:

@@ -200,7 +200,8 @@ class Attention(nn.Module):
 
 def _by_heads(t: Tensor, width: int) -> Tensor:
     """What a projection gives, head by head."""
-    return t.view(*t.shape[:-1], t.shape[-1] // width, width)
+    # -1 says that the number may change, which whoever follows channels reads; an empty batch has no -1.
+    return t.view(*t.shape[:-1], -1 if t.numel() else t.shape[-1] // width, width)
 
 
 def _added(mask: Tensor, dtype: torch.dtype) -> Tensor:
