@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -133,7 +134,33 @@ def _write(program: Any, path: Path) -> None:
                 if hasattr(part, field):
                     part.ClearField(field)
     del proto.metadata_props[:]
+    _store_once(proto.graph)
     onnx.save_model(proto, str(path))
+
+
+def _store_once(graph: Any) -> None:
+    """Matrices that are stored as they are and turned around, as those of tied ends: one of the two is enough.
+
+    Runtimes turn it when they load the file.
+    """
+    from onnx import helper, numpy_helper  # noqa: PLC0415 - an optional extra
+
+    matrices = [one for one in graph.initializer if len(one.dims) == 2 and min(one.dims) > 1]
+    read, given = {name for node in graph.node for name in node.input}, {output.name for output in graph.output}
+    kept: dict[tuple[int, ...], list[Any]] = {}
+    turned = []
+    for matrix in matrices:
+        values = numpy_helper.to_array(matrix)
+        others = kept.get((values.shape[1], values.shape[0]), []) if matrix.name in read - given else []
+        other = next((one for one, its in others if its.dtype == values.dtype and np.array_equal(its.T, values)), None)
+        if other is None:
+            kept.setdefault(values.shape, []).append((matrix, values))
+            continue
+        turned.append(helper.make_node("Transpose", [other.name], [matrix.name], perm=[1, 0]))
+        graph.initializer.remove(matrix)
+    nodes = [*turned, *graph.node]
+    del graph.node[:]
+    graph.node.extend(nodes)
 
 
 @contextlib.contextmanager

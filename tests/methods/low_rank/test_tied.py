@@ -2,6 +2,7 @@
 
 import copy
 
+import onnx
 import pytest
 import torch
 from torch import nn
@@ -140,7 +141,11 @@ def test_a_budget_takes_it_and_the_result_loads_to_the_same_bits(variant, tmp_pa
 
 def test_it_is_exported(tmp_path):
     small, _, _ = made(built(bias=True), 4)
-    assert all(parity.holds for parity in taut.export(small, ids(4), tmp_path / "small.onnx").parity)
+    exported = taut.export(small, ids(4), tmp_path / "small.onnx")
+    assert all(parity.holds for parity in exported.parity)
+    stored = [tuple(one.dims) for one in onnx.load(exported.path).graph.initializer]
+    assert sum(size in {(WORDS, 4), (4, WORDS)} for size in stored) == 1
+    assert sum(size in {(WIDTH, 4), (4, WIDTH)} for size in stored) == 1
 
 
 def test_both_ends_train_the_same_factors():
