@@ -1,12 +1,16 @@
 """Which modules can be taken out as a block, and what a cache counts."""
 
+import types
+
 import pytest
 import torch
 from torch import nn
 
+import taut
 from taut.core.example import Example
 from taut.structure.blocks import cache_agrees, departs_without, find_blocks, private_parameters, without
 from taut.structure.tracing import trace
+from taut.types import Plan, Step
 
 
 class Residual(nn.Module):
@@ -180,6 +184,105 @@ class Training(nn.Module):
 
 def test_what_training_reads_of_a_block_keeps_it():
     assert set(blocks_of(Training().eval())) == {"blocks.1"}
+
+
+class Noted(Residual):
+    """Keeps what it saw, under two names."""
+
+    scale = property(lambda self: self.aux)
+
+    def forward(self, x):
+        y = self.body(x)
+        self.aux, self.number = y.pow(2).mean(), float(y.detach().sum())
+        return x + self.used(y)
+
+    def used(self, y):
+        return y if self.aux is not None else 0 * y
+
+    def penalty(self):
+        return self.aux
+
+
+class Reader(nn.Module):
+    """Reads something of its blocks, or of the first one, in one way or another."""
+
+    def __init__(self):
+        super().__init__()
+        self.r, self.tail = nn.ModuleList([Noted(), Noted(), Noted()]), nn.Linear(6, 3)
+
+    def forward(self, x):
+        for block in self.r:
+            x = block(x)
+        return self.tail(x)
+
+
+class Trained(Reader):
+    def forward(self, x):
+        return (super().forward(x), sum(r.aux for r in self.r)) if self.training else super().forward(x)
+
+
+class Evaluated(Reader):
+    def forward(self, x):
+        return super().forward(x) + 0 * self.r[0].number
+
+
+class Asked(Reader):
+    def loss(self):
+        return torch.stack([r.aux for r in self.r]).sum()
+
+
+class Called(Reader):
+    def loss(self):
+        return sum(r.penalty() for r in self.r)
+
+
+class ByString(Reader):
+    def loss(self):
+        return sum(getattr(r, "scale", 0) for r in self.r)
+
+
+class ByHelper(Reader):
+    def loss(self):
+        return summed(self.r)
+
+
+class ByModule(Reader):
+    def loss(self):
+        return helpers.summed(self.r)
+
+
+class ByHook(Reader):
+    def __init__(self):
+        super().__init__()
+        self.tail.register_forward_pre_hook(lambda *_: summed(self.r) if self.tail.in_features < 0 else None)
+
+
+def summed(blocks):
+    return sum(block.aux for block in blocks)
+
+
+READ = {Reader: None, Trained: "aux", Evaluated: "number", Asked: "aux", Called: "penalty", ByString: "scale"}
+helpers = types.ModuleType("helpers")
+helpers.summed = summed
+READ |= {ByHelper: "aux", ByModule: "aux", ByHook: "aux"}
+
+
+@pytest.mark.parametrize("kind", READ)
+def test_what_other_code_reads_of_a_block_keeps_it(kind):
+    model = kind().eval()
+    example = Example(model, torch.randn(4, 6))
+    trace(model, example)
+    reason = departs_without(model, example, find_blocks(model, example)["r.0"], "pass")
+    assert (reason is None) == (READ[kind] is None)
+    assert reason is None or f"'{READ[kind]}'" in reason
+
+
+def test_a_model_whose_training_reads_a_block_still_trains():
+    model, x = Trained().eval(), torch.randn(8, 6)
+    net = trace(model, x)
+    with pytest.warns(UserWarning, match="reads its attribute 'aux'"):
+        small = taut.apply(model, Plan.of(net, [Step(("r.0",), "blocks")]), taut.observe(net, model, [x]))
+    assert len(small.train()(x)) == 2
 
 
 class Pooling(nn.Module):

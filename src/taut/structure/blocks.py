@@ -20,6 +20,7 @@ from taut.errors import ModelError
 from taut.measure.counting import Count
 from taut.nn import Skipped
 from taut.nn.answering import is_plain
+from taut.structure.block_reads import read_elsewhere
 from taut.structure.coverage import seeded
 from taut.structure.sameness import IN_OTHER_LAYERS, outputs_match
 from taut.structure.surgery import shallow, swap
@@ -183,8 +184,9 @@ def private_parameters(model: nn.Module) -> dict[str, int]:
 
 
 def departs_without(model: nn.Module, example: Example, block: Layer, way: str) -> str | None:
-    """Why a block has to stay although outputs do not need it: the model may count positions in it; None: it does not.
+    """Why a block has to stay although outputs do not need it; None: it has not.
 
+    Other code may read what it sets, in training for one, or the model may count positions in it.
     Caches count the positions that they have seen in one of the layers, often the first: without it they would count
     none, and nothing would tell. A model that goes on with one is run at once and with its cache, with and without the
     block; where that cannot be tried, the block stays.
@@ -195,6 +197,9 @@ def departs_without(model: nn.Module, example: Example, block: Layer, way: str) 
         block: as `find_blocks` describes it.
         way: how it would be skipped.
     """
+    read = read_elsewhere(model, example, block.name)
+    if read is not None:
+        return f"code outside of it reads its attribute '{read}', which nothing would have in its place"
     names = [name for name in example.signature.names if STATES.search(name) and name not in NOT_STATES]
     if not names:
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dis
+from functools import cache
 from types import CodeType
 
 DYNAMIC = frozenset(
@@ -39,3 +40,31 @@ def _names_constant(steps: list[dis.Instruction]) -> bool:
     values = [step for step in between if step.opname not in {"LOAD_ATTR", "LOAD_METHOD"}]
     at = LOOKUPS[steps[0].argval]
     return len(values) == steps[end].argval > at and values[at].opname == "LOAD_CONST"
+
+
+LOADS = frozenset({"LOAD_ATTR", "LOAD_METHOD"})
+"""What reads an attribute of what was loaded before."""
+
+
+@cache
+def reads(code: CodeType, own: str | None = None) -> frozenset[str]:
+    """Attributes that code reads of something else than its first argument, and strings, which may name some.
+
+    Args:
+        code: of a function.
+        own: the name of the first argument where the code around it has one.
+    """
+    own = own or next(iter(code.co_varnames[: code.co_argcount]), None)
+    steps = list(dis.get_instructions(code))
+    found = {
+        step.argval
+        for before, step in zip([None, *steps], steps, strict=False)
+        if step.opname in LOADS and not (before is not None and before.opname in VARIABLES and before.argval == own)
+    }
+    inner = (reads(constant, own) for constant in code.co_consts if isinstance(constant, CodeType))
+    strings = {constant for constant in code.co_consts if isinstance(constant, str)}
+    return frozenset(found | strings).union(*inner)
+
+
+VARIABLES = frozenset({"LOAD_FAST", "LOAD_DEREF", "LOAD_FAST_BORROW", "LOAD_FAST_CHECK", "LOAD_CLASSDEREF"})
+"""What loads a variable of a function."""

@@ -105,20 +105,20 @@ class _Mentions:
         own = {key: t for key, t in (*module._parameters.items(), *module._buffers.items()) if t is not None}
         if any(_mark(t) in self.held for t in own.values()):
             return True
-        of_torch = any(kind is not nn.Module and _of_torch(kind) for kind in _classes(module))
-        return name in self.live and (of_torch or not self.words.isdisjoint(own))
+        by_torch = any(kind is not nn.Module and of_torch(kind) for kind in _classes(module))
+        return name in self.live and (by_torch or not self.words.isdisjoint(own))
 
     def look_at(self, module: nn.Module) -> None:
         """Add what a module's code names."""
         self.dynamic |= isinstance(module, torch.jit.ScriptModule)
         for kind in _classes(module):
-            if not _of_torch(kind):
+            if not of_torch(kind):
                 self._follow_class(kind)
             elif kind is not nn.Module and module._modules:  # torch knows its own parts, and takes no others
                 functions = (
                     f for key, f in vars(kind).items() if key not in SETTING_UP and isinstance(f, FunctionType)
                 )
-                self.words.update(word for function in functions for word in _words(function.__code__))
+                self.words.update(word for function in functions for word in words_of(function.__code__))
         hidden = {"_parameters", "_buffers", "_modules", NOTED}
         for value in [value for key, value in vars(module).items() if key not in hidden]:
             self._hold(value)
@@ -152,14 +152,14 @@ class _Mentions:
     def _follow_object(self, value: Any) -> None:
         """Follow the code of an object's class."""
         for kind in type(value).__mro__:
-            if not _of_library(kind.__module__):
+            if not of_library(kind.__module__):
                 self._follow_class(kind)
 
     def _follow(self, value: Any) -> bool:
         """Add what a function names, however it is wrapped; whether the value is one."""
         if isinstance(value, MethodType):
             self._hold(value.__self__)
-        for inner in _wrapped(value):
+        for inner in wrapped(value):
             self._follow(inner)
             return True
         if isinstance(value, functools.partial):
@@ -174,10 +174,10 @@ class _Mentions:
         return True
 
     def _read(self, function: FunctionType) -> None:
-        if id(function) in self.seen or _of_library(function.__module__) or self.dynamic:
+        if id(function) in self.seen or of_library(function.__module__) or self.dynamic:
             return
         self.seen[id(function)] = function
-        words = set(_words(function.__code__))
+        words = set(words_of(function.__code__))
         self.words |= words
         self.dynamic |= bool(words & DYNAMIC) or looks_up(function.__code__)
         for value in (*_cells(function), function.__defaults__, function.__kwdefaults__):
@@ -188,13 +188,13 @@ class _Mentions:
     def _named(self, value: Any, words: set[str]) -> None:
         """Follow what a function names of its Python module, or of others."""
         if isinstance(value, ModuleType):
-            if not _of_library(value.__name__) and id(value) not in self.seen:
+            if not of_library(value.__name__) and id(value) not in self.seen:
                 for word in words:
                     item = vars(value).get(word)
                     if not isinstance(item, ModuleType):
                         self._named(item, words)
         elif isinstance(value, type):
-            if not _of_library(value.__module__) and id(value) not in self.seen and not issubclass(value, nn.Module):
+            if not of_library(value.__module__) and id(value) not in self.seen and not issubclass(value, nn.Module):
                 self.seen[id(value)] = value
                 self._follow_class(value)
         else:
@@ -214,7 +214,7 @@ def _cells(function: FunctionType) -> Iterator[Any]:
             yield cell.cell_contents
 
 
-def _wrapped(value: Any) -> Iterator[Any]:
+def wrapped(value: Any) -> Iterator[Any]:
     """What stands behind a property, a method or a decorated function."""
     if isinstance(value, property):
         yield value.fget
@@ -240,17 +240,19 @@ def _classes(module: nn.Module) -> list[type]:
     return [kind for kind in type(module).__mro__ if kind is not object]
 
 
-def _of_torch(kind: type) -> bool:
+def of_torch(kind: type) -> bool:
     """Whether torch, or taut for what takes a layer's place, defines a class, and has not made it of a user's code."""
     known = vars(sys.modules.get(kind.__module__, object)).get(kind.__qualname__)
     return (kind.__module__.split(".")[0] == "torch" or kind.__module__.startswith("taut.nn.")) and known is kind
 
 
-def _of_library(name: Any) -> bool:
+def of_library(name: Any) -> bool:
+    """Whether a Python module is of a package whose functions name no parts of a user's model."""
     return isinstance(name, str) and name.split(".")[0] in LIBRARIES
 
 
-def _words(code: CodeType) -> Iterator[str]:
+def words_of(code: CodeType) -> Iterator[str]:
+    """Names and strings in code, and in what is defined inside of it."""
     yield from code.co_names
     for constant in code.co_consts:
         yield from _strings(constant)
@@ -263,4 +265,4 @@ def _strings(constant: Any) -> Iterator[str]:
         for item in constant:
             yield from _strings(item)
     elif isinstance(constant, CodeType):
-        yield from _words(constant)
+        yield from words_of(constant)
