@@ -489,7 +489,7 @@ def test_nothing_is_dropped_without_a_reason(name):
         reason = kind().refuses(s.net.group([layer.name]))
         assert reason is None or len(reason.split()) >= 3
         if layer.skip is not None and (reason is not None or not layer.skip.startswith(TAKEN.get(method, ()))):
-            assert reason in {layer.skip, layer.whole}
+            assert reason.startswith(tuple(filter(None, (layer.skip, layer.whole))))
             step = Step((layer.name,), method, {}, Group((layer,)), allow_growth=True)  # a block may be called so, too
             with untouched(s.model), pytest.raises(CallError, match=f"layer '{layer.name}'"):
                 taut.apply(s.model, Plan.of(s.net, [step]), s.stats)

@@ -92,6 +92,14 @@ class Described:
         """False: what is held is a leaf."""
         return False
 
+    @property
+    def grad(self) -> Tensor | None:
+        """Of what is held; None where it is computed, as torch has it for what is no leaf."""
+        if all(t.grad is None for t in self.__dict__["_owner"].parameters()):  # without a look at values
+            return None
+        held = self._held()
+        return None if held is None else held.grad
+
     def requires_grad_(self, requires_grad: bool = True) -> Described:
         """Train or freeze what it is made of."""
         self.requires_grad = requires_grad
