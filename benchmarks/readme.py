@@ -1,12 +1,12 @@
-"""Writes the measured results into README.md, between its markers, from the committed JSON files.
+"""Writes the measured results from the committed JSON files into README.md and docs/measured.md, between markers.
 
-    benchmarks/results/demo.json           comparison.json of `taut demo`
-    */results/*.json with "bounds"         limits beside what was measured
+    benchmarks/results/demo.json           comparison.json of `taut demo`: into the README
+    */results/*.json with "bounds"         limits beside what was measured: into docs/measured.md
 
     python benchmarks/readme.py            write
-    python benchmarks/readme.py --check    exit 1 if the README differs from what would be written
+    python benchmarks/readme.py --check    exit 1 if a page differs from what would be written
 
-Numbers are never typed into the README by hand.
+Numbers are never typed into these pages by hand.
 """
 
 from __future__ import annotations
@@ -59,32 +59,33 @@ def _machine(found: dict[str, Any]) -> str:
     return f"{machine['cpu']}, {machine['cores']} cores, torch {machine['versions']['torch']}"
 
 
-def sections() -> list[str]:
-    """What the committed files say: the demo first, then every file that tested a bound."""
+def sections() -> tuple[list[str], list[str]]:
+    """What the committed files say: the demo; and every file that tested a bound."""
     files = sorted([*ROOT.glob("benchmarks/results/*.json"), *ROOT.glob("experiments/*/results/*.json")])
     found = {path: json.loads(path.read_text()) for path in files}
     shown = [demo(content) for path, content in found.items() if path.name == "demo.json"]
     tested = {path: content for path, content in found.items() if content.get("bounds")}
-    shown += [bounds(path.relative_to(ROOT).as_posix(), content) for path, content in tested.items()]
+    limits = [bounds(path.relative_to(ROOT).as_posix(), content) for path, content in tested.items()]
     machines = sorted({_machine(content) for content in tested.values()})
-    return [*shown, *([f"Measured on: {'; '.join(machines)}."] if machines else [])]
+    return shown, [*limits, *([f"Measured on: {'; '.join(machines)}."] if machines else [])]
 
 
-def written(readme: str) -> str:
-    """The README with its results replaced by what the committed files say."""
-    before, _, rest = readme.partition(BEGIN)
+def written(page: str, shown: list[str]) -> str:
+    """A page with its results replaced."""
+    before, _, rest = page.partition(BEGIN)
     _, _, after = rest.partition(END)
-    return "\n".join([before + BEGIN, *(f"\n{section}" for section in sections()), "", END + after])
+    return "\n".join([before + BEGIN, *(f"\n{section}" for section in shown), "", END + after])
 
 
 def main() -> int:
     """Write or check."""
-    path = ROOT / "README.md"
-    old = path.read_text()
-    new = written(old)
-    if "--check" in sys.argv[1:]:
-        return int(old != new)
-    path.write_text(new)
+    for path, shown in zip((ROOT / "README.md", ROOT / "docs" / "measured.md"), sections(), strict=True):
+        old = path.read_text()
+        new = written(old, shown)
+        if "--check" in sys.argv[1:] and old != new:
+            return 1
+        if old != new:
+            path.write_text(new)
     return 0
 
 
