@@ -124,8 +124,7 @@ def warn_of_training(outputs: Outputs, small: nn.Module) -> None:
 def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None) -> tuple[nn.Module, Plan]:
     """The new model, and the plan as it was really carried out: settings resolved, failed steps moved to `kept`."""
     model = unwrapped(model)
-    first = _forms_in_front(model, plan)
-    if first:
+    if first := _forms_in_front(model, plan):
         return _apply_behind(model, plan, first, stats, data)
     _check_names(model, plan)
     plan.check_kept()
@@ -397,5 +396,5 @@ def _same(original: nn.Module, present: nn.Module) -> bool:
 
 def _untouched(stats: Statistics, modules: Mapping[str, nn.Module]) -> bool:
     """Whether the layers still have the values that were observed."""
-    pairs = [(stats.modules.get(name), module) for name, module in modules.items()]
+    pairs = ((stats.modules.get(name), module) for name, module in modules.items())
     return all(old is not None and torch.equal(weight_of(old), weight_of(new)) for old, new in pairs)

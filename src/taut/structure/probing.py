@@ -22,7 +22,7 @@ from taut.structure.attention_form import attention_form
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import groups_of, weight_of
-from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_BATCHES, outputs_match, said_alike
+from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_BATCHES, blamed, outputs_match, said_alike
 from taut.structure.surgery import carry, forget_hooks, shallow, swap_all
 from taut.types import Invocation, Layer
 
@@ -204,14 +204,14 @@ def kind_matters(
 
     All layers are tried at once; where that changes something, halves of them, down to single layers.
     """
-    blamed: list[str] = []
+    to_blame: list[str] = []
     for inputs in paths:
-        left = [name for name in names if name not in blamed]
+        left = [name for name in names if name not in to_blame]
         trial = _Trial(model, example, inputs, left, answers or {})
         if trial.wanted is None or trial.same(left) or not trial.repeats():
             continue  # it gives something else each time: the form of its outputs is checked after every step
-        blamed += trial.blamed(left)
-    return blamed
+        to_blame += blamed(left, trial.same)
+    return to_blame
 
 
 class _Trial:
@@ -239,17 +239,6 @@ class _Trial:
     def repeats(self) -> bool:
         """Whether the model gives the same each time."""
         return outputs_match(self.wanted, self._ran(shallow(self.model)), IN_OTHER_BATCHES)
-
-    def blamed(self, names: Sequence[str]) -> list[str]:
-        """The fewest layers without which nothing changes, found by halves."""
-        if not names or self.same(names):
-            return []
-        if len(names) == 1:
-            return list(names)
-        half = len(names) // 2
-        alone = [*self.blamed(names[:half]), *self.blamed(names[half:])]
-        rest = [name for name in names if name not in alone]
-        return alone if self.same(rest) else list(names)
 
     def same(self, names: Sequence[str]) -> bool:
         """Whether the output is the same with all of them replaced."""

@@ -42,17 +42,6 @@ class Proof:
             self.wanted = self._ran({})
         self.cast = self._kinds({}) if found else None
 
-    def wrong(self, names: Sequence[str]) -> list[str]:
-        """Those in whose place layers compute something else, or which need not be to blame but cannot be told."""
-        if not names or self.same(names):
-            return []
-        if len(names) == 1:
-            return list(names)
-        half = len(names) // 2
-        blamed = [*self.wrong(names[:half]), *self.wrong(names[half:])]
-        rest = [name for name in names if name not in blamed]
-        return blamed if self.same(rest) else list(names)
-
     def same(self, names: Sequence[str]) -> bool:
         """Whether outputs and gradients are the same with layers in the place of all of these."""
         if not names:

@@ -21,6 +21,7 @@ from taut.structure.coverage import seeded
 from taut.structure.form_parts import parts_of_rows
 from taut.structure.product_proof import Proof
 from taut.structure.product_uses import Multiplied, Uses, Where, uses_of
+from taut.structure.sameness import blamed
 from taut.structure.support import COMPUTED_WITH, MULTIPLIED, OTHER_KIND, OVERRIDDEN, PARAMETER, UNCALLED
 from taut.structure.surgery import part, shallow
 from taut.types import Layer, Network
@@ -185,7 +186,7 @@ def multiplied_in(
             found[name] = judged
     whole = uses_of(model, example, {n: where[n] for n in found}, example.value) if found else {}
     found = {n: replace(one, calls=tuple(whole[n].calls)) for n, one in found.items() if n in whole}
-    wrong = Proof(model, example, where, found).wrong(list(found))
+    wrong = blamed(list(found), Proof(model, example, where, found).same)
     reasons |= dict.fromkeys(wrong, WRONG)
     return {name: one for name, one in found.items() if name not in wrong}, reasons
 

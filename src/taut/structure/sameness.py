@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -134,6 +134,23 @@ Nearly without an absolute part: outputs may be metres or micrometres.
 
 BY_FUSED_KERNELS = Tolerance(share=1e-3, epsilons=4, least=1e-7)
 """What torch's fused layers give, and the same layers one by one; in half precision its epsilon decides."""
+
+
+def blamed(names: Sequence[str], same: Callable[[Sequence[str]], bool]) -> list[str]:
+    """The names without which nothing changes, searched for by halves; all, where only together they do.
+
+    Args:
+        names: of what is replaced.
+        same: whether the network computes the same with these replaced.
+    """
+    if not names or same(names):
+        return []
+    if len(names) == 1:
+        return list(names)
+    half = len(names) // 2
+    alone = [*blamed(names[:half], same), *blamed(names[half:], same)]
+    rest = [name for name in names if name not in alone]
+    return alone if same(rest) else list(names)
 
 
 def outputs_match(before: Any, after: Any, tolerance: Tolerance = IN_FLOAT64) -> bool:
