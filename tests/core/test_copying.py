@@ -1,10 +1,14 @@
 """Copies of models: all that deepcopy makes, with what is named beforehand, and without tying copy and original."""
 
 import copy
-from collections import OrderedDict
+import weakref
+from collections import OrderedDict, deque
+from types import MethodType
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from torch import nn
 from torch.nn.utils import parametrizations
 
@@ -91,6 +95,7 @@ class Counted(nn.Linear):
 class Careful(nn.Linear):
     def __deepcopy__(self, memo):
         made = type(self)(self.in_features, self.out_features)
+        made.load_state_dict(self.state_dict())
         memo[id(self)] = made
         made.careful = True
         return made
@@ -164,3 +169,124 @@ def test_a_computed_tensor_is_copied_without_its_history():
     assert copied.twice.grad_fn is None
     assert torch.equal(copied.twice, model.twice)
     assert copied.twice.data_ptr() != model.twice.data_ptr()
+
+
+class Slotted(nn.Module):
+    __slots__ = ("apart",)
+
+
+class Delegating(nn.Module):
+    """Answers for its layer, as wrappers do."""
+
+    def __init__(self, layer):
+        super().__init__()
+        self.layer = layer
+
+    def __getattr__(self, name):
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("layer"), name)
+
+
+class Note:
+    def __init__(self, held):
+        self.held = held
+
+
+def _method(module, *_):
+    return module.training
+
+
+VALUES = (
+    lambda pool, old: 7,
+    lambda pool, old: (1, "two", None),
+    lambda pool, old: (1, [2], old),
+    lambda pool, old: [old, pool.choice(SHAPES)],
+    lambda pool, old: {"a": old, 3: {}},
+    lambda pool, old: OrderedDict(a=[old]),
+    lambda pool, old: {1, "x"},
+    lambda pool, old: {Note(old)},
+    lambda pool, old: {},
+    lambda pool, old: deque([old]),
+    lambda pool, old: Note(old),
+    lambda pool, old: torch.randn(3),
+    lambda pool, old: torch.Size([2, 3]),
+    lambda pool, old: torch.float64,
+    lambda pool, old: old,
+)
+SHAPES = (3, (3, 3), [3], {})
+LAYERS = (
+    lambda pool, old: nn.Linear(3, 3),
+    lambda pool, old: nn.Conv2d(3, 3, 3),
+    lambda pool, old: nn.BatchNorm1d(3),
+    lambda pool, old: nn.LSTM(3, 3),
+    lambda pool, old: nn.Sequential(old, nn.ReLU(), old),
+    lambda pool, old: Delegating(old),
+    lambda pool, old: Counted(2, 2),
+    lambda pool, old: Careful(2, 2),
+    lambda pool, old: Fresh(3),
+    lambda pool, old: Slotted(),
+    lambda pool, old: parametrizations.weight_norm(nn.Linear(3, 3)),
+)
+
+
+def _tree(pool):
+    """A model with parts, hooks and attributes in several places."""
+    root = nn.Sequential()
+    modules, values = [root], [{"deep": []}]
+    for number in range(pool.randint(1, 12)):
+        layer = pool.choice(LAYERS)(pool, pool.choice(modules[1:] or [nn.Identity()]))
+        pool.choice([m for m in modules if type(m) is nn.Sequential]).add_module(f"part{number}", layer)
+        modules.append(layer)
+        values.append(pool.choice(VALUES)(pool, pool.choice([*values, *modules])))
+        object.__setattr__(pool.choice(modules), f"note{number}", pool.choice(values))
+        held = pool.choice(modules)
+        if pool.random() < 0.3:
+            held.register_forward_hook(pool.choice([_method, held.train, Note(values[-1]).__init__]))
+        for parameter in held.parameters():
+            parameter.requires_grad_(pool.random() < 0.5)
+            parameter.grad = torch.ones_like(parameter) if pool.random() < 0.5 else None
+    return root
+
+
+def _parts(value):
+    """What a thing holds, in order."""
+    if isinstance(value, dict):
+        parts = [*value, *value.values()]
+    elif isinstance(value, list | tuple | deque) or (isinstance(value, set) and len(value) == 1):
+        parts = list(value)
+    else:
+        parts = [value.__self__, value.__func__] if isinstance(value, MethodType) else []
+        parts += [value()] if isinstance(value, weakref.ref) else []
+    return [*parts, *vars(value).values()] if hasattr(value, "__dict__") and not isinstance(value, type) else parts
+
+
+def _walk(*roots):
+    """Everything that is reached from the first, by every way, with what stands at the same place of the others."""
+    seen, waiting = set(), [roots]
+    while waiting:
+        ones = waiting.pop()
+        yield ones
+        if id(ones[0]) not in seen:
+            seen.add(id(ones[0]))
+            held = [_parts(one) for one in ones]
+            assert len({len(parts) for parts in held}) == 1
+            waiting += zip(*held, strict=True)
+
+
+@given(st.randoms(use_true_random=False))
+def test_a_copy_is_what_deepcopy_makes(pool):
+    model = _tree(pool)
+    wanted, made = copy.deepcopy(model), deep_copy(model)
+    owned = {id(one): one for (one,) in _walk(model)}
+    pairs: dict[int, int] = {}
+    for theirs, mine in _walk(wanted, made):
+        assert type(mine) is type(theirs)
+        assert (id(mine) in owned) == (id(theirs) in owned)
+        assert pairs.setdefault(id(theirs), id(mine)) == id(mine)
+        if isinstance(theirs, torch.Tensor):
+            assert torch.equal(mine, theirs)
+            assert (mine.requires_grad, mine.grad is None) == (theirs.requires_grad, theirs.grad is None)
+        elif not _parts(theirs):
+            assert repr(mine) == repr(theirs)
