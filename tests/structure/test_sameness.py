@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 import torch
 
-from taut.structure.sameness import IN_FLOAT64, IN_OTHER_BATCHES, IN_OTHER_LAYERS, Tolerance, outputs_match
+from taut.structure.sameness import (
+    IN_FLOAT64,
+    IN_OTHER_BATCHES,
+    IN_OTHER_LAYERS,
+    Tolerance,
+    blamed,
+    outputs_match,
+    remembered,
+)
 
 INF, NAN = float("inf"), float("nan")
 
@@ -123,3 +131,30 @@ def test_in_half_precision_a_few_roundings_of_the_largest_value(dtype, unit):
 def test_only_half_precision_has_room_for_the_rounding_of_its_largest_value():
     before, after = values(1e5, 0.0, dtype=torch.float32), values(1e5, 0.03, dtype=torch.float32)
     assert not outputs_match(before, after, Tolerance(epsilons=4, each=1e-3, least=1e-9))
+
+
+@pytest.mark.parametrize(
+    ("names", "guilty", "found"),
+    [
+        ("", [], ""),
+        ("abcde", [], ""),
+        ("abcde", ["c"], "c"),
+        ("abcde", ["a", "b", "e"], "abe"),
+        ("abcdefg", ["ag"], "abcdefg"),  # only together
+        ("ab", ["a"], "a"),
+    ],
+)
+def test_who_is_to_blame_is_found_and_no_choice_is_tried_twice(names, guilty, found):
+    tried = []
+
+    def same(chosen):
+        tried.append(tuple(chosen))
+        return not any(set(together) <= set(chosen) for together in guilty)
+
+    asked = remembered(same)
+    assert asked(list(names)) is (not guilty)
+    assert blamed(list(names), asked) == list(found)
+    assert len(tried) == len(set(tried))
+    tried.clear()
+    assert blamed(list(names), same) == list(found)
+    assert len(tried) == len(set(tried))

@@ -22,7 +22,7 @@ from taut.structure.attention_form import attention_form
 from taut.structure.coverage import seeded
 from taut.structure.outputs import form_of
 from taut.structure.patches import groups_of, weight_of
-from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_BATCHES, blamed, outputs_match, said_alike
+from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_BATCHES, blamed, outputs_match, remembered, said_alike
 from taut.structure.surgery import carry, forget_hooks, shallow, swap_all
 from taut.types import Invocation, Layer
 
@@ -208,9 +208,10 @@ def kind_matters(
     for inputs in paths:
         left = [name for name in names if name not in to_blame]
         trial = _Trial(model, example, inputs, left, answers or {})
-        if trial.wanted is None or trial.same(left) or not trial.repeats():
+        same = remembered(trial.same)
+        if trial.wanted is None or same(left) or not trial.repeats():
             continue  # it gives something else each time: the form of its outputs is checked after every step
-        to_blame += blamed(left, trial.same)
+        to_blame += blamed(left, same)
     return to_blame
 
 

@@ -143,6 +143,7 @@ def blamed(names: Sequence[str], same: Callable[[Sequence[str]], bool]) -> list[
         names: of what is replaced.
         same: whether the network computes the same with these replaced.
     """
+    same = remembered(same)
     if not names or same(names):
         return []
     if len(names) == 1:
@@ -151,6 +152,18 @@ def blamed(names: Sequence[str], same: Callable[[Sequence[str]], bool]) -> list[
     alone = [*blamed(names[:half], same), *blamed(names[half:], same)]
     rest = [name for name in names if name not in alone]
     return alone if same(rest) else list(names)
+
+
+def remembered(same: Callable[[Sequence[str]], bool]) -> Callable[[Sequence[str]], bool]:
+    """A question about names, which runs a network, asked once for each of their choices."""
+    known: dict[tuple[str, ...], bool] = {}
+
+    def asked(names: Sequence[str]) -> bool:
+        if tuple(names) not in known:
+            known[tuple(names)] = same(names)
+        return known[tuple(names)]
+
+    return asked
 
 
 def outputs_match(before: Any, after: Any, tolerance: Tolerance = IN_FLOAT64) -> bool:
