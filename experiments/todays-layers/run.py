@@ -1,0 +1,199 @@
+"""`taut reproduce todays-layers`: attention, padding masks and transposed convolutions in trained nets, made smaller.
+
+Three small nets (nets.py), trained here: a ViT of `nn.MultiheadAttention`, an `nn.TransformerEncoder` with a padding
+mask on letters read column by column, a U-Net of `nn.ConvTranspose2d` that takes noise from images. Each at a half and
+a quarter of its multiply-accumulates: by taut's default call on unlabelled training inputs, and by Torch-Pruning 1.6.1
+in four ways, of which the best on validation samples counts. Untrained, and after equal training of both and of the
+uncompressed control: the same samples, epochs, loss and optimizer, at one learning rate per net, chosen on validation
+samples of the control and of both sides at a half.
+
+Test samples are read once per net that is shown, and only there; the difference of ours and the peer's is paired over
+them. --paper changes nothing here, and one seed trains. speed.py measures times afterwards.
+"""
+
+from __future__ import annotations
+
+import sys
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+import taut
+from taut.artifact.manifest import taut_version
+from taut.studies import Cell, run_grid, write_results
+from taut.studies.grid import cells
+
+NEEDS = ("accelerate",)
+"""Packages beside taut's own, looked for before the first step."""
+
+HERE = Path(__file__).parent
+sys.path[:0] = [str(HERE), str(HERE.parent / "nets")]
+
+from nets import NETS, trained  # noqa: E402 - found through the line above: experiments are scripts, no package
+from sides import CALIBRATION, CONTROL, FRACTIONS, OURS, Shelf, line, peers, smaller  # noqa: E402
+from tasks import Part, Task, learned, load_task, scores  # noqa: E402
+from verdicts import best_peer, best_rate, limits, markdown  # noqa: E402
+
+RATES = (1e-3, 3e-4, 1e-4)
+TRAINING = {"samples": 10_000, "epochs": 2, "validation": 2_500}
+QUICK = {"samples": 512, "epochs": 1, "validation": 256}
+UNTRAINED, TUNED = "untrained", "trained equally"
+
+
+class Study:
+    """The data of each net, and one function per kind of run."""
+
+    def __init__(self, data: Path | None, out: Path, quick: bool) -> None:
+        """Nets are kept in `out`."""
+        self.data, self.quick = data, quick
+        self.training = QUICK if quick else TRAINING
+        self.calibration = 256 if quick else CALIBRATION
+        self.shelf = Shelf(out / ("quick-nets" if quick else "nets"))
+        self.task = cache(self._task)
+
+    def _task(self, name: str) -> Task:
+        return load_task(name, self.data)
+
+    def part(self, name: str, count: int, seed: int) -> Part:
+        """Training samples in an order of that seed."""
+        train = self.task(name).train
+        return train.chosen(torch.randperm(len(train), generator=torch.Generator().manual_seed(seed))[:count])
+
+    def small(self, cell: Cell) -> nn.Module:
+        """The net of a side, untrained, as it was kept."""
+        held = self.shelf.get(cell)
+        if held is not None:
+            return held
+        made = smaller(cell, self.task(cell["net"]), self.part(cell["net"], self.calibration, 0))
+        return self.shelf.put(cell, made)
+
+    def valid(self, name: str, net: nn.Module) -> float:
+        """Mean score of validation samples."""
+        task = self.task(name)
+        return float(scores(net, task.valid.first(self.training["validation"]), task).mean())
+
+    def made(self, cell: Cell) -> dict[str, Any]:
+        """What a side makes of a net: its size and validation score, or why there is none."""
+        start, example = time.perf_counter(), self.task(cell["net"]).train.first(1).inputs
+        try:
+            small = self.small(cell)
+        except Exception as error:  # whatever the peer raises is the finding
+            if cell["side"] == OURS:
+                raise
+            return {"error": line(error)}
+        seconds = time.perf_counter() - start
+        before, after = (taut.trace(net, example).cost for net in (trained(cell["net"]), small))
+        left = {"macs_left": after.macs / before.macs, "params_left": after.params / before.params}
+        return {"seconds": seconds, "valid": self.valid(cell["net"], small), **left}
+
+    def tune(self, cell: Cell) -> dict[str, Any]:
+        """Validation score after training."""
+        task, start = self.task(cell["net"]), time.perf_counter()
+        small = self.small({key: value for key, value in cell.items() if key != "rate"})
+        train = self.part(cell["net"], self.training["samples"], 1)
+        valid = task.valid.first(self.training["validation"])
+        done = learned(small, task, train, valid, (self.training["epochs"], cell["rate"]))
+        self.shelf.put(cell, done)
+        return {"seconds": time.perf_counter() - start, "valid": self.valid(cell["net"], done)}
+
+    def finished(self, net: str, side: str, macs: float, rate: float | None) -> nn.Module:
+        """An untrained net, or a trained one; what was not kept is made again."""
+        cell = {"net": net, "side": side, "macs": macs}
+        if rate is None:
+            return self.small(cell)
+        if self.shelf.get(cell | {"rate": rate}) is None:
+            self.tune(cell | {"rate": rate})
+        held = self.shelf.get(cell | {"rate": rate})
+        assert held is not None
+        return held
+
+    def tested(self, cell: Cell) -> dict[str, Any]:
+        """Test scores of ours, the peer's where there is one, and the control; paired differences with intervals."""
+        task, found = self.task(cell["net"]), {}
+        part = task.test.first(512 if self.quick else None)
+        sides = {"ours": (OURS, cell["macs"]), "control": (CONTROL, 1.0)}
+        if cell["peer"] is not None:
+            sides["theirs"] = (cell["peer"], cell["macs"])
+        for key, (side, macs) in sides.items():
+            found[key] = scores(self.finished(cell["net"], side, macs, cell["rate"]), part, task).double().numpy()
+        original = scores(trained(cell["net"]), part, task).double().numpy()
+        result: dict[str, Any] = {key: float(value.mean()) for key, value in found.items()} | {"samples": len(part)}
+        result |= interval("gained", task.scale * (found["control"] - original))
+        return result | (interval("above", task.scale * (found["ours"] - found["theirs"])) if "theirs" in found else {})
+
+
+def interval(name: str, differences: np.ndarray) -> dict[str, float]:
+    """Mean of paired differences, and the ends of its 95 % interval."""
+    mean, half = float(differences.mean()), float(1.96 * differences.std(ddof=1) / len(differences) ** 0.5)
+    return {name: mean, f"{name}_low": mean - half, f"{name}_high": mean + half}
+
+
+def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | None) -> bool:
+    """Run what is missing, write results.json and table.md into `out`.
+
+    Returns:
+        Whether every stated bound holds.
+    """
+    del paper, seeds
+    study, marker = Study(data, out, quick), "quick-" if quick else ""
+    names, fractions, rates = (("letters",), (0.5,), RATES[:1]) if quick else (tuple(NETS), FRACTIONS, RATES)
+    absent = _absent(study, names)
+    names = tuple(name for name in names if name not in absent)
+    mark = f"taut {taut_version()}, torch {torch.__version__}, {study.calibration} calibration samples"
+    trained_mark = f"{mark}, {study.training}"
+    sides = (OURS, *(peers()[:1] if quick else peers()))
+    controls = cells(net=names, side=[CONTROL], macs=[1.0])
+    grid = [*controls, *cells(net=names, side=sides, macs=fractions)]
+    made = run_grid(grid, study.made, out / f"{marker}made.jsonl", "made smaller", mark)
+
+    def tune(wanted: list[Cell]) -> list[dict[str, Any]]:
+        return run_grid(wanted, study.tune, out / f"{marker}trained.jsonl", "trained", trained_mark)
+
+    tried = [cell for name in names for cell in _trials(name, made, fractions[0], rates)]
+    chosen = {name: best_rate([row for row in tune(tried) if row["net"] == name]) for name in names}
+    wanted = [
+        *tried,
+        *(
+            {"net": r["net"], "side": r["side"], "macs": r["macs"], "rate": chosen[r["net"]]}
+            for r in made
+            if "error" not in r
+        ),
+    ]
+    tuned = tune(wanted)
+    compared: list[Cell] = []
+    for name, macs in ((name, macs) for name in names for macs in fractions):
+        at_rate = [row for row in tuned if row["rate"] == chosen[name]]
+        compared += [
+            {"net": name, "macs": macs, "rate": rate, "peer": best_peer(rows, name, macs)}
+            for rate, rows in ((None, made), (chosen[name], at_rate))
+        ]
+    tested = run_grid(compared, study.tested, out / f"{marker}tested.jsonl", "tested", trained_mark)
+    units = {name: (study.task(name).unit, study.task(name).points) for name in names}
+    bounds = [] if quick else limits(made, tested, units)
+    (out / "table.md").write_text(markdown(made, tuned, tested, units, bounds, absent))
+    settings = {"quick": quick, "calibration": study.calibration, "training": study.training, "rates": chosen}
+    results = {"made": made, "trained": tuned, "tested": tested}
+    return write_results(out / "results.json", settings, results, bounds)
+
+
+def _absent(study: Study, names: tuple[str, ...]) -> dict[str, str]:
+    """Nets of which the data are not here, and what is missing."""
+    absent = {}
+    for name in names:
+        try:
+            study.task(name)
+        except FileNotFoundError as error:
+            absent[name] = str(error)
+    return absent
+
+
+def _trials(name: str, made: list[dict[str, Any]], macs: float, rates: tuple[float, ...]) -> list[Cell]:
+    """By which the rate is chosen: the control, and both sides at a half."""
+    peer = best_peer(made, name, macs)
+    sides = [(CONTROL, 1.0), (OURS, macs), *([(peer, macs)] if peer else [])]
+    return [{"net": name, "side": side, "macs": left, "rate": rate} for side, left in sides for rate in rates]
