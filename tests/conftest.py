@@ -1,6 +1,7 @@
 """One thread, fixed seeds and deterministic kernels: the same numbers on every machine and under xdist."""
 
 import functools
+import gc
 import math
 import os
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ os.environ.setdefault("TAUT_RUNTIMES", "eager,channels_last")  # the others are 
 # How long is measured, and how often before, is tested with a clock of its own.
 rounds.MOST_ROUNDS, rounds.EXTRA_TRIES, rounds.SHORTEST, rounds.WARM_UP_CALLS = 2, 0, 1e-4, 1
 showing.PATIENCE = math.inf  # nothing that was not asked for appears, however busy the machine is
+gc.disable()  # until all tests are collected: what is imported and collected stays
 torch.set_num_threads(1)  # nets this small only lose by more, above all beside another xdist worker
 
 hypothesis.settings.register_profile("ci", deadline=None, derandomize=True, print_blob=True, max_examples=100)
@@ -59,6 +61,12 @@ def pytest_collectstart(collector: pytest.Collector) -> None:
     """What a module draws when it is imported depends on no other module."""
     if isinstance(collector, pytest.Module):
         torch.default_generator.manual_seed(0)
+
+
+def pytest_collection_finish() -> None:
+    """No search for garbage among modules and tests: a tenth of the time."""
+    gc.freeze()
+    gc.enable()
 
 
 def pytest_configure(config: pytest.Config) -> None:
