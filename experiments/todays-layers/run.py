@@ -40,8 +40,11 @@ from tasks import Part, Task, learned, load_task, scores  # noqa: E402
 from verdicts import best_peer, best_rate, limits, markdown  # noqa: E402
 
 RATES = (1e-3, 3e-4, 1e-4)
-TRAINING = {"samples": 10_000, "epochs": 2, "validation": 2_500}
-QUICK = {"samples": 512, "epochs": 1, "validation": 256}
+EPOCHS = 2
+TRAINING = {"vit": (10_000, 2_500), "letters": (10_000, 2_500), "unet": (5_000, 1_000)}
+"""Net -> training samples of an epoch, and validation samples."""
+
+QUICK = {"letters": (512, 256)}
 UNTRAINED, TUNED = "untrained", "trained equally"
 
 
@@ -51,7 +54,7 @@ class Study:
     def __init__(self, data: Path | None, out: Path, quick: bool) -> None:
         """Nets are kept in `out`."""
         self.data, self.quick = data, quick
-        self.training = QUICK if quick else TRAINING
+        self.training, self.epochs = (QUICK, 1) if quick else (TRAINING, EPOCHS)
         self.calibration = 256 if quick else CALIBRATION
         self.shelf = Shelf(out / ("quick-nets" if quick else "nets"))
         self.task = cache(self._task)
@@ -75,7 +78,7 @@ class Study:
     def valid(self, name: str, net: nn.Module) -> float:
         """Mean score of validation samples."""
         task = self.task(name)
-        return float(scores(net, task.valid.first(self.training["validation"]), task).mean())
+        return float(scores(net, task.valid.first(self.training[name][1]), task).mean())
 
     def made(self, cell: Cell) -> dict[str, Any]:
         """What a side makes of a net: its size and validation score, or why there is none."""
@@ -95,9 +98,9 @@ class Study:
         """Validation score after training."""
         task, start = self.task(cell["net"]), time.perf_counter()
         small = self.small({key: value for key, value in cell.items() if key != "rate"})
-        train = self.part(cell["net"], self.training["samples"], 1)
-        valid = task.valid.first(self.training["validation"])
-        done = learned(small, task, train, valid, (self.training["epochs"], cell["rate"]))
+        samples, judges = self.training[cell["net"]]
+        train, valid = self.part(cell["net"], samples, 1), task.valid.first(judges)
+        done = learned(small, task, train, valid, (self.epochs, cell["rate"]))
         self.shelf.put(cell, done)
         return {"seconds": time.perf_counter() - start, "valid": self.valid(cell["net"], done)}
 
@@ -145,7 +148,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     absent = _absent(study, names)
     names = tuple(name for name in names if name not in absent)
     mark = f"taut {taut_version()}, torch {torch.__version__}, {study.calibration} calibration samples"
-    trained_mark = f"{mark}, {study.training}"
+    trained_mark = f"{mark}, {study.epochs} epochs of {study.training}"
     sides = (OURS, *(peers()[:1] if quick else peers()))
     controls = cells(net=names, side=[CONTROL], macs=[1.0])
     grid = [*controls, *cells(net=names, side=sides, macs=fractions)]
@@ -176,7 +179,8 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     units = {name: (study.task(name).unit, study.task(name).points) for name in names}
     bounds = [] if quick else limits(made, tested, units)
     (out / "table.md").write_text(markdown(made, tuned, tested, units, bounds, absent))
-    settings = {"quick": quick, "calibration": study.calibration, "training": study.training, "rates": chosen}
+    training = {"epochs": study.epochs, "samples, validation samples": study.training}
+    settings = {"quick": quick, "calibration": study.calibration, "training": training, "rates": chosen}
     results = {"made": made, "trained": tuned, "tested": tested}
     return write_results(out / "results.json", settings, results, bounds)
 
