@@ -2,10 +2,10 @@
 
 Three small nets (nets.py), trained here: a ViT of `nn.MultiheadAttention`, an `nn.TransformerEncoder` with a padding
 mask on letters read column by column, a U-Net of `nn.ConvTranspose2d` that takes noise from images. Each at a half and
-a quarter of its multiply-accumulates: by taut's default call on unlabelled training inputs, and by Torch-Pruning 1.6.1
-in four ways, of which the best on validation samples counts. Untrained, and after equal training of both and of the
-uncompressed control: the same samples, epochs, loss and optimizer, at one learning rate per net, chosen on validation
-samples of the control and of both sides at a half.
+a quarter of its multiply-accumulates: by taut on unlabelled training inputs, in its default call and with channels
+besides, and by Torch-Pruning 1.6.1 in four ways, of which the best on validation samples counts. Untrained, and after
+equal training of all sides and of the uncompressed control: the same samples, epochs, loss and optimizer, at one
+learning rate per net, chosen on validation samples of the control, the default call and the peer at a half.
 
 Test samples are read once per net that is shown, and only there; the difference of ours and the peer's is paired over
 them. --paper changes nothing here, and one seed trains. speed.py measures times afterwards.
@@ -57,7 +57,7 @@ class Study:
         self.training, self.epochs = (QUICK, 1) if quick else (TRAINING, EPOCHS)
         self.calibration = 256 if quick else CALIBRATION
         self.shelf = Shelf(out / ("quick-nets" if quick else "nets"))
-        self.task = cache(self._task)
+        self.task, self.scored = cache(self._task), cache(self._scored)
 
     def _task(self, name: str) -> Task:
         return load_task(name, self.data)
@@ -86,7 +86,7 @@ class Study:
         try:
             small = self.small(cell)
         except Exception as error:  # whatever the peer raises is the finding
-            if cell["side"] == OURS:
+            if cell["side"] in OURS:
                 raise
             return {"error": line(error)}
         seconds = time.perf_counter() - start
@@ -115,19 +115,21 @@ class Study:
         assert held is not None
         return held
 
+    def _scored(self, net: str, side: str, macs: float, rate: float | None) -> np.ndarray:
+        """Test scores of a finished net."""
+        part = self.task(net).test.first(512 if self.quick else None)
+        return scores(self.finished(net, side, macs, rate), part, self.task(net)).double().numpy()
+
     def tested(self, cell: Cell) -> dict[str, Any]:
         """Test scores of ours, the peer's where there is one, and the control; paired differences with intervals."""
-        task, found = self.task(cell["net"]), {}
-        part = task.test.first(512 if self.quick else None)
-        sides = {"ours": (OURS, cell["macs"]), "control": (CONTROL, 1.0)}
+        (net, macs, rate), scale = (cell[key] for key in ("net", "macs", "rate")), self.task(cell["net"]).scale
+        ours, control = self.scored(net, cell["side"], macs, rate), self.scored(net, CONTROL, 1.0, rate)
+        result: dict[str, Any] = {"ours": float(ours.mean()), "control": float(control.mean()), "samples": len(ours)}
+        result |= interval("gained", scale * (control - self.scored(net, CONTROL, 1.0, None)))
         if cell["peer"] is not None:
-            sides["theirs"] = (cell["peer"], cell["macs"])
-        for key, (side, macs) in sides.items():
-            found[key] = scores(self.finished(cell["net"], side, macs, cell["rate"]), part, task).double().numpy()
-        original = scores(trained(cell["net"]), part, task).double().numpy()
-        result: dict[str, Any] = {key: float(value.mean()) for key, value in found.items()} | {"samples": len(part)}
-        result |= interval("gained", task.scale * (found["control"] - original))
-        return result | (interval("above", task.scale * (found["ours"] - found["theirs"])) if "theirs" in found else {})
+            theirs = self.scored(net, cell["peer"], macs, rate)
+            result |= {"theirs": float(theirs.mean()), **interval("above", scale * (ours - theirs))}
+        return result
 
 
 def interval(name: str, differences: np.ndarray) -> dict[str, float]:
@@ -149,7 +151,7 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     names = tuple(name for name in names if name not in absent)
     mark = f"taut {taut_version()}, torch {torch.__version__}, {study.calibration} calibration samples"
     trained_mark = f"{mark}, {study.epochs} epochs of {study.training}"
-    sides = (OURS, *(peers()[:1] if quick else peers()))
+    sides = [*list(OURS)[:1], *peers()[:1]] if quick else [*OURS, *peers()]
     controls = cells(net=names, side=[CONTROL], macs=[1.0])
     grid = [*controls, *cells(net=names, side=sides, macs=fractions)]
     made = run_grid(grid, study.made, out / f"{marker}made.jsonl", "made smaller", mark)
@@ -168,13 +170,9 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
         ),
     ]
     tuned = tune(wanted)
-    compared: list[Cell] = []
-    for name, macs in ((name, macs) for name in names for macs in fractions):
-        at_rate = [row for row in tuned if row["rate"] == chosen[name]]
-        compared += [
-            {"net": name, "macs": macs, "rate": rate, "peer": best_peer(rows, name, macs)}
-            for rate, rows in ((None, made), (chosen[name], at_rate))
-        ]
+    compared = _points(
+        cells(net=names, macs=fractions, side=[side for side in sides if side in OURS]), made, tuned, chosen
+    )
     tested = run_grid(compared, study.tested, out / f"{marker}tested.jsonl", "tested", trained_mark)
     units = {name: (study.task(name).unit, study.task(name).points) for name in names}
     bounds = [] if quick else limits(made, tested, units)
@@ -196,8 +194,20 @@ def _absent(study: Study, names: tuple[str, ...]) -> dict[str, str]:
     return absent
 
 
+def _points(
+    wanted: list[Cell], made: list[dict[str, Any]], tuned: list[dict[str, Any]], rates: dict[str, float]
+) -> list[Cell]:
+    """Nets of ours, untrained and trained, each beside the peer's best there."""
+    points = []
+    for cell in wanted:
+        at_rate = [row for row in tuned if row["rate"] == rates[cell["net"]]]
+        for rate, rows in ((None, made), (rates[cell["net"]], at_rate)):
+            points.append(cell | {"rate": rate, "peer": best_peer(rows, cell["net"], cell["macs"])})
+    return points
+
+
 def _trials(name: str, made: list[dict[str, Any]], macs: float, rates: tuple[float, ...]) -> list[Cell]:
-    """By which the rate is chosen: the control, and both sides at a half."""
-    peer = best_peer(made, name, macs)
-    sides = [(CONTROL, 1.0), (OURS, macs), *([(peer, macs)] if peer else [])]
+    """By which the rate is chosen: the control, the default call and the peer at a half."""
+    peer, ours = best_peer(made, name, macs), next(iter(OURS))
+    sides = [(CONTROL, 1.0), (ours, macs), *([(peer, macs)] if peer else [])]
     return [{"net": name, "side": side, "macs": left, "rate": rate} for side, left in sides for rate in rates]

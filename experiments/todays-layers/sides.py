@@ -1,4 +1,4 @@
-"""Who makes a net smaller: taut's default call and Torch-Pruning in four ways, at most as many multiply-accumulates."""
+"""Who makes a net smaller, to at most as many multiply-accumulates: taut in two ways, Torch-Pruning in four."""
 
 from __future__ import annotations
 
@@ -17,7 +17,13 @@ from taut.studies import Cell
 
 sys.path.append(str(Path(__file__).parent.parent / "prune-then-tucker"))  # opponent.py
 
-OURS, CONTROL = "taut", "control"
+CONTROL = "control"
+OURS: dict[str, tuple[str, ...] | None] = {
+    "taut": None,
+    "taut, channels too": ("channels", "svd", "spatial", "tucker"),
+}
+"""Side -> methods; the first is the default call."""
+
 PEERS: dict[str, tuple[str, bool]] = {
     "Torch-Pruning l2, uniform": ("l2", False),
     "Torch-Pruning l2, over all layers": ("l2", True),
@@ -49,12 +55,10 @@ def smaller(cell: Cell, task: Task, calibration: Part) -> nn.Module:
     net, example = trained(cell["net"]), task.train.first(1).inputs
     if cell["side"] == CONTROL:
         return net
-    if cell["side"] == OURS:
-        batches = [_call(part) for part in calibration.batches(BATCH)]
-        found = taut.compress(
-            net, _call(task.train.first(1)), budget={"macs": cell["macs"]}, data=batches, compare=False
-        )
-        return found.model
+    if cell["side"] in OURS:
+        batches, methods = [_call(part) for part in calibration.batches(BATCH)], OURS[cell["side"]]
+        first, budget = _call(task.train.first(1)), {"macs": cell["macs"]}
+        return taut.compress(net, first, budget=budget, data=batches, methods=methods, compare=False).model
     from opponent import Peer, opponent  # noqa: PLC0415 - needs a package of another author
 
     importance, overall = PEERS[cell["side"]]

@@ -1,7 +1,7 @@
 """How fast the nets of todays-layers are beside the peer's: eager and ONNX Runtime, batches of 1 and 32.
 
-Each of ours is timed in turns with the peer's best net at the same multiply-accumulates, and with the original, in one
-run; a ratio is that of the lower quintiles (`taut.compare`).
+Each of ours, trained, is timed in turns with the peer's best net at the same budget of multiply-accumulates; a ratio is
+that of the lower quintiles (`taut.compare`).
 
 python experiments/todays-layers/speed.py [--out FOLDER] [--rounds 30]    (after run.py; run it alone on the machine)
 """
@@ -25,8 +25,9 @@ HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE), str(HERE.parent / "nets"), str(HERE.parents[1] / "benchmarks")]
 
 from ending import finish  # noqa: E402 - found through the line above: experiments are scripts, no package
-from nets import HEIGHT, trained  # noqa: E402
-from sides import OURS, Shelf  # noqa: E402
+from nets import HEIGHT  # noqa: E402
+from sides import Shelf  # noqa: E402
+from verdicts import point  # noqa: E402
 
 from taut.studies import Bound, load_average  # noqa: E402
 
@@ -43,23 +44,19 @@ def example(net: str, batch: int) -> Any:
 
 
 def timed(row: dict[str, Any], shelf: Shelf, rounds: int) -> list[dict[str, Any]]:
-    """Both batches and both comparisons of one point."""
-    sides = {"original": trained(row["net"])}
-    for side, of in (("ours", OURS), ("theirs", row["peer"])):
-        held = shelf.get({key: row[key] for key in ("net", "macs", "rate")} | {"side": of})
-        if held is None:
-            raise SystemExit(f"{shelf.folder} does not hold the nets of {row['net']}: start run.py first.")
-        sides[side] = held
-    found = []
+    """Both batches of one point, in each runtime."""
+    nets, found = {}, []
+    for side in (row["peer"], row["side"]):
+        nets[side] = shelf.get({"net": row["net"], "side": side, "macs": row["macs"], "rate": row["rate"]})
+        if nets[side] is None:
+            raise SystemExit(f"'{shelf.folder}' does not hold the nets of {row['net']}: start run.py first.")
     for batch in BATCHES:
-        for before in ("theirs", "original"):
-            inputs = example(row["net"], batch)
-            latency = taut.compare(sides[before], sides["ours"], None, inputs, rounds=rounds).latency
-            for runtime, pair in latency.runtimes.items():
-                point = {"net": row["net"], "macs": row["macs"], "batch": batch, "runtime": runtime, "beside": before}
-                times = {"before_ms": pair.before, "ours_ms": pair.after, "times_faster": pair.ratio}
-                found.append(point | times | {"low": pair.low, "high": pair.high, "apart": pair.apart})
-                print(found[-1], flush=True)
+        latency = taut.compare(*nets.values(), None, example(row["net"], batch), rounds=rounds).latency
+        for runtime, pair in latency.runtimes.items():
+            times = {"theirs_ms": pair.before, "ours_ms": pair.after, "faster": pair.ratio, "apart": pair.apart}
+            kept = {key: row[key] for key in ("net", "macs", "rate", "side", "peer")}
+            found.append({**kept, "batch": batch, "runtime": runtime, **times, "low": pair.low, "high": pair.high})
+            print(found[-1], flush=True)
     return found
 
 
@@ -75,13 +72,9 @@ def main() -> None:
     rows = [found for row in points for found in timed(row, shelf, args.rounds)]
     bounds = [
         Bound(
-            f"{row['net']}, MACs /{1 / row['macs']:g}, {row['runtime']}, batch {row['batch']}: times faster than "
-            "Torch-Pruning",
-            1.0,
-            row["times_faster"],
+            f"{point(row)}, {row['runtime']}, batch {row['batch']}: times faster than Torch-Pruning", 1.0, row["faster"]
         )
         for row in rows
-        if row["beside"] == "theirs"
     ]
     finish(args.out / "speed.json", {"rounds": args.rounds, "load_average_before": load}, rows, bounds)
 

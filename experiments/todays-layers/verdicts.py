@@ -15,7 +15,7 @@ Rows = Sequence[Row]
 Units = Mapping[str, tuple[str, str]]
 """Net -> what its score is called, and what differences of it are."""
 
-HEAD = ("net", "MACs", "", "control", "taut", "Torch-Pruning", "its best way", "its MACs left", "taut above it, 95 %")
+HEAD = ("net", "MACs", "", "control", "side", "its score", "Torch-Pruning", "best way", "MACs left", "above it, 95 %")
 
 
 def best_peer(rows: Rows, net: str, macs: float) -> str | None:
@@ -23,7 +23,7 @@ def best_peer(rows: Rows, net: str, macs: float) -> str | None:
     found = [
         row
         for row in rows
-        if (row["net"], row["macs"]) == (net, macs) and row["side"] not in (OURS, CONTROL) and "error" not in row
+        if (row["net"], row["macs"]) == (net, macs) and row["side"] not in (*OURS, CONTROL) and "error" not in row
     ]
     return max(found, key=lambda row: row["valid"])["side"] if found else None
 
@@ -35,8 +35,9 @@ def best_rate(rows: Rows) -> float:
 
 
 def point(row: Row) -> str:
-    """A net, its size and whether it was trained, in words."""
-    return f"{row['net']}, MACs /{1 / row['macs']:g}, {'untrained' if row['rate'] is None else 'trained equally'}"
+    """A net, its size, whether it was trained, and who made it, in words."""
+    trained = "untrained" if row["rate"] is None else "trained equally"
+    return f"{row['net']}, MACs /{1 / row['macs']:g}, {trained}, {row['side']}"
 
 
 def limits(made: Rows, tested: Rows, units: Units) -> list[Bound]:
@@ -44,9 +45,9 @@ def limits(made: Rows, tested: Rows, units: Units) -> list[Bound]:
     if not any("above" in row for row in tested):
         return []
     bounds = [
-        Bound(f"{row['net']}: share of the MACs left by taut", row["macs"], row["macs_left"], at_most=True)
+        Bound(f"{row['net']}: share of the MACs left by {row['side']}", row["macs"], row["macs_left"], at_most=True)
         for row in made
-        if row["side"] == OURS
+        if row["side"] in OURS
     ]
     for row in tested:
         if "above" in row:
@@ -65,7 +66,7 @@ def _line(row: Row, made: Rows, unit: str, points: str) -> str:
         f"{row['above']:+.2f} {points} ({row['above_low']:+.2f} to {row['above_high']:+.2f})" if "above" in row else ""
     )
     parts = [row["net"], f"/{1 / row['macs']:g}", "untrained" if row["rate"] is None else f"trained, {row['rate']:g}"]
-    parts += [f"{row[key]:.{digits}f}" for key in ("control", "ours")]
+    parts += [f"{row['control']:.{digits}f}", row["side"], f"{row['ours']:.{digits}f}"]
     same = [
         each for each in made if all(each[key] == row[key] for key in ("net", "macs")) and each["side"] == row["peer"]
     ]

@@ -84,7 +84,16 @@ def test_the_rate_is_the_best_on_the_mean(study):
 
 
 def outcome(rate, above, gained_high=0.1):
-    found = {"net": "vit", "macs": 0.5, "rate": rate, "peer": "a", "ours": 0.8, "theirs": 0.7, "control": 0.9}
+    found = {
+        "net": "vit",
+        "macs": 0.5,
+        "rate": rate,
+        "peer": "a",
+        "side": "taut",
+        "ours": 0.8,
+        "theirs": 0.7,
+        "control": 0.9,
+    }
     ends = {"above_low": above - 0.2, "above_high": above + 0.2, "gained_low": -0.3}
     return found | {"above": above, "gained": 0.0, "gained_high": gained_high, "samples": 9} | ends
 
