@@ -14,6 +14,7 @@ from taut.methods.layer_factory import (
     GRID,
     chain_cost,
     conv,
+    empty,
     input_places,
     linear,
     output_places,
@@ -21,6 +22,7 @@ from taut.methods.layer_factory import (
     rank_grid,
     refuse_layer,
 )
+from taut.nn import GroupedLinear
 from taut.structure.tracing import describe_layer
 from taut.types import Layer
 
@@ -99,3 +101,28 @@ def test_what_no_factorization_takes():
     assert refuse_layer(Layer("x", "Conv2d", (3, 3))) == "Conv2d is not factorized"
     assert refuse_layer(Layer("x", "Linear", (3, 3))) is None
     assert refuse_layer(Layer("x", "Conv1d", (3, 3, 1))) is None
+
+
+@pytest.mark.parametrize(
+    ("kind", "sizes", "settings"),
+    [
+        (nn.Linear, (3, 5), {"bias": True}),
+        (nn.Conv2d, (4, 6), {"kernel_size": (3, 1), "groups": 2, "padding": "same", "padding_mode": "reflect"}),
+        (nn.ConvTranspose1d, (4, 6), {"kernel_size": 3}),
+        (nn.Embedding, (7, 3), {"padding_idx": 2}),
+        (nn.BatchNorm2d, (5,), {"affine": False}),
+        (nn.GroupNorm, (2, 6), {}),
+        (GroupedLinear, (4, 6), {"groups": 2, "bias": False}),
+    ],
+)
+def test_an_empty_layer_is_one_of_its_class_and_draws_nothing(kind, sizes, settings):
+    before = torch.get_rng_state()
+    made = empty(kind, *sizes, **settings)
+    assert torch.equal(torch.get_rng_state(), before)
+    wanted = kind(*sizes, **settings)
+    assert type(made) is kind
+    assert repr(made) == repr(wanted)
+    assert vars(made).keys() == vars(wanted).keys()
+    made.load_state_dict(wanted.state_dict(), strict=True)
+    made.reset_parameters()
+    assert not torch.equal(torch.get_rng_state(), before) or kind in {nn.BatchNorm2d, nn.GroupNorm}

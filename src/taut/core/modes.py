@@ -34,7 +34,8 @@ def evaluating(model: nn.Module, *, training: bool = False) -> Iterator[nn.Modul
         yield model
     finally:
         for module, flag in flags:
-            module.training = flag
+            if module.training is not flag:  # a module is slow to take an attribute
+                module.training = flag
 
 
 @contextmanager
