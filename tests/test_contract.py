@@ -352,29 +352,45 @@ def test_more_rank_never_hurts_on_the_calibration_data(method, name):
 
 @EVERY_PAIR
 def test_a_step_costs_what_its_module_does_and_grows_a_layer_only_on_request(method, name):
-    s = setup(name)
-    for group in s.groups(method):
-        original = nn.ModuleList(s.model.get_submodule(name) for name in group.names)
-        assert group.cost.params == sum(p.numel() for p in original.parameters())
-        sizes = s.resolved(method, group)[::2]
-        for chosen in (one for place, one in enumerate(sizes) if one not in sizes[:place]):
-            cost = chosen.cost(group)
-            smaller = shrinks(chosen, group)
-            step = Step(group.names, method, settings(chosen), allow_growth=not smaller)
-            if not smaller and chosen == sizes[-1]:
-                refused(s, replace_fields(step, allow_growth=False), chosen)
-            small = taut.apply(s.model, Plan.of(s.net, [step]), s.stats)
-            same_form(run(small, s.example), s.outputs)
-            built = nn.ModuleList(small.get_submodule(name) for name in group.names)
-            assert cost.params == sum(p.numel() for p in built.parameters())
-            orders = {f"{key}.order" for key, part in built.named_modules() if isinstance(part, Reorder)}
-            held = built.state_dict(keep_vars=True)
-            stored = {id(t): t for key, t in held.items() if key not in orders}  # neighbours may take it
-            assert cost.bytes == sum(t.numel() * t.element_size() for t in stored.values())
-            assert sum(int(p.count_nonzero()) for p in built.parameters()) <= cost.nonzero
-            full = all(full_rank(p) for p in original.parameters() if p.ndim > 1)
-            assert not full or sum(map(filled, built.parameters())) == cost.nonzero
-            assert (cost.macs - group.cost.macs) * s.batch == macs(small, s.example) - s.macs
+    """All layers in one model, at the smallest size and at the largest; one by one where steps reach into others."""
+    s, groups = setup(name), setup(name).groups(method)
+    blocks = any(layer.block for group in groups for layer in group.layers)
+    for some in [[group] for group in groups] if blocks or issubclass(METHODS[method], Slimming) else [groups]:
+        ends = [(group, s.resolved(method, group)[::2]) for group in some]
+        costs_are_kept(s, [(group, small, small == large) for group, (small, large) in ends])
+        if larger := [(group, large, True) for group, (small, large) in ends if small != large]:
+            costs_are_kept(s, larger)
+
+
+def costs_are_kept(s, chosen):
+    """Of groups with resolved methods, in one model, and whether each is as large as it can be."""
+    steps = []
+    for group, kind, largest in chosen:
+        smaller = shrinks(kind, group)
+        step = Step(group.names, kind.name, settings(kind), allow_growth=not smaller)
+        if not smaller and largest:
+            refused(s, replace_fields(step, allow_growth=False), kind)
+        steps.append(step)
+    small = taut.apply(s.model, Plan.of(s.net, steps), s.stats)
+    same_form(run(small, s.example), s.outputs)
+    for group, kind, _ in chosen:
+        costs_what_it_says(s.model, small, group, kind.cost(group))
+    change = sum(kind.cost(group).macs - group.cost.macs for group, kind, _ in chosen)
+    assert change * s.batch == macs(small, s.example) - s.macs
+
+
+def costs_what_it_says(model, small, group, cost):
+    """Parameters, bytes and values that are not zero of what was built for a group."""
+    original, built = (nn.ModuleList(each.get_submodule(name) for name in group.names) for each in (model, small))
+    assert group.cost.params == sum(p.numel() for p in original.parameters())
+    assert cost.params == sum(p.numel() for p in built.parameters())
+    orders = {f"{key}.order" for key, part in built.named_modules() if isinstance(part, Reorder)}
+    held = built.state_dict(keep_vars=True)
+    stored = {id(t): t for key, t in held.items() if key not in orders}  # neighbours may take it
+    assert cost.bytes == sum(t.numel() * t.element_size() for t in stored.values())
+    assert sum(int(p.count_nonzero()) for p in built.parameters()) <= cost.nonzero
+    full = all(full_rank(p) for p in original.parameters() if p.ndim > 1)
+    assert not full or sum(map(filled, built.parameters())) == cost.nonzero
 
 
 def full_rank(weight):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -134,15 +135,22 @@ class Outputs:
 
     def differ_in_training(self, model: nn.Module) -> str | None:
         """How a model's output on the example departs in form from the original's while both train; None if not."""
-        try:
-            wanted = form_of(self._trained(self.model))
-        except ModelError:
-            return None  # it cannot be trained on the example, either
+        wanted = self._form_in_training
+        if wanted is None:
+            return None
         try:
             form = form_of(self._trained(model))
         except ModelError as error:
             return str(error)
         return None if form.loose == wanted.loose else f"the output would be {form} instead of {wanted}"
+
+    @cached_property
+    def _form_in_training(self) -> Form | None:
+        """Of the original's output on the example; None where it cannot be trained on it."""
+        try:
+            return form_of(self._trained(self.model))
+        except ModelError:
+            return None
 
     def _trained(self, model: nn.Module) -> Any:
         copied = shallow(model).train()
