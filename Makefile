@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
-# The tests use small nets: two processes of one thread each beat one process of two.
+# The tests use small nets: two processes of one thread each beat one process of two. Each takes a half in order, so
+# that what a file prepares is prepared once, and then of what the other has left.
 WORKERS ?= 2
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
@@ -17,7 +18,7 @@ demo: $(STAMP)
 	$(BIN)/taut demo --out taut-demo
 
 test: $(STAMP)
-	$(THREADS) $(BIN)/pytest -n $(WORKERS)
+	$(THREADS) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
 check: $(STAMP)
 	$(BIN)/ruff format --check .

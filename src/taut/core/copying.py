@@ -62,7 +62,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     """
     memo = {} if memo is None else memo
     wrapped: list[tuple[nn.Module, str, FunctionType]] = []
-    for module in _modules(model):
+    for module in modules_of(model):
         for key, value in vars(module).items():
             kind = type(value)
             if kind is FunctionType and value.__closure__:
@@ -83,7 +83,7 @@ def deep_copy(model: nn.Module, memo: dict[int, Any] | None = None) -> nn.Module
     raise ModelError(f"The model cannot be copied: {type(refusal).__name__}: {refusal}") from refusal
 
 
-def _modules(model: nn.Module) -> Iterator[nn.Module]:
+def modules_of(model: nn.Module) -> Iterator[nn.Module]:
     """All modules of a tree, each once; `Module.modules` hands every one of them up through all levels above it."""
     seen, waiting = {id(model)}, [model]
     while waiting:

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvTransposeNd
 
-from taut.core.copying import deep_copy
+from taut.core.copying import deep_copy, modules_of
 from taut.errors import CallError
 from taut.nn import Skipped, Tied
 from taut.nn.answering import Answering, read_attributes
@@ -39,8 +39,14 @@ def shallow(model: nn.Module) -> nn.Module:
 
     Nothing is copied but Python objects, so it costs no memory; editing the copy's tree leaves the model alone.
     """
-    memo: dict[int, Any] = {id(p): nn.Parameter(_usable(p), requires_grad=False) for p in model.parameters()}
-    memo |= {id(b): b.detach().clone() for b in model.buffers()}
+    memo: dict[int, Any] = {}
+    for module in modules_of(model):
+        for p in module._parameters.values():
+            if p is not None and id(p) not in memo:
+                memo[id(p)] = nn.Parameter(_usable(p), requires_grad=False)
+        for b in module._buffers.values():
+            if b is not None and id(b) not in memo:
+                memo[id(b)] = b.detach().clone()
     return deep_copy(model, memo)
 
 
