@@ -9,6 +9,7 @@ from torch.nn import functional
 
 import taut
 from cases import StandardConv, own_conv
+from taut.methods import as_conv
 from taut.nn import SamePad
 from taut.structure import own_forms
 from taut.structure.conv_form import conv_form
@@ -251,3 +252,25 @@ def test_a_form_is_shown_once_and_its_weight_computed_anew(name, monkeypatch):
     if name != "scaled before and behind":  # a gain that the weight decides belongs to its values then
         torch.testing.assert_close(known.of(wide)(x), wide(x))
     torch.testing.assert_close(known.of(copy.deepcopy(model[0]).double())(x), copy.deepcopy(model[0]).double()(x))
+
+
+def test_carrying_out_what_was_traced_shows_nothing_again(monkeypatch):
+    model, x = nn.Sequential(CONVOLUTIONS["standardized"]()).eval(), torch.randn(2, 4, 9, 9)
+    net = taut.trace(model, x)
+    stats = taut.observe(net, model, None)
+    monkeypatch.setattr(as_conv, "conv_form", lambda module: pytest.fail("it was shown before"))
+    small = taut.apply(model, Plan.of(net, [Step(("0",), "as_conv")]), stats)
+    assert type(small[0]) is nn.Conv2d
+    torch.testing.assert_close(small(x), model(x))
+
+
+def test_where_what_was_traced_no_longer_holds_the_layer_stays():
+    model, x = nn.Sequential(CONVOLUTIONS["scaled before and behind"]()).eval(), torch.randn(2, 4, 9, 9)
+    net = taut.trace(model, x)
+    stats = taut.observe(net, model, None)
+    with torch.no_grad():
+        model[0].weight.mul_(torch.linspace(1, 9, len(model[0].weight))[:, None, None, None])
+    with pytest.warns(UserWarning, match="the output on the example changed although the method is exact"):
+        small = taut.apply(model, Plan.of(net, [Step(("0",), "as_conv")]), stats)
+    assert type(small[0]) is type(model[0])
+    assert torch.equal(small(x), model(x))

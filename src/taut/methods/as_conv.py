@@ -16,6 +16,7 @@ from taut.methods.plain_form import PlainForm
 from taut.nn import SamePad
 from taut.structure.conv_form import ConvForm, conv_form, own_values
 from taut.structure.losses import trained
+from taut.structure.own_forms import Known
 from taut.structure.support import CONVOLUTION
 from taut.types import Cost, Group, Rewrite
 
@@ -71,12 +72,15 @@ class AsConv(PlainForm):
     def rewrite(self, modules: Mapping[str, nn.Module], factors: object) -> Rewrite:
         """The layer as a convolution.
 
+        Args:
+            modules: the layer.
+            factors: what `taut.trace` showed of it (`taut.structure.own_forms.Known`); None: it is shown here.
+
         Raises:
             ModelError: it is none.
         """
-        del factors
         ((name, module),) = modules.items()
-        form = conv_form(module)
+        form = factors.conv if isinstance(factors, Known) else conv_form(module)
         if form is None:
             raise ModelError(f"The layer '{name}' is no ordinary convolution.")
         resolved = self._resolved(form)

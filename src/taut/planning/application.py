@@ -24,6 +24,7 @@ from taut.core.progress import track
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
+from taut.methods.plain_form import PlainForm
 from taut.nn.recurrent import without_kernel
 from taut.planning.step_checks import below_floor, departs, growth, shown_settings, without_form
 from taut.recovery.refit import recover
@@ -285,8 +286,7 @@ def _names(model: nn.Module) -> set[str]:
 
 
 def _check_names(model: nn.Module, plan: Plan) -> None:
-    missing = sorted({name for step in plan.steps for name in step.layers} - _names(model))
-    if missing:
+    if missing := sorted({name for step in plan.steps for name in step.layers} - _names(model)):
         raise CallError(f"The plan names a layer that the model does not have: '{missing[0]}'.")
 
 
@@ -376,18 +376,18 @@ def _restore(small: nn.Module, places: Mapping[str, str], modules: Mapping[str, 
 
 def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[str, nn.Module]) -> Any:
     """The cached decomposition of the original layers; of the present ones where an earlier step changed them."""
+    if isinstance(method, PlainForm):  # what tracing showed; the output is compared
+        return stats.network.forms.get(group.names[0])
     known = _known(stats, modules)
     if method.masks and not (method.uses_statistics and _untouched(stats, modules)):
         return method.factor(modules, known if method.uses_statistics else {})  # what was pruned must count as pruned
-    if len(known) == len(modules):
-        return stats.factors(group, method)
-    return method.factor(modules, {})
+    return stats.factors(group, method) if len(known) == len(modules) else method.factor(modules, {})
 
 
 def _known(stats: Statistics, modules: Mapping[str, nn.Module]) -> dict[str, LayerStatistics]:
     """Statistics of the layers that no earlier step changed."""
-    held = {*stats.modules, *stats.asides}
-    return {name: stats.seen(name) for name, m in modules.items() if name in held and _same(stats.module(name), m)}
+    held = {name: m for name, m in modules.items() if name in stats.modules or name in stats.asides}
+    return {name: stats.seen(name) for name, m in held.items() if _same(stats.module(name), m)}
 
 
 def _same(original: nn.Module, present: nn.Module) -> bool:
