@@ -16,6 +16,9 @@ FOLDERS = [HERE / "todays-layers", HERE / "nets", HERE / "prune-then-tucker"]
 @pytest.fixture
 def study(monkeypatch):
     monkeypatch.setattr(sys, "path", [str(folder) for folder in FOLDERS[:2]] + sys.path)
+    for folder in FOLDERS:  # other tests import other files of the same names
+        for path in folder.glob("*.py"):
+            monkeypatch.delitem(sys.modules, path.stem, raising=False)
     before = set(sys.modules)
     import nets  # noqa: PLC0415 - scripts, found through the lines above
     import run  # noqa: PLC0415
