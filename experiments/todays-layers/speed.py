@@ -1,7 +1,8 @@
 """How fast the nets of todays-layers are beside the peer's: eager and ONNX Runtime, batches of 1 and 32.
 
 Each of ours, trained, is timed in turns with the peer's best net at the same budget of multiply-accumulates; a ratio is
-that of the lower quintiles (`taut.compare`).
+that of the lower quintiles (`taut.compare`). What speed.jsonl holds is not timed again: remove it first where the
+machine was busy.
 
 python experiments/todays-layers/speed.py [--out FOLDER] [--rounds 30]    (after run.py; run it alone on the machine)
 """
@@ -12,6 +13,7 @@ import argparse
 import json
 import os
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +28,11 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "nets"), str(HERE.parents[1] / "ben
 
 from ending import finish  # noqa: E402 - found through the line above: experiments are scripts, no package
 from nets import HEIGHT  # noqa: E402
-from sides import Shelf  # noqa: E402
+from sides import OURS, Shelf  # noqa: E402
 from verdicts import point  # noqa: E402
 
-from taut.studies import Bound, load_average  # noqa: E402
+from taut.artifact.manifest import taut_version  # noqa: E402
+from taut.studies import Bound, Cell, load_average, run_grid  # noqa: E402
 
 BATCHES = (1, 32)
 
@@ -43,21 +46,20 @@ def example(net: str, batch: int) -> Any:
     return torch.rand(batch, 1, 28, 28, generator=generator)
 
 
-def timed(row: dict[str, Any], shelf: Shelf, rounds: int) -> list[dict[str, Any]]:
-    """Both batches of one point, in each runtime."""
-    nets, found = {}, []
-    for side in (row["peer"], row["side"]):
-        nets[side] = shelf.get({"net": row["net"], "side": side, "macs": row["macs"], "rate": row["rate"]})
-        if nets[side] is None:
-            raise SystemExit(f"'{shelf.folder}' does not hold the nets of {row['net']}: start run.py first.")
-    for batch in BATCHES:
-        latency = taut.compare(*nets.values(), None, example(row["net"], batch), rounds=rounds).latency
-        for runtime, pair in latency.runtimes.items():
-            times = {"theirs_ms": pair.before, "ours_ms": pair.after, "faster": pair.ratio, "apart": pair.apart}
-            kept = {key: row[key] for key in ("net", "macs", "rate", "side", "peer")}
-            found.append({**kept, "batch": batch, "runtime": runtime, **times, "low": pair.low, "high": pair.high})
-            print(found[-1], flush=True)
-    return found
+def timed(shelf: Shelf, rounds: int, cell: Cell) -> dict[str, Any]:
+    """The peer's time over ours in each runtime."""
+    nets, load = [], load_average()
+    for side in (cell["peer"], cell["side"]):
+        nets.append(shelf.get({"net": cell["net"], "side": side, "macs": cell["macs"], "rate": cell["rate"]}))
+        if nets[-1] is None:
+            raise SystemExit(f"'{shelf.folder}' does not hold the nets of {cell['net']}: start run.py first.")
+    latency = taut.compare(*nets, None, example(cell["net"], cell["batch"]), rounds=rounds).latency
+    found = {}
+    for runtime, pair in latency.runtimes.items():
+        times = {"theirs_ms": pair.before, "ours_ms": pair.after, "faster": pair.ratio, "apart": pair.apart}
+        found[runtime] = {**times, "low": pair.low, "high": pair.high}
+        print(f"{point(cell)}, {runtime}, batch {cell['batch']}: {pair.ratio:.2f}", flush=True)
+    return {"load_average_before": load, "runtimes": found}
 
 
 def main() -> None:
@@ -66,17 +68,20 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=HERE / "results")
     parser.add_argument("--rounds", type=int, default=30)
     args = parser.parse_args()
-    load, shelf = load_average(), Shelf(args.out / "nets")
     tested = json.loads((args.out / "results.json").read_text())["results"]["tested"]
-    points = [row for row in tested if row["rate"] is not None and row["peer"] is not None]
-    rows = [found for row in points for found in timed(row, shelf, args.rounds)]
+    keys = ("net", "macs", "rate", "side", "peer")
+    points = [{key: row[key] for key in keys} for row in tested if row["rate"] is not None and row["peer"] is not None]
+    points.sort(key=lambda row: list(OURS).index(row["side"]))
+    wanted = [row | {"batch": batch} for row in points for batch in BATCHES]
+    mark = f"taut {taut_version()}, torch {torch.__version__}, {args.rounds} rounds"
+    work = partial(timed, Shelf(args.out / "nets"), args.rounds)
+    rows = run_grid(wanted, work, args.out / "speed.jsonl", "timed", mark)
     bounds = [
-        Bound(
-            f"{point(row)}, {row['runtime']}, batch {row['batch']}: times faster than Torch-Pruning", 1.0, row["faster"]
-        )
+        Bound(f"{point(row)}, {runtime}, batch {row['batch']}: times faster than Torch-Pruning", 1.0, times["faster"])
         for row in rows
+        for runtime, times in row["runtimes"].items()
     ]
-    finish(args.out / "speed.json", {"rounds": args.rounds, "load_average_before": load}, rows, bounds)
+    finish(args.out / "speed.json", {"rounds": args.rounds}, rows, bounds)
 
 
 if __name__ == "__main__":
