@@ -1,6 +1,7 @@
 """Channels and ranks in one plan: budgets hold, the share with the least divergence wins, plans can be replayed."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -9,9 +10,12 @@ import taut
 from cases import case, run, untouched
 from taut import Budget, BudgetError, CallError, Plan
 from taut.planning import blocks
+from taut.planning.application import apply_plan
+from taut.planning.narrowing import narrow
+from taut.planning.plan import narrowing_step
 from taut.search.joint import NEARLY, JointPlanner, _next
 from taut.search.ranks import RankPlanner
-from taut.types import Group
+from taut.types import Group, Step
 
 METHODS = ("channels", "svd", "spatial", "tucker")
 
@@ -64,6 +68,7 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
         return losses.get(share, 1.5)
 
     monkeypatch.setattr(JointPlanner, "_loss", loss)
+    monkeypatch.setattr(JointPlanner, "_promising", lambda *_: None)
     made_of = case("vgg").make()
     batches = case("vgg").data(batches=4, size=24)
     net = taut.trace(*made_of)
@@ -72,6 +77,63 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
     ranks = RankPlanner(made_of[0], stats, (), [(b, None) for b in batches])
     assert JointPlanner(ranks, methods[0], tuple(methods[1:]), 1)._best_share({"macs": 1.0}) == 0.5
     assert len(set(tried)) == len(tried) <= 5
+
+
+@pytest.mark.parametrize(
+    ("predicted", "wanted"),
+    [
+        ({0.0: 3.0, 0.5: 1.0, 1.0: 1.5}, [0.5, 1.0]),
+        ({0.0: 1.0, 0.5: 3.0, 1.0: 3.0}, [0.0]),
+        ({0.0: 1.2, 0.5: 2.0, 1.0: 1.0}, [1.0, 0.0]),
+        ({0.0: math.inf, 0.5: math.inf, 1.0: math.inf}, []),
+        ({0.0: 1.0, 0.5: None, 1.0: 3.0}, None),
+    ],
+)
+def test_shares_are_tried_that_come_near_the_least_predicted_damage(monkeypatch, predicted, wanted):
+    def plan(_, share, __):
+        damage = predicted.get(share, max(9.0, predicted[0.0]))
+        return None if damage == math.inf else Plan((Step(("a",), "channels", damage=damage),))
+
+    monkeypatch.setattr(JointPlanner, "_plan", plan)
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    stats = taut.observe(taut.trace(model, torch.randn(2, 4)), model)
+    planner = JointPlanner(RankPlanner(model, stats, (), None), taut.methods.METHODS["channels"](), (), 1)
+    assert planner._promising({"macs": 1.0}) == wanted
+
+
+def test_what_channels_do_is_predicted_from_what_was_observed_before():
+    model, example = case("vgg").make()
+    batches = [(b, None) for b in case("vgg").data(batches=4, size=24)]
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, batches)
+    step = narrowing_step(net, taut.methods.METHODS["channels"](), macs=0.6)
+    with untouched(model):
+        found = narrow(model, step, stats)
+    assert found.step.damage > 0
+    assert found.step.after.macs <= 0.6 * found.step.before.macs
+    built, plan = apply_plan(model, Plan((found.step,)), stats)
+    assert plan.steps[0].settings == found.step.settings
+    for (name, wanted), (_, there) in zip(built.state_dict().items(), found.model.state_dict().items(), strict=True):
+        assert torch.equal(wanted, there), name
+    inner = {layer.name: layer.weight for layer in found.stats.network.layers}
+    assert inner == {layer.name: layer.weight for layer in taut.trace(built, example).layers}
+    assert all(s.weighting.full is None or s.weighting.full.shape[-1] > 0 for s in found.stats.layers.values())
+    assert narrow(model, narrowing_step(net, taut.methods.METHODS["channels"](), macs=1e-9), stats) is None
+
+
+def test_damages_of_channels_have_a_unit_where_readers_were_observed():
+    model, example = case("vgg").make()
+    net = taut.trace(model, example)
+    batches = [(b, None) for b in case("vgg").data(batches=2, size=8)]
+    known, unknown = taut.observe(net, model, batches), taut.observe(net, model)
+
+    def damage(stats, **settings):
+        step = narrowing_step(net, taut.methods.METHODS["channels"](**settings), macs=0.5)
+        return narrow(model, step, stats).step.damage
+
+    assert damage(known) is not None
+    assert damage(unknown) is None
+    assert damage(known, criterion="l2") is None
 
 
 def test_the_next_share_lies_beside_the_best():
@@ -137,7 +199,7 @@ def test_what_blocks_do_is_measured_before_channels_go_alone(monkeypatch):
     assert known
     monkeypatch.delattr(blocks, "measured_blocks")
     planner = JointPlanner(RankPlanner(model, stats, choices, data), channels, tuple(low), 1)
-    narrowed = planner._narrow(0.5, {"macs": 0.5 * net.cost.macs}, data)
+    narrowed = planner._narrow(0.5, {"macs": 0.5 * net.cost.macs})
     found = [choice for choice in narrowed.ranks.choices if choice.block is not None]
     assert {choice.name: choice.options[1].damage for choice in found} == known
     assert all(choice.group.layer.params < net[choice.name].params for choice in found)

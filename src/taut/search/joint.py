@@ -19,19 +19,19 @@ import numpy as np
 from torch import nn
 
 from taut.core.progress import stage
-from taut.errors import CallError
 from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
+from taut.methods.blocks import Blocks
 from taut.planning.application import apply_plan
 from taut.planning.blocks import survey_all
 from taut.planning.candidates import Choice
 from taut.planning.knapsack import HEADER_BYTES, network_cost
+from taut.planning.narrowing import narrow
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
 from taut.search.held_out import Batches, divided
 from taut.search.ranks import Built, Limits, RankPlanner, Reach
-from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
@@ -42,6 +42,12 @@ FIRST_SHARES = (0.0, 0.5, 1.0)
 
 SHARES_TRIED = 5
 """Shares tried at most."""
+
+SHARES_PREDICTED = 6
+"""Shares of which the damage is predicted."""
+
+PLAUSIBLE = 2.0
+"""Times the least predicted damage up to which channels alone, or ranks alone, are tried as well."""
 
 NOT_COMPARABLE = 1e300
 """Divergence of a plan that holds the limits, where outputs cannot be compared."""
@@ -91,7 +97,7 @@ class JointPlanner:
     joint: ClassVar[bool] = True
     _shares: dict[float, float] = field(default_factory=dict, repr=False)
     """Tightness of limits -> the share that was found for them."""
-    _narrowed: dict[tuple[float, int, bool], _Narrowed | None] = field(default_factory=dict, repr=False)
+    _narrowed: dict[tuple[float, int], _Narrowed | None] = field(default_factory=dict, repr=False)
 
     @property
     def stats(self) -> Statistics:
@@ -142,7 +148,7 @@ class JointPlanner:
     def shape_candidates(self, limits: Limits) -> Iterator[tuple[float, nn.Module]]:
         """The first shares, with models within `limits`: of the shapes they would have, and nothing recovered."""
         for share in FIRST_SHARES if self.low_rank else FIRST_SHARES[-1:]:
-            plan = self._plan(share, self._aims(share, limits), self._samples[0])
+            plan = self._plan(share, self._aims(share, limits))
             if plan is not None:
                 yield share, apply_plan(self.ranks.base, plan, self.stats)[0]
 
@@ -157,7 +163,7 @@ class JointPlanner:
         for step in range(LET_OUT + 1):
             let = step / LET_OUT
             aims = {key: limit ** (1 - let) * self.ranks.whole(key) ** let for key, limit in limits.items()}
-            if self._narrow(1.0, aims, None) is not None:
+            if self._narrow(1.0, aims) is not None:
                 break
         return aims
 
@@ -181,7 +187,7 @@ class JointPlanner:
         for _ in range(FURTHEST):
             let = (low + high) / 2
             aims = {key: limit ** (1 - let) * self.ranks.whole(key) ** let for key, limit in limits.items()}
-            narrowed = self._narrow(ALL_BUT_RANKS, aims, None)
+            narrowed = self._narrow(ALL_BUT_RANKS, aims)
             low, high, best = (let, high, best) if narrowed is None else (low, let, narrowed)
         return best
 
@@ -206,19 +212,37 @@ class JointPlanner:
         if not self.low_rank:
             return 1.0
         if self._judge is None:  # nothing to measure with: half each
-            return next((t for t in (0.5, 1.0, 0.0) if self._built(t, limits, None) is not None), None)
+            return next((t for t in (0.5, 1.0, 0.0) if self._plan(t, self._aims(t, limits)) is not None), None)
         fit = self._samples[0]
         targets = None if fit is None else Noted(fit, self.stats.network)  # as large as some activations
         losses: dict[float, float] = {}
-        with stage("mixing channels and ranks", total=SHARES_TRIED) as bar:
-            while len(losses) < SHARES_TRIED:
+        promising = self._promising(limits)
+        with stage("mixing channels and ranks", total=SHARES_TRIED if promising is None else len(promising)) as bar:
+            for share in promising or ():
+                losses[share] = self._loss(share, limits, targets)
+                bar()
+            while promising is None and len(losses) < SHARES_TRIED:
                 share = FIRST_SHARES[len(losses)] if len(losses) < len(FIRST_SHARES) else _next(losses)
                 losses[share] = self._loss(share, limits, targets)
                 bar()
-        lowest = min(losses.values())
+        lowest = min(losses.values(), default=math.inf)
         if lowest == NOT_COMPARABLE:  # outputs of lengths that depend on values: half each
-            return next(t for t in (0.5, 1.0, 0.0) if losses[t] == lowest)
+            return min((t for t, loss in losses.items() if loss == lowest), key=lambda t: abs(t - 0.5))
         return max(t for t, loss in losses.items() if loss <= lowest * NEARLY) if math.isfinite(lowest) else None
+
+    def _promising(self, limits: Limits) -> list[float] | None:
+        """The share with the least predicted damage, and the ends that come near it; None where none is predicted."""
+        predicted: dict[float, float] = {}
+        while len(predicted) < SHARES_PREDICTED:
+            share = FIRST_SHARES[len(predicted)] if len(predicted) < len(FIRST_SHARES) else _next(predicted)
+            plan = self._plan(share, self._aims(share, limits))
+            if plan is not None and any(step.damage is None for step in plan.steps):
+                return None
+            predicted[share] = math.inf if plan is None else sum(step.damage or 0.0 for step in plan.steps)
+        best = min(predicted, key=predicted.__getitem__)
+        if not math.isfinite(predicted[best]):
+            return []
+        return [best, *(t for t in (0.0, 1.0) if t != best and predicted[t] <= PLAUSIBLE * predicted[best])]
 
     def _loss(self, share: float, limits: Limits, targets: Noted | None) -> float:
         """Divergence on held-out samples; infinite where there is no such plan."""
@@ -236,14 +260,14 @@ class JointPlanner:
 
     def _built(self, share: float, limits: Limits, data: Batches | Noted | None) -> Built | None:
         """The model at a share, refitted on `data`."""
-        plan = self._plan(share, self._aims(share, limits), data)
+        plan = self._plan(share, self._aims(share, limits))
         return None if plan is None else apply_plan(self.ranks.base, plan, self.stats, data)
 
-    def _plan(self, share: float, limits: Limits, data: Batches | Noted | None) -> Plan | None:
-        """The plan within `limits` of which channels save a share of the way; `data` refit the narrower network."""
+    def _plan(self, share: float, limits: Limits) -> Plan | None:
+        """The plan within `limits` of which channels save a share of the way."""
         if share == 0 or all(limit >= self.ranks.whole(key) for key, limit in limits.items()):
             return self.ranks.best_plan_within(limits)
-        narrowed = self._narrowed_at(share, limits, data)
+        narrowed = self._narrowed_at(share, limits)
         if narrowed is None:
             return None
         net, inner = self.stats.network, narrowed.ranks.network
@@ -255,36 +279,33 @@ class JointPlanner:
         kept = tuple(k for k in rest.kept if k.layer not in told and inner[k.layer] == net[k.layer])
         return replace(rest, steps=(narrowed.step, *rest.steps), kept=kept, before=net.cost)
 
-    def _narrowed_at(self, share: float, limits: Limits, data: Batches | Noted | None) -> _Narrowed | None:
+    def _narrowed_at(self, share: float, limits: Limits) -> _Narrowed | None:
         """The narrower network; limits that are nearly the same share one, but where channels alone decide."""
         if share == 1:
-            return self._narrow(share, limits, data)
-        key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE)), data is self.ranks.data
+            return self._narrow(share, limits)
+        key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE))
         if key not in self._narrowed:
-            self._narrowed[key] = self._narrow(share, limits, data)
+            self._narrowed[key] = self._narrow(share, limits)
         return self._narrowed[key]
 
-    def _narrow(self, share: float, limits: Limits, data: Batches | Noted | None) -> _Narrowed | None:
+    def _narrow(self, share: float, limits: Limits) -> _Narrowed | None:
         """The network from which channels went until it costs f^share; None where these cannot go so far."""
-        net = self.stats.network
         step = self._channel_step(share, limits)
-        if step is None:
+        narrowed = None if step is None else narrow(self.ranks.base, step, self.stats)
+        if narrowed is None:
             return None
-        try:
-            small, done = apply_plan(self.ranks.base, Plan((step,)), self.stats, None if share == 1 else data)
-        except CallError:
-            return None  # no widths meet it
-        if not done.steps:
-            return None
-        step = replace(done.steps[0], reason=f"{share:.0%} of the way; least damage per saved cost")
-        inner = trace(small, net.example).leaving_as(net).skipping(self.ranks.left_alone)
-        batches = data.data if isinstance(data, Noted) else data
-        stats = replace(self.stats, network=inner) if share == 1 else observe(inner, small, batches)
+        done = replace(narrowed.step, reason=f"{share:.0%} of the way; least damage per saved cost")
+        inner = narrowed.stats.network.skipping(self.ranks.left_alone)
+        if inner.blocks and any(isinstance(method, Blocks) for method in self.low_rank):
+            inner = replace(inner, blocks=trace(narrowed.model, inner.example).blocks)
+        stats, data = replace(narrowed.stats, network=inner), self.ranks.data
         timed = self.ranks.latency_model is not None
         settings: dict[str, Any] = {"timed": timed, "before": self.choices}
-        choices = () if share == 1 else survey_all(inner, small, stats, batches, self.low_rank, self.align, **settings)
-        ranks = RankPlanner(small, stats, choices, self.ranks.data, self.ranks.latency_model)
-        return _Narrowed(step, done.kept, ranks)
+        choices = (
+            () if share == 1 else survey_all(inner, narrowed.model, stats, data, self.low_rank, self.align, **settings)
+        )
+        ranks = RankPlanner(narrowed.model, stats, choices, data, self.ranks.latency_model)
+        return _Narrowed(done, tuple(narrowed.kept), ranks)
 
     def _channel_step(self, share: float, limits: Limits) -> Step | None:
         """The step with which channels save their share of the way; None where all of them together cannot."""

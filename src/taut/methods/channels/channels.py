@@ -15,7 +15,7 @@ from torch import nn
 from taut.core.example import Example
 from taut.errors import CallError
 from taut.methods.channels.compensation import refilled
-from taut.methods.channels.importance import CRITERIA, curves_of, orders
+from taut.methods.channels.importance import CRITERIA, comparable, curves_of, orders
 from taut.methods.channels.verification import failing
 from taut.methods.channels.widths import Costs, Curve, choose_widths, even_widths, least_within
 from taut.methods.earlier_contract import Needs
@@ -38,8 +38,7 @@ from taut.structure.statistics import LayerStatistics
 from taut.structure.support import STILL_NARROWED
 from taut.types import Cost, Group, Layer, NothingToDo, Rewrite
 
-NOTHING = "no channels can be taken out"
-ENOUGH = "no channels have to go: what is asked holds already"
+NOTHING, ENOUGH = "no channels can be taken out", "no channels have to go: what is asked holds already"
 OUTSIDE = "they also belong to '{name}', which is none of the step's layers"
 
 NO_RATES = (0.0, 0.0, 0.0, 0.0, 1.0)
@@ -57,11 +56,13 @@ class Narrowing:
         cuts: what is left of every layer that loses something, by the step's names.
         stays: layer -> why (some of) its channels stay.
         stats: of the layers as they were, for the weights that make up for what goes.
+        damage: predicted, in the unit of all methods; None where the criterion has another one.
     """
 
     cuts: Mapping[str, Cut]
     stays: Mapping[str, str] = field(default_factory=dict)
     stats: Mapping[str, LayerStatistics] = field(default_factory=dict)
+    damage: float | None = None
 
 
 @dataclass(frozen=True)
@@ -193,7 +194,8 @@ class Channels:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
                 sizes = flat_sizes(model, places, cuts)
                 resolved = replace(self, counts=counts, widths=sizes, latency=None, rates=None)  # one machine's times
-                return resolved, Narrowing(cuts, stays, known)
+                lost = sum(float(c.damages[g.size - n]) for g, c, n in zip(groups, curves, counts, strict=True))
+                return resolved, Narrowing(cuts, stays, known, lost if comparable(known, self.criterion) else None)
             if self.counts is not None:
                 place, reason = next(iter(bad.items()))
                 return NothingToDo(f"channels of '{groups[place].name}' cannot go: {reason}", warns=True)
@@ -264,10 +266,9 @@ class Channels:
         del group, factors
         return []
 
-    def damage(self, factors: object) -> float | None:
-        """Has to be measured."""
-        del factors
-        return None
+    def damage(self, factors: Narrowing) -> float | None:
+        """What the readers of the channels that go lose, others making up for them, where the criterion says it."""
+        return factors.damage
 
     def rewrite(self, modules: Mapping[str, nn.Module], factors: Narrowing) -> Rewrite:
         """Narrower layers whose weights make up for what is gone; copies of the layers that lose nothing."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.criteria import channels as criteria
-from taut.criteria.channels import Reader, removal
+from taut.criteria.channels import Reader, Removal, removal
 from taut.decompose.linalg import ridge
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import CallError
@@ -25,6 +27,9 @@ from taut.structure.statistics import LayerStatistics
 
 RIDGE = 1e-3
 """Share of the mean eigenvalue added to a second moment that decides which channels go."""
+
+SURGICAL = "obs", "obd"
+"""Criteria whose damages are in the unit of all methods."""
 
 CRITERIA = ("obs", "obd", "taylor", "l1", "l2", "bn", "median", "residual", "energy")
 
@@ -51,9 +56,14 @@ def curves_of(
         raise CallError(
             f"The 'criterion' {criterion} of channels needs calibration data: give taut.observe some, or take l2."
         )
-    if criterion in {"obs", "obd"}:
+    if criterion in SURGICAL:
         return _surgical(model, groups, known, exact=criterion == "obs")
     return [_scored(scores_of(model, group, known, criterion)) for group in groups]
+
+
+def comparable(stats: Known, criterion: str) -> bool:
+    """Whether the damages of `curves_of` are in the unit of all methods."""
+    return criterion in SURGICAL and any(one.weighting.known for one in stats.values())
 
 
 def orders(model: nn.Module, stats: Known, criterion: str, names: Mapping[str, str]) -> Orders:
@@ -81,12 +91,42 @@ def _surgical(model: nn.Module, groups: Sequence[ChannelGroup], known: Known, *,
         if not readers:
             found.append(None)
             continue
-        gone = removal(readers, group.size)
+        gone = _searched(readers, group.size)
         damages = np.concatenate([[0.0], gone.damages.cpu().numpy()])
         found.append(Curve(gone.order.cpu().numpy(), damages))
         shares.append(float(damages[-1]))
     usual = float(np.median(shares)) if shares else 1.0
     return [curve or _blind(model, group, usual) for curve, group in zip(found, groups, strict=True)]
+
+
+_SEARCHED: OrderedDict[bytes, Removal] = OrderedDict()
+"""What was searched last, by what was asked: plans of one network ask for the same orders again and again."""
+
+SEARCHES = 256
+"""Searches that are remembered: two numbers a channel each."""
+
+
+def _searched(readers: Sequence[Reader], classes: int) -> Removal:
+    """The order of removal of one group, searched once for the same numbers."""
+    key = _digest(readers, classes)
+    if key not in _SEARCHED:
+        _SEARCHED[key] = removal(readers, classes)
+        while len(_SEARCHED) > SEARCHES:
+            _SEARCHED.popitem(last=False)
+    _SEARCHED.move_to_end(key)
+    return _SEARCHED[key]
+
+
+def _digest(readers: Sequence[Reader], classes: int) -> bytes:
+    """A checksum over all numbers that decide a search."""
+    found = hashlib.blake2b(str(classes).encode())
+    for reader in readers:
+        for t in (reader.W, reader.A, reader.owner, reader.weight):
+            found.update(b"-" if t is None else f"{t.dtype}{tuple(t.shape)}".encode())
+            if t is not None:
+                found.update(t.detach().cpu().contiguous().numpy().data)
+        found.update(repr(reader.scale).encode())
+    return found.digest()
 
 
 def _blind(model: nn.Module, group: ChannelGroup, usual: float) -> Curve:
