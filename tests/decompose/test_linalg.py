@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from taut import TautError
-from taut.decompose.linalg import add_gram, cholesky, left_basis, mirrored, ridge, root, spectrum
+from taut.decompose.linalg import add_gram, cholesky, left_basis, metric_factor, mirrored, ridge, root, spectrum
 
 
 def randn(*shape):
@@ -154,6 +154,18 @@ def test_root_and_its_inverse():
     torch.testing.assert_close(half @ half, A, rtol=1e-9, atol=1e-9)
     torch.testing.assert_close(half @ inverse, torch.eye(5).double().expand(3, 5, 5), rtol=0, atol=1e-9)
     torch.testing.assert_close(half, half.mT, rtol=0, atol=1e-12)
+
+
+def test_the_factor_of_a_metric_and_its_inverse():
+    X = randn(3, 5, 11)
+    A = X @ X.mT
+    P, inverse = metric_factor(A)
+    torch.testing.assert_close(P.mT @ P, A, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(P @ inverse, torch.eye(5).double().expand(3, 5, 5), rtol=0, atol=1e-9)
+    for A in (X[:1, :, :1] @ X[:1, :, :1].mT, torch.zeros(1, 5, 5)):
+        P, inverse = metric_factor(A)
+        assert bool(inverse.isfinite().all())
+        torch.testing.assert_close(P.mT @ P, A.double(), rtol=1e-6, atol=1e-6)
 
 
 def test_root_of_singular_and_zero_is_finite():

@@ -13,7 +13,7 @@ from taut.planning import blocks
 from taut.planning.application import apply_plan
 from taut.planning.narrowing import narrow
 from taut.planning.plan import narrowing_step
-from taut.search.joint import NEARLY, JointPlanner, _next
+from taut.search.joint import FIRST_SHARES, NEARLY, SHARES_TRIED, JointPlanner, _next
 from taut.search.ranks import RankPlanner
 from taut.types import Group, Step
 
@@ -68,7 +68,7 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
         return losses.get(share, 1.5)
 
     monkeypatch.setattr(JointPlanner, "_loss", loss)
-    monkeypatch.setattr(JointPlanner, "_promising", lambda *_: None)
+    monkeypatch.setattr(JointPlanner, "_promising", lambda *_: (FIRST_SHARES, SHARES_TRIED))
     made_of = case("vgg").make()
     batches = case("vgg").data(batches=4, size=24)
     net = taut.trace(*made_of)
@@ -82,11 +82,11 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
 @pytest.mark.parametrize(
     ("predicted", "wanted"),
     [
-        ({0.0: 3.0, 0.5: 1.0, 1.0: 1.5}, [0.5, 1.0]),
-        ({0.0: 1.0, 0.5: 3.0, 1.0: 3.0}, [0.0]),
-        ({0.0: 1.2, 0.5: 2.0, 1.0: 1.0}, [1.0, 0.0]),
-        ({0.0: math.inf, 0.5: math.inf, 1.0: math.inf}, []),
-        ({0.0: 1.0, 0.5: None, 1.0: 3.0}, None),
+        ({0.0: 3.0, 0.5: 1.0, 1.0: 1.5}, ((0.5, 1.0), 3)),
+        ({0.0: 1.0, 0.5: 3.0, 1.0: 3.0}, ((0.0,), 1)),
+        ({0.0: 1.2, 0.5: 2.0, 1.0: 1.0}, ((1.0, 0.0), 3)),
+        ({0.0: math.inf, 0.5: math.inf, 1.0: math.inf}, ((), 0)),
+        ({0.0: 1.0, 0.5: None, 1.0: 3.0}, (FIRST_SHARES, SHARES_TRIED)),
     ],
 )
 def test_shares_are_tried_that_come_near_the_least_predicted_damage(monkeypatch, predicted, wanted):

@@ -167,7 +167,9 @@ def test_shares_whose_plan_does_not_hold_the_limits_are_not_chosen():
                     raise TypeError("no")
             return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
 
+    torch.manual_seed(0)
     model, x = Picky().eval(), torch.randn(256, 32)
+    model.b.weight.data = torch.randn(64, 4) @ torch.randn(4, 64) / 16  # ranks are what promises most
     with pytest.warns(UserWarning, match="rolled back"):
         result = taut.compress(model, x[:4], budget=Budget(macs=0.5), data=[x], methods=["channels", "svd"])
     assert result.comparison.after.macs <= 0.5 * result.comparison.before.macs

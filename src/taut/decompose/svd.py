@@ -1,7 +1,7 @@
 """Singular value decomposition of a layer's weight in the metric of its inputs, and optionally of its outputs.
 
 W ~ P^{-1} Q_r Q_r^T P W with Q the left singular vectors of P W A^{1/2}: the best rank-r weight for
-tr(P dW A dW^T P^T) (Eckart-Young). P = I gives the data metric, P = B^{1/2} the Kronecker-factored Fisher.
+tr(P dW A dW^T P^T) (Eckart-Young). P = I gives the data metric, P^T P = B the Kronecker-factored Fisher.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taut.decompose.linalg import few, left_basis, root, spectrum
+from taut.decompose.linalg import few, left_basis, metric_factor, spectrum
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
 
@@ -43,7 +43,7 @@ def output_basis(W: Tensor, weighting: Weighting, B: Tensor | None = None, rank:
 
     `rank` is how many directions are wanted, None for all: a few are found much faster.
     """
-    half = None if B is None else root(B)
+    half = None if B is None else metric_factor(B)
     o, k = W.shape[1], W.shape[2] * W.shape[3]
     if rank is not None and few(rank, min(o, k)) and half is None and not weighting.known:
         Q, energy = left_basis(W.flatten(2), rank)
@@ -73,8 +73,8 @@ def completed(W: Tensor, up: Tensor, down: Tensor, rank: int) -> tuple[Tensor, T
 
 
 def directions(S: Tensor, half: tuple[Tensor, Tensor] | None = None, rank: int | None = None) -> OutputBasis:
-    """The output basis of a second moment S = W A W^T (g, o, o); `half` is (B^{1/2}, B^{-1/2}) or None."""
-    Q, energy = spectrum(S if half is None else half[0] @ S @ half[0], rank)
+    """The output basis of a second moment S = W A W^T (g, o, o); `half` is (P, P^{-1}) with P^T P = B, or None."""
+    Q, energy = spectrum(S if half is None else half[0] @ S @ half[0].mT, rank)
     return _basis(Q, energy, half)
 
 

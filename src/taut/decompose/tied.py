@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from taut.decompose.linalg import root
+from taut.decompose.linalg import metric_factor
 from taut.decompose.svd import OutputBasis, directions
 
 ROUNDS = 64
@@ -38,7 +38,7 @@ class Use:
 def shared_directions(uses: Sequence[Use]) -> OutputBasis:
     """Nested directions of the rows of a weight, up (1, d, d) and down (1, d, d): W ~ W downᵀ upᵀ, cut at any rank."""
     C, M = nearest(uses)
-    return directions(C[None], root(M[None]))
+    return directions(C[None], metric_factor(M[None]))
 
 
 def nearest(uses: Sequence[Use]) -> tuple[Tensor, Tensor]:

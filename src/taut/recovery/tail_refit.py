@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.decompose.balance import level, orthogonalize
-from taut.decompose.linalg import root
+from taut.decompose.linalg import metric_factor
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.svd import directions
 from taut.methods.factorization import regular
@@ -59,7 +59,7 @@ def refit_rest(chain: nn.Module, inputs: Mapping[int, Tensor], target: Target, B
         second.weight.data = M.reshape(second.weight.shape).to(second.weight)
         return
     weight = regular(B)
-    half = None if weight is None else root(weight)
+    half = None if weight is None else metric_factor(weight)
     M = M.double()
     r = second.weight.shape[0] // groups_of(second)
     basis = directions(M @ moments.gram @ M.mT, half, r)

@@ -10,7 +10,7 @@ output on samples that no refit saw decides between the shares.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, ClassVar
@@ -216,33 +216,38 @@ class JointPlanner:
         fit = self._samples[0]
         targets = None if fit is None else Noted(fit, self.stats.network)  # as large as some activations
         losses: dict[float, float] = {}
-        promising = self._promising(limits)
-        with stage("mixing channels and ranks", total=SHARES_TRIED if promising is None else len(promising)) as bar:
-            for share in promising or ():
+        first, many = self._promising(limits)
+        with stage("mixing channels and ranks", total=many) as bar:
+            while len(losses) < many:
+                share = first[len(losses)] if len(losses) < len(first) else _next(losses)
                 losses[share] = self._loss(share, limits, targets)
                 bar()
-            while promising is None and len(losses) < SHARES_TRIED:
-                share = FIRST_SHARES[len(losses)] if len(losses) < len(FIRST_SHARES) else _next(losses)
-                losses[share] = self._loss(share, limits, targets)
-                bar()
+            for share in FIRST_SHARES:  # what was promising was rolled back
+                if share not in losses and not any(map(math.isfinite, losses.values())):
+                    losses[share] = self._loss(share, limits, targets)
         lowest = min(losses.values(), default=math.inf)
         if lowest == NOT_COMPARABLE:  # outputs of lengths that depend on values: half each
             return min((t for t, loss in losses.items() if loss == lowest), key=lambda t: abs(t - 0.5))
         return max(t for t, loss in losses.items() if loss <= lowest * NEARLY) if math.isfinite(lowest) else None
 
-    def _promising(self, limits: Limits) -> list[float] | None:
-        """The share with the least predicted damage, and the ends that come near it; None where none is predicted."""
+    def _promising(self, limits: Limits) -> tuple[Sequence[float], int]:
+        """The shares to try first, and how many to try: all where no damage is predicted.
+
+        Predictions do not see what errors of several layers do together: the ends that come near the least predicted
+        damage are tried, too, and then the middle between the best and its neighbour.
+        """
         predicted: dict[float, float] = {}
         while len(predicted) < SHARES_PREDICTED:
             share = FIRST_SHARES[len(predicted)] if len(predicted) < len(FIRST_SHARES) else _next(predicted)
             plan = self._plan(share, self._aims(share, limits))
             if plan is not None and any(step.damage is None for step in plan.steps):
-                return None
+                return FIRST_SHARES, SHARES_TRIED
             predicted[share] = math.inf if plan is None else sum(step.damage or 0.0 for step in plan.steps)
         best = min(predicted, key=predicted.__getitem__)
         if not math.isfinite(predicted[best]):
-            return []
-        return [best, *(t for t in (0.0, 1.0) if t != best and predicted[t] <= PLAUSIBLE * predicted[best])]
+            return (), 0
+        near = [t for t in (0.0, 1.0) if t != best and predicted[t] <= PLAUSIBLE * predicted[best]]
+        return (best, *near), 1 + len(near) + bool(near)
 
     def _loss(self, share: float, limits: Limits, targets: Noted | None) -> float:
         """Divergence on held-out samples; infinite where there is no such plan."""

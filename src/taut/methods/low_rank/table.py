@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.decompose.balance import equalize
-from taut.decompose.linalg import root
+from taut.decompose.linalg import metric_factor
 from taut.decompose.svd import OutputBasis, directions
 from taut.methods.factorization import regular
 from taut.methods.layer_factory import empty, linear, rank_grid
@@ -68,7 +68,7 @@ class Table(OwnKind):
         D = torch.ones(len(W), dtype=torch.float64) if counts is None else counts.to(W.device)
         S = (W.T @ (D.to(W)[:, None] * W))[None]
         response = regular(known.outputs) if self.metric == "fisher" else None
-        basis = directions(S, None if response is None else root(response))
+        basis = directions(S, None if response is None else metric_factor(response))
         energy = float(S.diagonal(dim1=1, dim2=2).sum())
         return TableFactors(basis, self.damages(known, basis.lost(known.outputs), energy))
 

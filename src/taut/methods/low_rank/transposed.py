@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from taut.decompose.balance import equalize
-from taut.decompose.linalg import cholesky, ridge, root, spectrum
+from taut.decompose.linalg import cholesky, metric_factor, ridge, spectrum
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.svd import OutputBasis, directions
 from taut.decompose.weighting import RIDGE
@@ -130,7 +130,7 @@ class Transposed(OwnKind):
         errors = ((inner.T @ _gram(W, B)) * inner.T).sum(1).clamp_min(0)
         tails = torch.cat([errors.flip(0).cumsum(0).flip(0), errors.new_zeros(1)])
         S, shift = _outputs(W, seen, biased=bias_of(module) is not None)
-        outer = directions(S[None], None if response is None else root(response))
+        outer = directions(S[None], None if response is None else metric_factor(response))
         layer = module if seen.kept and _overlaps(module) else None
         energy = float(S.diagonal().sum())
         down = torch.linalg.solve(inner, torch.eye(len(W), dtype=W.dtype, device=W.device))

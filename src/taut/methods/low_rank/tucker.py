@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from taut.decompose.balance import level, orthogonalize
-from taut.decompose.linalg import cholesky, root
+from taut.decompose.linalg import cholesky, metric_factor
 from taut.decompose.projection import InputBasis, input_basis, unexplained
 from taut.decompose.svd import OutputBasis, directions
 from taut.decompose.tucker import tucker2
@@ -43,7 +43,7 @@ class TuckerFactors:
 
     def output(self, r: int, r_out: int | None = None) -> OutputBasis:
         """The output basis for r input channels, whole or up to r_out."""
-        half = None if self.sight.response is None else root(self.sight.response)
+        half = None if self.sight.response is None else metric_factor(self.sight.response)
         return directions(self.basis.explained(r), half, r_out)
 
     def cut(self, r_in: int, r_out: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -81,7 +81,7 @@ class Tucker(Factorization):
 
     rank_in: int | None = None
     rank_out: int | None = None
-    metric: str = "data"
+    metric: str = "fisher"
     vbmf: float | None = None
     name: ClassVar[str] = "tucker"
     rank_settings: ClassVar[tuple[str, ...]] = ("rank_in", "rank_out")
