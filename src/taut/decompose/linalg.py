@@ -44,7 +44,7 @@ def root(A: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def metric_factor(A: Tensor) -> tuple[Tensor, Tensor]:
-    """Upper triangular P with P^T P = A, and P^{-1}, (g, k, k): all that a metric needs, ten times faster than `root`."""
+    """Upper triangular P with P^T P = A, and P^{-1}, (g, k, k): all that a metric needs, much faster than `root`."""
     P = cholesky(A.double()).mT
     eye = torch.eye(P.shape[-1], dtype=P.dtype, device=P.device).expand_as(P)
     return P, torch.linalg.solve_triangular(P, eye, upper=True)
