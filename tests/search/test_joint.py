@@ -203,3 +203,14 @@ def test_what_blocks_do_is_measured_before_channels_go_alone(monkeypatch):
     found = [choice for choice in narrowed.ranks.choices if choice.block is not None]
     assert {choice.name: choice.options[1].damage for choice in found} == known
     assert all(choice.group.layer.params < net[choice.name].params for choice in found)
+
+
+def test_a_layer_that_ranks_change_is_not_told_to_stay_as_well():
+    model = torch.nn.Sequential(torch.nn.Linear(16, 32), torch.nn.ReLU(), torch.nn.Linear(32, 24)).eval()
+    net = taut.trace(model, torch.randn(8, 16))
+    stats = taut.observe(net, model, torch.randn(64, 16))
+    step = narrowing_step(net, taut.methods.METHODS["channels"](), macs=0.6)
+    assert [kept.layer for kept in apply_plan(model, Plan((step,)), stats)[1].kept] == ["2"]
+    _, done = apply_plan(model, Plan((step, Step(("2",), "svd", {"rank": 4}))), stats)
+    assert [step.method for step in done.steps] == ["channels", "svd"]
+    assert not done.kept

@@ -183,6 +183,7 @@ def _carry_all(
         Beside the steps the statistics of what they left, and what is left of layers with fewer channels.
     """
     done: list[Step] = []
+    staying: list[Kept] = []
     cuts: dict[str, Cut] = {}
     forms = tuple(takewhile(lambda step: isinstance(resolve(step), Restoring), steps))
     first = iter(_carry_forms(small, forms, stats, check))
@@ -205,7 +206,9 @@ def _carry_all(
             lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
             stats = stats.narrowed(small, method.after(group), lost)
             cuts = composed(cuts, factors.cuts)
-            kept += _staying(outcome.step, factors.stays, stats.network)
+            staying += _staying(outcome.step, factors.stays, stats.network)
+    changed = {name for step in done if not isinstance(resolve(step), Slimming) for name in step.layers}
+    kept += [one for one in staying if one.layer not in changed]
     return done, stats, cuts
 
 
@@ -387,11 +390,7 @@ def _factors(stats: Statistics, group: Group, method: Method, modules: Mapping[s
 def _known(stats: Statistics, modules: Mapping[str, nn.Module]) -> dict[str, LayerStatistics]:
     """Statistics of the layers that no earlier step changed."""
     held = {name: m for name, m in modules.items() if name in stats.modules or name in stats.asides}
-    return {name: stats.seen(name) for name, m in held.items() if _same(stats.module(name), m)}
-
-
-def _same(original: nn.Module, present: nn.Module) -> bool:
-    return original.weight is present.weight or original.weight.shape == present.weight.shape
+    return {name: stats.seen(name) for name, m in held.items() if stats.module(name).weight.shape == m.weight.shape}
 
 
 def _untouched(stats: Statistics, modules: Mapping[str, nn.Module]) -> bool:

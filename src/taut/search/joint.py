@@ -1,10 +1,10 @@
-"""Channels and ranks in one plan: how much of a budget each should save is found by what the output loses.
+"""Channels and ranks in one plan: how much of a budget each should save is predicted, and then judged by the output.
 
 The widths that remain when channels save a share of the way decide what low rank can still save. For every share that
-is tried, channels go until the network costs f^t of the original (f the budget's fraction, t the share), the narrower
-network is refitted, observed anew, and its ranks are chosen by the integer program within what is left of the budget.
-Then all steps are carried out on the original at once, with one refit towards its outputs, and the divergence of the
-output on samples that no refit saw decides between the shares.
+is looked at, channels go until the network costs f^t of the original (f the budget's fraction, t the share), and ranks
+are chosen by the integer program within what is left of the budget, from what was observed of the channels that stay.
+Damages of channels and of ranks have one unit: their sum says which shares are worth a try. These are carried out on the
+original, with one refit towards its outputs, and the divergence of the output on samples that no refit saw decides.
 """
 
 from __future__ import annotations
