@@ -3,8 +3,8 @@
 The widths that remain when channels save a share of the way decide what low rank can still save. For every share that
 is looked at, channels go until the network costs f^t of the original (f the budget's fraction, t the share), and ranks
 are chosen by the integer program within what is left of the budget, from what was observed of the channels that stay.
-Damages of channels and of ranks have one unit: their sum says which shares are worth a try. These are carried out on the
-original, with one refit towards its outputs, and the divergence of the output on samples that no refit saw decides.
+Damages of channels and of ranks have one unit: their sum says which shares are worth a try. These are carried out on
+the original, with one refit towards its outputs, and the divergence of the output on samples that no refit saw decides.
 """
 
 from __future__ import annotations

@@ -88,7 +88,7 @@ class Session:
             model: as in `taut.compress`.
             example: likewise.
             data: likewise.
-            methods: likewise; None: besides the default ones channels may go (without data those of recurrent layers).
+            methods: likewise; None: besides the default ones hidden units of recurrent layers may go.
             keep: likewise.
             measured: whether measured damages take the place of predicted ones.
             align: as in `taut.compress`.
@@ -106,7 +106,7 @@ class Session:
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
-        narrowing = _unasked(base, inner, observed=batches is not None) if methods is None else narrowing
+        narrowing = _unasked(base, inner) if methods is None else narrowing
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
         choices = survey_all(inner, base, stats, batches, low_rank, align, timed=latency is not None)
@@ -266,16 +266,12 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
     return next(iter(narrowing), None), tuple(method for method in methods if method not in narrowing)
 
 
-def _unasked(base: nn.Module, net: Network, *, observed: bool) -> Method | None:
-    """What takes out channels where no methods are named: any channels where data can tell which, else hidden units."""
-    recurrent = any(layer.kind == "StateLinear" and layer.skip is None for layer in net.layers)
-    if not observed and not recurrent:
+def _unasked(base: nn.Module, net: Network) -> Method | None:
+    """What takes out hidden units of recurrent layers, where there are such that may go."""
+    if all(layer.kind != "StateLinear" or layer.skip is not None for layer in net.layers):
         return None
     with suppress(ModelError):
-        coupling = coupled(base, net.example)
-        if observed and coupling.groups:
-            return Channels()
-        if recurrent and hidden_alone(coupling, base).groups:
+        if hidden_alone(coupled(base, net.example), base).groups:
             return Channels(hidden=True)
     return None
 

@@ -8,7 +8,6 @@ from torch import nn
 
 import taut
 from taut.measure.latency_model import built_ops
-from taut.methods import choose
 from taut.structure.asides import smoothed
 from taut.types import Plan, Step
 
@@ -83,15 +82,14 @@ def test_rows_that_no_sample_read_count_as_much_as_those_read_once():
 def test_a_budget_of_params_takes_it_and_one_of_macs_does_not(tmp_path):
     model, data = built(), ids(128)
     before = copy.deepcopy(model.state_dict())
-    settings = {"data": [data], "compare": False, "methods": choose(None)}
-    result = taut.compress(model, data[:4], budget=taut.Budget(params=0.6), **settings)
+    result = taut.compress(model, data[:4], budget=taut.Budget(params=0.6), data=[data], compare=False)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert any(step.method == "table" for step in result.plan.steps)
     assert result.plan.after.params <= 0.6 * result.plan.before.params
     result.save(tmp_path / "small")
     assert torch.equal(taut.load(tmp_path / "small", base=built)(data), result.model(data))
     assert all(parity.holds for parity in result.export(tmp_path / "small.onnx").parity)
-    other = taut.compress(model, data[:4], budget=taut.Budget(macs=0.6), **settings)
+    other = taut.compress(model, data[:4], budget=taut.Budget(macs=0.6), data=[data], compare=False)
     assert not any(step.method == "table" for step in other.plan.steps)
 
 
