@@ -35,7 +35,7 @@ def test_steps_are_done_in_order_and_the_rest_is_a_deep_copy():
     for step in done.steps:
         assert step.before == net.group(step.layers).cost
         assert step.after.params == sum(p.numel() for p in small.get_submodule(step.layers[0]).parameters())
-        assert step.settings["metric"] == "fisher"
+        assert step.settings["metric"] == "data"
     assert [t.shape for t in run(small, example)] == [t.shape for t in run(model, example)]
 
 

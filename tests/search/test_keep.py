@@ -61,14 +61,14 @@ def test_the_others_meet_the_budget_and_what_is_kept_stays_to_the_bit(methods):
 
 @pytest.mark.parametrize("methods", METHODS)
 def test_no_layer_falls_below_its_floor(methods):
-    keep = {"3": 0.8, nn.Conv2d: 0.2}
+    keep = {"3": 0.7, nn.Conv2d: 0.2}
     model, result = compress(Budget(macs=0.6), methods=methods, keep=keep)
     assert result.plan.after.macs <= 0.6 * result.plan.before.macs
-    assert weights(result.model, "3") >= 0.8 * weights(model, "3")
+    assert weights(result.model, "3") >= 0.7 * weights(model, "3")
     assert weights(result.model, "5") >= 0.2 * weights(model, "5")
     if methods is None:
         free = compress(Budget(macs=0.6), methods=methods)[1]
-        assert weights(free.model, "3") < 0.8 * weights(model, "3")  # without it the floor does not hold
+        assert weights(free.model, "3") < 0.7 * weights(model, "3")  # without it the floor does not hold
 
 
 def test_a_kept_layer_keeps_its_inputs_and_outputs():

@@ -26,7 +26,7 @@ from taut.methods import resolve, settings
 from taut.methods.channels.channels import OUTSIDE
 from taut.methods.plain_form import PlainForm
 from taut.nn.recurrent import without_kernel
-from taut.planning.step_checks import below_floor, departs, growth, shown_settings, without_form
+from taut.planning.step_checks import below_floor, departs, growth, listed, shown_settings, without_form
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
@@ -58,9 +58,6 @@ from taut.types import (
 )
 from taut.types.gone import gone_blocks, without_gone
 from taut.types.plan import KeptCode
-
-NAMED = 4
-"""Layers that a message names at most."""
 
 QUICK = 4
 """Inputs on which each step is tried; all of them are tried at the end."""
@@ -197,7 +194,7 @@ def _carry_all(
             outcome = _carry_out(small, left, stats, check)
         if outcome.reason is not None:
             if outcome.warns:
-                warnings.warn(f"Layer {_told(step.layers)} is left as it was: {outcome.reason}", stacklevel=3)
+                warnings.warn(f"Layer {listed(step.layers)} is left as it was: {outcome.reason}", stacklevel=3)
             kept += _kept(step, outcome.reason, outcome.code)
             continue
         done.append(outcome.step)
@@ -225,11 +222,6 @@ def _carry_forms(small: nn.Module, steps: Sequence[Step], stats: Statistics, che
         _restore(small, {place: place for place in outcome.gone}, outcome.gone)
     half = len(steps) // 2
     return [o for part in (steps[:half], steps[half:]) for o in _carry_forms(small, part, stats, check)]
-
-
-def _told(names: Sequence[str]) -> str:
-    """Names in a message, few of many."""
-    return f"'{', '.join(names[:NAMED])}'" + (f" (of {len(names)})" if len(names) > NAMED else "")
 
 
 def _staying(step: Step, stays: Mapping[str, str], net: Network) -> list[Kept]:

@@ -6,6 +6,7 @@ channels that stay is a part of what was observed of all: ranks can be chosen be
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -13,6 +14,7 @@ from torch import nn
 
 from taut.errors import CallError
 from taut.methods import resolve, settings
+from taut.planning.step_checks import listed
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import answering, clone, locate, part
 from taut.structure.surgery import replace as put
@@ -55,6 +57,8 @@ def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrowed | None:
     except CallError:
         return None  # no widths meet it
     if isinstance(looked, NothingToDo):
+        if looked.warns:
+            warnings.warn(f"Layer {listed(step.layers)} is left as it was: {looked.reason}", stacklevel=3)
         return None
     resolved, found = looked
     modules = resolved.rewrite({name: part(small, place) for name, place in places.items()}, found).modules

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from torch import nn
@@ -15,6 +15,14 @@ from taut.structure.patches import weight_of
 from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_LAYERS, outputs_match
 from taut.types import Group, Method, Network, Plan, Rewrite, Slimming, Step
 from taut.types.method import costs_by_layer
+
+NAMED = 4
+"""Layers that a message names at most."""
+
+
+def listed(names: Sequence[str]) -> str:
+    """Names in a message, few of many."""
+    return f"'{', '.join(names[:NAMED])}'" + (f" (of {len(names)})" if len(names) > NAMED else "")
 
 
 def below_floor(net: Network, group: Group, rewrite: Rewrite, modules: Mapping[str, nn.Module]) -> str | None:

@@ -161,8 +161,8 @@ def test_apply_writes_the_ranks_into_the_plan_and_builds_them(net, refit, tmp_pa
     with untouched(net.model):
         small, done = apply_plan(net.model, plan, net.stats, net.data if refit else None)
     assert [step.settings for step in done.steps] == [
-        {"rank_in": 5, "rank_out": 6, "metric": "fisher", "vbmf": 1.0},
-        {"rank": 4, "metric": "fisher", "vbmf": 1.0},
+        {"rank_in": 5, "rank_out": 6, "metric": "data", "vbmf": 1.0},
+        {"rank": 4, "metric": "data", "vbmf": 1.0},
     ]
     assert [part.weight.shape[0] for part in small.conv] == [5, 6, 32]
     assert [part.weight.shape[0] for part in small.fc] == [4, 24]

@@ -38,7 +38,7 @@ class Spatial(Factorization):
     """
 
     rank: int | None = None
-    metric: str = "fisher"
+    metric: str = "data"
     name: ClassVar[str] = "spatial"
 
     def refuses_layer(self, layer: Layer) -> str | None:

@@ -42,7 +42,7 @@ class SVD(Factorization):
     """
 
     rank: int | None = None
-    metric: str = "fisher"
+    metric: str = "data"
     vbmf: float | None = None
     name: ClassVar[str] = "svd"
 

@@ -81,7 +81,7 @@ class Tucker(Factorization):
 
     rank_in: int | None = None
     rank_out: int | None = None
-    metric: str = "fisher"
+    metric: str = "data"
     vbmf: float | None = None
     name: ClassVar[str] = "tucker"
     rank_settings: ClassVar[tuple[str, ...]] = ("rank_in", "rank_out")
