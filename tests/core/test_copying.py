@@ -198,6 +198,11 @@ def _method(module, *_):
     return module.training
 
 
+def marked(value, old):
+    value.mark = [old]
+    return value
+
+
 VALUES = (
     lambda pool, old: 7,
     lambda pool, old: (1, "two", None),
@@ -205,6 +210,7 @@ VALUES = (
     lambda pool, old: [old, pool.choice(SHAPES)],
     lambda pool, old: {"a": old, 3: {}},
     lambda pool, old: OrderedDict(a=[old]),
+    lambda pool, old: marked(OrderedDict(), old),
     lambda pool, old: {1, "x"},
     lambda pool, old: {Note(old)},
     lambda pool, old: {},

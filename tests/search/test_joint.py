@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -9,12 +10,13 @@ import torch
 import taut
 from cases import case, run, untouched
 from taut import Budget, BudgetError, CallError, Plan
-from taut.planning import blocks
+from taut.planning import application, blocks
 from taut.planning.application import apply_plan
 from taut.planning.narrowing import narrow
 from taut.planning.plan import narrowing_step
 from taut.search.joint import FIRST_SHARES, NEARLY, SHARES_TRIED, JointPlanner, _next
 from taut.search.ranks import RankPlanner
+from taut.structure.statistics import Curve, LayerStatistics
 from taut.types import Group, Step
 
 METHODS = ("channels", "svd", "spatial", "tucker")
@@ -117,7 +119,11 @@ def test_what_channels_do_is_predicted_from_what_was_observed_before():
         assert torch.equal(wanted, there), name
     inner = {layer.name: layer.weight for layer in found.stats.network.layers}
     assert inner == {layer.name: layer.weight for layer in taut.trace(built, example).layers}
-    assert all(s.weighting.full is None or s.weighting.full.shape[-1] > 0 for s in found.stats.layers.values())
+    first = net.layers[0].name  # its inputs are what they were
+    assert found.stats.layers[first].weighting is stats.layers[first].weighting
+    later = taut.observe(taut.trace(built, example), built, batches).layers
+    for name, known in found.stats.layers.items():
+        assert known.weighting.full.shape == later[name].weighting.full.shape, name
     assert narrow(model, narrowing_step(net, taut.methods.METHODS["channels"](), macs=1e-9), stats) is None
 
 
@@ -133,7 +139,59 @@ def test_damages_of_channels_have_a_unit_where_readers_were_observed():
 
     assert damage(known) is not None
     assert damage(unknown) is None
+    last = list(known.layers)[-1]
+    partly = replace(known, layers={**dict.fromkeys(known.layers, LayerStatistics()), last: known.layers[last]})
+    assert damage(known, even=True) is not None
+    assert damage(partly, even=True) is None  # what a reader loses that was not observed is none of the sum
     assert damage(known, criterion="l2") is None
+
+
+def test_measured_damages_of_ranks_and_predicted_ones_of_channels_are_not_added():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 4))
+    stats = replace(taut.observe(taut.trace(model, torch.randn(2, 4)), model), curves={(("0",), "svd/data"): Curve(())})
+    planner = JointPlanner(RankPlanner(model, stats, (), None), taut.methods.METHODS["channels"](), (), 1)
+    assert planner._promising({"macs": 1.0}) == (FIRST_SHARES, SHARES_TRIED)
+
+
+class Upward(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.down = torch.nn.Conv2d(3, 24, 3, padding=1)
+        self.up = torch.nn.ConvTranspose2d(24, 24, 4, stride=2, padding=1)
+        self.last = torch.nn.Conv2d(24, 3, 3, padding=1)
+
+    def forward(self, x):
+        return self.last(self.up(self.down(x).relu()).relu())
+
+
+def test_transposed_convolutions_that_lost_channels_can_still_be_factorized():
+    torch.manual_seed(0)
+    model, x = Upward().eval(), torch.randn(32, 3, 8, 8)
+    net, data = taut.trace(model, x[:2]), [(x, None)]
+    stats = taut.observe(net, model, data)
+    channels, *low = (taut.methods.METHODS[name]() for name in ("channels", "svd", "transposed"))
+    ranks = RankPlanner(model, stats, blocks.survey_all(net, model, stats, data, low), data)
+    narrowed = JointPlanner(ranks, channels, tuple(low), 1)._narrow(0.3, {"macs": 0.5 * net.cost.macs})
+    assert narrowed.ranks.network["up"].params < net["up"].params
+    assert "up" in {choice.name for choice in narrowed.ranks.choices}
+    assert narrowed.ranks.network.cost == taut.trace(narrowed.ranks.base, x[:2]).cost
+
+
+def test_a_share_whose_channels_are_rolled_back_is_not_believed_without_data(monkeypatch):
+    model, example = case("vgg").make()
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model)
+    methods = [taut.methods.METHODS[name]() for name in ("channels", "svd")]
+    ranks = RankPlanner(model, stats, blocks.survey_all(net, model, stats, None, methods[1:]), None)
+    planner = JointPlanner(ranks, methods[0], tuple(methods[1:]), 1)
+    limits = {"macs": 0.5 * net.cost.macs}
+    assert planner._best_share(limits) == 0.5
+    monkeypatch.setattr(application, "departs", lambda *args: "no" if len(args) > 2 and _is_narrow(args[2]) else None)
+    assert planner._best_share(limits) == 0.0
+
+
+def _is_narrow(model):
+    return any(isinstance(m, torch.nn.Conv2d) and m.out_channels < 16 and m.in_channels == 3 for m in model.modules())
 
 
 def test_the_next_share_lies_beside_the_best():

@@ -121,7 +121,7 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
         return known
     if kind is tuple and ATOMIC.issuperset(map(type, value)):
         return value
-    if kind is dict or (kind is OrderedDict and not (value and vars(value))):
+    if kind is dict or (kind is OrderedDict and not vars(value)):
         return _copy_of_entries(value, memo)
     if kind is set and ATOMIC.issuperset(map(type, value)):
         memo[id(value)] = made = set(value)
@@ -138,7 +138,7 @@ def _copy_of_entries(entries: dict[Any, Any], memo: dict[int, Any]) -> dict[Any,
         own = key if type(key) in ATOMIC else _copy(key, memo)
         if kind in ATOMIC:
             made[own] = item
-        elif kind in HELD and not item and id(item) not in memo:
+        elif kind in HELD and not item and not getattr(item, "__dict__", None) and id(item) not in memo:
             made[own] = memo[id(item)] = kind()
         else:
             made[own] = _copy(item, memo)

@@ -66,7 +66,6 @@ class Example:
         marking: of inputs that are masks of positions, how they mark them (`taut.core.padding.Marking`); None of those
             of which that cannot be told.
         doubts: of what is not certain, such as those, what the user was told.
-        couplings: of models that ran on it, by their fingerprints, the last few (`taut.structure.channels.groups`).
 
     Raises:
         DataError: it holds no tensor, or an empty one.
@@ -111,7 +110,6 @@ class Example:
         self.covered: set[Any] = set()
         self.marking: dict[str, Any] = {}
         self.doubts: set[str] = set()
-        self.couplings: dict[str, Any] = {}
 
     def run(self, model: nn.Module, inputs: Any = None, *, fused: bool = False, training: bool = False) -> Any:
         """The model's output on `inputs` (default: on the example), moved to the model's device.

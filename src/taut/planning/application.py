@@ -23,10 +23,9 @@ from taut.core.modes import quietly
 from taut.core.progress import track
 from taut.errors import CallError, ModelError
 from taut.methods import resolve, settings
-from taut.methods.channels.channels import OUTSIDE
 from taut.methods.plain_form import PlainForm
 from taut.nn.recurrent import without_kernel
-from taut.planning.step_checks import below_floor, departs, growth, listed, shown_settings, without_form
+from taut.planning.step_checks import below_floor, departs, growth, listed, shown_settings, staying_in, without_form
 from taut.recovery.refit import recover
 from taut.recovery.samples import SAMPLES
 from taut.recovery.targets import Noted
@@ -203,7 +202,7 @@ def _carry_all(
             lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
             stats = stats.narrowed(small, method.after(group), lost)
             cuts = composed(cuts, factors.cuts)
-            staying += _staying(outcome.step, factors.stays, stats.network)
+            staying += staying_in(outcome.step, factors.stays, stats.network)
     changed = {name for step in done if not isinstance(resolve(step), Slimming) for name in step.layers}
     kept += [one for one in staying if one.layer not in changed]
     return done, stats, cuts
@@ -222,14 +221,6 @@ def _carry_forms(small: nn.Module, steps: Sequence[Step], stats: Statistics, che
         _restore(small, {place: place for place in outcome.gone}, outcome.gone)
     half = len(steps) // 2
     return [o for part in (steps[:half], steps[half:]) for o in _carry_forms(small, part, stats, check)]
-
-
-def _staying(step: Step, stays: Mapping[str, str], net: Network) -> list[Kept]:
-    """Layers that a step could not make narrower, and why."""
-    layers = () if step.group is None else step.group.layers
-    asked = {OUTSIDE.format(name=name): f"they also belong to '{name}', which is kept as asked" for name in net.kept}
-    reasons = {name: asked.get(reason, reason) for name, reason in stays.items()}
-    return [Kept(layer.name, reasons[layer.name], layer.cost) for layer in layers if layer.name in reasons]
 
 
 def _kept(step: Step, reason: str, code: KeptCode) -> list[Kept]:
@@ -316,7 +307,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check | N
     found: Any = None
     if isinstance(method, Looking):
         known = {"stats": _known(stats, modules)} if method.uses_statistics else {}
-        looked = _looked(method, small, stats.network.example, places, known)
+        looked = looked_at(method, small, stats.network.example, places, known)
         if isinstance(looked, NothingToDo):
             _restore(small, places, modules)
             return Outcome(step, reason=looked.reason, warns=looked.warns)
@@ -346,7 +337,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check | N
     return Outcome(done, factors, gone={place: modules[name] for name, place in places.items()})
 
 
-def _looked(
+def looked_at(
     method: Looking, small: nn.Module, example: Example, places: Mapping[str, str], known: Mapping[str, Any]
 ) -> tuple[Method, Any] | NothingToDo:
     """What a method over the whole network finds; one of an earlier contract says in bare words that it is nothing."""

@@ -9,12 +9,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any, cast
 
 from torch import nn
 
 from taut.errors import CallError
 from taut.methods import resolve, settings
-from taut.planning.step_checks import listed
+from taut.planning.application import looked_at
+from taut.planning.step_checks import listed, staying_in
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import answering, clone, locate, part
 from taut.structure.surgery import replace as put
@@ -22,13 +24,13 @@ from taut.types import Group, Kept, Looking, NothingToDo, Slimming, Step
 
 
 @dataclass(frozen=True, eq=False)
-class Narrowed:
+class Narrower:
     """A network from which channels went.
 
     Attributes:
         model: with narrower layers.
         step: resolved, with its predicted damage. kept: layers of which channels stay, and why.
-        stats: of the narrower layers.
+        stats: of the narrower layers; of tables and the like that lost channels nothing is known any more.
     """
 
     model: nn.Module
@@ -37,7 +39,7 @@ class Narrowed:
     stats: Statistics
 
 
-def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrowed | None:
+def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrower | None:
     """The network that a step of channels leaves; None where no widths meet what it asks.
 
     Args:
@@ -46,34 +48,27 @@ def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrowed | None:
         stats: of the model.
     """
     method, group = resolve(step), step.group or Group(())
-    if not isinstance(method, Looking):
+    if not isinstance(method, Looking) or not isinstance(method, Slimming):
         raise CallError(f"{step.method} takes out no channels.")
     small = clone(model, without=frozenset(step.layers))
     places = {layer.name: locate(small, layer) for layer in group.layers}
     seen = {name: stats.seen(name) for name in places if name in stats.modules or name in stats.asides}
-    known = {"stats": seen} if method.uses_statistics else {}
     try:
-        looked = method.look(small, stats.network.example, places, **known)
+        looked = looked_at(
+            method, small, stats.network.example, places, {"stats": seen} if method.uses_statistics else {}
+        )
     except CallError:
         return None  # no widths meet it
     if isinstance(looked, NothingToDo):
         if looked.warns:
             warnings.warn(f"Layer {listed(step.layers)} is left as it was: {looked.reason}", stacklevel=3)
         return None
-    resolved, found = looked
+    resolved, found = cast(tuple[Any, Any], looked)
     modules = resolved.rewrite({name: part(small, place) for name, place in places.items()}, found).modules
     for layer in group.layers:
         put(small, places[layer.name], answering(modules[layer.name], layer))
-    if not isinstance(resolved, Slimming):
-        raise CallError(f"{step.method} takes out no channels.")
+    cost, damage = resolved.cost(group), resolved.damage(found)
+    done = replace(step, settings=settings(resolved), before=group.cost, after=cost, damage=damage)
     lost = {name: (cut.outputs, cut.inputs) for name, cut in found.cuts.items()}
-    done = replace(
-        step,
-        settings=settings(resolved),
-        before=group.cost,
-        after=resolved.cost(group),
-        damage=resolved.damage(found),
-    )
-    stays = {layer.name: layer.cost for layer in group.layers if layer.name in found.stays}
-    kept = [Kept(name, found.stays[name], cost) for name, cost in stays.items()]
-    return Narrowed(small, done, kept, stats.narrowed(small, resolved.after(group), lost))
+    left = stats.narrowed(small, resolved.after(group), lost)
+    return Narrower(small, done, staying_in(step, found.stays, stats.network), left)

@@ -10,10 +10,11 @@ from torch import nn
 
 from taut.core.tensors import all_tensors
 from taut.errors import CallError, ModelError
+from taut.methods.channels.channels import OUTSIDE
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_LAYERS, outputs_match
-from taut.types import Group, Method, Network, Plan, Rewrite, Slimming, Step
+from taut.types import Group, Kept, Method, Network, Plan, Rewrite, Slimming, Step
 from taut.types.method import costs_by_layer
 
 NAMED = 4
@@ -122,3 +123,11 @@ def without_form(step: Step, forms: Plan) -> str | None:
         if any(name.startswith(f"{kept.layer}.") for name in step.layers):
             return f"'{kept.layer}' has no plain form: {kept.reason}"
     return None
+
+
+def staying_in(step: Step, stays: Mapping[str, str], net: Network) -> list[Kept]:
+    """Layers that a step could not make narrower, and why."""
+    layers = () if step.group is None else step.group.layers
+    asked = {OUTSIDE.format(name=name): f"they also belong to '{name}', which is kept as asked" for name in net.kept}
+    reasons = {name: asked.get(reason, reason) for name, reason in stays.items()}
+    return [Kept(layer.name, reasons[layer.name], layer.cost) for layer in layers if layer.name in reasons]

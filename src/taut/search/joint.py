@@ -21,7 +21,6 @@ from torch import nn
 from taut.core.progress import stage
 from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
-from taut.methods.blocks import Blocks
 from taut.planning.application import apply_plan
 from taut.planning.blocks import survey_all
 from taut.planning.candidates import Choice
@@ -32,6 +31,7 @@ from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
 from taut.search.held_out import Batches, divided
 from taut.search.ranks import Built, Limits, RankPlanner, Reach
+from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
@@ -212,11 +212,13 @@ class JointPlanner:
         if not self.low_rank:
             return 1.0
         if self._judge is None:  # nothing to measure with: half each
-            return next((t for t in (0.5, 1.0, 0.0) if self._plan(t, self._aims(t, limits)) is not None), None)
+            return next((t for t in (0.5, 1.0, 0.0) if self._works(t, limits)), None)
+        first, many = self._promising(limits)
+        if many == 1 and self._works(first[0], limits):
+            return first[0]
         fit = self._samples[0]
         targets = None if fit is None else Noted(fit, self.stats.network)  # as large as some activations
         losses: dict[float, float] = {}
-        first, many = self._promising(limits)
         with stage("mixing channels and ranks", total=many) as bar:
             while len(losses) < many:
                 share = first[len(losses)] if len(losses) < len(first) else _next(losses)
@@ -236,6 +238,8 @@ class JointPlanner:
         Predictions do not see what errors of several layers do together: the ends that come near the least predicted
         damage are tried, too, and then the middle between the best and its neighbour.
         """
+        if self.stats.curves:
+            return FIRST_SHARES, SHARES_TRIED  # measured damages of ranks, and predicted ones of channels, are no sum
         predicted: dict[float, float] = {}
         while len(predicted) < SHARES_PREDICTED:
             share = FIRST_SHARES[len(predicted)] if len(predicted) < len(FIRST_SHARES) else _next(predicted)
@@ -248,6 +252,11 @@ class JointPlanner:
             return (), 0
         near = [t for t in (0.0, 1.0) if t != best and predicted[t] <= PLAUSIBLE * predicted[best]]
         return (best, *near), 1 + len(near) + bool(near)
+
+    def _works(self, share: float, limits: Limits) -> bool:
+        """Whether the plan at a share is carried out as it was made: nothing recovered, nothing judged."""
+        built = self._built(share, limits, None)
+        return built is not None and self._holds(built[0], limits)
 
     def _loss(self, share: float, limits: Limits, targets: Noted | None) -> float:
         """Divergence on held-out samples; infinite where there is no such plan."""
@@ -300,10 +309,11 @@ class JointPlanner:
         if narrowed is None:
             return None
         done = replace(narrowed.step, reason=f"{share:.0%} of the way; least damage per saved cost")
-        inner = narrowed.stats.network.skipping(self.ranks.left_alone)
-        if inner.blocks and any(isinstance(method, Blocks) for method in self.low_rank):
-            inner = replace(inner, blocks=trace(narrowed.model, inner.example).blocks)
-        stats, data = replace(narrowed.stats, network=inner), self.ranks.data
+        inner = trace(narrowed.model, self.stats.network.example).leaving_as(self.stats.network)
+        inner, data = inner.skipping(self.ranks.left_alone), self.ranks.data
+        stats = replace(narrowed.stats, network=inner)
+        if self.stats.asides.keys() - stats.asides.keys():  # of tables and the like that lost channels nothing is known
+            stats = observe(inner, narrowed.model, data)
         timed = self.ranks.latency_model is not None
         settings: dict[str, Any] = {"timed": timed, "before": self.choices}
         choices = (

@@ -266,11 +266,6 @@ def _is_norm_of_its_own(module: nn.Module) -> bool:
     return type(module).forward is not known.forward and tensors <= set(PER_CHANNEL.parameters)
 
 
-def registered() -> tuple[int, ...]:
-    """What says whether the rules are the same as before."""
-    return tuple(id(rule) for rule in _RULES.values())
-
-
 def function_rules() -> list[ChannelRule]:
     """The rules of autograd functions."""
     return [known for key, known in _RULES.items() if _is_function(key)]

@@ -1,7 +1,5 @@
 """Which channels go together: tiny nets whose answer is known, and the narrower net against the silenced one."""
 
-import copy
-
 import pytest
 import torch
 from torch import nn
@@ -14,9 +12,7 @@ from structure.wired import Net, draw, settled
 from taut.core.example import Example
 from taut.core.modes import quiet
 from taut.core.tensors import map_tensors
-from taut.structure.channels import groups as channel_groups
 from taut.structure.channels.groups import coupled
-from taut.structure.channels.runs import run_labelled
 from taut.structure.surgery import clone
 
 OUTPUT = "they reach the model's output"
@@ -318,27 +314,3 @@ def test_a_look_at_a_parameter_without_its_values_holds_nothing(glance):
 def test_a_use_of_a_parameter_s_values_holds_its_channels(use):
     model, x = Glancing(USES[use]).eval(), torch.randn(5, 6)
     assert taut.inspect(model, x).layers[1].outputs[0] == 0
-
-
-def test_groups_of_a_model_are_looked_for_once_until_it_or_what_is_known_of_it_changes(monkeypatch):
-    net, x = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)), torch.randn(2, 4)
-    example, runs = Example(net, x), []
-    looked = run_labelled
-    monkeypatch.setattr(channel_groups, "run_labelled", lambda *args: runs.append(1) or looked(*args))
-    first = coupled(net, example)
-    assert coupled(copy.deepcopy(net), example) is first
-    assert len(runs) == 1
-    net[0].weight.data[0, 0] += 1
-    coupled(net, example)
-    assert len(runs) == 2
-    coupled(net, Example(net, x))
-    assert len(runs) == 3
-    for width in range(5, 5 + channel_groups.COUPLINGS):
-        coupled(nn.Sequential(nn.Linear(4, width), nn.ReLU(), nn.Linear(width, 3)), example)
-    assert len(example.couplings) == channel_groups.COUPLINGS
-    coupled(net, example)
-    seen = len(runs)
-    rule = taut.register_channel_rule(torch.ops.aten.logit, "elementwise")
-    coupled(net, example)
-    rule.remove()
-    assert len(runs) == seen + 1

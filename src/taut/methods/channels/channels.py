@@ -15,9 +15,9 @@ from torch import nn
 from taut.core.example import Example
 from taut.errors import CallError
 from taut.methods.channels.compensation import refilled
-from taut.methods.channels.importance import CRITERIA, comparable, curves_of, orders
+from taut.methods.channels.importance import CRITERIA, curves_of, orders
 from taut.methods.channels.verification import failing
-from taut.methods.channels.widths import Costs, Curve, choose_widths, even_widths, least_within
+from taut.methods.channels.widths import Costs, Curve, choose_widths, damage_of, even_widths, least_within
 from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import random_layer, refuse_layer
 from taut.methods.narrow_layers import (
@@ -38,7 +38,8 @@ from taut.structure.statistics import LayerStatistics
 from taut.structure.support import STILL_NARROWED
 from taut.types import Cost, Group, Layer, NothingToDo, Rewrite
 
-NOTHING, ENOUGH = "no channels can be taken out", "no channels have to go: what is asked holds already"
+NOTHING = "no channels can be taken out"
+ENOUGH = "no channels have to go: what is asked holds already"
 OUTSIDE = "they also belong to '{name}', which is none of the step's layers"
 
 NO_RATES = (0.0, 0.0, 0.0, 0.0, 1.0)
@@ -194,8 +195,7 @@ class Channels:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
                 sizes = flat_sizes(model, places, cuts)
                 resolved = replace(self, counts=counts, widths=sizes, latency=None, rates=None)  # one machine's times
-                lost = sum(float(c.damages[g.size - n]) for g, c, n in zip(groups, curves, counts, strict=True))
-                return resolved, Narrowing(cuts, stays, known, lost if comparable(known, self.criterion) else None)
+                return resolved, Narrowing(cuts, stays, known, damage_of(groups, curves, counts))
             if self.counts is not None:
                 place, reason = next(iter(bad.items()))
                 return NothingToDo(f"channels of '{groups[place].name}' cannot go: {reason}", warns=True)

@@ -28,9 +28,6 @@ from taut.structure.statistics import LayerStatistics
 RIDGE = 1e-3
 """Share of the mean eigenvalue added to a second moment that decides which channels go."""
 
-SURGICAL = "obs", "obd"
-"""Criteria whose damages are in the unit of all methods."""
-
 CRITERIA = ("obs", "obd", "taylor", "l1", "l2", "bn", "median", "residual", "energy")
 
 Known = Mapping[str, LayerStatistics]
@@ -56,14 +53,9 @@ def curves_of(
         raise CallError(
             f"The 'criterion' {criterion} of channels needs calibration data: give taut.observe some, or take l2."
         )
-    if criterion in SURGICAL:
+    if criterion in {"obs", "obd"}:
         return _surgical(model, groups, known, exact=criterion == "obs")
     return [_scored(scores_of(model, group, known, criterion)) for group in groups]
-
-
-def comparable(stats: Known, criterion: str) -> bool:
-    """Whether the damages of `curves_of` are in the unit of all methods."""
-    return criterion in SURGICAL and any(one.weighting.known for one in stats.values())
 
 
 def orders(model: nn.Module, stats: Known, criterion: str, names: Mapping[str, str]) -> Orders:
@@ -87,13 +79,14 @@ def _surgical(model: nn.Module, groups: Sequence[ChannelGroup], known: Known, *,
     found: list[Curve | None] = []
     shares: list[float] = []
     for group in groups:
-        readers = [r for m in group.of("in") for r in problems(model, m, group.size, known.get(m.layer), exact=exact)]
+        sides = [problems(model, m, group.size, known.get(m.layer), exact=exact) for m in group.of("in")]
+        readers = [reader for side in sides for reader in side]
         if not readers:
             found.append(None)
             continue
         gone = _searched(readers, group.size)
         damages = np.concatenate([[0.0], gone.damages.cpu().numpy()])
-        found.append(Curve(gone.order.cpu().numpy(), damages))
+        found.append(Curve(gone.order.cpu().numpy(), damages, comparable=all(sides)))
         shares.append(float(damages[-1]))
     usual = float(np.median(shares)) if shares else 1.0
     return [curve or _blind(model, group, usual) for curve, group in zip(found, groups, strict=True)]
@@ -109,12 +102,11 @@ SEARCHES = 256
 def _searched(readers: Sequence[Reader], classes: int) -> Removal:
     """The order of removal of one group, searched once for the same numbers."""
     key = _digest(readers, classes)
-    if key not in _SEARCHED:
-        _SEARCHED[key] = removal(readers, classes)
-        while len(_SEARCHED) > SEARCHES:
-            _SEARCHED.popitem(last=False)
-    _SEARCHED.move_to_end(key)
-    return _SEARCHED[key]
+    found = _SEARCHED.pop(key, None) or removal(readers, classes)
+    _SEARCHED[key] = Removal(found.order.cpu(), found.damages.cpu())
+    while len(_SEARCHED) > SEARCHES:
+        _SEARCHED.popitem(last=False)
+    return found
 
 
 def _digest(readers: Sequence[Reader], classes: int) -> bytes:

@@ -149,10 +149,18 @@ class Curve:
     Attributes:
         order: channels, the one that goes first in front.
         damages: (n + 1,), of losing 0, 1, ... n channels.
+        comparable: whether these are in the unit of all methods, and count all that reads the channels.
     """
 
     order: np.ndarray
     damages: np.ndarray
+    comparable: bool = False
+
+
+def damage_of(groups: Sequence[ChannelGroup], curves: Sequence[Curve], counts: Sequence[int]) -> float | None:
+    """Of the channels that go; None where it is not in the unit of all methods."""
+    lost = [(c, g.size - n) for g, c, n in zip(groups, curves, counts, strict=True) if n < g.size]
+    return sum(float(c.damages[n]) for c, n in lost) if all(c.comparable for c, _ in lost) else None
 
 
 def choose_widths(

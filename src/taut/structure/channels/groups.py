@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example
-from taut.core.fingerprint import fingerprint
 from taut.core.text import some
 from taut.nn import StateLinear
 from taut.structure.channels.mentions import named_in_code
 from taut.structure.channels.recurrent_rules import pair_units, stacked
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
-from taut.structure.rules import registered
 
 UNREAD = "no layer reads them"
 ALONE = "no others go the same way, and one of them has to stay"
@@ -90,10 +88,6 @@ Orders = Callable[[Sequence["ChannelGroup"]], Sequence[Any]]
 """Groups -> the channels of each in the order in which they should go."""
 
 
-COUPLINGS = 4
-"""Models whose groups are remembered: plans are tried on one again and again."""
-
-
 def coupled(model: nn.Module, example: Example, orders: Orders | None = None) -> Coupling:
     """The groups of channels that can be taken out of `model`.
 
@@ -106,18 +100,6 @@ def coupled(model: nn.Module, example: Example, orders: Orders | None = None) ->
     Raises:
         ModelError: the model cannot be run.
     """
-    if orders is not None and any(stacked(module) for module in model.modules()):
-        return _coupled(model, example, orders)
-    key = fingerprint(model, [], (repr(model), registered(), len(example.witnesses), len(example.paths)))
-    known: dict[str, Coupling] = example.couplings
-    if key not in known:
-        known[key] = _coupled(model, example, None)
-        for old in list(known)[:-COUPLINGS]:
-            del known[old]
-    return known[key]
-
-
-def _coupled(model: nn.Module, example: Example, orders: Orders | None) -> Coupling:
     runs = run_labelled(model, example)
     unreached = named_in_code(runs.copied, runs.unreached())
     if runs.blind:
