@@ -129,6 +129,11 @@ def _copy(value: Any, memo: dict[int, Any]) -> Any:
     return _copy_of_module(value, memo) if isinstance(value, nn.Module) else copy.deepcopy(value, memo)
 
 
+def _bare(held: Any) -> bool:
+    """Whether a container is empty, and has no attributes either."""
+    return not held and not getattr(held, "__dict__", None)
+
+
 def _copy_of_entries(entries: dict[Any, Any], memo: dict[int, Any]) -> dict[Any, Any]:
     """A copy of a dictionary; this is the loop in which copies of models spend their time."""
     made: dict[Any, Any] = type(entries)()
@@ -138,7 +143,7 @@ def _copy_of_entries(entries: dict[Any, Any], memo: dict[int, Any]) -> dict[Any,
         own = key if type(key) in ATOMIC else _copy(key, memo)
         if kind in ATOMIC:
             made[own] = item
-        elif kind in HELD and not item and not getattr(item, "__dict__", None) and id(item) not in memo:
+        elif kind in HELD and _bare(item) and id(item) not in memo:
             made[own] = memo[id(item)] = kind()
         else:
             made[own] = _copy(item, memo)
@@ -158,7 +163,7 @@ def _copy_of_module(module: nn.Module, memo: dict[int, Any]) -> Any:
             made.__setstate__(_copy(taken[2], memo))
             return made
     for each in module.modules():
-        empty = (value for value in vars(each).values() if type(value) in HELD and not value)
+        empty = (value for value in vars(each).values() if type(value) in HELD and _bare(value))
         memo.update({id(value): type(value)() for value in empty if id(value) not in memo})
     return copy.deepcopy(module, memo)
 
