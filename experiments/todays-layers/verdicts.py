@@ -54,8 +54,8 @@ def limits(made: Rows, tested: Rows, units: Units) -> list[Bound]:
             name = f"{point(row)}: {units[row['net']][1]} above Torch-Pruning"
             bounds.append(Bound(f"{name} ({row['above_low']:.2f} to {row['above_high']:.2f})", 0.0, row["above"]))
     for row in {row["net"]: row for row in tested if row["rate"] is not None}.values():
-        name = f"{row['net']}: {units[row['net']][1]} that the control gained by the training, upper end of 95 %"
-        bounds.append(Bound(name, 0.0, row["gained_high"]))
+        name = f"{row['net']}: {units[row['net']][1]} that the control gained by the training"
+        bounds.append(Bound(name, 0.0, row["gained"]))
     return bounds
 
 

@@ -86,7 +86,7 @@ def test_the_rate_is_the_best_on_the_mean(study):
     assert study["verdicts"].best_rate(rows) == 1e-4
 
 
-def outcome(rate, above, gained_high=0.1):
+def outcome(rate, above, gained=0.0):
     found = {
         "net": "vit",
         "macs": 0.5,
@@ -98,7 +98,7 @@ def outcome(rate, above, gained_high=0.1):
         "control": 0.9,
     }
     ends = {"above_low": above - 0.2, "above_high": above + 0.2, "gained_low": -0.3}
-    return found | {"above": above, "gained": 0.0, "gained_high": gained_high, "samples": 9} | ends
+    return found | {"above": above, "gained": gained, "gained_high": gained + 0.3, "samples": 9} | ends
 
 
 def test_every_point_has_its_bound_and_a_loss_is_one(study):
@@ -106,7 +106,7 @@ def test_every_point_has_its_bound_and_a_loss_is_one(study):
     made = [row("taut", 0.8, macs_left=0.499), row("a", 0.7, macs_left=0.49)]
     bounds = verdicts.limits(made, [outcome(None, 3.0), outcome(1e-3, -0.1)], units)
     assert [bound.holds for bound in bounds] == [True, True, False, True]
-    assert not verdicts.limits(made, [outcome(1e-3, 1.0, gained_high=-0.2)], units)[-1].holds
+    assert not verdicts.limits(made, [outcome(1e-3, 1.0, gained=-0.2)], units)[-1].holds
     alone = {key: value for key, value in outcome(None, 1.0).items() if "above" not in key and key != "theirs"}
     assert verdicts.limits(made, [alone | {"peer": None}], units) == []  # without the peer nothing is tested
     assert "does not run" in verdicts.markdown([], [], [alone | {"peer": None}], units, [], {})

@@ -312,7 +312,8 @@ class JointPlanner:
         inner = trace(narrowed.model, self.stats.network.example).leaving_as(self.stats.network)
         inner, data = inner.skipping(self.ranks.left_alone), self.ranks.data
         stats = replace(narrowed.stats, network=inner)
-        if self.stats.asides.keys() - stats.asides.keys():  # of tables and the like that lost channels nothing is known
+        lost = self.stats.asides.keys() - stats.asides.keys()  # tables and the like of which nothing is known any more
+        if lost and share < 1:
             stats = observe(inner, narrowed.model, data)
         timed = self.ranks.latency_model is not None
         settings: dict[str, Any] = {"timed": timed, "before": self.choices}

@@ -102,11 +102,11 @@ SEARCHES = 256
 def _searched(readers: Sequence[Reader], classes: int) -> Removal:
     """The order of removal of one group, searched once for the same numbers."""
     key = _digest(readers, classes)
-    found = _SEARCHED.pop(key, None) or removal(readers, classes)
-    _SEARCHED[key] = Removal(found.order.cpu(), found.damages.cpu())
+    search = _SEARCHED.pop(key, None) or removal(readers, classes)
+    _SEARCHED[key] = Removal(search.order.cpu(), search.damages.cpu())
     while len(_SEARCHED) > SEARCHES:
         _SEARCHED.popitem(last=False)
-    return found
+    return search
 
 
 def _digest(readers: Sequence[Reader], classes: int) -> bytes:
