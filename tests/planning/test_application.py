@@ -11,7 +11,7 @@ import taut
 from cases import case, run, sequential, untouched
 from taut import CallError, Plan, Step
 from taut.methods.as_linear import AsLinear
-from taut.planning import application
+from taut.planning import execution
 from taut.planning.application import apply_plan
 from taut.structure.outputs import Outputs
 
@@ -255,7 +255,7 @@ def test_steps_behind_a_plain_form_that_was_rolled_back_have_its_reason(monkeypa
     model, x = Attending().eval(), torch.randn(2, 3, 8)
     net, svd = taut.trace(model, x), {"rank": 2}
     steps = [taut.Step(("a",), "as_attention"), *(taut.Step((name,), "svd", svd) for name in ("a.q_proj", "f"))]
-    monkeypatch.setattr(application, "departs", departs)
+    monkeypatch.setattr(execution, "departs", departs)
     with pytest.warns(UserWarning, match="'a' is left as it was: rolled back: it broke"):
         small, done = apply_plan(model, taut.Plan.of(net, steps), taut.observe(net, model))
     assert [step.layers for step in done.steps] == [("f",)]

@@ -10,7 +10,7 @@ import torch
 import taut
 from cases import case, run, untouched
 from taut import Budget, BudgetError, CallError, Plan
-from taut.planning import application, blocks
+from taut.planning import blocks, execution
 from taut.planning.application import apply_plan
 from taut.planning.narrowing import narrow
 from taut.planning.plan import narrowing_step
@@ -186,7 +186,7 @@ def test_a_share_whose_channels_are_rolled_back_is_not_believed_without_data(mon
     planner = JointPlanner(ranks, methods[0], tuple(methods[1:]), 1)
     limits = {"macs": 0.5 * net.cost.macs}
     assert planner._best_share(limits) == 0.5
-    monkeypatch.setattr(application, "departs", lambda *args: "no" if len(args) > 2 and _is_narrow(args[2]) else None)
+    monkeypatch.setattr(execution, "departs", lambda *args: "no" if len(args) > 2 and _is_narrow(args[2]) else None)
     assert planner._best_share(limits) == 0.0
 
 

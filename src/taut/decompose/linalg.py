@@ -133,6 +133,8 @@ def add_gram(S: Tensor, X: Tensor, weight: float = 1.0, blocks: int = 4) -> None
 
 def mirrored(S: Tensor) -> Tensor:
     """S (g, k, k) with its upper triangle made from the lower one, in place."""
+    if S.shape[-1] < SMALL:
+        return S.tril_().add_(S.tril(-1).mT)
     for own in S:
         for rows in _bands(S.shape[-1], 16):
             corner = own[rows, rows].tril()

@@ -15,7 +15,7 @@ from torch import nn
 
 from taut.errors import CallError
 from taut.methods import resolve, settings
-from taut.planning.application import looked_at
+from taut.planning.execution import looked_at
 from taut.planning.step_checks import listed, staying_in
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import answering, clone, locate, part

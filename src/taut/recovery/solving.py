@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -17,9 +18,9 @@ HELD_OUT = 0.2
 """Share of the rows, the last ones and so other samples, on which the ridge is chosen."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Moments:
-    """Present inputs of a layer.
+    """Present inputs of a layer; what is solved with them again and again is decomposed once.
 
     Attributes:
         rows: (g, n, k), centred where a bias or a batch norm takes the mean.
@@ -30,6 +31,7 @@ class Moments:
     rows: Tensor
     mean: Tensor
     gram: Tensor | None
+    _triangles: dict[tuple[bool, float], Tensor] = field(default_factory=dict)
 
     @classmethod
     def of(cls, rows: Tensor, *, centred: bool) -> Moments:
@@ -38,6 +40,42 @@ class Moments:
         rows = rows.sub_(mean) if centred else rows
         n, k = rows.shape[1:]
         return cls(rows, mean, gram(rows) / n if n >= k else None)
+
+    @property
+    def cut(self) -> int:
+        """Where the held-out rows begin."""
+        return int(self.rows.shape[1] * (1 - HELD_OUT))
+
+    @cached_property
+    def held(self) -> Tensor:
+        """Held-out rows^T rows, (g, k, k), in float64."""
+        return gram(self.rows[:, self.cut :])
+
+    @cached_property
+    def products(self) -> Tensor:
+        """Rows rows^T, (g, n, n), in float64."""
+        return gram(self.rows.mT)
+
+    def triangle(self, share: float, *, trial: bool) -> Tensor:
+        """Cholesky factor of rows^T rows, or of rows rows^T where that is smaller, and share (mean variance) I.
+
+        Args:
+            share: of the mean variance of an input.
+            trial: without the held-out rows.
+        """
+        if (trial, share) not in self._triangles:
+            lifted, count = self._summed(trial=trial), self.rows.shape[2]
+            lift = share * lifted.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None] / count + 1e-30
+            lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
+            self._triangles[trial, share] = cholesky(lifted)
+        return self._triangles[trial, share]
+
+    def _summed(self, *, trial: bool) -> Tensor:
+        """What `triangle` factors, as a copy."""
+        if self.gram is None:
+            return (self.products[:, : self.cut, : self.cut] if trial else self.products).clone()
+        whole = self.gram * self.rows.shape[1]
+        return whole - self.held if trial else whole
 
 
 def least_squares(
@@ -67,20 +105,15 @@ def least_squares(
 
 def _step(moments: Moments, residual: Tensor) -> Tensor:
     """Change of the weight (g, o, k) on all rows, with the ridge that predicts held-out rows best; or none at all."""
-    rows = moments.rows
-    n, k = rows.shape[1:]
-    cut = int(n * (1 - HELD_OUT))
+    rows, cut = moments.rows, moments.cut
     if cut == 0:
-        return residual.new_zeros(residual.shape[0], residual.shape[2], k)
+        return residual.new_zeros(residual.shape[0], residual.shape[2], rows.shape[2])
     if moments.gram is None:
-        return _dual_step(rows, residual, cut)
-    held = gram(rows[:, cut:]), _cross(residual[:, cut:], rows[:, cut:])
-    whole = moments.gram * n, _cross(residual, rows)
-    trial = whole[0] - held[0], whole[1] - held[1]
-
-    gains = {share: _gain(_solve(*trial, share), *held) for share in RIDGES}
+        return _dual_step(moments, residual)
+    held, whole = _cross(residual[:, cut:], rows[:, cut:]), _cross(residual, rows)
+    gains = {share: _gain(_solve(moments, whole - held, share, trial=True), moments.held, held) for share in RIDGES}
     best = max(gains, key=gains.__getitem__)
-    return _solve(*whole, best) if gains[best] > 0 else torch.zeros_like(whole[1])
+    return _solve(moments, whole, best, trial=False) if gains[best] > 0 else torch.zeros_like(whole)
 
 
 def _gain(D: Tensor, G: Tensor, H: Tensor) -> float:
@@ -92,33 +125,20 @@ def _cross(residual: Tensor, rows: Tensor) -> Tensor:
     return (residual.mT @ rows).double()
 
 
-def _solve(G: Tensor, H: Tensor, share: float) -> Tensor:
+def _solve(moments: Moments, H: Tensor, share: float, *, trial: bool) -> Tensor:
     """H (G + share (mean variance) I)^{-1}, (g, o, k)."""
-    lift = share * G.diagonal(dim1=-2, dim2=-1).mean(-1)[:, None, None] + 1e-30
-    lifted = G.clone()
-    lifted.diagonal(dim1=-2, dim2=-1).add_(lift[..., 0])
-    return torch.cholesky_solve(H.mT, cholesky(lifted)).mT
+    return torch.cholesky_solve(H.mT, moments.triangle(share, trial=trial)).mT
 
 
-def _dual_step(rows: Tensor, residual: Tensor, cut: int) -> Tensor:
+def _dual_step(moments: Moments, residual: Tensor) -> Tensor:
     """The same where there are fewer rows than columns: X^T (X X^T + lambda I)^{-1} R; one X X^T serves all ridges."""
-    k = rows.shape[2]
-    K, R = gram(rows.mT), residual.double()
-    train, wanted = K[:, :cut, :cut], R[:, cut:]
-
+    rows, cut, R = moments.rows, moments.cut, residual.double()
+    wanted, across = R[:, cut:], moments.products[:, cut:, :cut]
     errors = {}
     for share in RIDGES:
-        solved = _dual(train, R[:, :cut], share, k)
-        errors[share] = float((wanted - K[:, cut:, :cut] @ solved).square().sum())
+        solved = torch.cholesky_solve(R[:, :cut], moments.triangle(share, trial=True))
+        errors[share] = float((wanted - across @ solved).square().sum())
     best = min(errors, key=errors.__getitem__)
     if errors[best] >= float(wanted.square().sum()):
-        return residual.new_zeros(residual.shape[0], residual.shape[2], k)
-    return _dual(K, R, best, k).mT.to(rows) @ rows
-
-
-def _dual(K: Tensor, R: Tensor, share: float, k: int) -> Tensor:
-    """(K + share (mean variance) I)^{-1} R, with K = X X^T of k columns."""
-    lift = share * K.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None] / k + 1e-30
-    lifted = K.clone()
-    lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
-    return torch.cholesky_solve(R, cholesky(lifted))
+        return residual.new_zeros(residual.shape[0], residual.shape[2], rows.shape[2])
+    return torch.cholesky_solve(R, moments.triangle(best, trial=False)).mT.to(rows) @ rows

@@ -52,11 +52,12 @@ class Moments:
         if self.sums is None:
             raise ValueError("no rows were added")
         whole, shift = mirrored(self.sums.products), self.sums.shift[:, 0].double()
+        many = max(1, 1024 // whole.shape[-1])  # groups at once
         across = self.sums.rows + 0.5 * self.weight * shift  # x = y + s: sum x x^T = sum y y^T + s f^T + f s^T
-        for own, s, f in zip(whole, shift, across, strict=True):
-            for start in range(0, len(own), 1024):
+        for own, s, f in zip(*(torch.split(t, many) for t in (whole, shift, across)), strict=True):
+            for start in range(0, own.shape[-1], 1024):
                 part = slice(start, start + 1024)
-                own[part] += (torch.outer(s[part], f) + torch.outer(f[part], s)).to(own)
+                own[:, part] += (s[:, part, None] * f[:, None] + f[:, part, None] * s[:, None]).to(own)
         self.sums = None
         return whole
 
