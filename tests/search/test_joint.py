@@ -10,10 +10,12 @@ import torch
 import taut
 from cases import case, run, untouched
 from taut import Budget, BudgetError, CallError, Plan
+from taut.methods.channels import sight
 from taut.planning import blocks, execution
 from taut.planning.application import apply_plan
 from taut.planning.narrowing import narrow
 from taut.planning.plan import narrowing_step
+from taut.search import joint
 from taut.search.joint import FIRST_SHARES, NEARLY, SHARES_TRIED, JointPlanner, _next
 from taut.search.ranks import RankPlanner
 from taut.structure.statistics import Curve, LayerStatistics
@@ -272,3 +274,46 @@ def test_a_layer_that_ranks_change_is_not_told_to_stay_as_well():
     _, done = apply_plan(model, Plan((step, Step(("2",), "svd", {"rank": 4}))), stats)
     assert [step.method for step in done.steps] == ["channels", "svd"]
     assert not done.kept
+
+
+def test_a_search_looks_for_what_goes_together_once_and_traces_each_width_once(monkeypatch):
+    looked, traced, found = [], [], []
+
+    def coupled(model, *args):
+        looked.append(model)
+        return coupling(model, *args)
+
+    def trace(model, example):
+        traced.append([tuple(p.shape) for p in model.parameters()])
+        return taut.trace(model, example)
+
+    def narrowed(*args):
+        found.append(narrow(*args))
+        return found[-1]
+
+    coupling = sight.coupled
+    monkeypatch.setattr(sight, "coupled", coupled)
+    monkeypatch.setattr(joint, "trace", trace)
+    monkeypatch.setattr(joint, "narrow", narrowed)
+    made("vgg", macs=0.5)
+    assert len(looked) == 1
+    assert len(found) > len(traced) == len({str(shapes) for shapes in traced})
+
+
+def test_what_a_search_saw_of_a_network_is_not_taken_for_another():
+    """A step that finds the model changed looks anew, whatever was seen of the model before."""
+    model, example = case("vgg").make()
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, case("vgg").data())
+    method = taut.methods.METHODS["channels"]()
+    first, second = (narrowing_step(net, method, macs=share) for share in (0.6, 0.3))
+    plans = Plan((first,)), Plan((first, second)), Plan((Step(("fc",), "magnitude", {"sparsity": 0.9}), second))
+    remembering = replace(stats, looks={})
+    for plan in plans * 2:
+        wanted, found = (apply_plan(model, plan, known) for known in (stats, remembering))
+        assert found[1] == wanted[1]
+        assert all(
+            torch.equal(a, b)
+            for a, b in zip(found[0].state_dict().values(), wanted[0].state_dict().values(), strict=True)
+        )
+    assert remembering.looks

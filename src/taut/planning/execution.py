@@ -12,7 +12,6 @@ import torch
 from torch import nn
 
 from taut.core.deprecation import warn_author
-from taut.core.example import Example
 from taut.core.progress import track
 from taut.errors import CallError
 from taut.methods import resolve, settings
@@ -124,6 +123,7 @@ def carry_all(
             left.kept += kept_of(step, outcome.reason, outcome.code)
             continue
         done.append(outcome.step)
+        stats = stats if stats.looks is None else replace(stats, looks=None)  # it is another model now
         method, group, factors = resolve(outcome.step), outcome.step.group, outcome.factors
         if isinstance(method, Slimming) and group is not None:
             lost = {name: (cut.outputs, cut.inputs) for name, cut in factors.cuts.items()}
@@ -186,8 +186,7 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check | N
     method.cost(group)  # refuses settings outside their range
     found: Any = None
     if isinstance(method, Looking):
-        known = {"stats": _known(stats, modules)} if method.uses_statistics else {}
-        looked = looked_at(method, small, stats.network.example, places, known)
+        looked = looked_at(method, small, stats, places, _known(stats, modules))
         if isinstance(looked, NothingToDo):
             _restore(small, places, modules)
             return Outcome(step, reason=looked.reason, warns=looked.warns)
@@ -220,10 +219,25 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check | N
 
 
 def looked_at(
-    method: Looking, small: nn.Module, example: Example, places: Mapping[str, str], known: Mapping[str, Any]
+    method: Looking,
+    small: nn.Module,
+    stats: Statistics,
+    places: Mapping[str, str],
+    known: Mapping[str, LayerStatistics],
 ) -> tuple[Method, Any] | NothingToDo:
-    """What a method over the whole network finds; one of an earlier contract says in bare words that it is nothing."""
-    looked: Any = method.look(small, example, places, **known)
+    """What a method over the whole network finds; one of an earlier contract says in bare words that it is nothing.
+
+    Args:
+        method: of some step.
+        small: the model as the step finds it; where `stats` remember looks, as they found it.
+        stats: of the network.
+        places: the step's layers -> where they stand.
+        known: what was observed of those that are as they were.
+    """
+    given: dict[str, Any] = {"stats": known} if method.uses_statistics else {}  # type: ignore[attr-defined]
+    if getattr(method, "remembers", False):
+        given["seen"] = stats.looks
+    looked: Any = method.look(small, stats.network.example, places, **given)
     if not isinstance(looked, str):
         return looked  # type: ignore[no-any-return]
     warn_author(

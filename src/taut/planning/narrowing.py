@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 from torch import nn
@@ -22,30 +22,67 @@ from taut.structure.surgery import answering, clone, locate, part
 from taut.structure.surgery import replace as put
 from taut.types import Group, Kept, Looking, NothingToDo, Slimming, Step
 
+REMEMBERED = 4
+"""Networks that are remembered: each is as large as what is left of the model, and of its statistics."""
+
+
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What is left of a network.
+
+    Attributes:
+        model: with narrower layers.
+        stats: of the narrower layers; of tables and the like that lost channels nothing is known any more.
+        found: what is found out about it.
+    """
+
+    model: nn.Module
+    stats: Statistics
+    found: dict[Any, Any] = field(default_factory=dict, repr=False)
+
+
+class Latest(dict[Any, Made]):
+    """By the channels that are left, the networks that were made of one model last: limits that differ share them."""
+
+    def __setitem__(self, key: Any, made: Made) -> None:
+        """Add one; the oldest goes."""
+        super().__setitem__(key, made)
+        while len(self) > REMEMBERED:
+            del self[next(iter(self))]
+
 
 @dataclass(frozen=True, eq=False)
 class Narrower:
     """A network from which channels went.
 
     Attributes:
-        model: with narrower layers.
+        made: the network.
         step: resolved, with its predicted damage. kept: layers of which channels stay, and why.
-        stats: of the narrower layers; of tables and the like that lost channels nothing is known any more.
     """
 
-    model: nn.Module
+    made: Made
     step: Step
     kept: Sequence[Kept]
-    stats: Statistics
+
+    @property
+    def model(self) -> nn.Module:
+        """With narrower layers."""
+        return self.made.model
+
+    @property
+    def stats(self) -> Statistics:
+        """Of the narrower layers."""
+        return self.made.stats
 
 
-def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrower | None:
+def narrow(model: nn.Module, step: Step, stats: Statistics, latest: Latest | None = None) -> Narrower | None:
     """The network that a step of channels leaves; None where no widths meet what it asks.
 
     Args:
         model: it is not changed.
         step: of a method that takes out channels.
         stats: of the model.
+        latest: made of this very model before; what is new is added. None: nothing is remembered.
     """
     method, group = resolve(step), step.group or Group(())
     if not isinstance(method, Looking) or not isinstance(method, Slimming):
@@ -54,9 +91,7 @@ def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrower | None:
     places = {layer.name: locate(small, layer) for layer in group.layers}
     seen = {name: stats.seen(name) for name in places if name in stats.modules or name in stats.asides}
     try:
-        looked = looked_at(
-            method, small, stats.network.example, places, {"stats": seen} if method.uses_statistics else {}
-        )
+        looked = looked_at(method, small, stats, places, seen)
     except CallError:
         return None  # no widths meet it
     if isinstance(looked, NothingToDo):
@@ -64,11 +99,14 @@ def narrow(model: nn.Module, step: Step, stats: Statistics) -> Narrower | None:
             warnings.warn(f"Layer {listed(step.layers)} is left as it was: {looked.reason}", stacklevel=3)
         return None
     resolved, found = cast(tuple[Any, Any], looked)
-    modules = resolved.rewrite({name: part(small, place) for name, place in places.items()}, found).modules
-    for layer in group.layers:
-        put(small, places[layer.name], answering(modules[layer.name], layer))
     cost, damage = resolved.cost(group), resolved.damage(found)
     done = replace(step, settings=settings(resolved), before=group.cost, after=cost, damage=damage)
     lost = {name: (cut.outputs, cut.inputs) for name, cut in found.cuts.items()}
-    left = stats.narrowed(small, resolved.after(group), lost)
-    return Narrower(small, done, staying_in(step, found.stays, stats.network), left)
+    key = tuple((name, *(tuple(index.tolist()) for index in kept)) for name, kept in lost.items())
+    latest = Latest() if latest is None else latest
+    if not getattr(method, "remembers", False) or key not in latest:
+        modules = resolved.rewrite({name: part(small, place) for name, place in places.items()}, found).modules
+        for layer in group.layers:
+            put(small, places[layer.name], answering(modules[layer.name], layer))
+        latest[key] = Made(small, stats.narrowed(small, resolved.after(group), lost))
+    return Narrower(latest[key], done, staying_in(step, found.stays, stats.network))

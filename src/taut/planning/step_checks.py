@@ -10,7 +10,7 @@ from torch import nn
 
 from taut.core.tensors import all_tensors
 from taut.errors import CallError, ModelError
-from taut.methods.channels.channels import OUTSIDE
+from taut.methods.channels.sight import OUTSIDE
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.sameness import BY_FUSED_KERNELS, IN_OTHER_LAYERS, outputs_match

@@ -25,7 +25,7 @@ from taut.planning.application import apply_plan
 from taut.planning.blocks import survey_all
 from taut.planning.candidates import Choice
 from taut.planning.knapsack import HEADER_BYTES, network_cost
-from taut.planning.narrowing import narrow
+from taut.planning.narrowing import Latest, Made, narrow
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
@@ -87,6 +87,7 @@ class JointPlanner:
         low_rank: the methods that may follow.
         align: every rank is a multiple of it.
         latency_correction: measured over predicted time of the shapes at some shares.
+        latest: narrower networks that were made of the model last, by planners with other rates, too.
     """
 
     ranks: RankPlanner
@@ -94,6 +95,7 @@ class JointPlanner:
     low_rank: tuple[Method, ...]
     align: int
     latency_correction: Mapping[float, float] = field(default_factory=dict)
+    latest: Latest = field(default_factory=Latest, repr=False)
     joint: ClassVar[bool] = True
     _shares: dict[float, float] = field(default_factory=dict, repr=False)
     """Tightness of limits -> the share that was found for them."""
@@ -193,7 +195,9 @@ class JointPlanner:
 
     def without(self, reasons: Mapping[str, str]) -> JointPlanner:
         """The same with some layers left alone, for these reasons."""
-        return replace(self, ranks=self.ranks.without(reasons), _shares=dict(self._shares), _narrowed={})
+        return replace(
+            self, ranks=self.ranks.without(reasons), latest=Latest(), _shares=dict(self._shares), _narrowed={}
+        )
 
     def _tightness(self, limits: Limits) -> float:
         """How many times less the tightest limit allows than the original costs."""
@@ -305,23 +309,34 @@ class JointPlanner:
     def _narrow(self, share: float, limits: Limits) -> _Narrowed | None:
         """The network from which channels went until it costs f^share; None where these cannot go so far."""
         step = self._channel_step(share, limits)
-        narrowed = None if step is None else narrow(self.ranks.base, step, self.stats)
+        narrowed = None if step is None else narrow(self.ranks.base, step, self.stats, self.latest)
         if narrowed is None:
             return None
         done = replace(narrowed.step, reason=f"{share:.0%} of the way; least damage per saved cost")
-        inner = trace(narrowed.model, self.stats.network.example).leaving_as(self.stats.network)
-        inner, data = inner.skipping(self.ranks.left_alone), self.ranks.data
-        stats = replace(narrowed.stats, network=inner)
-        lost = self.stats.asides.keys() - stats.asides.keys()  # tables and the like of which nothing is known any more
-        if lost and share < 1:
-            stats = observe(inner, narrowed.model, data)
-        timed = self.ranks.latency_model is not None
-        settings: dict[str, Any] = {"timed": timed, "before": self.choices}
-        choices = (
-            () if share == 1 else survey_all(inner, narrowed.model, stats, data, self.low_rank, self.align, **settings)
-        )
-        ranks = RankPlanner(narrowed.model, stats, choices, data, self.ranks.latency_model)
+        stats, choices = self._surveyed(narrowed.made, alone=share == 1)
+        ranks = RankPlanner(narrowed.model, stats, choices, self.ranks.data, self.ranks.latency_model)
         return _Narrowed(done, tuple(narrowed.kept), ranks)
+
+    def _surveyed(self, made: Made, *, alone: bool) -> tuple[Statistics, tuple[Choice, ...]]:
+        """Statistics of a narrower network as it is traced, and what ranks can do to it: nothing, if channels go alone.
+
+        What limits of time and others ask of it is the same, but for what is timed.
+        """
+        if "traced" not in made.found:
+            inner = trace(made.model, self.stats.network.example).leaving_as(self.stats.network)
+            made.found["traced"] = replace(made.stats, network=inner.skipping(self.ranks.left_alone))
+        stats: Statistics = made.found["traced"]
+        if alone:
+            return stats, ()
+        timed, data = self.ranks.latency_model is not None, self.ranks.data
+        if timed not in made.found:
+            if self.stats.asides.keys() - stats.asides.keys():  # tables and the like of which nothing is known any more
+                stats = observe(stats.network, made.model, data)
+            settings: dict[str, Any] = {"timed": timed, "before": self.choices}
+            choices = survey_all(stats.network, made.model, stats, data, self.low_rank, self.align, **settings)
+            made.found[timed] = stats, choices
+        found: tuple[Statistics, tuple[Choice, ...]] = made.found[timed]
+        return found
 
     def _channel_step(self, share: float, limits: Limits) -> Step | None:
         """The step with which channels save their share of the way; None where all of them together cannot."""

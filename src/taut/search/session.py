@@ -21,6 +21,7 @@ from taut.methods import choose, settings
 from taut.methods.channels.channels import Channels
 from taut.planning.blocks import survey_all
 from taut.planning.damage_measurement import sensitivity as measure_damage
+from taut.planning.narrowing import Latest
 from taut.planning.plain_form import carry_exact, idle_forms, in_own_form, in_plain_form, kept_whole
 from taut.planning.plan import describe
 from taut.recovery.judging import Judge
@@ -109,13 +110,16 @@ class Session:
         narrowing = _unasked(base, inner) if methods is None else narrowing
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
+        stats = replace(stats, looks={})  # nobody changes the base
         choices = survey_all(inner, base, stats, batches, low_rank, align, timed=latency is not None)
+
+        latest = Latest()
 
         def planner(
             latency_model: LatencyModel | None = None, correction: Mapping[float, float] | None = None
         ) -> RankPlanner | JointPlanner:
             ranks = RankPlanner(base, stats, choices, batches, latency_model)
-            return JointPlanner(ranks, narrowing, low_rank, align, correction or {}) if narrowing else ranks
+            return JointPlanner(ranks, narrowing, low_rank, align, correction or {}, latest) if narrowing else ranks
 
         if latency is None:
             return cls(model, network, base, exact, planner(), batches)
@@ -221,7 +225,7 @@ class Session:
         if len(exact) < len(self.exact):
             base = in_own_form(base, self.original, [step for step in self.exact if step not in exact])
             gone = {layer.name for layer in stats.network.layers} - {name for name, _ in base.named_modules()}
-            stats = replace(stats, network=stats.network.skipping(dict.fromkeys(gone, IN_OWN_FORM)))
+            stats = replace(stats, network=stats.network.skipping(dict.fromkeys(gone, IN_OWN_FORM)), looks=None)
         model, trained = carry_out(base, inner, stats, wish, teacher=self.original, seed=seed)
         steps = () if trained is None else trained.steps
         whole = replace(trained or plan, steps=(*exact, *(_original_names(step, exact) for step in steps)))

@@ -105,6 +105,8 @@ class Statistics:
         curves: measured damages, where `taut.sensitivity` made them.
         asides: tables and transposed convolutions, which methods of their own rewrite, with what was observed of them.
         real: by the input that is a mask ("" for the user's own), how many positions are real, and of how many.
+        looks: what methods over the whole network found out about this very model, where nobody changes it meanwhile,
+            as in a search; None where somebody may.
     """
 
     network: Network
@@ -116,6 +118,7 @@ class Statistics:
     curves: Mapping[tuple[tuple[str, ...], str], Curve] = field(default_factory=dict)
     real: Mapping[str, tuple[int, int]] = field(default_factory=dict)
     asides: Mapping[str, tuple[nn.Module, LayerStatistics]] = field(default_factory=dict)
+    looks: dict[Any, Any] | None = field(default=None, repr=False, compare=False)
     _cache: dict[tuple[tuple[str, ...], str], Any] = field(default_factory=dict, repr=False, compare=False)
     _outputs: dict[tuple[int, int], Outputs] = field(default_factory=dict, repr=False, compare=False)
 
@@ -142,7 +145,14 @@ class Statistics:
             for name, stats in self.layers.items()
         }
         return replace(
-            self, network=network, modules=modules, layers=known, curves={}, _cache={}, asides=self._uncut(cuts)
+            self,
+            network=network,
+            modules=modules,
+            layers=known,
+            curves={},
+            asides=self._uncut(cuts),
+            looks=None,
+            _cache={},
         )
 
     def _uncut(self, cuts: Mapping[str, object]) -> dict[str, tuple[nn.Module, LayerStatistics]]:

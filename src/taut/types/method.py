@@ -55,7 +55,8 @@ class Method(Protocol[F]):
         rank_settings: the settings that are ranks, which `align` rounds. sparsity_of_rest (False unless it is there):
         whether `sparsity` is a share of what earlier steps left. of_their_own (empty unless it is there): reasons why
         a layer is left alone that are none for this method. trades_macs (False unless it is there): whether it lowers
-        parameters at the price of multiply-accumulates.
+        parameters at the price of multiply-accumulates. remembers (False unless it is there): whether its `look` takes
+        `seen`, a dictionary in which it may keep what it found out about this very model; None: it may be another one.
     """
 
     name: ClassVar[str]

@@ -15,8 +15,8 @@ from torch import nn
 from taut.core.example import Example
 from taut.errors import CallError
 from taut.methods.channels.compensation import refilled
-from taut.methods.channels.importance import CRITERIA, curves_of, orders
-from taut.methods.channels.verification import failing
+from taut.methods.channels.importance import CRITERIA
+from taut.methods.channels.sight import seen_at
 from taut.methods.channels.widths import Costs, Curve, choose_widths, damage_of, even_widths, least_within
 from taut.methods.earlier_contract import Needs
 from taut.methods.layer_factory import random_layer, refuse_layer
@@ -24,14 +24,13 @@ from taut.methods.narrow_layers import (
     PER_CHANNEL,
     TRANSPOSED,
     Sizes,
-    described,
     empty_layer,
     flat_sizes,
     sizes_of,
     slimmed,
 )
 from taut.structure.channels.cuts import cuts_of
-from taut.structure.channels.groups import ChannelGroup, Coupling, coupled, hidden_alone
+from taut.structure.channels.groups import ChannelGroup
 from taut.structure.narrowing import Cut
 from taut.structure.rules import UNIT
 from taut.structure.statistics import LayerStatistics
@@ -40,7 +39,6 @@ from taut.types import Cost, Group, Layer, NothingToDo, Rewrite
 
 NOTHING = "no channels can be taken out"
 ENOUGH = "no channels have to go: what is asked holds already"
-OUTSIDE = "they also belong to '{name}', which is none of the step's layers"
 
 NO_RATES = (0.0, 0.0, 0.0, 0.0, 1.0)
 """No time is known."""
@@ -124,6 +122,7 @@ class Channels:
     rank_settings: ClassVar[tuple[str, ...]] = ()
     needs = Needs()
     sparsity_of_rest: ClassVar[bool] = True
+    remembers: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         """Refuse settings that mean nothing.
@@ -168,7 +167,12 @@ class Channels:
         return f"{self.name}/{self.criterion}"
 
     def look(
-        self, model: nn.Module, example: Example, places: Mapping[str, str], stats: Mapping[str, Any] | None = None
+        self,
+        model: nn.Module,
+        example: Example,
+        places: Mapping[str, str],
+        stats: Mapping[str, Any] | None = None,
+        seen: dict[Any, Any] | None = None,
     ) -> tuple[Channels, Narrowing] | NothingToDo:
         """Itself with the widths that meet what was asked, and what is left of every layer.
 
@@ -179,18 +183,17 @@ class Channels:
         names = {place: name for name, place in places.items()}
         if self.widths is not None and self.counts is None:
             raise CallError("The 'widths' of channels are a record: give 'counts', or what the layers may cost.")
-        coupling = coupled(model, example, orders(model, known, self.criterion, names))
-        groups, stays = _within(hidden_alone(coupling, model) if self.hidden else coupling, names)
-        layers, curves = described(model, example, names), curves_of(model, groups, known, self.criterion, names)
+        sight = seen_at(model, example, places, known, (self.criterion, self.hidden), seen)
+        groups, curves, stays = sight.groups, sight.curves, dict(sight.stays)
         usable = list(range(len(groups)))
         while usable:
-            counts = self._counts(layers, groups, curves, usable)
+            counts = self._counts(sight.layers, groups, curves, usable)
             gone = [
                 torch.from_numpy(c.order[: g.size - n].copy()) for g, c, n in zip(groups, curves, counts, strict=True)
             ]
             if not any(len(index) for index in gone):
                 return NothingToDo(ENOUGH)
-            bad = dict(failing(model, example, groups, gone))
+            bad = sight.failing(model, example, gone)
             if not bad:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
                 sizes = flat_sizes(model, places, cuts)
@@ -379,20 +382,6 @@ def _groups(now: Layer, before: Layer) -> int:
 
 def _kept(layer: Layer, sizes: Sizes) -> bool:
     return sizes in {sizes_of(layer), (0, 0)}
-
-
-def _within(coupling: Coupling, names: Mapping[str, str]) -> tuple[list[ChannelGroup], dict[str, str]]:
-    """The groups that lie within the step's layers, and why channels of these layers stay."""
-    groups = []
-    stays = {names[place]: reason for place, reason in coupling.stays.items() if place in names}
-    for group in coupling.groups:
-        outside = next((m.layer for m in group.members if m.layer not in names), None)
-        if outside is None:
-            groups.append(group)
-        else:
-            given = [m.layer for m in group.of("out") if m.layer in names]
-            stays |= {names[place]: OUTSIDE.format(name=outside) for place in given}
-    return groups, stays
 
 
 def _why(stays: Mapping[str, str]) -> str:
