@@ -140,10 +140,10 @@ def _copy_of_entries(entries: dict[Any, Any], memo: dict[int, Any]) -> dict[Any,
     memo[id(entries)] = made
     for key, item in entries.items():
         kind = type(item)
-        own = key if type(key) in ATOMIC else _copy(key, memo)
+        own = key if type(key) is str or type(key) in ATOMIC else _copy(key, memo)
         if kind in ATOMIC:
             made[own] = item
-        elif kind in HELD and _bare(item) and id(item) not in memo:
+        elif kind in HELD and not item and id(item) not in memo and not (kind is OrderedDict and vars(item)):
             made[own] = memo[id(item)] = kind()
         else:
             made[own] = _copy(item, memo)

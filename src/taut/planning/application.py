@@ -77,8 +77,9 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     stats = stats.leaving(plan.shares)
     outputs = stats.outputs(model)
     trial = None
-    with suppress(CallError, ModelError):  # what a step made of the model may be no model for the next one
-        trial = _tried(model, plan, stats, data, Check(outputs, each=False))
+    if data is not None or len(plan.steps) != 1:
+        with suppress(CallError, ModelError):  # what a step made of the model may be no model for the next one
+            trial = _tried(model, plan, stats, data, Check(outputs, each=False))
     if trial is None or trial.reason is not None:
         trial = _tried(model, plan, stats, data, Check(outputs))  # which step
     if trial.reason is not None:

@@ -35,15 +35,16 @@ def fold(model: nn.Module, example: Example, kept: Collection[str] = ()) -> None
         ModelError: the model cannot be run.
     """
     orders = [module for module in model.modules() if isinstance(module, Reorder)]
-    probes = probes_of(example)
+    probes, runs = probes_of(example), None
     for order in orders:
         idle = nn.Identity()
         if torch.equal(order.order.cpu(), torch.arange(len(order.order), dtype=order.order.dtype)):
             swap(model, order, idle)
             _drop(model, idle)
+            runs = None
             continue
         name = next(name for name, module in model.named_modules() if module is order)
-        runs = run_labelled(model, example, tying=False)
+        runs = run_labelled(model, example, tying=False) if runs is None else runs  # the model is as it was
         classes = runs.classes()
         watched = sorted(_around(classes, classes.get((name, "out")))["in"])
         before = None if runs.unreached() else outputs_of(model, example, probes, watched)
@@ -53,6 +54,7 @@ def fold(model: nn.Module, example: Example, kept: Collection[str] = ()) -> None
             swap(model, order, idle)
             if outputs_match(before, outputs_of(model, example, probes, watched)):
                 _drop(model, idle)
+                runs = None
                 break
             swap(model, idle, order)
             _write(old)
