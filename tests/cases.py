@@ -643,8 +643,11 @@ def run(model: nn.Module, example: Any) -> list[Tensor]:
         return [t.clone() for t in tensors(Example(model, example).run(model))]
 
 
-def macs(model: nn.Module, example: Any) -> int:
-    """Half of torch's FlopCounterMode over the batch, with vectors, without fused attention: an oracle of its own."""
+def macs(model: nn.Module, example: Any) -> dict[str, int]:
+    """Half of torch's FlopCounterMode over the batch, with vectors, without fused attention: an oracle of its own.
+
+    By module; "" is the whole.
+    """
     lacking = dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot, torch.ops.aten.vdot), _vector_flops)
     torch.backends.mha.set_fastpath_enabled(False)
     try:
@@ -652,7 +655,11 @@ def macs(model: nn.Module, example: Any) -> int:
             run(model, example)
     finally:
         torch.backends.mha.set_fastpath_enabled(True)
-    return counter.get_total_flops() // 2
+    whole = type(model).__name__
+    counts = {name: sum(flops.values()) // 2 for name, flops in counter.get_flop_counts().items()}
+    return {"": counts.get("Global", 0)} | {
+        name.removeprefix(f"{whole}."): count for name, count in counts.items() if name.startswith(f"{whole}.")
+    }
 
 
 def _vector_flops(a: Any, *_: Any, **__: Any) -> int:
