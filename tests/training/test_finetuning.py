@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.context
 import os
 import random
-import runpy
 import signal
-import subprocess
 import sys
 import threading
 import time
 from contextlib import contextmanager
 from functools import cache
+from multiprocessing import forkserver
 from pathlib import Path
 
 import pytest
@@ -301,15 +301,23 @@ def train_noting_every_batch(folder: Path, out: Path) -> None:
 KILLS = int(os.environ.get("TAUT_KILLS", "10"))
 
 
+def forking() -> multiprocessing.context.BaseContext:
+    """Forks a process of its own, with everything imported: this one may hold threads, which no fork survives."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "accelerate", "torch._dynamo"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(sys.path))  # the server is not told where modules are
+        forkserver.ensure_running()
+    return context
+
+
 def test_killed_at_random_points_it_ends_in_the_same_weights(tmp_path, monkeypatch):
     monkeypatch.setattr(state, "EVERY", 0.0)
     expected = uninterrupted()
     start = time.perf_counter()
     train(None)
     duration = time.perf_counter() - start
-    # Forked from a process of its own: this one may hold threads of other tests' runtimes, which no fork survives.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([__name__])
+    context = forking()
     dice, kills, finished = random.Random(0), 0, 0
     while kills < KILLS:
         folder, out = tmp_path / f"state{finished}", tmp_path / f"out{finished}.pt"
@@ -457,32 +465,34 @@ def test_a_state_of_other_settings_is_refused(tmp_path):
         taut.finetune(model, None, None, [images()], None, teacher=model, example=images(8), folder=tmp_path / "state")
 
 
-PROCESSES = """
-import os, sys, torch, taut
-from torch import nn
-torch.set_num_threads(1)
-torch.manual_seed(0)
-def net():
-    return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
-model, teacher, x = net(), net(), torch.randn(130, 16)
-tuned = taut.finetune(model, None, None, list(x.split(33)), [x], teacher=teacher, example=x[:4],
-                      schedule=(taut.Stage(epochs=3, rate=1e-2),))
-if os.environ.get("RANK", "0") == "0":
-    torch.save(tuned.state_dict(), sys.argv[1])
-"""
+def train_as_one_of(ranks: dict[str, str], out: Path) -> None:
+    """What each of several processes does, as a launcher starts them."""
+    os.environ.update(ranks)
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+    def made() -> nn.Module:
+        return nn.Sequential(nn.Linear(16, 32), nn.ReLU(), nn.Linear(32, 4))
+
+    model, teacher, x = made(), made(), torch.randn(130, 16)
+    stages = (taut.Stage(epochs=3, rate=1e-2),)
+    tuned = taut.finetune(model, None, None, list(x.split(33)), [x], teacher=teacher, example=x[:4], schedule=stages)
+    if ranks.get("RANK", "0") == "0":
+        torch.save(tuned.state_dict(), out)
 
 
-def test_two_processes_end_in_the_weights_of_one(tmp_path, monkeypatch):
-    script = tmp_path / "train.py"
-    script.write_text(PROCESSES)
+def test_two_processes_end_in_the_weights_of_one(tmp_path):
     two = {"WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "ACCELERATE_USE_CPU": "true"}
     two["MASTER_PORT"] = str(20_000 + os.getpid() % 20_000)
     ranks = [two | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
-    command = [sys.executable, script, tmp_path / "two.pt"]
-    started = [subprocess.Popen(command, env={**os.environ, **rank}) for rank in ranks]
-    monkeypatch.setattr(sys, "argv", [str(script), str(tmp_path / "one.pt")])
-    runpy.run_path(str(script))
-    assert [process.wait(120) for process in started] == [0, 0]
+    context = forking()
+    started = [context.Process(target=train_as_one_of, args=(rank, tmp_path / "two.pt")) for rank in ranks]
+    for process in started:
+        process.start()
+    train_as_one_of({}, tmp_path / "one.pt")
+    for process in started:
+        process.join(120)
+    assert [process.exitcode for process in started] == [0, 0]
     one, both = (torch.load(tmp_path / name) for name in ("one.pt", "two.pt"))
     assert max(float((one[key] - both[key]).abs().max()) for key in one) < 1e-5
 
