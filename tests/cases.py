@@ -643,11 +643,13 @@ def run(model: nn.Module, example: Any) -> list[Tensor]:
         return [t.clone() for t in tensors(Example(model, example).run(model))]
 
 
-def macs(model: nn.Module, example: Any) -> dict[str, int]:
-    """Half of torch's FlopCounterMode over the batch, with vectors, without fused attention: an oracle of its own.
+def macs(model: nn.Module, example: Any) -> int:
+    """Half of torch's FlopCounterMode over the batch, with vectors, without fused attention: an oracle of its own."""
+    return macs_by_module(model, example)[""]
 
-    By module; "" is the whole.
-    """
+
+def macs_by_module(model: nn.Module, example: Any) -> dict[str, int]:
+    """The same of every module; "" is the whole."""
     lacking = dict.fromkeys((torch.ops.aten.mv, torch.ops.aten.dot, torch.ops.aten.vdot), _vector_flops)
     torch.backends.mha.set_fastpath_enabled(False)
     try:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import taut
-from cases import CASES, LAYERS, case, macs, run, state, surroundings, untouched
+from cases import CASES, LAYERS, case, macs_by_module, run, state, surroundings, untouched
 from taut import CallError, Plan, Step
 from taut.core.tensors import tensors
 from taut.decompose import cp as cp_fits
@@ -153,7 +153,7 @@ class Setup:
     @cached_property
     def macs(self):
         """Of the original's modules for the whole batch, by torch's own counter."""
-        return macs(self.model, self.example)
+        return macs_by_module(self.model, self.example)
 
     @property
     def batch(self):
@@ -405,7 +405,10 @@ def costs_are_kept(s, chosen):
     same_form(run(small, s.example), s.outputs)
     for group, kind, _ in chosen:
         costs_what_it_says(s.model, small, group, kind.cost(group))
-    counted, changes = macs(small, s.example), [kind.cost(group).macs - group.cost.macs for group, kind, _ in chosen]
+    counted, changes = (
+        macs_by_module(small, s.example),
+        [kind.cost(group).macs - group.cost.macs for group, kind, _ in chosen],
+    )
     assert sum(changes) * s.batch == counted[""] - s.macs[""]
     for (group, _, _), change in zip(chosen, changes, strict=True):
         assert change * s.batch == sum(counted.get(name, 0) - s.macs.get(name, 0) for name in group.names)

@@ -1,6 +1,7 @@
 """The integer program against every combination written out."""
 
 import math
+import os
 from itertools import product
 
 import pytest
@@ -8,6 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from planning.knapsacks import best, capped, cost_of, damage_of, problem
+from taut.planning import knapsack as knapsacks_of
 from taut.planning.knapsack import closest, solve
 
 ROWS = st.tuples(st.integers(1, 300), st.integers(1, 300), st.floats(0.001, 10))
@@ -77,3 +79,20 @@ def test_nothing_to_choose():
     assert solve(net, choices, {"params": 10}) == []
     assert solve(net, choices, {"params": 9}) is None
     assert closest(net, choices, {"params": 9}) == []
+
+
+def test_what_the_solver_prints_is_no_answer(monkeypatch, capfd):
+    """HiGHS prints a line in some searches, past Python, that would stand in a command's JSON."""
+    solved = knapsacks_of.milp
+
+    def printing(*objective, **program):
+        os.write(1, b"a step of the search\n")
+        return solved(*objective, **program)
+
+    monkeypatch.setattr(knapsacks_of, "milp", printing)
+    net, choices = problem([[(4, 4, 0.0), (2, 2, 1.0)], [(4, 4, 0.0), (1, 1, 2.0)]])
+    assert solve(net, choices, {"macs": 6.0}) is not None
+    os.write(1, b"the answer\n")
+    shown, told = capfd.readouterr()
+    assert shown == "the answer\n"
+    assert "a step of the search" in told

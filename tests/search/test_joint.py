@@ -13,11 +13,14 @@ from taut import Budget, BudgetError, CallError, Plan
 from taut.methods.channels import sight
 from taut.planning import blocks, execution
 from taut.planning.application import apply_plan
+from taut.planning.candidates import scaled
 from taut.planning.narrowing import narrow
 from taut.planning.plan import narrowing_step
-from taut.search import joint
+from taut.search import behind, joint
 from taut.search.joint import FIRST_SHARES, NEARLY, SHARES_TRIED, JointPlanner, _next
 from taut.search.ranks import RankPlanner
+from taut.search.session import JUDGED, Session
+from taut.structure.calling import read_example
 from taut.structure.statistics import Curve, LayerStatistics
 from taut.types import Group, Step
 
@@ -94,11 +97,7 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
     ],
 )
 def test_shares_are_tried_that_come_near_the_least_predicted_damage(monkeypatch, predicted, wanted):
-    def plan(_, share, __):
-        damage = predicted.get(share, max(9.0, predicted[0.0]))
-        return None if damage == math.inf else Plan((Step(("a",), "channels", damage=damage),))
-
-    monkeypatch.setattr(JointPlanner, "_plan", plan)
+    monkeypatch.setattr(JointPlanner, "_predicted", lambda _, share, __: predicted[share])
     model = torch.nn.Sequential(torch.nn.Linear(4, 4))
     stats = taut.observe(taut.trace(model, torch.randn(2, 4)), model)
     planner = JointPlanner(RankPlanner(model, stats, (), None), taut.methods.METHODS["channels"](), (), 1)
@@ -276,7 +275,10 @@ def test_a_layer_that_ranks_change_is_not_told_to_stay_as_well():
     assert not done.kept
 
 
-def test_a_search_looks_for_what_goes_together_once_and_traces_each_width_once(monkeypatch):
+@pytest.mark.parametrize(
+    ("methods", "traces"), [(METHODS, False), ((*METHODS, "blocks"), True)], ids=["layers", "blocks"]
+)
+def test_a_search_looks_for_what_goes_together_once_and_makes_each_width_once(monkeypatch, methods, traces):
     looked, traced, found = [], [], []
 
     def coupled(model, *args):
@@ -293,10 +295,11 @@ def test_a_search_looks_for_what_goes_together_once_and_traces_each_width_once(m
 
     coupling = sight.coupled
     monkeypatch.setattr(sight, "coupled", coupled)
-    monkeypatch.setattr(joint, "trace", trace)
+    monkeypatch.setattr(behind, "trace", trace)
     monkeypatch.setattr(joint, "narrow", narrowed)
-    made("vgg", macs=0.5)
+    made("resnet", methods, macs=0.5)
     assert len(looked) == 1
+    assert bool(traced) is traces
     assert len(found) > len(traced) == len({str(shapes) for shapes in traced})
 
 
@@ -317,3 +320,44 @@ def test_what_a_search_saw_of_a_network_is_not_taken_for_another():
             for a, b in zip(found[0].state_dict().values(), wanted[0].state_dict().values(), strict=True)
         )
     assert remembering.looks
+
+
+def test_with_samples_enough_channels_are_candidates_unasked():
+    model, example = case("vgg").make()
+    for count, together in ((JUDGED, True), (JUDGED - 1, False)):
+        data = [torch.randn(count, *example.shape[1:])]
+        session = Session.open(model, read_example(model, example), data, None)
+        assert session.planner.joint is together
+    named = Session.open(model, read_example(model, example), [torch.randn(JUDGED, *example.shape[1:])], ["svd"])
+    assert not named.planner.joint
+    assert not Session.open(model, read_example(model, example), None, None).planner.joint
+
+
+def test_options_of_whole_layers_stand_for_those_of_narrower_ones():
+    model, example = case("vgg").make()
+    batches = [(b, None) for b in case("vgg").data(batches=4, size=24)]
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, batches)
+    choices = blocks.survey_all(net, model, stats, batches, [taut.methods.METHODS["svd"]()])
+    found = narrow(model, narrowing_step(net, taut.methods.METHODS["channels"](), macs=0.6), stats)
+    after = found.stats.network
+    for before, now in zip(choices, scaled(choices, net, after), strict=True):
+        name = before.name
+        assert now.options[0].cost == after[name].cost
+        for one, other in zip(before.options[1:], now.options[1:], strict=True):
+            assert other.damage == one.damage
+            assert other.cost.macs == pytest.approx(one.cost.macs * after[name].macs / net[name].macs, abs=1)
+    gone = after.skipping({choices[0].name: "it stays"})
+    assert [choice.name for choice in scaled(choices, net, gone)] == [choice.name for choice in choices[1:]]
+
+
+@pytest.mark.parametrize("name", ["vgg", "resnet", "inception", "encoder", "everything"])
+def test_the_network_that_channels_leave_is_known_without_tracing_it(name):
+    model, example = case(name).make()
+    net = taut.trace(model, example)
+    stats = taut.observe(net, model, case(name).data())
+    found = narrow(model, narrowing_step(net, taut.methods.METHODS["channels"](), macs=0.6), stats)
+    traced = taut.trace(found.model, example)
+    for layer, wanted in zip(found.stats.network.layers, traced.layers, strict=True):
+        assert replace(layer, calls=wanted.calls) == wanted
+    assert replace(found.stats.network.cost, nonzero=0, bytes=0) == replace(traced.cost, nonzero=0, bytes=0)

@@ -155,3 +155,32 @@ def pareto(options: Sequence[Option]) -> list[Option]:
 def _moved(option: Option) -> Sequence[float]:
     """MACs of wide kernels and of others, values and calls, where they are known: times are sums of them."""
     return (0.0,) if option.ops is None else tuple(features(option.ops, 1))
+
+
+def scaled(choices: Sequence[Choice], before: Network, after: Network) -> tuple[Choice, ...]:
+    """The choices for layers that became narrower, as far as those of the whole ones tell: nothing is decomposed.
+
+    What a rank costs falls as the layer's own cost does, and its damage stays: as if the spectrum were as steep as it
+    was. Of blocks, and of layers that are left alone now, there are none.
+
+    Args:
+        choices: for the layers as they were.
+        before: the network that these belong to.
+        after: the narrower one.
+    """
+    free = {layer.name for layer in after.layers if layer.skip is None or before[layer.name].skip is not None}
+    return tuple(
+        _scaled(choice, before, after) for choice in choices if choice.block is None and free >= set(choice.group.names)
+    )
+
+
+def _scaled(choice: Choice, before: Network, after: Network) -> Choice:
+    group = after.group(choice.group.names)
+    was, now = before.group(choice.group.names).cost, group.cost
+    shares = [n / max(w, 1) for n, w in zip(now.values(), was.values(), strict=True)]
+
+    def cost(option: Option) -> Cost:
+        return Cost(*(round(c * share) for c, share in zip(option.cost.values(), shares, strict=True)))
+
+    options = [replace(o, cost=cost(o), ops=None) for o in choice.options[1:] if not o.block]
+    return Choice(group, (Option(None, now, 0.0), *options))

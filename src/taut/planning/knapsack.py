@@ -5,7 +5,10 @@ Solved to optimality (gap 1e-4) as an integer program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 import numpy as np
 from scipy.optimize import Bounds, LinearConstraint, milp
@@ -118,7 +121,7 @@ class Knapsack:
         if not n:
             return [] if (self.room >= 0).all() else None
         thrift = 1e-6 * self.cost.mean(0)  # of two equal plans the cheaper
-        found = milp(
+        found = _solved(
             self.damage * scale + thrift,
             constraints=[
                 LinearConstraint(self.one, 1, 1),
@@ -142,7 +145,7 @@ class Knapsack:
             csr_matrix((rows.data, rows.indices, rows.indptr), (rows.shape[0], n + 1))
             for rows in (self.one, self.coupled)
         )
-        found = milp(
+        found = _solved(
             np.append(1e-9 * self.damage / max(self.damage.max(), 1e-300), 1.0),
             constraints=[
                 LinearConstraint(one, 1, 1),
@@ -176,3 +179,29 @@ def option_cost(option: Option, key: str, latency: LatencyModel | None = None) -
         return 0.0 if latency is None or option.ops is None else latency.of(option.ops)
     value = float(getattr(option.cost, key))
     return value + 2 * HEADER_BYTES if key == "bytes" and option.method is not None else value
+
+
+def _solved(*objective: Any, **program: Any) -> Any:
+    """What scipy's `milp` finds."""
+    with _beside_the_output():
+        return milp(*objective, **program)
+
+
+@contextmanager
+def _beside_the_output() -> Iterator[None]:
+    """What C code prints meanwhile goes to standard error.
+
+    HiGHS as of scipy 1.17 tells of some of its steps whatever it is told of logging; what reads a command's JSON must
+    not meet that.
+    """
+    try:
+        kept = os.dup(1)
+    except OSError:  # there is no standard output
+        yield
+        return
+    try:
+        os.dup2(2, 1)
+        yield
+    finally:
+        os.dup2(kept, 1)
+        os.close(kept)

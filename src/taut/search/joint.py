@@ -22,29 +22,24 @@ from taut.core.progress import stage
 from taut.measure.counting import count
 from taut.measure.latency_model import layer_ops
 from taut.planning.application import apply_plan
-from taut.planning.blocks import survey_all
 from taut.planning.candidates import Choice
 from taut.planning.knapsack import HEADER_BYTES, network_cost
-from taut.planning.narrowing import Latest, Made, narrow
+from taut.planning.narrowing import Latest, narrow
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
+from taut.search.behind import Behind, sum_of
 from taut.search.held_out import Batches, divided
 from taut.search.ranks import Built, Limits, RankPlanner, Reach
-from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
-from taut.structure.tracing import trace
-from taut.types import Cost, Group, Kept, Method, Plan, Setting, Step
+from taut.types import Cost, Group, Method, Plan, Setting, Step
 
 FIRST_SHARES = (0.0, 0.5, 1.0)
 """Shares of the way that channels save, tried first: none, half, all."""
 
 SHARES_TRIED = 5
 """Shares tried at most."""
-
-SHARES_PREDICTED = 6
-"""Shares of which the damage is predicted."""
 
 PLAUSIBLE = 2.0
 """Times the least predicted damage up to which channels alone, or ranks alone, are tried as well."""
@@ -69,15 +64,6 @@ ALIKE = 1.1
 
 
 @dataclass(frozen=True, eq=False)
-class _Narrowed:
-    """A network after channels went: the step, and what its ranks are chosen from."""
-
-    step: Step
-    kept: tuple[Kept, ...]
-    ranks: RankPlanner
-
-
-@dataclass(frozen=True, eq=False)
 class JointPlanner:
     """Plans with fewer channels and low rank.
 
@@ -99,7 +85,7 @@ class JointPlanner:
     joint: ClassVar[bool] = True
     _shares: dict[float, float] = field(default_factory=dict, repr=False)
     """Tightness of limits -> the share that was found for them."""
-    _narrowed: dict[tuple[float, int], _Narrowed | None] = field(default_factory=dict, repr=False)
+    _narrowed: dict[tuple[float, int], Behind | None] = field(default_factory=dict, repr=False)
 
     @property
     def stats(self) -> Statistics:
@@ -183,7 +169,7 @@ class JointPlanner:
         least = min(ways, key=lambda way: max(way.amounts[key] / max(limit, 1e-9) for key, limit in limits.items()))
         return replace(least, stays=stays)
 
-    def _furthest(self, limits: Limits) -> _Narrowed | None:
+    def _furthest(self, limits: Limits) -> Behind | None:
         """The network from which as many channels went as can, on the way to limits that cannot be met."""
         low, high, best = 0.0, 1.0, None
         for _ in range(FURTHEST):
@@ -245,17 +231,26 @@ class JointPlanner:
         if self.stats.curves:
             return FIRST_SHARES, SHARES_TRIED  # measured damages of ranks, and predicted ones of channels, are no sum
         predicted: dict[float, float] = {}
-        while len(predicted) < SHARES_PREDICTED:
-            share = FIRST_SHARES[len(predicted)] if len(predicted) < len(FIRST_SHARES) else _next(predicted)
-            plan = self._plan(share, self._aims(share, limits))
-            if plan is not None and any(step.damage is None for step in plan.steps):
+        for share in FIRST_SHARES:
+            damage = self._predicted(share, self._aims(share, limits))
+            if damage is None:
                 return FIRST_SHARES, SHARES_TRIED
-            predicted[share] = math.inf if plan is None else sum(step.damage or 0.0 for step in plan.steps)
+            predicted[share] = damage
         best = min(predicted, key=predicted.__getitem__)
         if not math.isfinite(predicted[best]):
             return (), 0
         near = [t for t in (0.0, 1.0) if t != best and predicted[t] <= PLAUSIBLE * predicted[best]]
         return (best, *near), 1 + len(near) + bool(near)
+
+    def _predicted(self, share: float, limits: Limits) -> float | None:
+        """The damage of a share; infinite where nothing is so small, None where it cannot be told."""
+        if share == 0 or all(limit >= self.ranks.whole(key) for key, limit in limits.items()):
+            plan = self.ranks.best_plan_within(limits)
+            return math.inf if plan is None else sum_of(step.damage for step in plan.steps)
+        behind = self._behind_at(share, limits)
+        if behind is None:
+            return math.inf
+        return behind.step.damage if share == 1 else behind.predicted(limits)
 
     def _works(self, share: float, limits: Limits) -> bool:
         """Whether the plan at a share is carried out as it was made: nothing recovered, nothing judged."""
@@ -285,19 +280,18 @@ class JointPlanner:
         """The plan within `limits` of which channels save a share of the way."""
         if share == 0 or all(limit >= self.ranks.whole(key) for key, limit in limits.items()):
             return self.ranks.best_plan_within(limits)
-        narrowed = self._narrowed_at(share, limits)
+        narrowed = self._behind_at(share, limits)
         if narrowed is None:
             return None
-        net, inner = self.stats.network, narrowed.ranks.network
-        ranks = narrowed.ranks
-        rest = describe(inner, ranks.stats, (), ()) if share == 1 else ranks.best_plan_within(limits)
+        net, inner = self.stats.network, narrowed.stats.network
+        rest = describe(inner, narrowed.stats, (), ()) if share == 1 else narrowed.ranks.best_plan_within(limits)
         if rest is None:
             return None
         told = {kept.layer for kept in narrowed.kept}  # carrying the step out tells them again
         kept = tuple(k for k in rest.kept if k.layer not in told and inner[k.layer] == net[k.layer])
         return replace(rest, steps=(narrowed.step, *rest.steps), kept=kept, before=net.cost)
 
-    def _narrowed_at(self, share: float, limits: Limits) -> _Narrowed | None:
+    def _behind_at(self, share: float, limits: Limits) -> Behind | None:
         """The narrower network; limits that are nearly the same share one, but where channels alone decide."""
         if share == 1:
             return self._narrow(share, limits)
@@ -306,37 +300,14 @@ class JointPlanner:
             self._narrowed[key] = self._narrow(share, limits)
         return self._narrowed[key]
 
-    def _narrow(self, share: float, limits: Limits) -> _Narrowed | None:
+    def _narrow(self, share: float, limits: Limits) -> Behind | None:
         """The network from which channels went until it costs f^share; None where these cannot go so far."""
         step = self._channel_step(share, limits)
         narrowed = None if step is None else narrow(self.ranks.base, step, self.stats, self.latest)
         if narrowed is None:
             return None
         done = replace(narrowed.step, reason=f"{share:.0%} of the way; least damage per saved cost")
-        stats, choices = self._surveyed(narrowed.made, alone=share == 1)
-        ranks = RankPlanner(narrowed.model, stats, choices, self.ranks.data, self.ranks.latency_model)
-        return _Narrowed(done, tuple(narrowed.kept), ranks)
-
-    def _surveyed(self, made: Made, *, alone: bool) -> tuple[Statistics, tuple[Choice, ...]]:
-        """Statistics of a narrower network as it is traced, and what ranks can do to it: nothing, if channels go alone.
-
-        What limits of time and others ask of it is the same, but for what is timed.
-        """
-        if "traced" not in made.found:
-            inner = trace(made.model, self.stats.network.example).leaving_as(self.stats.network)
-            made.found["traced"] = replace(made.stats, network=inner.skipping(self.ranks.left_alone))
-        stats: Statistics = made.found["traced"]
-        if alone:
-            return stats, ()
-        timed, data = self.ranks.latency_model is not None, self.ranks.data
-        if timed not in made.found:
-            if self.stats.asides.keys() - stats.asides.keys():  # tables and the like of which nothing is known any more
-                stats = observe(stats.network, made.model, data)
-            settings: dict[str, Any] = {"timed": timed, "before": self.choices}
-            choices = survey_all(stats.network, made.model, stats, data, self.low_rank, self.align, **settings)
-            made.found[timed] = stats, choices
-        found: tuple[Statistics, tuple[Choice, ...]] = made.found[timed]
-        return found
+        return Behind(done, tuple(narrowed.kept), narrowed.made, self.ranks, self.low_rank, self.align)
 
     def _channel_step(self, share: float, limits: Limits) -> Step | None:
         """The step with which channels save their share of the way; None where all of them together cannot."""

@@ -46,6 +46,9 @@ from taut.types import Cost, Group, Layer, Method, Network, Plan, Slimming, Step
 from taut.types.keep import Keep
 from taut.types.method import MethodLike
 
+JUDGED = 64
+"""Calibration samples from which on channels are candidates unasked."""
+
 IN_OWN_FORM = "it is in its own form again: nothing but its plain form changed it"
 """Why a layer of the base is left alone that is not there any more."""
 
@@ -89,7 +92,7 @@ class Session:
             model: as in `taut.compress`.
             example: likewise.
             data: likewise.
-            methods: likewise; None: besides the default ones hidden units of recurrent layers may go.
+            methods: likewise; None: see `_unasked`.
             keep: likewise.
             measured: whether measured damages take the place of predicted ones.
             align: as in `taut.compress`.
@@ -107,7 +110,7 @@ class Session:
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
-        narrowing = _unasked(base, inner) if methods is None else narrowing
+        narrowing = _unasked(base, inner, batches) if methods is None else narrowing
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
         stats = replace(stats, looks={})  # nobody changes the base
@@ -270,13 +273,21 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
     return next(iter(narrowing), None), tuple(method for method in methods if method not in narrowing)
 
 
-def _unasked(base: nn.Module, net: Network) -> Method | None:
-    """What takes out hidden units of recurrent layers, where there are such that may go."""
-    if all(layer.kind != "StateLinear" or layer.skip is not None for layer in net.layers):
-        return None
-    with suppress(ModelError):
-        if hidden_alone(coupled(base, net.example), base).groups:
-            return Channels(hidden=True)
+def _unasked(base: nn.Module, net: Network, data: Batches | None) -> Method | None:
+    """What takes out channels where nothing was asked for.
+
+    How much of the way they should go is decided on samples that no refit saw, of which a few say nothing: with fewer
+    than `JUDGED`, hidden units of recurrent layers alone may go.
+    """
+    judged = sum(net.example.samples.size(inputs) for inputs, _ in data or ()) >= JUDGED
+    recurrent = any(layer.kind == "StateLinear" and layer.skip is None for layer in net.layers)
+    if judged or recurrent:
+        with suppress(ModelError):
+            coupling = coupled(base, net.example)
+            if judged and coupling.groups:
+                return Channels()
+            if recurrent and hidden_alone(coupling, base).groups:
+                return Channels(hidden=True)
     return None
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from taut.decompose.outputs import OutputMoment
 from taut.decompose.weighting import Weighting
+from taut.nn.answering import read_attributes
 from taut.structure.correcting import tried
 from taut.structure.outputs import Outputs
 from taut.structure.patches import grouped_weight
@@ -132,7 +133,7 @@ class Statistics:
             layers: as they are now.
             cuts: kept outputs and inputs of the layers that lost some.
         """
-        now = {layer.name: layer for layer in layers}
+        now = {layer.name: _answering(layer, model) if layer.name in cuts else layer for layer in layers}
         before = {layer.name: layer for layer in self.network.layers}
         network = replace(
             self.network,
@@ -222,3 +223,10 @@ class Statistics:
         ]
         parts += [f"output read as {', '.join(self.kinds) or 'loss'}", f"damage in units of {self.unit}"]
         return "; ".join(parts)
+
+
+def _answering(layer: Layer, model: nn.Module) -> Layer:
+    """A layer that became narrower, with what other code is told of it now."""
+    if not layer.answers:
+        return layer
+    return replace(layer, answers=read_attributes(model.get_submodule(layer.name), set(layer.answers)))

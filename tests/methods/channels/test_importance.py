@@ -1,5 +1,6 @@
 """Orders of removal from whichever second moment of the inputs is held."""
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -11,7 +12,9 @@ import taut
 from cases import sequential
 from taut.core.example import Example
 from taut.core.modes import quiet
+from taut.criteria.channels import removal
 from taut.decompose.weighting import Weighting
+from taut.methods.channels import importance
 from taut.methods.channels.importance import curves_of
 from taut.structure.channels.groups import coupled
 
@@ -81,3 +84,25 @@ def test_without_statistics_channels_that_nobody_weighs_go_first(seen, criterion
         net.c.weight.copy_(weight)
     assert curve.order[0] == 2
     assert curve.damages[1] == 0 < curve.damages[2]
+
+
+def test_an_order_is_searched_once_for_the_same_weights_and_observations(seen, monkeypatch):
+    net, groups, layers = seen
+    net = copy.deepcopy(net)
+    searched = []
+    monkeypatch.setattr(importance, "removal", lambda *a: searched.append(1) or removal(*a))
+    names = {name: name for name in layers}
+    fresh = {name: replace(stats) for name, stats in layers.items()}
+    first = curves_of(net, groups, fresh, "obs", names)
+    again = curves_of(copy.deepcopy(net), groups, fresh, "obs", names)
+    assert len(searched) == len(groups)
+    for one, two in zip(first, again, strict=True):
+        np.testing.assert_array_equal(one.order, two.order)
+        assert one.comparable == two.comparable
+    with torch.no_grad():
+        net.c.weight[:, :20] *= 3  # reads the second group
+    moved = curves_of(net, groups, fresh, "obs", names)
+    assert len(searched) == len(groups) + 1
+    assert not np.array_equal(moved[-1].damages, first[-1].damages)
+    curves_of(net, groups, {name: replace(stats) for name, stats in layers.items()}, "obs", names)
+    assert len(searched) == 2 * len(groups) + 1, "others were observed"

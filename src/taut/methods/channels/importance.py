@@ -7,6 +7,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+from weakref import ref
 
 import numpy as np
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.criteria import channels as criteria
-from taut.criteria.channels import Reader, Removal, removal
+from taut.criteria.channels import Reader, removal
 from taut.decompose.linalg import ridge
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import CallError
@@ -76,48 +77,65 @@ def _scored(scores: Tensor) -> Curve:
 
 
 def _surgical(model: nn.Module, groups: Sequence[ChannelGroup], known: Known, *, exact: bool) -> list[Curve]:
-    found: list[Curve | None] = []
-    shares: list[float] = []
-    for group in groups:
-        sides = [problems(model, m, group.size, known.get(m.layer), exact=exact) for m in group.of("in")]
-        readers = [reader for side in sides for reader in side]
-        if not readers:
-            found.append(None)
-            continue
-        gone = _searched(readers, group.size)
-        damages = np.concatenate([[0.0], gone.damages.cpu().numpy()])
-        found.append(Curve(gone.order.cpu().numpy(), damages, comparable=all(sides)))
-        shares.append(float(damages[-1]))
+    found = [_searched(model, group, known, exact=exact) for group in groups]
+    shares = [float(curve.damages[-1]) for curve in found if curve is not None]
     usual = float(np.median(shares)) if shares else 1.0
     return [curve or _blind(model, group, usual) for curve, group in zip(found, groups, strict=True)]
 
 
-_SEARCHED: OrderedDict[bytes, Removal] = OrderedDict()
+@dataclass(frozen=True, eq=False)
+class _Search:
+    """An order that was searched: what it is for lives as long as what was observed does."""
+
+    observed: tuple[ref[LayerStatistics], ...]
+    curve: Curve | None
+
+    def is_of(self, observed: Sequence[LayerStatistics]) -> bool:
+        """Whether it was made from these: an address may have been given to others since."""
+        pairs = zip(self.observed, observed, strict=False)
+        return len(self.observed) == len(observed) and all(one() is other for one, other in pairs)
+
+
+_SEARCHED: OrderedDict[bytes, _Search] = OrderedDict()
 """What was searched last, by what was asked: plans of one network ask for the same orders again and again."""
 
 SEARCHES = 256
 """Searches that are remembered: two numbers a channel each."""
 
 
-def _searched(readers: Sequence[Reader], classes: int) -> Removal:
-    """The order of removal of one group, searched once for the same numbers."""
-    key = _digest(readers, classes)
-    search = _SEARCHED.pop(key, None) or removal(readers, classes)
-    _SEARCHED[key] = Removal(search.order.cpu(), search.damages.cpu())
+def _searched(model: nn.Module, group: ChannelGroup, known: Known, *, exact: bool) -> Curve | None:
+    """The order of removal of one group, searched once; None where no reader was observed."""
+    observed = [known[m.layer] for m in group.of("in") if m.layer in known]
+    key = _key(model, group, known, exact=exact)
+    search = _SEARCHED.pop(key, None)
+    if search is None or not search.is_of(observed):
+        search = _Search(tuple(map(ref, observed)), _search(model, group, known, exact=exact))
+    _SEARCHED[key] = search
     while len(_SEARCHED) > SEARCHES:
         _SEARCHED.popitem(last=False)
-    return search
+    return search.curve
 
 
-def _digest(readers: Sequence[Reader], classes: int) -> bytes:
-    """A checksum over all numbers that decide a search."""
-    found = hashlib.blake2b(str(classes).encode())
-    for reader in readers:
-        for t in (reader.W, reader.A, reader.owner, reader.weight):
-            found.update(b"-" if t is None else f"{t.dtype}{tuple(t.shape)}".encode())
-            if t is not None:
-                found.update(t.detach().cpu().contiguous().numpy().data)
-        found.update(repr(reader.scale).encode())
+def _search(model: nn.Module, group: ChannelGroup, known: Known, *, exact: bool) -> Curve | None:
+    sides = [problems(model, m, group.size, known.get(m.layer), exact=exact) for m in group.of("in")]
+    readers = [reader for side in sides for reader in side]
+    if not readers:
+        return None
+    gone = removal(readers, group.size)
+    damages = np.concatenate([[0.0], gone.damages.cpu().numpy()])
+    return Curve(gone.order.cpu().numpy(), damages, comparable=all(sides))
+
+
+def _key(model: nn.Module, group: ChannelGroup, known: Known, *, exact: bool) -> bytes:
+    """A checksum over all that decides a search: values of weights; of what was observed, which stays, where it is."""
+    found = hashlib.blake2b(f"{exact} {group.size}".encode())
+    for member in group.of("in"):
+        module, stats = model.get_submodule(member.layer), known.get(member.layer)
+        seen = "" if stats is None else f"{id(stats)} {type(module).__qualname__} {groups_of(module)} {member.width}"
+        found.update(seen.encode())
+        for t in (member.index,) if stats is None else (member.index, weight_of(module)):
+            found.update(f"{t.dtype} {tuple(t.shape)}".encode())
+            found.update(t.detach().cpu().contiguous().view(torch.uint8).numpy().data)
     return found.digest()
 
 
