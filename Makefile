@@ -8,6 +8,9 @@ STAMP := $(VENV)/.installed
 WORKERS ?= 2
 THREADS := OMP_NUM_THREADS=1 MKL_NUM_THREADS=1
 
+# Where containers forbid it, every process that a test starts would compile all sources anew, for about a second.
+export PYTHONDONTWRITEBYTECODE :=
+
 # Threads that wait by spinning take a shared core from those that work: up to six times slower beside another job.
 export OMP_WAIT_POLICY := passive
 

@@ -18,7 +18,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
-from scipy import stats
+from scipy.special import stdtrit
 
 from taut.core.progress import stage
 from taut.errors import CallError
@@ -144,7 +144,7 @@ class Rounds:
         freedom = sum(len(each) - 1 for each in logs)
         variance = sum(((each - each.mean()) ** 2).sum() for each in logs) / freedom
         error = math.sqrt(variance * sum(1 / len(each) for each in logs))
-        factor = max(math.exp(stats.t.ppf((1 + CONFIDENCE) / 2, freedom) * error), LEAST_WIDTH)
+        factor = max(math.exp(stdtrit(freedom, (1 + CONFIDENCE) / 2) * error), LEAST_WIDTH)
         return Estimate(value, value / factor, value * factor, max(self._apart(call) for call in calls))
 
 
