@@ -5,8 +5,9 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-import taut
 from cases import sequential
+from taut.core.example import Example
+from taut.methods.narrow_layers import described
 from taut.types import Cost, Group
 
 KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -38,10 +39,10 @@ def layers(draw, dims=(0, 1, 2, 3), least=1):
 
 
 def group_of(module, size):
-    """The traced group of a layer of its own, and the input."""
-    x = torch.zeros(size)
-    net = taut.trace(sequential(layer=module), x)
-    return net.group(["layer"]), x
+    """The group of a layer of its own, described as tracing does but for its live taps, and the input."""
+    x, model = torch.zeros(size), sequential(layer=module)
+    with torch.no_grad():
+        return Group(tuple(described(model, Example(model, x), {"layer": "layer"}))), x
 
 
 def measured(module, x):

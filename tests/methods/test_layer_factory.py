@@ -1,15 +1,17 @@
 """Layers from shapes, ranks on offer, and what they cost."""
 
+from dataclasses import replace
 from itertools import pairwise
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
 import taut
 from cases import CONVS, sequential
+from methods.samples import group_of, layers
 from taut.methods.layer_factory import (
     GRID,
     chain_cost,
@@ -24,7 +26,7 @@ from taut.methods.layer_factory import (
 )
 from taut.nn import GroupedLinear
 from taut.structure.tracing import describe_layer
-from taut.types import Layer
+from taut.types import Group, Layer
 
 
 @given(st.integers(0, 5000))
@@ -126,3 +128,12 @@ def test_an_empty_layer_is_one_of_its_class_and_draws_nothing(kind, sizes, setti
     made.load_state_dict(wanted.state_dict(), strict=True)
     made.reset_parameters()
     assert not torch.equal(torch.get_rng_state(), before) or kind in {nn.BatchNorm2d, nn.GroupNorm}
+
+
+@settings(max_examples=30)
+@given(layers())
+def test_samples_are_described_as_tracing_describes_them(sample):
+    module, size = sample
+    group, x = group_of(module, size)
+    traced = taut.trace(sequential(layer=module), x).group(["layer"])
+    assert group == Group((replace(traced.layer, live=group.layer.live),))
