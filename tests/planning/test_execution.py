@@ -100,3 +100,27 @@ def test_an_exact_step_is_tried_for_itself(monkeypatch):
     _, done = apply_plan(model, plan, taut.observe(net, model, x))
     assert len(done.steps) == 1
     assert trials == [execution.QUICK]
+
+
+def test_an_exact_step_behind_a_broken_one_is_not_blamed():
+    """Tried on a model that an earlier step broke it would be rolled back: steps are tried one by one then."""
+
+    class Together(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(16, 16), nn.Linear(16, 16)
+            self.conv, self.pool = nn.Conv1d(2, 3, 9, padding=4), nn.AdaptiveAvgPool1d(2)
+
+        def forward(self, x):
+            if is_narrow(self.a):
+                raise TypeError("not so narrow")
+            return self.b(self.a(x)), self.pool(self.conv(x[:, :6].reshape(-1, 2, 3)))
+
+    model, x = Together(), torch.randn(8, 16)
+    net = taut.trace(model, x[:2])
+    steps = [Step(("a",), "svd", {"rank": 3}), Step(("conv",), "dead_taps", {"ranges": [2, 7]})]
+    with pytest.warns(UserWarning, match="'a' is left as it was") as told:
+        _, done = apply_plan(model, Plan.of(net, steps), taut.observe(net, model, x))
+    assert [step.layers for step in done.steps] == [("conv",)]
+    assert [kept.layer for kept in done.kept if kept.code == "rolled back"] == ["a"]
+    assert not [w for w in told if "'conv'" in str(w.message)]

@@ -90,6 +90,7 @@ def test_of_the_shares_with_nearly_the_least_divergence_the_one_with_most_channe
     ("predicted", "wanted"),
     [
         ({0.0: 3.0, 0.5: 1.0, 1.0: 1.5}, ((0.5, 1.0), 3)),
+        ({0.0: 9.0, 0.5: 1.0, 1.0: 5.0}, ((0.5, 1.0), 3)),
         ({0.0: 1.0, 0.5: 3.0, 1.0: 3.0}, ((0.0,), 1)),
         ({0.0: 1.2, 0.5: 2.0, 1.0: 1.0}, ((1.0, 0.0), 3)),
         ({0.0: math.inf, 0.5: math.inf, 1.0: math.inf}, ((), 0)),
@@ -328,6 +329,9 @@ def test_with_samples_enough_channels_are_candidates_unasked():
         data = [torch.randn(count, *example.shape[1:])]
         session = Session.open(model, read_example(model, example), data, None)
         assert session.planner.joint is together
+    whole = [torch.randn(JUDGED, *example.shape[1:])]
+    assert Session.open(model, read_example(model, example), whole, None, align=4).planner.method.align == 4
+    assert not Session.open(model, read_example(model, example), whole, None, measured=True).planner.joint
     named = Session.open(model, read_example(model, example), [torch.randn(JUDGED, *example.shape[1:])], ["svd"])
     assert not named.planner.joint
     assert not Session.open(model, read_example(model, example), None, None).planner.joint
@@ -361,3 +365,26 @@ def test_the_network_that_channels_leave_is_known_without_tracing_it(name):
     for layer, wanted in zip(found.stats.network.layers, traced.layers, strict=True):
         assert replace(layer, calls=wanted.calls) == wanted
     assert replace(found.stats.network.cost, nonzero=0, bytes=0) == replace(traced.cost, nonzero=0, bytes=0)
+
+
+@pytest.mark.parametrize("name", ["mlp", "vgg", "resnet", "inception", "encoder", "tied", "keywords", "everything"])
+def test_the_default_call_with_many_samples_harms_nothing(name, tmp_path):
+    """Budget, input model, structure, reload and repetition, where channels come in unasked."""
+    model, example = case(name).make()
+    data = case(name).data(batches=4, size=24)
+    keep = next(layer.name for layer in taut.trace(model, example).layers if layer.macs)
+    with untouched(model):
+        one, two = (
+            taut.compress(model, example, budget={"macs": 0.7}, data=data, keep=keep, compare=False) for _ in range(2)
+        )
+    before = taut.trace(model, example)
+    after = taut.trace(one.model, example)
+    assert after.cost.macs <= 0.7 * before.cost.macs
+    assert after[keep].weight == before[keep].weight
+    assert [t.shape for t in run(one.model, example)] == [t.shape for t in run(model, example)]
+    assert one.plan == two.plan
+    bits = one.model.state_dict(), two.model.state_dict()
+    assert all(torch.equal(a, b) for a, b in zip(*(s.values() for s in bits), strict=True))
+    one.save(tmp_path / "small")
+    again = taut.load(tmp_path / "small", base=lambda: case(name).make()[0])
+    assert all(torch.equal(a, b) for a, b in zip(run(again, example), run(one.model, example), strict=True))

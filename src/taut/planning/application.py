@@ -16,7 +16,7 @@ from taut.artifact.rebuild import with_sides
 from taut.core.arguments import expect
 from taut.core.data import collect
 from taut.core.modes import quietly
-from taut.errors import CallError, ModelError
+from taut.errors import CallError, ModelError, TautError
 from taut.methods import resolve
 from taut.planning.execution import Check, Left, carry_all, kept_of
 from taut.planning.step_checks import without_form
@@ -78,7 +78,7 @@ def apply_plan(model: nn.Module, plan: Plan, stats: Statistics, data: Any = None
     outputs = stats.outputs(model)
     trial = None
     if data is not None or len(plan.steps) != 1:
-        with suppress(CallError, ModelError):  # what a step made of the model may be no model for the next one
+        with suppress(TautError, RuntimeError):  # what a step made of the model may be no model for the next one
             trial = _tried(model, plan, stats, data, Check(outputs, each=False))
     if trial is None or trial.reason is not None:
         trial = _tried(model, plan, stats, data, Check(outputs))  # which step
@@ -124,8 +124,16 @@ def _tried(model: nn.Module, plan: Plan, stats: Statistics, data: Any, check: Ch
     done, folded = _fold(small, done, stats.network)
     done += carry_all(small, plan.steps[late:], stats, left, check)[0]
     tried = data is None and not folded and check.seen_all(done)
+    failed = failed or _doubt(plan, left, done, check)
     reason = failed or (None if tried else Check(check.outputs, None)(small))
     return Trial(small, replace(plan, steps=tuple(done), kept=tuple(left.kept)), left.told, reason)
+
+
+def _doubt(plan: Plan, left: Left, done: Sequence[Step], check: Check) -> str | None:
+    """Why steps must be tried one by one: one that was undone may have met what another had broken before it."""
+    undone = any(kept.code == "rolled back" for kept in left.kept[len(plan.kept) :])
+    inexact = any(not resolve(step).exact for step in done)
+    return "a step was rolled back behind others" if undone and inexact and not check.each else None
 
 
 def _late(steps: tuple[Step, ...]) -> int:

@@ -5,9 +5,11 @@ Solved to optimality (gap 1e-4) as an integer program.
 
 from __future__ import annotations
 
+import ctypes
 import os
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -22,6 +24,9 @@ HEADER_BYTES = 96
 """Upper estimate of what one more tensor adds to the header of a safetensors file."""
 
 Limits = Mapping[str, float]
+
+ONE_AT_A_TIME = threading.Lock()
+"""A process has one standard output."""
 
 
 def network_cost(net: Network, key: str, latency: LatencyModel | None = None) -> float:
@@ -183,7 +188,7 @@ def option_cost(option: Option, key: str, latency: LatencyModel | None = None) -
 
 def _solved(*objective: Any, **program: Any) -> Any:
     """What scipy's `milp` finds."""
-    with _beside_the_output():
+    with ONE_AT_A_TIME, _beside_the_output():
         return milp(*objective, **program)
 
 
@@ -194,6 +199,8 @@ def _beside_the_output() -> Iterator[None]:
     HiGHS as of scipy 1.17 tells of some of its steps whatever it is told of logging; what reads a command's JSON must
     not meet that.
     """
+    with suppress(TypeError, OSError):  # what was printed before belongs to the output
+        ctypes.CDLL(None).fflush(None)
     try:
         kept = os.dup(1)
     except OSError:  # there is no standard output
@@ -203,5 +210,7 @@ def _beside_the_output() -> Iterator[None]:
         os.dup2(2, 1)
         yield
     finally:
+        with suppress(TypeError, OSError):  # what C holds back is written now, and not once 1 is the output again
+            ctypes.CDLL(None).fflush(None)
         os.dup2(kept, 1)
         os.close(kept)

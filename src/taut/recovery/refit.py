@@ -246,7 +246,7 @@ class _Refit:
         wanted = noted = some.rows
         centred = isinstance(original.bias, Tensor) or bool(target.norm)
         rows = [input_rows(original, inputs[n], seen.output, seen.index) for n, seen in some.seen.items()]
-        moments = Moments.of(together(rows), centred=centred)
+        moments = Moments.of(together(rows), centred=centred, again=not wide and target.follows is not None)
         if wide or target.follows is None:
             dense = self.fitted(name, module, moments, wanted, centred=centred)
         else:

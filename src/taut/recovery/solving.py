@@ -26,20 +26,22 @@ class Moments:
         rows: (g, n, k), centred where a bias or a batch norm takes the mean.
         mean: (g, 1, k), what was subtracted.
         gram: (g, k, k), rows^T rows / n in float64, or None where there are fewer rows than columns.
+        again: whether more than one solution is asked for, so that what serves all of them is kept.
     """
 
     rows: Tensor
     mean: Tensor
     gram: Tensor | None
+    again: bool = False
     _triangles: dict[tuple[bool, float], Tensor] = field(default_factory=dict)
 
     @classmethod
-    def of(cls, rows: Tensor, *, centred: bool) -> Moments:
+    def of(cls, rows: Tensor, *, centred: bool, again: bool = False) -> Moments:
         """Moments of unfolded inputs (g, n, k), which are centred in place: a copy would double a layer's memory."""
         mean = rows.mean(1, keepdim=True) if centred else torch.zeros_like(rows[:, :1])
         rows = rows.sub_(mean) if centred else rows
         n, k = rows.shape[1:]
-        return cls(rows, mean, gram(rows) / n if n >= k else None)
+        return cls(rows, mean, gram(rows) / n if n >= k else None, again)
 
     @property
     def cut(self) -> int:
@@ -63,12 +65,14 @@ class Moments:
             share: of the mean variance of an input.
             trial: without the held-out rows.
         """
-        if (trial, share) not in self._triangles:
+        if (found := self._triangles.get((trial, share))) is None:
             lifted, count = self._summed(trial=trial), self.rows.shape[2]
             lift = share * lifted.diagonal(dim1=-2, dim2=-1).sum(-1)[:, None] / count + 1e-30
             lifted.diagonal(dim1=-2, dim2=-1).add_(lift)
-            self._triangles[trial, share] = cholesky(lifted)
-        return self._triangles[trial, share]
+            found = cholesky(lifted)
+            if self.again:
+                self._triangles[trial, share] = found
+        return found
 
     def _summed(self, *, trial: bool) -> Tensor:
         """What `triangle` factors, as a copy."""

@@ -24,7 +24,7 @@ from taut.measure.latency_model import layer_ops
 from taut.planning.application import apply_plan
 from taut.planning.candidates import Choice
 from taut.planning.knapsack import HEADER_BYTES, network_cost
-from taut.planning.narrowing import Latest, narrow
+from taut.planning.narrowing import REMEMBERED, Latest, narrow
 from taut.planning.plan import describe, narrowing_step
 from taut.recovery.judging import Judge
 from taut.recovery.targets import Noted
@@ -37,6 +37,9 @@ from taut.types import Cost, Group, Method, Plan, Setting, Step
 
 FIRST_SHARES = (0.0, 0.5, 1.0)
 """Shares of the way that channels save, tried first: none, half, all."""
+
+OTHER_SHARES = (0.25, 0.75)
+"""Shares tried where none of these will do."""
 
 SHARES_TRIED = 5
 """Shares tried at most."""
@@ -214,7 +217,7 @@ class JointPlanner:
                 share = first[len(losses)] if len(losses) < len(first) else _next(losses)
                 losses[share] = self._loss(share, limits, targets)
                 bar()
-            for share in FIRST_SHARES:  # what was promising was rolled back
+            for share in (*FIRST_SHARES, *OTHER_SHARES):  # what was promising was rolled back, or is not small enough
                 if share not in losses and not any(map(math.isfinite, losses.values())):
                     losses[share] = self._loss(share, limits, targets)
         lowest = min(losses.values(), default=math.inf)
@@ -225,8 +228,9 @@ class JointPlanner:
     def _promising(self, limits: Limits) -> tuple[Sequence[float], int]:
         """The shares to try first, and how many to try: all where no damage is predicted.
 
-        Predictions do not see what errors of several layers do together: the ends that come near the least predicted
-        damage are tried, too, and then the middle between the best and its neighbour.
+        Predictions do not see what errors of several layers do together, and ranks behind channels are a guess: the
+        ends that come near the least predicted damage are tried, too, of half of the way the better end in any case,
+        and then the middle between the best and its neighbour.
         """
         if self.stats.curves:
             return FIRST_SHARES, SHARES_TRIED  # measured damages of ranks, and predicted ones of channels, are no sum
@@ -239,7 +243,10 @@ class JointPlanner:
         best = min(predicted, key=predicted.__getitem__)
         if not math.isfinite(predicted[best]):
             return (), 0
-        near = [t for t in (0.0, 1.0) if t != best and predicted[t] <= PLAUSIBLE * predicted[best]]
+        ends = [t for t in (0.0, 1.0) if t != best]
+        near = [t for t in ends if predicted[t] <= PLAUSIBLE * predicted[best]]
+        if not near and best not in (0.0, 1.0):
+            near = [min(ends, key=predicted.__getitem__)]
         return (best, *near), 1 + len(near) + bool(near)
 
     def _predicted(self, share: float, limits: Limits) -> float | None:
@@ -298,6 +305,8 @@ class JointPlanner:
         key = share, round(math.log(self._tightness(limits)) / math.log(ALIKE))
         if key not in self._narrowed:
             self._narrowed[key] = self._narrow(share, limits)
+            while len(self._narrowed) > REMEMBERED:
+                del self._narrowed[next(iter(self._narrowed))]
         return self._narrowed[key]
 
     def _narrow(self, share: float, limits: Limits) -> Behind | None:

@@ -14,7 +14,7 @@ from taut.artifact.provenance import history, remember
 from taut.core.data import collect
 from taut.core.example import Example
 from taut.core.progress import stage
-from taut.errors import CallError, ModelError
+from taut.errors import CallError, TautError
 from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
@@ -27,7 +27,7 @@ from taut.planning.plan import describe
 from taut.recovery.judging import Judge
 from taut.recovery.refit import removed_layers
 from taut.recovery.samples import SAMPLES, refit_samples
-from taut.search.held_out import JUDGES, Batches
+from taut.search.held_out import JUDGES, Batches, divided
 from taut.search.joint import JointPlanner
 from taut.search.latency import fit_latency_model, shape_variants
 from taut.search.ranks import Built, Limits, RankPlanner
@@ -110,7 +110,8 @@ class Session:
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
-        narrowing = _unasked(base, inner, batches) if methods is None else narrowing
+        if methods is None:
+            narrowing = _unasked(base, inner, batches, align, measured=measured)
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
         stats = replace(stats, looks={})  # nobody changes the base
@@ -273,22 +274,37 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
     return next(iter(narrowing), None), tuple(method for method in methods if method not in narrowing)
 
 
-def _unasked(base: nn.Module, net: Network, data: Batches | None) -> Method | None:
+def _unasked(base: nn.Module, net: Network, data: Batches | None, align: int, *, measured: bool) -> Method | None:
     """What takes out channels where nothing was asked for.
 
     How much of the way they should go is decided on samples that no refit saw, of which a few say nothing: with fewer
-    than `JUDGED`, hidden units of recurrent layers alone may go.
+    than `JUDGED`, and where damages of ranks are measured, which those of channels are not, hidden units of recurrent
+    layers alone may go.
+
+    Args:
+        base: the model.
+        net: as it was traced.
+        data: calibration batches.
+        align: widths are multiples of it, as ranks are.
+        measured: whether damages of ranks are.
     """
-    judged = sum(net.example.samples.size(inputs) for inputs, _ in data or ()) >= JUDGED
+    judged = not measured and can_judge(net.example, data)
+    several = align if align > 1 else None
     recurrent = any(layer.kind == "StateLinear" and layer.skip is None for layer in net.layers)
     if judged or recurrent:
-        with suppress(ModelError):
+        with suppress(TautError):
             coupling = coupled(base, net.example)
             if judged and coupling.groups:
-                return Channels()
+                return Channels(align=several)
             if recurrent and hidden_alone(coupling, base).groups:
-                return Channels(hidden=True)
+                return Channels(hidden=True, align=several)
     return None
+
+
+def can_judge(example: Example, data: Batches | None) -> bool:
+    """Whether plans can be judged on samples enough, of which none is refitted on."""
+    enough = sum(example.samples.size(inputs) for inputs, _ in data or ()) >= JUDGED
+    return enough and divided(example, data)[0] is not data
 
 
 def _exact(model: nn.Module, net: Network, methods: list[Method]) -> tuple[nn.Module, Network, tuple[Step, ...]]:
