@@ -217,6 +217,7 @@ def test_options_override_the_recipe(place: Place) -> None:
     assert (wish.budget, wish.seed) == (taut.Budget(macs=0.5), 7)
     assert wish.methods is not None
     assert [method.name for method in wish.methods] == ["tucker", "spatial"]
+    assert compressing._wish(Path("r.yaml"), None, "low rank", None).methods == taut.methods.choose(None)
     assert place("compress", "NETS:build", "--recipe", "r.yaml", "--out", "small").code == 0
 
 

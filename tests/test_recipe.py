@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 import taut
+from taut.methods import choose
 from taut.methods.low_rank.svd import SVD
 from taut.methods.low_rank.tucker import Tucker
 from taut.recipe import MAX_BYTES, Recipe, Training
@@ -24,6 +25,12 @@ def test_a_full_recipe(tmp_path: Path) -> None:
     found = read(tmp_path, text)
     budget, methods = taut.Budget(macs=0.25, params=1000), (SVD(), Tucker(metric="fisher"))
     assert found == Recipe(budget, methods, Training(epochs=5, cascade=True), sensitivity=True, seed=3)
+
+
+@pytest.mark.parametrize("text", ["low rank", "[low rank]", "[low rank: {}]"])
+def test_low_rank_alone(tmp_path: Path, text: str) -> None:
+    assert read(tmp_path, f"methods: {text}").methods == choose(None)
+    assert read(tmp_path, "methods: [low rank, channels]").methods == choose(["low rank", "channels"])
 
 
 def test_the_short_form_of_a_budget(tmp_path: Path) -> None:
@@ -51,6 +58,8 @@ def test_an_empty_file_asks_for_nothing(tmp_path: Path) -> None:
         ("budget: {macs: half}", "must be a number"),
         ("budget: [1]", "must be a taut.Budget"),
         ("methods: [magic]", "Unknown method 'magic'"),
+        ("methods: high rank", "must be a list of names or of name: settings, or low rank"),
+        ("methods: [low rank: {metric: data}]", "'low rank' has no settings"),
         ("methods: [svd: {rang: 3}]", "Unknown setting 'rang'"),
         ("methods: [svd: 3]", "must be a mapping"),
         ("methods: [{svd: {}, tucker: {}}]", "one name: settings"),

@@ -3,7 +3,7 @@
     budget: {macs: 0.25, params: 100000}     # or "macs=0.25,params=100000"
     methods:
       - svd
-      - tucker: {metric: fisher}
+      - tucker: {metric: fisher}             # or "low rank": what is tried unasked, but channels
     keep: {head: 1, "features.*": 0.5}       # or a list of names, globs and kinds that are left alone
     finetune: {epochs: 5, patience: 2, cascade: false}
     sensitivity: false
@@ -30,7 +30,7 @@ from taut.core.randomness import check_seed
 from taut.core.text import brief
 from taut.errors import CallError
 from taut.measure.timing import Timing, check_timing
-from taut.methods import asked
+from taut.methods import LOW_RANK, choose
 from taut.structure.answers import Wish
 from taut.types import Budget, Method, Plan, Schedule, Stage
 from taut.types.keep import written_keep
@@ -85,7 +85,7 @@ class Recipe:
 
     Attributes:
         budget: what the result may cost; None where the front is wanted.
-        methods: what the planner may use; None for the default ones.
+        methods: what the planner may use; None for what is tried unasked.
         finetune: how the result is trained; None for not at all.
         output: what of the model's output counts, and how it is read (`taut.observe`).
         mask: name of the input that says which positions are real; None: those that are called so.
@@ -206,9 +206,11 @@ def _training(value: Any) -> Training:
 
 
 def _methods(value: Any) -> tuple[Method, ...]:
-    if not isinstance(value, list) or not value:
-        raise CallError(f"The 'methods' must be a list of names or of name: settings. Got {brief(value)} instead.")
-    return tuple(asked(item) for item in value)
+    if value != LOW_RANK and (not isinstance(value, list) or not value):
+        raise CallError(
+            f"The 'methods' must be a list of names or of name: settings, or {LOW_RANK}. Got {brief(value)} instead."
+        )
+    return choose(value)
 
 
 def _keys(value: Any, what: str, known: list[str]) -> dict[str, Any]:

@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 import taut
-from taut.methods import METHODS
+from taut.methods import METHODS, choose
+from taut.methods.channels.channels import Channels
+from taut.methods.low_rank.svd import SVD
 from taut.search import finishing
 
 X = torch.randn(64, 8, generator=torch.Generator().manual_seed(0))
@@ -209,6 +211,38 @@ def test_settings_of_methods_are_written_as_in_recipes(methods: Any) -> None:
 def test_settings_of_methods_that_are_none_are_refused(wish: Any) -> None:
     with pytest.raises(taut.CallError, match=r"mapping|one name: settings|Unknown setting|Unknown method"):
         compress(methods=wish)
+
+
+def test_low_rank_is_a_name_for_what_is_tried_unasked_but_channels() -> None:
+    defaults = choose(None)
+    assert {type(method) for method in defaults} == {kind for kind in METHODS.values() if kind.default}
+    assert Channels not in map(type, defaults)
+    for wish in ("low rank", ["low rank"], {"low rank": {}}, [{"low rank": {}}]):
+        assert choose(wish) == defaults
+    for several in (["channels", "low rank"], {"channels": {}, "low rank": {}}, [Channels(), "low rank"]):
+        assert choose(several) == (Channels(), *defaults)
+
+
+def test_what_is_named_beside_low_rank_has_the_settings_that_it_is_given() -> None:
+    named = SVD(metric="frobenius")
+    others = tuple(method for method in choose(None) if method.name != "svd")
+    assert choose(["low rank", named]) == (*others, named)
+    assert choose({"svd": {"metric": "frobenius"}, "low rank": {}}) == (named, *others)
+
+
+@pytest.mark.parametrize(
+    ("wish", "said"), [("high rank", "Unknown method 'high rank'"), ({"low rank": {"rank": 3}}, "has no settings")]
+)
+def test_low_rank_is_known_where_names_are_listed(wish: Any, said: str) -> None:
+    with pytest.raises(taut.CallError, match=rf"{said}.* and 'low rank': those tried unasked, but channels\."):
+        choose(wish)
+
+
+def test_low_rank_takes_no_channels_however_many_samples_there_are() -> None:
+    unasked, low_rank = compress().plan, compress(methods="low rank").plan
+    assert "channels" in {step.method for step in unasked.steps}
+    assert {step.method for step in low_rank.steps} == {"svd"}
+    assert compress(methods=["low rank", "channels"]).plan == unasked
 
 
 RANKED = [(name, f.name) for name, kind in METHODS.items() for f in fields(kind) if f.name in kind.rank_settings]

@@ -15,6 +15,7 @@ from taut.measure import Latency, Pair, Times
 from taut.measure.rounds import Estimate
 from taut.search.exploration import RATIOS
 from taut.search.front import Front, Point
+from taut.search.session import JUDGED
 from taut.types import Cost, Plan
 
 
@@ -179,6 +180,50 @@ def test_points_of_another_model_or_setting_are_not_mixed_in(few, tmp_path, chan
         settings[change] = 1 if change == "seed" else ["svd", "tucker"]
     taut.explore(model, example, data=data, evaluate=evaluate, folder=tmp_path, **settings)
     assert evaluate.calls >= calls + 4
+
+
+def evaluated(folder, model, data, methods=None):
+    """How many points are measured anew in a folder."""
+    calls = []
+
+    def counted(candidate):
+        calls.append(candidate)
+        return 0.0
+
+    taut.explore(model, data[0][:4], data=data, evaluate=counted, folder=folder, methods=methods, compare=False)
+    return len(calls) - 1  # less the original
+
+
+def test_points_without_channels_are_not_mixed_with_those_that_have_them_unasked(few, tmp_path):
+    model, data = case("mlp").make()[0], case("mlp").data(batches=1, size=JUDGED)
+    for first, then in (("low rank", None), (None, "low rank")):
+        folder = tmp_path / str(first)
+        assert evaluated(folder, model, data, first) >= 3
+        assert evaluated(folder, model, data, first) == 0
+        assert evaluated(folder, model, data, then) >= 3
+    assert evaluated(folder, model, data, ["low rank"]) == 0  # other words for the same
+    assert evaluated(folder, model, data, ["low rank", "channels"]) >= 3
+    assert evaluated(folder, model, data) == 0
+    few_samples = case("mlp").data(batches=1, size=JUDGED - 1)
+    assert evaluated(tmp_path / "few", model, few_samples) >= 3
+    assert evaluated(tmp_path / "few", model, few_samples, "low rank") == 0
+
+
+def test_points_without_hidden_units_are_not_mixed_with_those_that_have_them_unasked(few, tmp_path):
+    torch.manual_seed(0)
+    model = Recurring().eval()
+    data = [torch.randn(8, 5, 6)]
+    assert evaluated(tmp_path, model, data, "low rank") >= 3
+    assert evaluated(tmp_path, model, data, None) >= 3
+
+
+class Recurring(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.lstm, self.head = nn.LSTM(6, 24, batch_first=True), nn.Linear(24, 4)
+
+    def forward(self, x):
+        return self.head(self.lstm(x)[0])
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b'{"fingerprint": "x"}', b"\xff\xfe"])

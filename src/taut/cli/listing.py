@@ -10,6 +10,9 @@ from pathlib import Path
 METHODS = "taut.methods"
 
 
+CHANNELS = "channels"
+"""The method that is tried unasked where samples are enough to judge by."""
+
 PLAIN_FORM = "PlainForm"
 """The base of the methods that are carried out before all others."""
 
@@ -25,7 +28,8 @@ def method_rows() -> list[tuple[str, str, str]]:
         if isinstance(key, ast.Constant) and isinstance(kind, ast.Name):
             module, definition = _class(METHODS, kind.id)
             summary = (ast.get_docstring(definition) or "").partition("\n")[0]
-            rows.append((str(key.value), _when(module, definition), summary))
+            when = f"from {_judged()} samples" if key.value == CHANNELS else _when(module, definition)
+            rows.append((str(key.value), when, summary))
     return rows
 
 
@@ -48,6 +52,14 @@ def _class(module: str, name: str) -> tuple[str, ast.ClassDef]:
             if isinstance(node, ast.ImportFrom) and node.module and (alias.asname or alias.name) == name:
                 return _class(node.module, alias.name)
     raise LookupError(name)
+
+
+def _judged() -> int:
+    """Calibration samples from which on channels are candidates unasked."""
+    for node in _parsed("taut.search.session").body:
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "JUDGED":
+            return int(ast.literal_eval(node.value))
+    raise LookupError("JUDGED")
 
 
 def _when(module: str, definition: ast.ClassDef) -> str:

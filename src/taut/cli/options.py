@@ -41,7 +41,11 @@ BudgetText = Annotated[
 ]
 MethodNames = Annotated[
     str | None,
-    typer.Option("--methods", metavar="NAME,...", help="Methods to choose from; `taut methods` lists them."),
+    typer.Option(
+        "--methods",
+        metavar="NAME,...",
+        help="Methods to choose from; `taut methods` lists them; 'low rank': those tried unasked, but channels.",
+    ),
 ]
 KeepNames = Annotated[
     list[str] | None,

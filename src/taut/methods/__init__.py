@@ -76,6 +76,10 @@ METHODS |= {
 }
 
 
+LOW_RANK = "low rank"
+"""In the place of a method: all that are tried unasked, but `channels`."""
+
+
 def resolve(step: Step) -> Method:
     """The method object that a step names.
 
@@ -111,6 +115,11 @@ def asked(item: object) -> Method:
         if len(item) != 1:
             raise CallError(f"A method must be a name or one name: settings. Got {brief(item)} instead.")
         ((name, values),) = item.items()
+        if name not in METHODS:
+            unknown = f"'{LOW_RANK}' has no settings" if name == LOW_RANK else f"Unknown method '{name}'"
+            raise CallError(
+                f"{unknown}. Known: {', '.join(METHODS)}; and '{LOW_RANK}': those tried unasked, but channels."
+            )
         if not isinstance(values, Mapping):
             raise CallError(f"The settings of method '{name}' must be a mapping. Got {brief(values)} instead.")
         item = resolve(Step((), str(name), {str(key): value for key, value in values.items()}))
@@ -129,20 +138,21 @@ def choose(wish: Iterable[MethodLike] | None) -> tuple[Method, ...]:
     """Names, names with settings, or method objects as method objects; None gives the rows of METHODS marked default.
 
     Args:
-        wish: several of what `asked` reads, or one mapping of names to settings.
+        wish: several of what `asked` reads, or one mapping of names to settings. "low rank", alone or among others,
+            stands for the rows marked default that are not asked for by themselves.
 
     Raises:
         CallError: a name or a setting is unknown, a rank is none, or no method is given.
     """
     if wish is None:
-        wish = [name for name, kind in METHODS.items() if kind.default]
+        wish = LOW_RANK
     if isinstance(wish, str):
         wish = (wish,)
     if isinstance(wish, Mapping):
         wish = [{name: values} for name, values in wish.items()]
     if not isinstance(wish, Iterable):
         raise CallError(f"The methods must be names or method objects, in a list. Got {brief(wish)} instead.")
-    chosen = tuple(asked(item) for item in wish)
+    chosen = _all_asked(list(wish))
     for method in chosen:
         absent = missing(*getattr(type(method), "packages", ()))
         if absent is not None:
@@ -150,6 +160,18 @@ def choose(wish: Iterable[MethodLike] | None) -> tuple[Method, ...]:
     if not chosen:
         raise CallError(f"At least one method is needed. Known: {', '.join(METHODS)}.")
     return chosen
+
+
+def _all_asked(wish: list[MethodLike]) -> tuple[Method, ...]:
+    """The method objects of every item; `LOW_RANK` leaves out what other items ask for, with settings of its own."""
+    found = [None if _means_low_rank(item) else asked(item) for item in wish]
+    apart = {method.name for method in found if method is not None}
+    defaults = [asked(name) for name, kind in METHODS.items() if kind.default and name not in apart]
+    return tuple(method for one in found for method in (defaults if one is None else [one]))
+
+
+def _means_low_rank(item: object) -> bool:
+    return isinstance(item, str | Mapping) and item in (LOW_RANK, {LOW_RANK: {}})
 
 
 def _check_ranks(method: Method) -> None:

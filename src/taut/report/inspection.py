@@ -41,12 +41,13 @@ class Reach:
 
     Attributes:
         layer: as it was traced.
-        default: methods tried unasked that can make it smaller. named: those that do so where they are named.
+        default: methods of low rank, tried unasked, that can make it smaller. named: those that do so where they are
+            named; neither has channels, which `outputs` and `inputs` tell of.
         masks: methods that set weights of it to zero.
         outputs, inputs: how many of its channels may go with those around it, of how many; a layer that holds values
             per channel between others, as a norm, has outputs alone.
         plain_form: the method that gives it its plain form before all others, without being asked.
-        blocked: why none of the default methods can. remedy: what to do about it.
+        blocked: why none of `default` can. remedy: what to do about it.
         pinned: why (some of) its output channels stay. unpinning: what to do about it.
     """
 
@@ -62,7 +63,7 @@ class Reach:
 
     @property
     def remedy(self) -> str | None:
-        """What to change so that the default methods can."""
+        """What to change so that low rank can."""
         return None if self.blocked is None else remedy(self.blocked)
 
     @property
@@ -117,7 +118,7 @@ class Inspection:
     def _shares(self) -> list[tuple[str, ...]]:
         names = {
             LOW_RANK: f"by low rank ({', '.join(_defaults())})",
-            CHANNELS: "by channels (named: methods=('channels', ...))",
+            CHANNELS: "by channels (unasked with enough calibration samples)",
             EITHER: "by either",
             MASKS: "by masks (zeros in dense layers)",
         }

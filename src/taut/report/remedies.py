@@ -34,7 +34,7 @@ REMEDIES: tuple[tuple[str, str], ...] = (
         "nothing: taut.compress does; in a plan of your own a step 'as_layer' does",
     ),
     (r"as an output layer take an nn.Linear head", "an nn.Linear head with head.weight = the embedding's weight"),
-    (r"it has groups$", "use one without groups; or name channels: methods=('channels', ...)"),
+    (r"it has groups$", "use one without groups; with the layers around it it may still become narrower (channels)"),
     (r"called with output_size", "build it with output_padding, and call it with its input alone"),
     (r"needs its values", "take its matrices by w[e] in place of other indices; or hold a torch.nn.Linear for each"),
     (r"holds its weight, (is kept|has to stay)|which holds its weight, has to", "keep less"),
@@ -69,13 +69,13 @@ REMEDIES: tuple[tuple[str, str], ...] = (
     (r"holds its weight in another form", "call its to_plain() first"),
     (
         r"transposed convolutions",
-        "nothing where it has no groups: the method transposed takes it; or name channels: "
-        "methods=('channels', ...) makes it narrower with the layers around it",
+        "nothing where it has no groups: the method transposed takes it; and it may become narrower with the layers "
+        "around it (channels)",
     ),
     (
         r"an embedding is a table",
-        "nothing for a budget of params or bytes: the method table takes it; else name channels: "
-        "its width goes with the layers behind it; its rows are yours to choose",
+        "nothing for a budget of params or bytes: the method table takes it; else its width "
+        "goes with the layers behind it (channels); its rows are yours to choose",
     ),
     (
         r"taut.compress gives each weight",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from typing_extensions import TypedDict  # pydantic needs this one below Python 
 
 from taut.core.atomic_folder import rehearse_within
 from taut.core.data import collect
-from taut.core.example import Mask
+from taut.core.example import Example, Mask
 from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
@@ -25,15 +25,19 @@ from taut.measure import model_times
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.methods import choose
+from taut.methods import settings as settings_of
+from taut.methods.channels.channels import Channels
+from taut.nn import Recurrent
 from taut.recovery.samples import SAMPLES
 from taut.search.finishing import compared
 from taut.search.front import Front, Point
 from taut.search.limits import Evaluate, Evaluation, model_at_ratio
-from taut.search.session import Session, bare
+from taut.search.session import JUDGED, Session, bare
 from taut.structure.answers import Output
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
 from taut.structure.surgery import shallow
+from taut.types import Method
 from taut.types.keep import Keep
 from taut.types.method import MethodLike
 
@@ -89,7 +93,8 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         example = read_example(model, example, output, mask)
         data = None if data is None else collect(example, data, SAMPLES)
         inputs = None if data is None else [inputs for inputs, _ in data]
-        used = [(m.name, asdict(m)) for m in methods]  # type: ignore[call-overload]
+        methods = methods if asked_for is not None else (*methods, *_unasked(model, example, inputs or ()))
+        used = [(m.name, settings_of(m)) for m in methods]
         asked: tuple[Any, ...] = (used, seed, None if evaluation is None else evaluation.original)
         asked = asked if compare == "torch" else (*asked, compare)
         asked = asked if output == "auto" and mask is None else (*asked, _named(output), _named(mask))
@@ -129,6 +134,14 @@ def _not_lost(points: Mapping[float, Point]) -> Iterator[None]:
             error.result = _front(points)  # type: ignore[attr-defined] # TautError documents it
             error.add_note("The points that were measured by then are the `.result` of this error.")
         raise
+
+
+def _unasked(model: nn.Module, example: Example, inputs: Iterable[Any]) -> Iterator[Method]:
+    """What may take out channels in a session that is told no methods, as far as it shows before any work."""
+    if sum(example.samples.size(one) for one in inputs) >= JUDGED:
+        yield Channels()
+    elif any(isinstance(module, nn.RNNBase | Recurrent) for module in model.modules()):
+        yield Channels(hidden=True)
 
 
 def _named(value: Any) -> Any:

@@ -49,9 +49,10 @@ class Method(Protocol[F]):
     Class attributes:
         name: key in METHODS.
         uses_statistics: whether what was observed of the layers changes what it does; if not, it is handed nothing.
-        default: whether `compress` tries it unasked. plain: whether its modules are plain torch.nn. exact: whether it
-        keeps the function of the network bit by bit or up to rounding (then the planner applies it first). masks:
-        whether it sets weights to zero and leaves the layers as they are: training then holds the zeros.
+        default: whether it is tried unasked, whatever the data (`channels`: False, for it takes samples enough).
+        plain: whether its modules are plain torch.nn. exact: whether it keeps the function of the network bit by bit
+        or up to rounding (then the planner applies it first). masks: whether it sets weights to zero and leaves the
+        layers as they are: training then holds the zeros.
         rank_settings: the settings that are ranks, which `align` rounds. sparsity_of_rest (False unless it is there):
         whether `sparsity` is a share of what earlier steps left. of_their_own (empty unless it is there): reasons why
         a layer is left alone that are none for this method. trades_macs (False unless it is there): whether it lowers
