@@ -31,8 +31,9 @@ from taut.nn import Recurrent
 from taut.recovery.samples import SAMPLES
 from taut.search.finishing import compared
 from taut.search.front import Front, Point
+from taut.search.held_out import Batches
 from taut.search.limits import Evaluate, Evaluation, model_at_ratio
-from taut.search.session import JUDGED, Session, bare
+from taut.search.session import Session, bare, can_judge
 from taut.structure.answers import Output
 from taut.structure.calling import read_example
 from taut.structure.keeping import shares_of
@@ -93,7 +94,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         example = read_example(model, example, output, mask)
         data = None if data is None else collect(example, data, SAMPLES)
         inputs = None if data is None else [inputs for inputs, _ in data]
-        methods = methods if asked_for is not None else (*methods, *_unasked(model, example, inputs or ()))
+        methods = methods if asked_for is not None else (*methods, *_unasked(model, example, data))
         used = [(m.name, settings_of(m)) for m in methods]
         asked: tuple[Any, ...] = (used, seed, None if evaluation is None else evaluation.original)
         asked = asked if compare == "torch" else (*asked, compare)
@@ -136,9 +137,9 @@ def _not_lost(points: Mapping[float, Point]) -> Iterator[None]:
         raise
 
 
-def _unasked(model: nn.Module, example: Example, inputs: Iterable[Any]) -> Iterator[Method]:
+def _unasked(model: nn.Module, example: Example, data: Batches | None) -> Iterator[Method]:
     """What may take out channels in a session that is told no methods, as far as it shows before any work."""
-    if sum(example.samples.size(one) for one in inputs) >= JUDGED:
+    if can_judge(example, data):
         yield Channels()
     elif any(isinstance(module, nn.RNNBase | Recurrent) for module in model.modules()):
         yield Channels(hidden=True)
