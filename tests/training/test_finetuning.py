@@ -486,7 +486,7 @@ def test_two_processes_end_in_the_weights_of_one(tmp_path):
     two["MASTER_PORT"] = str(20_000 + os.getpid() % 20_000)
     ranks = [two | {"RANK": str(rank), "LOCAL_RANK": str(rank)} for rank in range(2)]
     context = forking()
-    started = [context.Process(target=train_as_one_of, args=(rank, tmp_path / "two.pt")) for rank in ranks]
+    started = [context.Process(target=train_as_one_of, args=(rank, tmp_path / "two.pt"), daemon=True) for rank in ranks]
     for process in started:
         process.start()
     train_as_one_of({}, tmp_path / "one.pt")
