@@ -46,7 +46,8 @@ def plan(
         stats: what `observe` found; they hold the decompositions, so that a second plan is cheap.
         budget: ceilings on params, macs and bytes (`taut.Budget`, or as it is written: {"macs": 0.5}, "macs=50%");
             `drop` needs an `evaluate` and is `compress`'s.
-        methods: names or method objects, names also with settings; None for those marked default.
+        methods: names or method objects, names also with settings; None: "low rank", which is not all that
+            `taut.compress` takes.
         keep: layers that are left alone, or not below a share (`Network.keeping`).
         align: every rank is a multiple of it; 16 is what convolutions of CPUs like (latency over rank is a staircase).
 
