@@ -2,13 +2,14 @@
 
 import json
 import math
+from contextlib import suppress
 from dataclasses import replace
 
 import pytest
 import torch
 
 import taut
-from cases import case, run, untouched
+from cases import case, run, sequential, untouched
 from taut import Budget, BudgetError, CallError, Plan
 from taut.methods.channels import sight
 from taut.planning import blocks, execution
@@ -331,7 +332,6 @@ def test_with_samples_enough_channels_are_candidates_unasked():
         assert session.planner.joint is together
     whole = [torch.randn(JUDGED, *example.shape[1:])]
     assert Session.open(model, read_example(model, example), whole, None, align=4).planner.method.align == 4
-    assert not Session.open(model, read_example(model, example), whole, None, measured=True).planner.joint
     named = Session.open(model, read_example(model, example), [torch.randn(JUDGED, *example.shape[1:])], ["svd"])
     assert not named.planner.joint
     assert not Session.open(model, read_example(model, example), None, None).planner.joint
@@ -388,3 +388,13 @@ def test_the_default_call_with_many_samples_harms_nothing(name, tmp_path):
     one.save(tmp_path / "small")
     again = taut.load(tmp_path / "small", base=lambda: case(name).make()[0])
     assert all(torch.equal(a, b) for a, b in zip(run(again, example), run(one.model, example), strict=True))
+
+
+def test_what_was_not_asked_for_warns_of_nothing(recwarn):
+    model = sequential(a=torch.nn.Linear(20, 48), r=torch.nn.ReLU(), b=torch.nn.Linear(48, 10))
+    x = torch.randn(128, 20)
+    for methods, told in ((None, False), (METHODS, True)):
+        recwarn.clear()
+        with suppress(BudgetError):
+            taut.compress(model, x[:8], budget={"params": 0.5}, data=[x], keep=["a"], methods=methods, compare=False)
+        assert any("no channels can be taken out" in str(w.message) for w in recwarn) is told

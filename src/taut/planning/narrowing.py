@@ -75,7 +75,9 @@ class Narrower:
         return self.made.stats
 
 
-def narrow(model: nn.Module, step: Step, stats: Statistics, latest: Latest | None = None) -> Narrower | None:
+def narrow(
+    model: nn.Module, step: Step, stats: Statistics, latest: Latest | None = None, *, tell: bool = True
+) -> Narrower | None:
     """The network that a step of channels leaves; None where no widths meet what it asks.
 
     Args:
@@ -83,6 +85,7 @@ def narrow(model: nn.Module, step: Step, stats: Statistics, latest: Latest | Non
         step: of a method that takes out channels.
         stats: of the model.
         latest: made of this very model before; what is new is added. None: nothing is remembered.
+        tell: whether the user hears why no channels can go.
     """
     method, group = resolve(step), step.group or Group(())
     if not isinstance(method, Looking) or not isinstance(method, Slimming):
@@ -95,7 +98,7 @@ def narrow(model: nn.Module, step: Step, stats: Statistics, latest: Latest | Non
     except CallError:
         return None  # no widths meet it
     if isinstance(looked, NothingToDo):
-        if looked.warns:
+        if looked.warns and tell:
             warnings.warn(f"Layer {listed(step.layers)} is left as it was: {looked.reason}", stacklevel=3)
         return None
     resolved, found = cast(tuple[Any, Any], looked)

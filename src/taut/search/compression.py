@@ -67,8 +67,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             per-sample scores. Needed for `Budget(drop=...)`; use VALIDATION data, never the test split.
         finetune: how to train afterwards (`taut.Finetune`); the best validation weights win, the untrained included.
         methods: names or method objects, names also with settings ({"svd": {"metric": "data"}}). None: "low rank",
-            and from 64 calibration samples on channels, too, but where `sensitivity` measures damages. A rank that is
-            given is the only one on offer.
+            and from 64 calibration samples on channels, too. A rank that is given is the only one on offer.
         keep: layers that are left alone: by name, glob ("head.*"), kind (`nn.Linear` or "Linear"), as the module
             itself, or several of these. Neither their shapes nor their weights change, but by `finetune`, which trains
             what is not frozen. As a mapping with the share that stays, {"head": 1.0, "features.*": 0.5}: so much of

@@ -76,6 +76,7 @@ class JointPlanner:
         low_rank: the methods that may follow.
         align: every rank is a multiple of it.
         latency_correction: measured over predicted time of the shapes at some shares.
+        asked: whether the user named the method: then he hears of channels that cannot go.
         latest: narrower networks that were made of the model last, by planners with other rates, too.
     """
 
@@ -85,6 +86,7 @@ class JointPlanner:
     align: int
     latency_correction: Mapping[float, float] = field(default_factory=dict)
     latest: Latest = field(default_factory=Latest, repr=False)
+    asked: bool = True
     joint: ClassVar[bool] = True
     _shares: dict[float, float] = field(default_factory=dict, repr=False)
     """Tightness of limits -> the share that was found for them."""
@@ -312,7 +314,7 @@ class JointPlanner:
     def _narrow(self, share: float, limits: Limits) -> Behind | None:
         """The network from which channels went until it costs f^share; None where these cannot go so far."""
         step = self._channel_step(share, limits)
-        narrowed = None if step is None else narrow(self.ranks.base, step, self.stats, self.latest)
+        narrowed = None if step is None else narrow(self.ranks.base, step, self.stats, self.latest, tell=self.asked)
         if narrowed is None:
             return None
         done = replace(narrowed.step, reason=f"{share:.0%} of the way; least damage per saved cost")

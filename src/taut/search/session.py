@@ -110,8 +110,9 @@ class Session:
         base, inner, exact = _exact(model, network, [m for m in chosen if m.exact])
         stats = observe(inner, base, batches)
         narrowing, low_rank = _divided([m for m in chosen if not m.exact])
-        if methods is None:
-            narrowing = _unasked(base, inner, batches, align, measured=measured)
+        asked = methods is not None
+        if not asked:
+            narrowing = _unasked(base, inner, batches, align)
         if measured and batches is not None:
             stats = measure_damage(inner, base, stats, batches, low_rank)
         stats = replace(stats, looks={})  # nobody changes the base
@@ -123,7 +124,9 @@ class Session:
             latency_model: LatencyModel | None = None, correction: Mapping[float, float] | None = None
         ) -> RankPlanner | JointPlanner:
             ranks = RankPlanner(base, stats, choices, batches, latency_model)
-            return JointPlanner(ranks, narrowing, low_rank, align, correction or {}, latest) if narrowing else ranks
+            return (
+                JointPlanner(ranks, narrowing, low_rank, align, correction or {}, latest, asked) if narrowing else ranks
+            )
 
         if latency is None:
             return cls(model, network, base, exact, planner(), batches)
@@ -274,21 +277,19 @@ def _divided(methods: Sequence[Method]) -> tuple[Method | None, tuple[Method, ..
     return next(iter(narrowing), None), tuple(method for method in methods if method not in narrowing)
 
 
-def _unasked(base: nn.Module, net: Network, data: Batches | None, align: int, *, measured: bool) -> Method | None:
+def _unasked(base: nn.Module, net: Network, data: Batches | None, align: int) -> Method | None:
     """What takes out channels where nothing was asked for.
 
     How much of the way they should go is decided on samples that no refit saw, of which a few say nothing: with fewer
-    than `JUDGED`, and where damages of ranks are measured, which those of channels are not, hidden units of recurrent
-    layers alone may go.
+    than `JUDGED`, hidden units of recurrent layers alone may go.
 
     Args:
         base: the model.
         net: as it was traced.
         data: calibration batches.
         align: widths are multiples of it, as ranks are.
-        measured: whether damages of ranks are.
     """
-    judged = not measured and can_judge(net.example, data)
+    judged = can_judge(net.example, data)
     several = align if align > 1 else None
     recurrent = any(layer.kind == "StateLinear" and layer.skip is None for layer in net.layers)
     if judged or recurrent:

@@ -616,3 +616,21 @@ def test_statistics_are_those_of_the_narrower_network(monkeypatch):
         torch.testing.assert_close(other.taylor, one.taylor, rtol=1e-3, atol=1e-6)
         assert other.positions == one.positions
         assert found.modules[name] is small.get_submodule(name)
+
+
+@pytest.mark.parametrize("words", ["", "so wide it must be"])
+def test_a_check_of_a_width_without_words_is_named_by_its_kind(words):
+    class Strict(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.a, self.b = nn.Linear(20, 64), nn.Linear(64, 10)
+
+        def forward(self, x):
+            h = torch.relu(self.a(x))
+            if h.shape[1] != 64:
+                raise AssertionError(*([words] if words else []))
+            return self.b(h)
+
+    with pytest.warns(UserWarning, match=words or "AssertionError"):
+        _, plan = pruned(Strict().eval(), torch.randn(16, 20), sparsity=0.3)
+    assert plan.steps == ()

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from taut.core.example import Example
+from taut.core.files import one_line
 from taut.core.modes import evaluating
 from taut.core.randomness import own_states, seed_globals
 from taut.core.tensors import all_tensors, map_tensors, opened
@@ -109,7 +110,7 @@ class _Trial:
                 seed_globals(seed)
                 made = all_tensors(opened(self.example.run(model, self.probe)))
         except ModelError as error:
-            self.error = f"the narrower network does not run ({str(error.__cause__ or error).strip().splitlines()[0]})"
+            self.error = f"the narrower network does not run ({one_line(error.__cause__ or error)})"
             return None
         self.error = "the narrower network gives no finite output"
         return made if finite(made) else None
