@@ -291,8 +291,8 @@ def test_a_search_looks_for_what_goes_together_once_and_makes_each_width_once(mo
         traced.append([tuple(p.shape) for p in model.parameters()])
         return taut.trace(model, example)
 
-    def narrowed(*args):
-        found.append(narrow(*args))
+    def narrowed(*args, **told):
+        found.append(narrow(*args, **told))
         return found[-1]
 
     coupling = sight.coupled

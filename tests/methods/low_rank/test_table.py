@@ -82,7 +82,8 @@ def test_rows_that_no_sample_read_count_as_much_as_those_read_once():
 def test_a_budget_of_params_takes_it_and_one_of_macs_does_not(tmp_path):
     model, data = built(), ids(128)
     before = copy.deepcopy(model.state_dict())
-    result = taut.compress(model, data[:4], budget=taut.Budget(params=0.6), data=[data], compare=False)
+    low_rank = {"methods": "low rank", "data": [data], "compare": False}
+    result = taut.compress(model, data[:4], budget=taut.Budget(params=0.6), **low_rank)
     assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
     assert any(step.method == "table" for step in result.plan.steps)
     assert result.plan.after.params <= 0.6 * result.plan.before.params
