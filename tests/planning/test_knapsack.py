@@ -103,3 +103,14 @@ def test_what_the_solver_prints_is_no_answer():
     ran = subprocess.run([sys.executable, "-c", PRINTING], capture_output=True, text=True, env=environment, check=True)
     assert ran.stdout == "the answer\n"
     assert ran.stderr.count("a step of the search") == 16
+
+
+@pytest.mark.parametrize("closed", [1, 2], ids=["output", "error"])
+def test_a_process_without_its_streams_solves_as_well(closed, tmp_path):
+    """As a daemon runs: nothing can be sent anywhere else."""
+    program = (
+        f"import os; from pathlib import Path; from taut.planning import knapsack; os.close({closed}); "
+        "knapsack.milp = lambda: 'solved'; Path('answer').write_text(knapsack._solved())"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True, cwd=tmp_path)
+    assert (tmp_path / "answer").read_text() == "solved"
