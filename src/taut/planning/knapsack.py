@@ -202,9 +202,8 @@ def _beside_the_output() -> Iterator[None]:
     with suppress(TypeError, OSError):  # what was printed before belongs to the output
         ctypes.CDLL(None).fflush(None)
     try:
-        os.fstat(2)
         kept = os.dup(1)
-    except OSError:  # a process without standard output, or without standard error
+    except OSError:  # there is no standard output
         yield
         return
     try:
