@@ -52,6 +52,8 @@ def test_rows_are_those_of_unfold(settings):
     rows = input_rows(conv, x, out, torch.arange(positions(conv, out)))
     wanted = F.unfold(x, (3, 2), **settings).transpose(1, 2).reshape(1, -1, 18)
     torch.testing.assert_close(rows, wanted, rtol=0, atol=0)
+    few = torch.tensor([1, 4, positions(conv, out) - 1])  # copied otherwise than many
+    torch.testing.assert_close(input_rows(conv, x, out, few), wanted[:, few], rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("mode", ["reflect", "replicate", "circular"])

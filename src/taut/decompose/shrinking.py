@@ -177,7 +177,12 @@ def _ratio(values: Tensor, held: Tensor) -> Tensor:
     energies = torch.full_like(held, beside)
     if seen:
         size = -(-seen // BINS)
-        means = [torch.stack([part.mean() for part in torch.split(t[:seen], size)]) for t in (held, values)]
+        means = [_binned(t[:seen], size) for t in (held, values)]
         ratios = torch.from_numpy(isotonic_regression((means[0] / means[1]).numpy()).x.copy())
         energies[:seen] = ratios.repeat_interleave(size)[:seen] * values[:seen]
     return energies
+
+
+def _binned(t: Tensor, size: int) -> Tensor:
+    """Means of `size` neighbours each; the last of what is left."""
+    return t if size == 1 else torch.stack([part.mean() for part in torch.split(t, size)])

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
+from operator import ge
 from typing import Any
 
 import torch
@@ -250,14 +252,11 @@ def _run(module: nn.Module, x: Tensor) -> _Call | str | None:
 def _form(calls: Sequence[_Call]) -> ConvForm | None:
     """The one convolution that all runs were."""
     first = calls[0]
-    if any(call.settings != first.settings for call in calls):
+    if any(call.settings != first.settings or not _grows(call) for call in calls):
         return None
     weight, bias, gain = _affine(max(calls, key=lambda call: call.output.numel()))
-    found = [_added(call) for call in calls]
-    if any(pads is None for pads in found):
-        return None
     for mode in PAD_MODES:
-        every = [pads[mode] for pads in found if pads is not None and mode in pads]
+        every: list[Pads] = list(takewhile(bool, (_added(call, mode) for call in calls)))
         if len(every) < len(calls):
             continue
         alike = every[0] if all(pads == every[0] for pads in every) else None
@@ -298,26 +297,23 @@ def _inner_scale(call: _Call) -> float:
     return 1.0 if abs(ratio - 1) <= ROUNDING or not ratio else ratio
 
 
-def _added(call: _Call) -> dict[str, Pads] | None:
-    """What the layer adds around its input, by the mode in which it does; None: it does something else to it."""
+def _grows(call: _Call) -> bool:
+    """Whether the convolution gets as many samples and channels as the layer, at no fewer positions."""
+    return call.inner.shape[:2] == call.x.shape[:2] and all(map(ge, call.inner.shape[2:], call.x.shape[2:]))
+
+
+def _added(call: _Call, mode: str) -> Pads:
+    """What the layer adds around its input in this mode, zeros and nothing included; () where it does otherwise."""
     more = [inner - own for inner, own in zip(call.inner.shape[2:], call.x.shape[2:], strict=True)]
-    if min(more) < 0 or call.inner.shape[:2] != call.x.shape[:2]:
-        return None
+    if mode != "zeros" and any(call.padding):
+        return ()
     scaled = call.x * _inner_scale(call)
-    places = _places(call.inner, scaled)
-    added: dict[str, Pads] = {}
-    for mode in PAD_MODES:
-        if mode != "zeros" and any(call.padding) and any(more):
-            continue
-        for lefts in places:
-            pads = tuple((left, m - left) for left, m in zip(lefts, more, strict=True))
-            if _is_padded(call.inner, scaled, pads, mode):
-                own = call.padding if mode == "zeros" else (0,) * len(more)
-                added[mode] = tuple((a + p, b + p) for (a, b), p in zip(pads, own, strict=True))
-                break
-    if any(call.padding):
-        return {"zeros": added["zeros"]} if "zeros" in added else None
-    return added or None
+    for lefts in _places(call.inner, scaled):
+        pads = tuple((left, m - left) for left, m in zip(lefts, more, strict=True))
+        if _is_padded(call.inner, scaled, pads, mode):
+            own = call.padding if mode == "zeros" else (0,) * len(more)
+            return tuple((a + p, b + p) for (a, b), p in zip(pads, own, strict=True))
+    return ()
 
 
 def _places(inner: Tensor, x: Tensor) -> list[list[int]]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -85,24 +84,37 @@ def input_rows(module: nn.Module, x: Tensor, output: Tensor, index: Tensor) -> T
     axes = weight_of(module).ndim - 2
     x = x if x.ndim == axes + 2 else x[None]
     padded = functional.pad(x, list(module._reversed_padding_repeated_twice), PAD_MODES[module.padding_mode])
-    n, c, *size = output.shape if output.ndim == axes + 2 else (1, *output.shape)
-    del c
-    view = _windows(module, padded, size)
-    places = torch.unravel_index(index.to(x.device), (n, *size))
-    where: tuple[Any, ...] = (places[0], slice(None), *places[1:])
-    rows = view[where]  # (rows, C, *kernel)
-    groups = groups_of(module)
-    split = _at_least_float(rows).reshape(len(rows), groups, -1)
-    return split.transpose(0, 1).contiguous()
+    size = output.shape[2:] if output.ndim == axes + 2 else output.shape[1:]
+    places = torch.unravel_index(index.to(x.device), (len(x), *size))
+    taps = math.prod(weight_of(module).shape[2:])
+    dense = taps > 1 and taps * len(index) > padded[:, 0].numel()
+    rows = _at_least_float((_copied_by_taps if dense else _copied_from_windows)(module, padded, places))
+    groups, channels = groups_of(module), weight_of(module).shape[1]
+    return rows.reshape(len(rows), groups, channels, taps).transpose(0, 1).flatten(2).contiguous()
 
 
-def _windows(module: Convolution, padded: Tensor, size: list[int]) -> Tensor:
-    """A view (N, C, *out, *kernel) of a padded input."""
-    strides = padded.stride()
-    moved = [step * stride for step, stride in zip(module.stride, strides[2:], strict=True)]
-    taps = [step * stride for step, stride in zip(module.dilation, strides[2:], strict=True)]
-    kernel = list(weight_of(module).shape[2:])
-    return padded.as_strided([*padded.shape[:2], *size, *kernel], [*strides[:2], *moved, *taps])
+def _copied_from_windows(module: Convolution, padded: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """Windows (rows, C, s) at output places (sample, *position), through a view (N, *out, C, *kernel)."""
+    first, channel, *strides = padded.stride()
+    moved = [step * stride for step, stride in zip(module.stride, strides, strict=True)]
+    taps = [step * stride for step, stride in zip(module.dilation, strides, strict=True)]
+    kernel = weight_of(module).shape[2:]
+    spans = [step * (taps - 1) for step, taps in zip(module.dilation, kernel, strict=True)]
+    size = [(n - span - 1) // step + 1 for n, span, step in zip(padded.shape[2:], spans, module.stride, strict=True)]
+    view = padded.as_strided([len(padded), *size, padded.shape[1], *kernel], [first, *moved, channel, *taps])
+    return view[places].flatten(2)
+
+
+def _copied_by_taps(module: Convolution, padded: Tensor, places: tuple[Tensor, ...]) -> Tensor:
+    """The same where windows overlap: all channels of one tap lie together, which copies several times faster."""
+    start, offsets = places[0], torch.zeros(1, dtype=torch.long, device=padded.device)
+    for axis, extent in enumerate(padded.shape[2:]):
+        start = start * extent + places[axis + 1] * module.stride[axis]
+        taps = torch.arange(weight_of(module).shape[axis + 2], device=padded.device) * module.dilation[axis]
+        offsets = (offsets[:, None] * extent + taps).flatten()
+    last = padded.movedim(1, -1).flatten(0, -2)
+    chosen = last.index_select(0, (start[:, None] + offsets).flatten())
+    return chosen.reshape(len(start), len(offsets), -1).mT
 
 
 def output_rows(module: nn.Module, output: Tensor, index: Tensor | None = None) -> Tensor:

@@ -153,11 +153,11 @@ def swap(model: nn.Module, old: nn.Module, new: nn.Module) -> None:
 def swap_all(model: nn.Module, pairs: Sequence[tuple[nn.Module, nn.Module]]) -> None:
     """Put the second of each pair at every place of the tree where the first stands, in one walk through it."""
     wanted = {id(old): new for old, new in pairs}
-    for parent in list(model.modules()):
+    for parent in list(modules_of(model)):
         for key, child in list(parent._modules.items()):
             if id(child) in wanted:
                 parent._modules[key] = wanted[id(child)]
-    for encoder in model.modules():
+    for encoder in modules_of(model):
         if isinstance(encoder, nn.TransformerEncoder):
             _settle(encoder)
 
