@@ -147,6 +147,11 @@ def bounds(tally: dict[str, dict[str, int]]) -> list[Bound]:
     ]
 
 
+def versions() -> dict[str, str]:
+    """Of the libraries that are there."""
+    return {name: number for name in LIBRARIES if (number := _version(name))}
+
+
 def _version(name: str) -> str | None:
     try:
         return version(name)
@@ -174,11 +179,11 @@ def main() -> None:
     parser.add_argument("--jobs", type=int, default=1, help="rows at a time")
     parser.add_argument("--redo", action="store_true", help="run again what is there already")
     args = parser.parse_args()
-    versions = {name: number for name in LIBRARIES if (number := _version(name))}
+    libraries = versions()
     if args.redo:
         dropped(args.only, args.sides)
     load = load_average()
-    mark = json.dumps(versions, sort_keys=True)
+    mark = json.dumps(libraries, sort_keys=True)
     rows = run_grid(cells(net=args.only, side=args.sides), measured, ROWS, "architectures", mark, args.jobs)
     for row in rows:
         print(printed(row))
@@ -187,7 +192,7 @@ def main() -> None:
     tally = counts(rows)
     for side, numbers in tally.items():
         print(f"{side:14s} {', '.join(f'{word}: {many}' for word, many in numbers.items())}")
-    settings = {"seconds": SECONDS, "libraries": versions, "jobs": args.jobs, "load_average_before": load}
+    settings = {"seconds": SECONDS, "libraries": libraries, "jobs": args.jobs, "load_average_before": load}
     finish(RESULTS, settings, {"counts": tally, "rows": rows}, bounds(tally))
 
 

@@ -25,14 +25,14 @@ SMALLER: dict[str, dict[str, Any]] = {
 }
 
 
-def timm(name: str, size: int = 64, **settings: Any) -> Architecture:
-    """A model of timm, of 10 classes."""
+def timm(name: str, size: int = 64, *, whole: bool = False, **settings: Any) -> Architecture:
+    """A model of timm; of 10 classes and smaller, if it is not wanted whole."""
 
     def make() -> tuple[nn.Module, Sample]:
         torchvision()
         library = importlib.import_module("timm")
-        smaller = SMALLER.get(name, {})
-        return library.create_model(name, pretrained=False, num_classes=10, **smaller, **settings), pictures(size)
+        smaller = {} if whole else {"num_classes": 10, **SMALLER.get(name, {})}
+        return library.create_model(name, pretrained=False, **smaller, **settings), pictures(size)
 
     return make
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
+
 import torch
 from torch import Tensor, nn
 
@@ -13,12 +16,12 @@ WORDS = 200
 class Tagger(nn.Module):
     """Tokens -> LSTM -> a class for each."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int = WORDS, width: int = 32, hidden: int = 64) -> None:
         """Bidirectional, two layers."""
         super().__init__()
-        self.words = nn.Embedding(WORDS, 32)
-        self.lstm = nn.LSTM(32, 64, num_layers=2, batch_first=True, bidirectional=True)
-        self.out = nn.Linear(128, 12)
+        self.words = nn.Embedding(words, width)
+        self.lstm = nn.LSTM(width, hidden, num_layers=2, batch_first=True, bidirectional=True)
+        self.out = nn.Linear(2 * hidden, 12)
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, t) -> (n, t, classes)."""
@@ -29,12 +32,12 @@ class Tagger(nn.Module):
 class Translator(nn.Module):
     """An encoder and a decoder of GRUs."""
 
-    def __init__(self) -> None:
+    def __init__(self, words: int = WORDS, width: int = 32, hidden: int = 64) -> None:
         """One layer each."""
         super().__init__()
-        self.source, self.target = nn.Embedding(WORDS, 32), nn.Embedding(WORDS, 32)
-        self.encoder, self.decoder = nn.GRU(32, 64, batch_first=True), nn.GRU(32, 64, batch_first=True)
-        self.out = nn.Linear(64, WORDS)
+        self.source, self.target = nn.Embedding(words, width), nn.Embedding(words, width)
+        self.encoder, self.decoder = nn.GRU(width, hidden, batch_first=True), nn.GRU(width, hidden, batch_first=True)
+        self.out = nn.Linear(hidden, words)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Tokens and tokens -> logits."""
@@ -108,11 +111,11 @@ class Einsum(nn.Module):
 class Seq2Seq(nn.Module):
     """nn.Transformer."""
 
-    def __init__(self) -> None:
-        """Two layers each."""
+    def __init__(self, words: int = WORDS, width: int = 64, heads: int = 4, layers: int = 2, inner: int = 128) -> None:
+        """As many layers each."""
         super().__init__()
-        self.words, self.out = nn.Embedding(WORDS, 64), nn.Linear(64, WORDS)
-        self.transformer = nn.Transformer(64, 4, 2, 2, 128, batch_first=True)
+        self.words, self.out = nn.Embedding(words, width), nn.Linear(width, words)
+        self.transformer = nn.Transformer(width, heads, layers, layers, inner, batch_first=True)
 
     def forward(self, source: Tensor, target: Tensor) -> Tensor:
         """Tokens and tokens -> logits."""
@@ -167,12 +170,12 @@ class UNet(nn.Module):
         return {"out": self.out(self.back_a(torch.cat([self.up_a(b), a], 1)))}
 
 
-def generator() -> tuple[nn.Module, Sample]:
+def generator(widths: Sequence[int] = (64, 64, 32, 16), size: int = 2) -> tuple[nn.Module, Sample]:
     """Of a DCGAN: transposed convolutions alone."""
     layers: list[nn.Module] = []
-    for a, b in ((64, 64), (64, 32), (32, 16)):
+    for a, b in pairwise(widths):
         layers += [nn.ConvTranspose2d(a, b, 4, 2, 1, bias=False), nn.BatchNorm2d(b), nn.ReLU(inplace=True)]
-    return nn.Sequential(*layers, nn.ConvTranspose2d(16, 3, 4, 2, 1), nn.Tanh()), noise(64, 2, 2)
+    return nn.Sequential(*layers, nn.ConvTranspose2d(widths[-1], 3, 4, 2, 1), nn.Tanh()), noise(widths[0], size, size)
 
 
 def vocoder() -> tuple[nn.Module, Sample]:
