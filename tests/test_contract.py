@@ -91,6 +91,7 @@ TAKEN = {
     "table": (TABLE,),
     "tied": (SHARED_WEIGHT.partition("'")[0],),
     "transposed": (TRANSPOSED,),
+    "transposed_spatial": (TRANSPOSED,),
     "channels": (*STILL_NARROWED, READ_ELSEWHERE),
 }
 """Methods that bake or narrow layers, and how the reasons start for which other methods leave a layer alone."""

@@ -35,6 +35,7 @@ from taut.methods.low_rank.svd import SVD
 from taut.methods.low_rank.table import Table
 from taut.methods.low_rank.tied import Tied
 from taut.methods.low_rank.transposed import Transposed
+from taut.methods.low_rank.transposed_spatial import TransposedSpatial
 from taut.methods.low_rank.tucker import Tucker
 from taut.methods.masks.magnitude import Magnitude
 from taut.methods.masks.mfbp import MFBP
@@ -50,6 +51,7 @@ METHODS |= {
     "table": Table,
     "tied": Tied,
     "transposed": Transposed,
+    "transposed_spatial": TransposedSpatial,
     "cp": CP,
     "bake": Bake,
     "as_linear": AsLinear,

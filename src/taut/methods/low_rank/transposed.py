@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, ClassVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from taut.decompose.balance import equalize
 from taut.decompose.linalg import cholesky, metric_factor, ridge, spectrum
@@ -24,6 +23,7 @@ from taut.structure.asides import AsideStatistics
 from taut.structure.patches import bias_of, weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import TRANSPOSED, TRANSPOSED_KINDS
+from taut.structure.transposed_error import error_of
 from taut.types import Cost, Group, Layer, Rewrite
 
 PAIRS = 16
@@ -78,7 +78,7 @@ class TransposedFactors:
             return float(self.tails[r])
         if r not in self.tried:
             kept = torch.einsum("cr,rd,cok->dok", self.inner[:, :r], self.down[:r], self.W)
-            self.tried[r] = _error(self.layer, self.W - kept.to(self.W), self.known)
+            self.tried[r] = error_of(self.layer, self.W - kept.to(self.W), self.known)
         return self.tried[r]
 
 
@@ -236,35 +236,3 @@ def _overlaps(module: Any) -> bool:
     """Whether an output position gets something from more than one tap."""
     axes = zip(module.kernel_size, module.stride, module.dilation, strict=True)
     return any((k - 1) * d >= s for k, s, d in axes)
-
-
-def _error(module: Any, change: Tensor, known: LayerStatistics) -> float:
-    """tr(B E[e eᵀ]) of e = change * x over the inputs that were kept, brought to the scale of all."""
-    if not isinstance(known, AsideStatistics) or known.products is None:
-        return 0.0
-    changed, whole = 0.0, 0.0
-    for x in known.kept:
-        changed += _weighed(_moment(module, change, x), known.outputs)
-        whole += _weighed(_moment(module, weight_of(module).detach().double(), x), known.outputs)
-    scale = _weighed(known.products, known.outputs) / whole if whole > 0 else 0.0
-    return changed * scale
-
-
-def _moment(module: Any, weight: Tensor, x: Tensor) -> Tensor:
-    """Sum over positions of y yᵀ, (o, o), of the outputs that another weight gives."""
-    transposed = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
-    apply: Any = transposed[module.weight.ndim - 3]
-    settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    y = apply(x.double(), weight.reshape(module.weight.shape), output_padding=module.output_padding, **settings)
-    rows = y.movedim(1 - y.ndim if y.ndim == module.weight.ndim else 0, -1).flatten(0, -2)
-    return cast(Tensor, rows.T @ rows)
-
-
-def _weighed(S: Tensor, B: OutputMoment | None) -> float:
-    """tr(B S)."""
-    if B is None:
-        return float(S.diagonal().sum())
-    if B.full is not None:
-        return float((S * B.full[0].to(S)).sum())
-    rows = B.rows
-    return 0.0 if rows is None else float(((rows[0].to(S) @ S) * rows[0].to(S)).sum())
