@@ -5,7 +5,8 @@ PYTHONPATH=DIR .venv/bin/python benchmarks/families.py [--jobs 2] [--only hf/T5 
 
 The libraries stay out of the environment: they want another torch. Weights are random, sizes reduced where they would
 be large (architectures/*.py), nothing is downloaded; so this is about what a tool survives, not about accuracy. Every
-row has a process of its own, one thread and at most 90 seconds of it. Finished rows are kept in results/families.jsonl:
+row has a process of its own, one thread and at most 90 seconds of it; times are measured once, however busy the
+machine is. Finished rows are kept in results/families.jsonl:
 started again, only the missing ones run; --redo runs those that are asked for once more.
 
 taut runs as `taut.compress(model, example, budget=taut.Budget(macs=0.5), data=data)`: four batches of four samples,
@@ -40,6 +41,7 @@ from architectures import ARCHITECTURES
 from ending import finish
 from family import SECONDS
 
+from taut.measure import rounds
 from taut.studies import Bound, load_average, run_grid
 from taut.studies.grid import cells
 
@@ -192,7 +194,13 @@ def main() -> None:
     tally = counts(rows)
     for side, numbers in tally.items():
         print(f"{side:14s} {', '.join(f'{word}: {many}' for word, many in numbers.items())}")
-    settings = {"seconds": SECONDS, "libraries": libraries, "jobs": args.jobs, "load_average_before": load}
+    settings = {
+        "seconds": SECONDS,
+        "tries of a timing": 1 + rounds.EXTRA_TRIES,
+        "libraries": libraries,
+        "jobs": args.jobs,
+        "load_average_before": load,
+    }
     finish(RESULTS, settings, {"counts": tally, "rows": rows}, bounds(tally))
 
 

@@ -36,7 +36,7 @@ SECONDS = 90
 """Of processor time, so that a busy machine decides nothing."""
 
 rounds.EXTRA_TRIES = 0
-"""A busy machine is timed no more often than another: it would use up the seconds."""
+"""A busy machine is timed no more often than another: that would use up the seconds, which times are no matter of."""
 
 STEPS = 5
 """Torch-Pruning prunes in as many steps, and stops at half of the multiply-accumulates."""

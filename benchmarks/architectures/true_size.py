@@ -12,13 +12,17 @@ from functools import partial
 from torch import nn
 
 from architectures.images import from_module, timm
-from architectures.language import hugging
+from architectures.language import DECODER, WORDS, hugging
 from architectures.libraries import torchvision
 from architectures.making import Architecture, Sample, ids, named, noise, ones, pictures, text, together
 from architectures.own import Seq2Seq, Tagger, Translator, generator
 from architectures.sound import audio, full
 
 TOKENS = 128
+MADE = 2
+BLOCKS = {"hf/Llama (GQA)": 16, "hf/Mamba": 24, "hf/Mixtral (MoE)": 32, "hf/Qwen2": 24}
+"""Of these so many blocks were made, and so many there are."""
+
 BOTH = named(input_ids=ids(30_000, TOKENS), attention_mask=ones(TOKENS), decoder_input_ids=ids(30_000, TOKENS))
 
 
@@ -31,6 +35,31 @@ def clip() -> tuple[nn.Module, Sample]:
     return library.CLIP(embed_dim=512, vision_cfg=vision, text_cfg=words), together(pictures(224), ids(49_000, 77))
 
 
+def batched_experts() -> tuple[nn.Module, Sample]:
+    """A small Mixtral whose experts are one batched product: a loop over those that tokens meet is not exported."""
+    settings = {**DECODER, "num_local_experts": 4, "use_cache": False}
+    model, sample = hugging("MixtralForCausalLM", "MixtralConfig", **settings)()
+    model.set_experts_implementation("batched_mm")  # type: ignore[operator]
+    return model, sample
+
+
+EXPORTED: dict[str, Architecture] = {
+    "hf/Mixtral (MoE)": batched_experts,
+    "hf/OPT": hugging(
+        "OPTForCausalLM",
+        "OPTConfig",
+        vocab_size=WORDS,
+        hidden_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        ffn_dim=128,
+        max_position_embeddings=64,
+        word_embed_proj_dim=64,
+        use_cache=False,
+    ),
+}
+"""Small networks that torch exports, in the place of those of the same name that it does not: a cache is no output."""
+
 ARCHITECTURES: dict[str, Architecture] = {
     "hf/BERT": hugging("BertForMaskedLM", "BertConfig", text(30_000, TOKENS)),
     "hf/DistilBERT": hugging("DistilBertForMaskedLM", "DistilBertConfig", text(30_000, TOKENS)),
@@ -42,20 +71,20 @@ ARCHITECTURES: dict[str, Architecture] = {
         vocab_size=128_256,
         hidden_size=2048,
         intermediate_size=8192,
-        num_hidden_layers=2,
+        num_hidden_layers=MADE,
         num_attention_heads=32,
         num_key_value_heads=8,
         tie_word_embeddings=True,
         use_cache=False,
     ),
     "hf/Mamba": hugging(
-        "MambaForCausalLM", "MambaConfig", named(input_ids=ids(50_000, 32)), num_hidden_layers=2, use_cache=False
+        "MambaForCausalLM", "MambaConfig", named(input_ids=ids(50_000, 32)), num_hidden_layers=MADE, use_cache=False
     ),
     "hf/Mixtral (MoE)": hugging(
         "MixtralForCausalLM",
         "MixtralConfig",
-        text(32_000, TOKENS),
-        num_hidden_layers=2,
+        text(32_000, 16),
+        num_hidden_layers=MADE,
         num_local_experts=2,
         use_cache=False,
     ),
@@ -66,7 +95,7 @@ ARCHITECTURES: dict[str, Architecture] = {
         text(100_000, TOKENS),
         hidden_size=896,
         intermediate_size=4864,
-        num_hidden_layers=2,
+        num_hidden_layers=MADE,
         num_attention_heads=14,
         num_key_value_heads=2,
         tie_word_embeddings=True,

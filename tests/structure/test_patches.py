@@ -158,3 +158,22 @@ def test_weight_and_bias_of():
     assert fan_in(nn.Conv2d(4, 6, 3, groups=2)) == 18
     with pytest.raises(ModelError, match="BatchNorm1d without a weight"):
         weight_of(nn.BatchNorm1d(3, affine=False))
+
+
+@pytest.mark.parametrize("groups", [1, 2, 6])
+@pytest.mark.parametrize("kind", ["float32", "float64", "bfloat16", "channels_last", "unbatched"])
+def test_many_rows_are_those_that_few_are(kind, groups):
+    """Both ways of copying, piece by piece, against each other."""
+    conv = nn.Conv2d(6, 6, (3, 2), padding=1, stride=(1, 2), dilation=(2, 1), groups=groups)
+    x = torch.randn(3, 6, 40, 31)
+    x = x.to(memory_format=torch.channels_last) if kind == "channels_last" else x
+    x = x[0] if kind == "unbatched" else x
+    conv, x = (t.to(getattr(torch, kind)) if kind in {"float64", "bfloat16"} else t for t in (conv, x))
+    out = conv(x)
+    every = torch.arange(positions(conv, out))
+    rows = input_rows(conv, x, out, every)
+    assert rows.dtype == (torch.float64 if kind == "float64" else torch.float32)
+    assert rows.is_contiguous()
+    singly = [input_rows(conv, x, out, part) for part in every.split(max(1, len(every) // 9))]
+    assert torch.equal(rows, torch.cat(singly, 1))
+    assert input_rows(conv, x, out, every[:0]).shape == (groups, 0, fan_in(conv))

@@ -30,7 +30,7 @@ def _moment(module: Any, weight: Tensor, x: Tensor) -> Tensor:
     transposed = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
     apply: Any = transposed[module.weight.ndim - 3]
     settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    y = apply(x.double(), weight.reshape(module.weight.shape), output_padding=module.output_padding, **settings)
+    y = apply(x.to(weight), weight.reshape(module.weight.shape), output_padding=module.output_padding, **settings)
     rows = y.movedim(1 - y.ndim if y.ndim == module.weight.ndim else 0, -1).flatten(0, -2)
     return cast(Tensor, rows.T @ rows)
 

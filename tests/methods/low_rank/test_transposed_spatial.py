@@ -1,5 +1,7 @@
 """Transposed convolutions along one axis after the other: exact at full rank, and what is predicted is what is lost."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -45,13 +47,15 @@ def test_full_rank_is_the_layer(layer):
 
 
 @pytest.mark.parametrize("rank", [3, 8])
-def test_damage_is_what_the_output_loses(layer, rank):
+@pytest.mark.parametrize("metric", ["data", "frobenius"])
+def test_damage_is_what_the_output_loses(layer, rank, metric):
     model, x, net, stats = layer
-    plan = Plan.of(net, [step(rank)])
+    plan = Plan.of(net, [step(rank, metric=metric)])
     small = taut.apply(model, plan, stats)
     measured = lost(model, small, x)
     assert stats.damage(net.group(["0"]), taut.methods.resolve(plan.steps[0])) == pytest.approx(measured, rel=0.05)
-    assert lost(model, taut.apply(model, Plan.of(net, [step(rank, metric="frobenius")]), stats), x) > measured
+    if metric == "frobenius":
+        assert measured > lost(model, taut.apply(model, Plan.of(net, [step(rank)]), stats), x)
     cost, counted = taut.methods.resolve(plan.steps[0]).cost(net.group(["0"])), taut.measure.count(small, net.example)
     assert (cost.params, cost.macs) == (counted.params, counted.macs)
 
@@ -81,3 +85,26 @@ def test_kernels_along_one_axis_alone_are_left_to_the_others():
         model = nn.Sequential(nn.ConvTranspose2d(8, 8, kernel)).eval()
         net = taut.trace(model, torch.randn(2, 8, 4, 4))
         assert "larger than 1 along both axes" in taut.methods.resolve(step(2)).refuses(net.group(["0"]))
+
+
+@pytest.mark.parametrize("known", ["everything", "no gradients", "nothing"])
+def test_damage_is_in_the_unit_of_what_is_known(known):
+    """Without gradients it is the share of the output that is lost: nearly all of it at a rank of one."""
+    model, x = (
+        nn.Sequential(nn.ConvTranspose2d(32, 32, 4, 2, 1), nn.Flatten(), nn.LazyLinear(5)).eval(),
+        torch.randn(16, 32, 4, 4),
+    )
+    model(x)
+    net = taut.trace(model, x[:2])
+    stats = taut.observe(net, model) if known == "nothing" else taut.observe(net, model, x, output="values")
+    if known == "no gradients":
+        module, seen = stats.asides["0"]
+        stats = replace(stats, asides={"0": (module, replace(seen, outputs=None))})
+    full, one = (taut.methods.resolve(step(rank)) for rank in (128, 1))
+    group = net.group(["0"])
+    assert stats.damage(group, full) == pytest.approx(0, abs=1e-9)
+    if known != "everything":
+        assert 0.8 < stats.damage(group, one) <= 1
+        return
+    fisher, data = (taut.methods.resolve(step(8, metric=metric)) for metric in ("fisher", "data"))
+    assert stats.damage(group, fisher) < stats.damage(group, data)

@@ -40,6 +40,7 @@ class TransposedSpatialFactors:
         W: (c k_h, o k_w), float64.
         back, onto: (c k_h, R) and (R, c k_h), whose first r columns and rows keep what r channels can.
         tails: squared errors of keeping the first r in the metric, r = 0 ... R.
+        energy: of the outputs, or of the weight where nothing was observed.
         layer: the layer itself, to try ranks on inputs that were kept; None: there are none.
         known: what was observed. tried: errors of ranks that were tried.
     """
@@ -48,6 +49,7 @@ class TransposedSpatialFactors:
     back: Tensor
     onto: Tensor
     tails: Tensor
+    energy: float
     layer: nn.Module | None
     known: LayerStatistics
     tried: dict[int, float] = field(default_factory=dict)
@@ -55,8 +57,7 @@ class TransposedSpatialFactors:
     def damage(self, r: int) -> float:
         """What the first r channels leave out."""
         error = float(self.tails[r]) if self.layer is None else self._tried(r)
-        energy = float(self.tails[0])
-        return max(0.0, float(self.known.damage(torch.tensor(error, dtype=torch.float64), energy)))
+        return max(0.0, float(self.known.damage(torch.tensor(error, dtype=torch.float64), self.energy)))
 
     def _tried(self, r: int) -> float:
         """Error of r channels on inputs: there the outputs of taps overlap."""
@@ -71,8 +72,9 @@ class TransposedSpatial(OwnKind):
     """Two transposed convolutions, one along each kernel axis; stride and padding go with their axis.
 
     W[c, o, y, x] ~ sum_r V[r, c, y] U[r, o, x]: V from the whitened unfolding (c y) x (o x), U by projection on it. The
-    metric is the second moment of what the first of the two layers adds up at one place, overlapping taps included,
-    over inputs that calibration kept. Source: Jaderberg et al. 2014, scheme 2, with the data metric of Denton et al.
+    metric is the second moment of what the first of the two layers adds up at one place, taps that overlap along the
+    height included, over inputs that calibration kept; overlap along the width is left to the damage, which is tried on
+    these inputs. Source: Jaderberg et al. 2014, scheme 2, with the data metric of Denton et al.
     2014, for the transposed layer.
 
     Attributes:
@@ -116,7 +118,9 @@ class TransposedSpatial(OwnKind):
         kept = (Q.T @ whitened).square().sum(1)
         tails = torch.cat([kept.flip(0).cumsum(0).flip(0), kept.new_zeros(1)])
         back = torch.linalg.solve_triangular(L.T, Q, upper=True)
-        return TransposedSpatialFactors(W, back, Q.T @ L.T, tails, module if seen.kept else None, known)
+        tries = isinstance(known, AsideStatistics) and known.products is not None and bool(known.kept)
+        energy = float(known.products.diagonal().sum()) if tries else float(tails[0])
+        return TransposedSpatialFactors(W, back, Q.T @ L.T, tails, energy, module if tries else None, known)
 
     def candidates(self, group: Group, factors: object) -> Sequence[TransposedSpatial]:
         """Ranks of the grid that shrink the layer."""
@@ -193,11 +197,9 @@ def _moment(module: Any, seen: AsideStatistics) -> Tensor:
     taps = torch.eye(height, dtype=torch.float64, device=module.weight.device).tile(c, 1, 1)[..., None]
     total = taps.new_zeros(c * height, c * height)
     settings: Any = {key: (getattr(module, key)[0], value) for key, value in IDLE.items()}
-    for x in seen.kept:
-        batch = x if x.ndim == module.weight.ndim else x[None]
-        placed = functional.conv_transpose2d(batch.double(), taps, groups=c, **settings)
-        rows = placed.movedim(1, -1).flatten(0, -2)
-        total += rows.T @ rows
+    for sample in (one for x in seen.kept for one in (x if x.ndim == module.weight.ndim else x[None])):
+        placed = functional.conv_transpose2d(sample[None].to(taps), taps, groups=c, **settings)[0].flatten(1)
+        total += placed @ placed.T
     return total
 
 
