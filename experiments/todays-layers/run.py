@@ -2,8 +2,8 @@
 
 Three small nets (nets.py), trained here: a ViT of `nn.MultiheadAttention`, an `nn.TransformerEncoder` with a padding
 mask on letters read column by column, a U-Net of `nn.ConvTranspose2d` that takes noise from images. Each at a half and
-a quarter of its multiply-accumulates: by taut on unlabelled training inputs, in its default call and with channels
-besides, and by Torch-Pruning 1.6.1 in four ways, of which the best on validation samples counts. Untrained, and after
+a quarter of its multiply-accumulates: by taut on unlabelled training inputs, in its default call and by channels
+alone, and by Torch-Pruning 1.6.1 in four ways, of which the best on validation samples counts. Untrained, and after
 equal training of all sides and of the uncompressed control: the same samples, epochs, loss and optimizer, at one
 learning rate per net, chosen on validation samples of the control, the default call and the peer at a half.
 

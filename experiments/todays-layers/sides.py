@@ -20,7 +20,7 @@ sys.path.append(str(Path(__file__).parent.parent / "prune-then-tucker"))  # oppo
 CONTROL = "control"
 OURS: dict[str, tuple[str, ...] | None] = {
     "taut": None,
-    "taut, channels too": ("channels", "svd", "spatial", "tucker"),
+    "taut, channels alone": ("channels",),
 }
 """Side -> methods; the first is the default call."""
 

@@ -1,8 +1,8 @@
 """How fast the nets of todays-layers are beside the peer's: eager and ONNX Runtime, batches of 1 and 32.
 
 Each of ours, trained, is timed in turns with the peer's best net at the same budget of multiply-accumulates; a ratio is
-that of the lower quintiles (`taut.compare`). What speed.jsonl holds is not timed again: remove it first where the
-machine was busy.
+that of the lower quintiles (`taut.compare`); besides, each side in its fastest runtime. What speed.jsonl holds is not
+timed again: remove it first where the machine was busy.
 
 python experiments/todays-layers/speed.py [--out FOLDER] [--rounds 30]    (after run.py; run it alone on the machine)
 """
@@ -29,7 +29,7 @@ sys.path[:0] = [str(HERE), str(HERE.parent / "nets"), str(HERE.parents[1] / "ben
 from ending import finish  # noqa: E402 - found through the line above: experiments are scripts, no package
 from nets import HEIGHT  # noqa: E402
 from sides import OURS, Shelf  # noqa: E402
-from verdicts import point  # noqa: E402
+from verdicts import point, ratios  # noqa: E402
 
 from taut.artifact.manifest import taut_version  # noqa: E402
 from taut.studies import Bound, Cell, load_average, run_grid  # noqa: E402
@@ -77,9 +77,9 @@ def main() -> None:
     work = partial(timed, Shelf(args.out / "nets"), args.rounds)
     rows = run_grid(wanted, work, args.out / "speed.jsonl", "timed", mark)
     bounds = [
-        Bound(f"{point(row)}, {runtime}, batch {row['batch']}: times faster than Torch-Pruning", 1.0, times["faster"])
+        Bound(f"{point(row)}, {where}, batch {row['batch']}: times faster than Torch-Pruning", 1.0, faster)
         for row in rows
-        for runtime, times in row["runtimes"].items()
+        for where, faster in ratios(row["runtimes"]).items()
     ]
     finish(args.out / "speed.json", {"rounds": args.rounds}, rows, bounds)
 

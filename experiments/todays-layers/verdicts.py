@@ -40,6 +40,12 @@ def point(row: Row) -> str:
     return f"{row['net']}, MACs /{1 / row['macs']:g}, {trained}, {row['side']}"
 
 
+def ratios(runtimes: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """How many times faster ours is than the peer's: in each runtime, and each side in its fastest."""
+    theirs, ours = (min(times[f"{side}_ms"] for times in runtimes.values()) for side in ("theirs", "ours"))
+    return {runtime: times["faster"] for runtime, times in runtimes.items()} | {"fastest beside fastest": theirs / ours}
+
+
 def limits(made: Rows, tested: Rows, units: Units) -> list[Bound]:
     """Ours above the peer's at every point, within the budget; the control does not fall by the training."""
     if not any("above" in row for row in tested):

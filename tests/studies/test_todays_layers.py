@@ -112,6 +112,15 @@ def test_every_point_has_its_bound_and_a_loss_is_one(study):
     assert "does not run" in verdicts.markdown([], [], [alone | {"peer": None}], units, [], {})
 
 
+def test_times_are_compared_in_each_runtime_and_in_the_fastest_of_each_side(study):
+    runtimes = {
+        "eager": {"theirs_ms": 1.0, "ours_ms": 2.0, "faster": 0.5},
+        "onnxruntime": {"theirs_ms": 1.5, "ours_ms": 0.5, "faster": 3.0},
+    }
+    found = study["verdicts"].ratios(runtimes)
+    assert found == {"eager": 0.5, "onnxruntime": 3.0, "fastest beside fastest": 2.0}
+
+
 def test_the_interval_is_paired(study):
     rng = np.random.default_rng(0)
     ours = rng.random(400)
