@@ -99,7 +99,7 @@ def to_onnx(model: nn.Module, example: Example, path: Path) -> None:
             )
     except Exception as error:
         reason = _reason(error)
-        raise ModelError(f"torch cannot export this model to ONNX: {reason}{_remedy(reason)}") from error
+        raise ModelError(f"torch cannot export this model to ONNX: {reason}{_remedy(reason, model)}") from error
     _write(program, path)
 
 
@@ -187,8 +187,12 @@ def _reason(error: Exception) -> str:
     return f"{type(error).__name__}: {line[:300]}"
 
 
-def _remedy(reason: str) -> str:
-    """What to do about outputs that are no tensors."""
+def _remedy(reason: str, model: nn.Module) -> str:
+    """What to do about experts in a loop or in an operator of transformers, and about outputs that are no tensors."""
+    loops = "grouped_mm" in reason or "data-dependent" in reason
+    if loops and hasattr(model, "set_experts_implementation"):
+        way = "model.set_experts_implementation('batched_mm')"
+        return f" The experts of a mixture are exported as batched products: {way} before compressing and exporting."
     match = re.search(r"Found <class '(?:\w+\.)*(\w+)'> in output", reason)
     if match is None:
         return ""
