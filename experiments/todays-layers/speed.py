@@ -4,6 +4,11 @@ Each of ours, trained, is timed in turns with the peer's best net at the same bu
 that of the lower quintiles (`taut.compare`); besides, each side in its fastest runtime. What speed.jsonl holds is not
 timed again: remove it first where the machine was busy.
 
+Channels alone leave the layers' number and kind as they are: what they save is saved in time, too, and each side in its
+fastest runtime is where that counts. Ranks put a second layer behind each, which nets as small as these pay for call by
+call. In eager at batch 1 torch runs the peer's attention (and encoder layers, with masks) as one fused operation, for
+which heads have to divide the width; `taut.nn.Attention`, of heads that went on their own, is several.
+
 python experiments/todays-layers/speed.py [--out FOLDER] [--rounds 30]    (after run.py; run it alone on the machine)
 """
 
