@@ -7,8 +7,10 @@ import weakref
 from dataclasses import replace
 
 import pytest
+import torch
 from torch import nn
 
+import taut
 from taut.artifact.provenance import before, hand_on, history, recall, remember
 from taut.core.copying import NOTED
 from taut.structure.surgery import clone
@@ -134,3 +136,24 @@ def test_the_number_of_steps_says_which_of_two_plans_is_meant():
     assert recall(model, Plan((channels(), channels()))).steps == (first, second)
     assert before(model, Plan((second, replace(SVD, layers=("c",))))) == (first,)  # one was rolled back
     assert before(model, Plan(())) == (first, second)
+
+
+@pytest.mark.parametrize("by_hand", [False, True], ids=["planned", "by hand"])
+@pytest.mark.parametrize("method", ["transposed", "transposed_spatial"])
+def test_what_a_layer_resolves_is_saved_by_the_plan_that_was_applied(method, by_hand, tmp_path):
+    """The stride of a transposed convolution stands in no plan before it is carried out."""
+
+    def make():
+        torch.manual_seed(0)
+        return nn.Sequential(nn.Conv2d(3, 16, 3, padding=1), nn.ReLU(), nn.ConvTranspose2d(16, 12, 4, 2, 1)).eval()
+
+    model, x = make(), torch.randn(16, 3, 6, 6)
+    net = taut.trace(model, x[:2])
+    stats = taut.observe(net, model, x, output="values")
+    ranks = {"rank": 6} if method == "transposed_spatial" else {"rank_in": 4, "rank_out": 12}
+    planned = taut.plan(net, stats, budget={"macs": 0.5}, methods=[method, "svd"])
+    plan = Plan.of(net, [Step(("2",), method, ranks)]) if by_hand else planned
+    assert method in {step.method for step in plan.steps}
+    small = taut.apply(model, plan, stats)
+    taut.save(small, plan, tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=make)(x), small(x))

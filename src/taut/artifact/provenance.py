@@ -15,7 +15,7 @@ from pydantic import TypeAdapter, ValidationError
 from torch import nn
 
 from taut.core.copying import NOTED
-from taut.methods import resolve
+from taut.methods import resolve, settings
 from taut.types import Plan, Restoring, Slimming, Step
 
 
@@ -116,16 +116,25 @@ def same_layers(some: Sequence[Step], others: Sequence[Step]) -> bool:
 
 
 def recall(model: nn.Module, plan: Plan) -> Plan:
-    """`plan` with the steps as they were carried out, where it has some that only the network resolves.
+    """`plan` with the steps as they were carried out, where it has some that only the network or a layer resolves.
 
     The steps that made `model` must be steps of `plan`, in the same order, with settings that differ only where `plan`
     left them open; else it is `plan` itself.
     """
     past = _past(model)
-    if past is None or not any(isinstance(resolve(step), Slimming | Restoring) for step in plan.steps):
+    if past is None:
         return plan
     done = past.steps[len(before(model, plan)) :]
-    return replace(plan, steps=done) if _leads(plan, done) else plan
+    left_open = any(isinstance(resolve(step), Slimming | Restoring) for step in plan.steps)
+    return replace(plan, steps=done) if _leads(plan, done) and (left_open or _filled(plan, done)) else plan
+
+
+def _filled(plan: Plan, done: Sequence[Step]) -> bool:
+    """Whether steps have settings that the plan's, of which they came, left open."""
+    asked = iter(plan.steps)
+    pairs = [(next(s for s in asked if same_layers([s], [step])), step) for step in done]
+    wishes = ((step, settings(resolve(wish))) for wish, step in pairs)
+    return any(v is None and step.settings.get(key) is not None for step, wish in wishes for key, v in wish.items())
 
 
 def _leads(plan: Plan, done: Sequence[Step]) -> bool:
@@ -133,7 +142,7 @@ def _leads(plan: Plan, done: Sequence[Step]) -> bool:
     asked = iter(plan.steps)
     for step in done:
         wish = next((s for s in asked if same_layers([s], [step])), None)
-        if wish is None or any(value not in {None, step.settings.get(key)} for key, value in _plain(wish.settings)):
+        if wish is None or any(value not in (None, step.settings.get(key)) for key, value in _plain(wish.settings)):
             return False
     return True
 
