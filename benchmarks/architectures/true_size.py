@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from architectures.images import from_module, timm
-from architectures.language import DECODER, WORDS, hugging
+from architectures.language import DECODER, PAIRED, WORDS, hugging
 from architectures.libraries import torchvision
 from architectures.making import Architecture, Sample, ids, named, noise, ones, pictures, text, together
 from architectures.own import Seq2Seq, Tagger, Translator, generator
@@ -55,6 +55,20 @@ EXPORTED: dict[str, Architecture] = {
         ffn_dim=128,
         max_position_embeddings=64,
         word_embed_proj_dim=64,
+        use_cache=False,
+    ),
+    "hf/Whisper": hugging(
+        "WhisperForConditionalGeneration",
+        "WhisperConfig",
+        named(input_features=noise(20, 64), decoder_input_ids=ids(WORDS, 8)),
+        **{key: value for key, value in PAIRED.items() if key != "max_position_embeddings"},
+        num_mel_bins=20,
+        max_source_positions=32,
+        max_target_positions=32,
+        pad_token_id=0,
+        bos_token_id=1,
+        eos_token_id=2,
+        decoder_start_token_id=1,
         use_cache=False,
     ),
 }
