@@ -12,7 +12,7 @@ from functools import partial
 from torch import nn
 
 from architectures.images import from_module, timm
-from architectures.language import DECODER, PAIRED, WORDS, hugging
+from architectures.language import DECODER, PAIRED, WITH_DECODER, WORDS, hugging
 from architectures.libraries import torchvision
 from architectures.making import Architecture, Sample, ids, named, noise, ones, pictures, text, together
 from architectures.own import Seq2Seq, Tagger, Translator, generator
@@ -57,6 +57,19 @@ EXPORTED: dict[str, Architecture] = {
         word_embed_proj_dim=64,
         use_cache=False,
     ),
+    "hf/T5": hugging(
+        "T5ForConditionalGeneration",
+        "T5Config",
+        WITH_DECODER,
+        vocab_size=WORDS,
+        d_model=64,
+        d_kv=16,
+        d_ff=128,
+        num_layers=2,
+        num_heads=4,
+        decoder_start_token_id=0,
+        use_cache=False,
+    ),
     "hf/Whisper": hugging(
         "WhisperForConditionalGeneration",
         "WhisperConfig",
@@ -72,7 +85,8 @@ EXPORTED: dict[str, Architecture] = {
         use_cache=False,
     ),
 }
-"""Small networks that torch exports, in the place of those of the same name that it does not: a cache is no output."""
+"""Small networks in the place of those of the same name that torch does not export, as a cache is no output, or that
+cannot generate, as nothing says how to begin."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     "hf/BERT": hugging("BertForMaskedLM", "BertConfig", text(30_000, TOKENS)),
