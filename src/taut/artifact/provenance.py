@@ -130,11 +130,14 @@ def recall(model: nn.Module, plan: Plan) -> Plan:
 
 
 def _filled(plan: Plan, done: Sequence[Step]) -> bool:
-    """Whether steps have settings that the plan's, of which they came, left open."""
+    """Whether steps have settings that the plan's, of which they came, left to their layers: none of them a rank."""
     asked = iter(plan.steps)
-    pairs = [(next(s for s in asked if same_layers([s], [step])), step) for step in done]
-    wishes = ((step, settings(resolve(wish))) for wish, step in pairs)
-    return any(v is None and step.settings.get(key) is not None for step, wish in wishes for key, v in wish.items())
+    pairs = [(resolve(next(s for s in asked if same_layers([s], [step]))), step.settings) for step in done]
+    return any(
+        value is None and known.get(key) is not None and key not in getattr(method, "rank_settings", ())
+        for method, known in pairs
+        for key, value in settings(method).items()
+    )
 
 
 def _leads(plan: Plan, done: Sequence[Step]) -> bool:
