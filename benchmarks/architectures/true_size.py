@@ -12,7 +12,8 @@ from functools import partial
 from torch import nn
 
 from architectures.images import from_module, timm
-from architectures.language import DECODER, PAIRED, WITH_DECODER, WORDS, hugging
+from architectures.language import ARCHITECTURES as SMALL
+from architectures.language import hugging
 from architectures.libraries import torchvision
 from architectures.making import Architecture, Sample, ids, named, noise, ones, pictures, text, together
 from architectures.own import Seq2Seq, Tagger, Translator, generator
@@ -35,58 +36,22 @@ def clip() -> tuple[nn.Module, Sample]:
     return library.CLIP(embed_dim=512, vision_cfg=vision, text_cfg=words), together(pictures(224), ids(49_000, 77))
 
 
-def batched_experts() -> tuple[nn.Module, Sample]:
-    """A small Mixtral whose experts are one batched product: a loop over those that tokens meet is not exported."""
-    settings = {**DECODER, "num_local_experts": 4, "use_cache": False}
-    model, sample = hugging("MixtralForCausalLM", "MixtralConfig", **settings)()
-    model.set_experts_implementation("batched_mm")  # type: ignore[operator]
-    return model, sample
+def exported(name: str) -> Architecture:
+    """A small network of language.py without a cache among its outputs, and with experts that torch exports."""
+
+    def make() -> tuple[nn.Module, Sample]:
+        model, sample = SMALL[name]()
+        model.config.use_cache = False
+        model.generation_config.decoder_start_token_id = 1
+        if hasattr(model.config, "num_local_experts"):
+            model.set_experts_implementation("batched_mm")  # a loop over those that tokens meet is not exported
+        return model, sample
+
+    return make
 
 
-EXPORTED: dict[str, Architecture] = {
-    "hf/Mixtral (MoE)": batched_experts,
-    "hf/OPT": hugging(
-        "OPTForCausalLM",
-        "OPTConfig",
-        vocab_size=WORDS,
-        hidden_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        ffn_dim=128,
-        max_position_embeddings=64,
-        word_embed_proj_dim=64,
-        use_cache=False,
-    ),
-    "hf/T5": hugging(
-        "T5ForConditionalGeneration",
-        "T5Config",
-        WITH_DECODER,
-        vocab_size=WORDS,
-        d_model=64,
-        d_kv=16,
-        d_ff=128,
-        num_layers=2,
-        num_heads=4,
-        decoder_start_token_id=0,
-        use_cache=False,
-    ),
-    "hf/Whisper": hugging(
-        "WhisperForConditionalGeneration",
-        "WhisperConfig",
-        named(input_features=noise(20, 64), decoder_input_ids=ids(WORDS, 8)),
-        **{key: value for key, value in PAIRED.items() if key != "max_position_embeddings"},
-        num_mel_bins=20,
-        max_source_positions=32,
-        max_target_positions=32,
-        pad_token_id=0,
-        bos_token_id=1,
-        eos_token_id=2,
-        decoder_start_token_id=1,
-        use_cache=False,
-    ),
-}
-"""Small networks in the place of those of the same name that torch does not export, as a cache is no output, or that
-cannot generate, as nothing says how to begin."""
+EXPORTED = {name: exported(name) for name in ("hf/Mixtral (MoE)", "hf/OPT", "hf/T5", "hf/Whisper")}
+"""In the place of those of the same name that torch does not export, or that cannot generate."""
 
 ARCHITECTURES: dict[str, Architecture] = {
     "hf/BERT": hugging("BertForMaskedLM", "BertConfig", text(30_000, TOKENS)),

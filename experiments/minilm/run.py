@@ -72,7 +72,7 @@ TRAINING = [
     {"way": "original", "seed": 0, "texts": 320, "epochs": 1},
     {"way": "taut", "seed": 0, "texts": 100_000, "epochs": 1},
 ]
-"""The last within half an hour on two cores; the control's gradient is 0: longer training changes nothing."""
+"""The last takes about an hour of one thread; the control's gradient is 0: longer training changes nothing."""
 
 RATE = 3e-4
 BATCH = 32

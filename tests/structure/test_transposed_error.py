@@ -8,7 +8,7 @@ from torch import nn
 
 import taut
 from taut.structure.statistics import LayerStatistics
-from taut.structure.transposed_error import error_of
+from taut.structure.transposed_error import Trial
 
 
 @pytest.mark.parametrize("metric", ["plain", "weighed"])
@@ -23,8 +23,10 @@ def test_error_is_the_sum_of_squares_over_all_positions(metric):
     outputs = known.outputs if metric == "weighed" else None
     wanted = rows.square().sum() if outputs is None else (rows @ outputs.full[0].double() * rows).sum()
     known = replace(known, outputs=outputs)
-    assert error_of(model[0], change.double().flatten(2), known) == pytest.approx(float(wanted) / len(x), rel=1e-4)
+    assert Trial.of(model[0], known).error(change.double().flatten(2)) == pytest.approx(
+        float(wanted) / len(x), rel=1e-4
+    )
 
 
-def test_without_inputs_nothing_is_lost():
-    assert error_of(nn.ConvTranspose1d(2, 2, 3), torch.randn(2, 2, 3), LayerStatistics()) == 0
+def test_without_inputs_nothing_is_tried():
+    assert Trial.of(nn.ConvTranspose1d(2, 2, 3), LayerStatistics()) is None

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, cast
 
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from taut.decompose.outputs import OutputMoment
@@ -13,16 +15,36 @@ from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
 
 
-def error_of(module: Any, change: Tensor, known: LayerStatistics) -> float:
-    """tr(B E[e eᵀ]) of e = change * x over the inputs that were kept, brought to the scale of all."""
-    if not isinstance(known, AsideStatistics) or known.products is None:
-        return 0.0
-    changed, whole = 0.0, 0.0
-    for x in known.kept:
-        changed += _weighed(_moment(module, change, x), known.outputs)
-        whole += _weighed(_moment(module, weight_of(module).detach().double(), x), known.outputs)
-    scale = _weighed(known.products, known.outputs) / whole if whole > 0 else 0.0
-    return changed * scale
+@dataclass(frozen=True)
+class Trial:
+    """A transposed convolution on the inputs that calibration kept of it.
+
+    Attributes:
+        layer: with the weight that it has.
+        known: what was observed of it.
+    """
+
+    layer: Any
+    known: AsideStatistics
+
+    @classmethod
+    def of(cls, layer: nn.Module, known: LayerStatistics) -> Trial | None:
+        """None where nothing was kept."""
+        kept = isinstance(known, AsideStatistics) and known.products is not None and bool(known.kept)
+        return cls(layer, cast(AsideStatistics, known)) if kept else None
+
+    @cached_property
+    def _scale(self) -> float:
+        """The energy of the outputs over that of the inputs that were kept."""
+        whole = self._energy(weight_of(self.layer).detach().double())
+        return _weighed(cast(Tensor, self.known.products), self.known.outputs) / whole if whole > 0 else 0.0
+
+    def error(self, change: Tensor) -> float:
+        """tr(B E[e eᵀ]) of e = change * x, brought to the scale of all inputs."""
+        return self._energy(change) * self._scale
+
+    def _energy(self, weight: Tensor) -> float:
+        return sum(_weighed(_moment(self.layer, weight, x), self.known.outputs) for x in self.known.kept)
 
 
 def _moment(module: Any, weight: Tensor, x: Tensor) -> Tensor:

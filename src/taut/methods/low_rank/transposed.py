@@ -23,7 +23,7 @@ from taut.structure.asides import AsideStatistics
 from taut.structure.patches import bias_of, weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import TRANSPOSED, TRANSPOSED_KINDS
-from taut.structure.transposed_error import error_of
+from taut.structure.transposed_error import Trial
 from taut.types import Cost, Group, Layer, Rewrite
 
 PAIRS = 16
@@ -39,7 +39,7 @@ class TransposedFactors:
         inner: (c, c), L Q: columns are the input directions, in order; down: (c, c), its inverse.
         tails: errors of keeping the first r input directions, where the taps' outputs do not overlap, r = 0 ... c.
         outer: of the outputs; shift: (o,), the mean output, of which the bias takes what the directions leave.
-        known: what was observed. layer: the layer itself, to try changes of it where taps overlap; None: they do not.
+        known: what was observed. trial: to try changes of the layer where taps overlap; None: they do not.
         lost: errors of the output directions, r = 0 ... o.
         tried: errors of input directions that were tried.
     """
@@ -51,7 +51,7 @@ class TransposedFactors:
     outer: OutputBasis
     shift: Tensor | None
     known: LayerStatistics
-    layer: nn.Module | None
+    trial: Trial | None
     lost: Tensor
     energy: float
     tried: dict[int, float] = field(default_factory=dict)
@@ -74,11 +74,11 @@ class TransposedFactors:
 
     def _inside(self, r: int) -> float:
         """Error of the first r input directions: tried on inputs where the outputs of taps overlap."""
-        if self.layer is None:
+        if self.trial is None:
             return float(self.tails[r])
         if r not in self.tried:
             kept = torch.einsum("cr,rd,cok->dok", self.inner[:, :r], self.down[:r], self.W)
-            self.tried[r] = error_of(self.layer, self.W - kept.to(self.W), self.known)
+            self.tried[r] = self.trial.error(self.W - kept.to(self.W))
         return self.tried[r]
 
 
@@ -131,10 +131,10 @@ class Transposed(OwnKind):
         tails = torch.cat([errors.flip(0).cumsum(0).flip(0), errors.new_zeros(1)])
         S, shift = _outputs(W, seen, biased=bias_of(module) is not None)
         outer = directions(S[None], None if response is None else metric_factor(response))
-        layer = module if seen.kept and _overlaps(module) else None
+        trial = Trial.of(module, seen) if _overlaps(module) else None
         energy = float(S.diagonal().sum())
         down = torch.linalg.solve(inner, torch.eye(len(W), dtype=W.dtype, device=W.device))
-        return TransposedFactors(W, inner, down, tails, outer, shift, known, layer, outer.lost(B), energy)
+        return TransposedFactors(W, inner, down, tails, outer, shift, known, trial, outer.lost(B), energy)
 
     def candidates(self, group: Group, factors: object) -> Sequence[Transposed]:
         """Pairs of ranks of the grid that shrink the layer."""

@@ -22,7 +22,7 @@ from taut.structure.asides import AsideStatistics
 from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
 from taut.structure.support import TRANSPOSED
-from taut.structure.transposed_error import error_of
+from taut.structure.transposed_error import Trial
 from taut.types import Cost, Group, Layer, Rewrite
 
 RANKS = 24
@@ -41,7 +41,7 @@ class TransposedSpatialFactors:
         back, onto: (c k_h, R) and (R, c k_h), whose first r columns and rows keep what r channels can.
         tails: squared errors of keeping the first r in the metric, r = 0 ... R.
         energy: of the outputs, or of the weight where nothing was observed.
-        layer: the layer itself, to try ranks on inputs that were kept; None: there are none.
+        trial: to try ranks on inputs that were kept; None: there are none.
         known: what was observed. tried: errors of ranks that were tried.
     """
 
@@ -50,20 +50,20 @@ class TransposedSpatialFactors:
     onto: Tensor
     tails: Tensor
     energy: float
-    layer: nn.Module | None
+    trial: Trial | None
     known: LayerStatistics
     tried: dict[int, float] = field(default_factory=dict)
 
     def damage(self, r: int) -> float:
         """What the first r channels leave out."""
-        error = float(self.tails[r]) if self.layer is None else self._tried(r)
+        error = float(self.tails[r]) if self.trial is None else self._tried(self.trial, r)
         return max(0.0, float(self.known.damage(torch.tensor(error, dtype=torch.float64), self.energy)))
 
-    def _tried(self, r: int) -> float:
+    def _tried(self, trial: Trial, r: int) -> float:
         """Error of r channels on inputs: there the outputs of taps overlap."""
         if r not in self.tried:
             change = self.W - self.back[:, :r] @ (self.onto[:r] @ self.W)
-            self.tried[r] = error_of(self.layer, _unfolded(change, self.layer), self.known)
+            self.tried[r] = trial.error(_unfolded(change, trial.layer))
         return self.tried[r]
 
 
@@ -118,9 +118,10 @@ class TransposedSpatial(OwnKind):
         kept = (Q.T @ whitened).square().sum(1)
         tails = torch.cat([kept.flip(0).cumsum(0).flip(0), kept.new_zeros(1)])
         back = torch.linalg.solve_triangular(L.T, Q, upper=True)
-        tries = isinstance(known, AsideStatistics) and known.products is not None and bool(known.kept)
-        energy = float(known.products.diagonal().sum()) if tries else float(tails[0])
-        return TransposedSpatialFactors(W, back, Q.T @ L.T, tails, energy, module if tries else None, known)
+        trial = Trial.of(module, known)
+        products = None if trial is None else trial.known.products
+        energy = float(tails[0] if products is None else products.diagonal().sum())
+        return TransposedSpatialFactors(W, back, Q.T @ L.T, tails, energy, trial, known)
 
     def candidates(self, group: Group, factors: object) -> Sequence[TransposedSpatial]:
         """Ranks of the grid that shrink the layer."""
