@@ -90,3 +90,12 @@ class OutputMoment:
 def squared_error(weighting: Weighting, W: Tensor, B: OutputMoment | None) -> Tensor:
     """tr(B W A W^T) of W (g, o, c, s), summed over groups; B = I where it is not known."""
     return W.new_tensor(weighting.energy(W), dtype=torch.float64) if B is None else B.error(weighting, W)
+
+
+def weighed(S: Tensor, B: OutputMoment | None) -> float:
+    """tr(B S) of a second moment (o, o) of the outputs of one group; B = I where it is not known."""
+    if B is None:
+        return float(S.diagonal().sum())
+    if B.full is not None:
+        return float((S * B.full[0].to(S)).sum())
+    return 0.0 if B.rows is None else float(((B.rows[0].to(S) @ S) * B.rows[0].to(S)).sum())

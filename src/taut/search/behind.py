@@ -14,7 +14,6 @@ from taut.planning.candidates import scaled
 from taut.planning.knapsack import solve
 from taut.planning.narrowing import Made
 from taut.search.ranks import Limits, RankPlanner
-from taut.structure.observation import observe
 from taut.structure.statistics import Statistics
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
@@ -70,8 +69,6 @@ class Behind:
         """
         if self._timed not in self.made.found:
             stats, data = self.stats, self.front.data
-            if self.front.stats.asides.keys() - stats.asides.keys():  # tables and the like: nothing is known any more
-                stats = observe(stats.network, self.made.model, data)
             settings: dict[str, Any] = {"timed": self._timed, "before": self.front.choices}
             choices = survey_all(stats.network, self.made.model, stats, data, self.low_rank, self.align, **settings)
             self.made.found[self._timed] = stats, choices

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor, nn
 
-from taut.decompose.outputs import OutputMoment
+from taut.decompose.outputs import OutputMoment, squared_error, weighed
+from taut.decompose.weighting import Weighting
 from taut.structure.collecting import ObservationError, OutputSums
 from taut.structure.padding import Padding
 from taut.structure.patches import bias_of, weight_of
@@ -25,17 +26,48 @@ class AsideStatistics(LayerStatistics):
     """What calibration knows of a table or a transposed convolution.
 
     Attributes:
+        weighting: of a transposed convolution the second moment of its inputs' channels, summed over positions.
         counts: of a table, how often a sample reads each row; rows that no sample read count a little.
-        inputs: (c, c), of a transposed convolution the second moment of its inputs, summed over positions.
-        products: (o, o), the same of its outputs without the bias. mean: (o,), of these.
-        kept: some of its inputs, as they came.
+        products: (o, o), of a transposed convolution the same of its outputs without the bias. mean: (o,), of these.
+        kept: some of its inputs, as batches.
     """
 
     counts: Tensor | None = None
-    inputs: Tensor | None = None
     products: Tensor | None = None
     mean: Tensor | None = None
     kept: Sequence[Tensor] = field(default_factory=tuple)
+
+    def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> AsideStatistics:
+        """Of the layer with fewer channels: what it gives is taken to be what it gave.
+
+        Args:
+            outputs: kept ones.
+            inputs: kept ones of a transposed convolution; a table loses no rows.
+            sizes: the first two of the weight before, inputs first.
+        """
+        B = self.outputs if self.outputs is None or len(outputs) == sizes[1] else self.outputs.narrowed(outputs)
+        found, A, S = replace(self, outputs=B), self.weighting.channel, self.products
+        if A is None or S is None or self.mean is None:
+            return found
+        into, out = inputs.to(A.device), outputs.to(S.device)
+        return replace(
+            found,
+            weighting=Weighting(channel=A[:, into][..., into]),
+            products=S[out][:, out],
+            mean=self.mean[out],
+            kept=tuple(x.index_select(1, inputs.to(x.device)) for x in self.kept),
+        )
+
+    def overlap(self, W: Tensor) -> float:
+        """The energy of what the taps of a transposed convolution give together over that of all taps apart.
+
+        Args:
+            W: (1, o, c, taps).
+        """
+        if self.products is None:
+            return 1.0
+        apart = float(squared_error(self.weighting, W, self.outputs))
+        return weighed(self.products, self.outputs) / apart if apart > 0 else 1.0
 
 
 def smoothed(counts: Tensor) -> Tensor:
@@ -92,7 +124,7 @@ class AsideMoments:
         each = (x[:1] if batched else x).numel() * x.element_size()
         some = self.room // max(each, 1) if self.kept else max(1, self.room // max(each, 1))
         if some:
-            part = (x[:some] if batched else x).clone()
+            part = (x[:some] if batched else x[None]).clone()
             self.room -= part.numel() * part.element_size()
             self.kept.append(part)
 
@@ -120,10 +152,10 @@ class AsideMoments:
         per_sample = max(self.positions / self.samples, 1e-30)
         means = {key: total / self.samples for key, total in self.sums.items()}
         return AsideStatistics(
+            Weighting(channel=means["inputs"][None]) if "inputs" in means else Weighting(),
             outputs=B,
             positions=per_sample,
             counts=smoothed(self.sums["counts"]) * per_sample if "counts" in self.sums else None,
-            inputs=means.get("inputs"),
             products=means.get("products"),
             mean=means.get("mean"),
             kept=tuple(self.kept),

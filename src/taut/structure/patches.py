@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.modes import generator
 from taut.decompose import linalg
@@ -50,14 +51,15 @@ def groups_of(module: nn.Module) -> int:
 def grouped_weight(module: nn.Module) -> Tensor:
     """The weight as (g, o, c, s): groups, outputs and inputs per group, kernel offsets; at least float32.
 
-    In float64 where the squares of the largest weights leave the range of float32.
+    In float64 where the squares of the largest weights leave the range of float32. Of a transposed convolution, too.
     """
     weight = weight_of(module).detach()
     weight = weight if weight.dtype == torch.float64 else weight.float()
     largest = float(torch.linalg.vector_norm(weight, torch.inf)) if weight.numel() else 1.0
     weight = weight.double() if not SMALLEST < largest < LARGEST and largest else weight
     groups = groups_of(module)
-    return weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    grouped = weight.reshape(groups, weight.shape[0] // groups, weight.shape[1], -1)
+    return grouped.transpose(1, 2) if isinstance(module, _ConvTransposeNd) else grouped
 
 
 def positions(module: nn.Module, output: Tensor) -> int:

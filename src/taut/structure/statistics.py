@@ -141,24 +141,23 @@ class Statistics:
             cost=sum((now[n].cost - before[n].cost for n in now if n in before), self.network.cost),
         )
         modules = {name: model.get_submodule(name) if name in cuts else m for name, m in self.modules.items()}
-        known = {
-            name: stats.narrowed(*cuts[name], before[name].weight[:2]) if name in cuts else stats  # type: ignore[arg-type]
-            for name, stats in self.layers.items()
-        }
+
+        def left(name: str, stats: LayerStatistics) -> LayerStatistics:
+            return stats.narrowed(*cuts[name], before[name].weight[:2]) if name in cuts else stats  # type: ignore[arg-type]
+
         return replace(
             self,
             network=network,
             modules=modules,
-            layers=known,
+            layers={name: left(name, stats) for name, stats in self.layers.items()},
             curves={},
-            asides=self._uncut(cuts),
+            asides={
+                name: (model.get_submodule(name) if name in cuts else module, left(name, stats))
+                for name, (module, stats) in self.asides.items()
+            },
             looks=None,
             _cache={},
         )
-
-    def _uncut(self, cuts: Mapping[str, object]) -> dict[str, tuple[nn.Module, LayerStatistics]]:
-        """The asides that have all of their channels still: of the others nothing is known any more."""
-        return {name: aside for name, aside in self.asides.items() if name not in cuts}
 
     def leaving(self, shares: Mapping[str, float]) -> Statistics:
         """The same, of a network of which the user wants these shares of layers to stay; 1 leaves one alone."""

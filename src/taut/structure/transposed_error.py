@@ -9,7 +9,7 @@ from typing import Any, cast
 from torch import Tensor, nn
 from torch.nn import functional
 
-from taut.decompose.outputs import OutputMoment
+from taut.decompose.outputs import weighed
 from taut.structure.asides import AsideStatistics
 from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
@@ -37,14 +37,14 @@ class Trial:
     def _scale(self) -> float:
         """The energy of the outputs over that of the inputs that were kept."""
         whole = self._energy(weight_of(self.layer).detach().double())
-        return _weighed(cast(Tensor, self.known.products), self.known.outputs) / whole if whole > 0 else 0.0
+        return weighed(cast(Tensor, self.known.products), self.known.outputs) / whole if whole > 0 else 0.0
 
     def error(self, change: Tensor) -> float:
         """tr(B E[e eᵀ]) of e = change * x, brought to the scale of all inputs."""
         return self._energy(change) * self._scale
 
     def _energy(self, weight: Tensor) -> float:
-        return sum(_weighed(_moment(self.layer, weight, x), self.known.outputs) for x in self.known.kept)
+        return sum(weighed(_moment(self.layer, weight, x), self.known.outputs) for x in self.known.kept)
 
 
 def _moment(module: Any, weight: Tensor, x: Tensor) -> Tensor:
@@ -53,15 +53,5 @@ def _moment(module: Any, weight: Tensor, x: Tensor) -> Tensor:
     apply: Any = transposed[module.weight.ndim - 3]
     settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
     y = apply(x.to(weight), weight.reshape(module.weight.shape), output_padding=module.output_padding, **settings)
-    rows = y.movedim(1 - y.ndim if y.ndim == module.weight.ndim else 0, -1).flatten(0, -2)
+    rows = y.movedim(1, -1).flatten(0, -2)
     return cast(Tensor, rows.T @ rows)
-
-
-def _weighed(S: Tensor, B: OutputMoment | None) -> float:
-    """tr(B S)."""
-    if B is None:
-        return float(S.diagonal().sum())
-    if B.full is not None:
-        return float((S * B.full[0].to(S)).sum())
-    rows = B.rows
-    return 0.0 if rows is None else float(((rows[0].to(S) @ S) * rows[0].to(S)).sum())

@@ -336,6 +336,16 @@ def test_surgery_is_nearer_than_the_norm_untrained(build):
     assert nearer[0] < nearer[1]
 
 
+def test_of_what_a_transposed_convolution_reads_the_least_goes_and_the_rest_makes_up():
+    """Three of its inputs follow from the others: nothing is lost without them."""
+    model = sequential(a=nn.Conv2d(3, 12, 3), up=nn.ConvTranspose2d(12, 6, 2, 2), last=nn.Conv2d(6, 2, 1)).eval()
+    with torch.no_grad():
+        model.a.weight[9:], model.a.bias[9:] = model.a.weight[:3] * 2, model.a.bias[:3] * 2
+    small, _ = pruned(model, X, [X], counts=[9, 6])
+    assert tuple(small.up.weight.shape) == (9, 6, 2, 2)
+    assert distance(model, small, X) < 1e-2
+
+
 # What is kept of a layer.
 
 

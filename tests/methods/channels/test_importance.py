@@ -15,8 +15,10 @@ from taut.core.modes import quiet
 from taut.criteria.channels import removal
 from taut.decompose.weighting import Weighting
 from taut.methods.channels import importance
+from taut.methods.channels.compensation import refilled
 from taut.methods.channels.importance import curves_of
 from taut.structure.channels.groups import coupled
+from taut.structure.narrowing import Cut
 
 
 @pytest.fixture(scope="module")
@@ -106,3 +108,54 @@ def test_an_order_is_searched_once_for_the_same_weights_and_observations(seen, m
     assert not np.array_equal(moved[-1].damages, first[-1].damages)
     curves_of(net, groups, {name: replace(stats) for name, stats in layers.items()}, "obs", names)
     assert len(searched) == 2 * len(groups) + 1, "others were observed"
+
+
+def transposed(stride, kernel=2):
+    """A net whose channels a transposed convolution reads, its groups, statistics, and what that layer reads."""
+    torch.manual_seed(0)
+    reader = nn.ConvTranspose2d(8, 3, kernel, stride=stride)
+    net = sequential(a=nn.Conv2d(3, 8, 3), r=nn.ReLU(), b=reader).eval()
+    x = torch.randn(64, 3, 6, 6)
+    stats = taut.observe(taut.trace(net, x[:2]), net, x, output="values")
+    with quiet(), torch.no_grad():
+        return net, coupled(net, Example(net, x[:2])).groups, stats.seen("b"), net.r(net.a(x))
+
+
+def lost(net, seen, read, weight):
+    """What outputs by another weight add to the loss, run position by position."""
+    with torch.no_grad():
+        rows = nn.functional.conv_transpose2d(read, net.b.weight - weight, stride=net.b.stride).movedim(1, -1)
+    rows = rows.flatten(0, -2).double()
+    return float((rows @ seen.outputs.full[0].double() * rows).sum()) / len(read) / (2 * seen.positions)
+
+
+def test_what_a_transposed_convolution_loses_with_each_channel_is_what_it_gives_otherwise():
+    net, groups, seen, read = transposed(stride=2)
+    (curve,) = curves_of(net, groups, {"b": seen}, "obd", {"b": "b"})
+    assert curve.comparable
+    wanted = []
+    for gone in range(8):
+        weight = net.b.weight.detach().clone()
+        weight[gone] = 0
+        wanted.append(lost(net, seen, read, weight))
+    np.testing.assert_allclose(np.diff(curve.damages), sorted(wanted), rtol=1.5e-2)  # .01 of its mean is added to B
+
+
+@pytest.mark.parametrize(("stride", "kernel"), [(2, 2), (1, 3), (2, 3)])
+def test_without_any_channel_a_transposed_convolution_loses_all_that_it_gave(stride, kernel):
+    net, groups, seen, read = transposed(stride, kernel)
+    (curve,) = curves_of(net, groups, {"b": seen}, "obs", {"b": "b"})
+    assert curve.damages[-1] == pytest.approx(lost(net, seen, read, torch.zeros_like(net.b.weight)), rel=2e-2)
+
+
+def test_the_weights_that_a_transposed_convolution_keeps_make_up_for_the_others():
+    net, groups, seen, read = transposed(stride=2)
+    (curve,) = curves_of(net, groups, {"b": seen}, "obs", {"b": "b"})
+    kept = np.sort(curve.order[3:])
+    cut = Cut(torch.arange(3), torch.from_numpy(kept))
+    weight = torch.zeros_like(net.b.weight)
+    weight[kept] = refilled(net.b, cut, seen).weight.detach()
+    bare = torch.zeros_like(weight)
+    bare[kept] = net.b.weight.detach()[kept]
+    assert lost(net, seen, read, weight) == pytest.approx(curve.damages[3], rel=2e-2)
+    assert lost(net, seen, read, weight) < 0.9 * lost(net, seen, read, bare)

@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.criteria.channels import Reader, kept_weights
 from taut.decompose.linalg import ridge
@@ -33,7 +34,7 @@ def refilled(module: nn.Module, cut: Cut, stats: LayerStatistics | None) -> nn.M
 
 def _made_up(module: nn.Module, cut: Cut, stats: LayerStatistics) -> Tensor | None:
     """The kept columns moved so that tr(dW A dW^T) is least, of the kept rows; None where A is only sketched."""
-    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d):
+    if not isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d | nn.Conv3d | _ConvTransposeNd):
         return None
     W = grouped_weight(module)
     weighting = stats.weighting.handy(W.shape[2])
@@ -51,4 +52,5 @@ def _made_up(module: nn.Module, cut: Cut, stats: LayerStatistics) -> Tensor | No
         owner = torch.arange(c).repeat_interleave(taps if wide else 1)
         moved = kept_weights(Reader(rows.cpu(), A, owner), kept)
         found.append(moved.reshape(-1, c, taps) if wide else moved.reshape(taps, -1, c).movedim(0, 2))
-    return torch.cat(found)[cut.outputs][:, cut.inputs]
+    made_up = torch.cat(found)[cut.outputs][:, cut.inputs]
+    return made_up.transpose(0, 1) if isinstance(module, _ConvTransposeNd) else made_up

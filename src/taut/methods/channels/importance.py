@@ -21,8 +21,9 @@ from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import CallError
 from taut.methods.channels.widths import Curve
 from taut.methods.factorization import regular
+from taut.structure.asides import AsideStatistics
 from taut.structure.channels.groups import ChannelGroup, Member, Orders
-from taut.structure.patches import groups_of, weight_of
+from taut.structure.patches import grouped_weight, groups_of, weight_of
 from taut.structure.rules import INPUTS, OUTPUTS, module_rule
 from taut.structure.statistics import LayerStatistics
 
@@ -155,12 +156,7 @@ def columns_of(module: nn.Module) -> Tensor:
     rule = module_rule(module)
     if rule is not None:
         return rule.weight(module, INPUTS)
-    W = weight_of(module).detach().cpu()
-    if isinstance(module, _ConvTransposeNd):
-        return W.flatten(1)
-    groups = groups_of(module)
-    split = W.reshape(groups, W.shape[0] // groups, W.shape[1], -1)
-    return split.transpose(1, 2).flatten(0, 1).flatten(1)
+    return grouped_weight(module).cpu().transpose(1, 2).flatten(0, 1).flatten(1)
 
 
 def _by_class(values: Tensor, member: Member) -> Tensor:
@@ -173,17 +169,17 @@ def problems(
 ) -> list[Reader]:
     """A reader as least-squares problems, one per group of a grouped convolution; none where it was not observed."""
     module: Any = model.get_submodule(member.layer)
-    if stats is None or not stats.weighting.known or isinstance(module, _ConvTransposeNd):
+    if stats is None or not stats.weighting.known:
         return []
     g = groups_of(module)
-    W = weight_of(module).detach().cpu().double()
-    W = W.reshape(g, W.shape[0] // g, W.shape[1], -1)
+    W = grouped_weight(module).cpu().double()
     owner = torch.full((member.width,), -1)
     owner[member.index] = torch.arange(len(member.index))[:, None].expand_as(member.index)
     owner = owner.reshape(g, -1)
     known = stats.outputs is not None
     energy = 1.0 if known else stats.weighting.energy(W)
     scale = 1 / (2 * stats.positions) if known else (stats.scale or 1.0) / max(energy, 1e-300)
+    scale *= stats.overlap(W) if known and isinstance(stats, AsideStatistics) else 1.0
     B = regular(stats.outputs)
     if stats.outputs is not None and stats.outputs.rows is not None:  # B = R^T R: R W has the same errors, without B
         W = torch.einsum("gmo,gocs->gmcs", stats.outputs.rows.cpu().double(), W)

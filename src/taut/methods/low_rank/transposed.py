@@ -122,8 +122,9 @@ class Transposed(OwnKind):
         W = weight_of(module).detach().double().flatten(2)
         B = known.outputs
         response = regular(B) if self.metric == "fisher" else None
-        A = torch.eye(len(W), dtype=W.dtype, device=W.device) if seen.inputs is None else seen.inputs.to(W)
-        L = cholesky(ridge(A[None], RIDGE))[0]
+        A = seen.weighting.channel
+        A = torch.eye(len(W), dtype=W.dtype, device=W.device)[None] if A is None else A.to(W)
+        L = cholesky(ridge(A, RIDGE))[0]
         G = _gram(W, None if response is None else OutputMoment(response))
         Q = spectrum((L.T @ G @ L)[None])[0][0].to(W)
         inner = L @ Q

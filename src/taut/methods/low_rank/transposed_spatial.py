@@ -193,7 +193,8 @@ def _moment(module: Any, seen: AsideStatistics) -> Tensor:
     """Second moment (c k_h, c k_h) of what is added up at one output row and input column; white without data."""
     c, _, height, _ = module.weight.shape
     if not seen.kept:
-        inputs = torch.eye(c, dtype=torch.float64) if seen.inputs is None else seen.inputs.double()
+        A = seen.weighting.channel
+        inputs = torch.eye(c, dtype=torch.float64) if A is None else A[0].double()
         return torch.kron(inputs, torch.eye(height, dtype=inputs.dtype, device=inputs.device))
     taps = torch.eye(height, dtype=torch.float64, device=module.weight.device).tile(c, 1, 1)[..., None]
     total = taps.new_zeros(c * height, c * height)
