@@ -116,11 +116,16 @@ SNR_DB = (5.0, 25.0)
 
 
 def voices(part: str) -> list[str]:
-    """Names of the voices of a part, "measured", "calibration" or "validation": no variant is in two of them."""
+    """Names of the voices of a part: no variant is in two of "measured", "calibration" and "validation".
+
+    "training" are those of calibration, each in all languages.
+    """
     names = list(VARIANTS)
     random.Random(0).shuffle(names)  # noqa: S311 - reproducible draws, no secret
     pairs = [f"{LANGUAGES[place % len(LANGUAGES)]}+{name}" for place, name in enumerate(names)]
     cut = {"measured": slice(MEASURED), "calibration": slice(MEASURED, -6), "validation": slice(-6, None)}
+    if part == "training":
+        return [f"{language}+{name}" for name in names[cut["calibration"]] for language in LANGUAGES]
     return pairs[cut[part]]
 
 

@@ -54,3 +54,10 @@ def test_no_voice_is_in_two_parts():
     parts = [set(speech.voices(part)) for part in ("measured", "calibration", "validation")]
     assert len(parts[0]) >= 40
     assert sum(map(len, parts)) == len(set.union(*parts)) == len(speech.VARIANTS)
+
+
+def test_no_voice_is_in_what_trains_and_in_what_is_measured():
+    variants = {part: {name.partition("+")[2] for name in speech.voices(part)} for part in ("measured", "validation")}
+    training = speech.voices("training")
+    assert len(training) == len(set(training)) == len(speech.LANGUAGES) * len(speech.voices("calibration"))
+    assert not {name.partition("+")[2] for name in training} & set.union(*variants.values())
