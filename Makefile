@@ -1,4 +1,4 @@
-# make demo | test | check: each makes .venv first, from constraints.txt. Another Python: make PYTHON=python3.12 test
+# make demo | test | check (lint and test side by side): each makes .venv first, from constraints.txt. Another Python: make PYTHON=python3.12 test
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -14,7 +14,7 @@ export PYTHONDONTWRITEBYTECODE :=
 # Threads that wait by spinning take a shared core from those that work: up to six times slower beside another job.
 export OMP_WAIT_POLICY := passive
 
-.PHONY: demo test check format readme
+.PHONY: demo test lint check format readme
 .DELETE_ON_ERROR:
 
 demo: $(STAMP)
@@ -23,12 +23,14 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(THREADS) $(BIN)/pytest -n $(WORKERS) --dist worksteal
 
-check: $(STAMP)
+lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(MAKE) test
+
+check: $(STAMP)
+	$(MAKE) --jobs=2 lint test
 
 format: $(STAMP)
 	$(BIN)/ruff format .
