@@ -139,7 +139,7 @@ ARCHITECTURES: dict[str, Architecture] = {
     "torchaudio/WaveRNN": audio(
         "wavernn",
         "WaveRNN",
-        together(noise(1, 1200), noise(1, 10, 128)),
+        together(noise(1, 1200), noise(1, 128, 10)),
         upsample_scales=[5, 5, 8],
         n_classes=512,
         hop_length=200,
