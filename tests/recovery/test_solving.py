@@ -87,6 +87,17 @@ def test_a_perfect_layer_stays_bit_by_bit():
     torch.testing.assert_close(W[0], fc.weight.detach(), rtol=0, atol=1e-6)
 
 
+def test_of_many_outputs_some_combinations_choose_the_same_ridge(monkeypatch):
+    fc = nn.Linear(40, 700)
+    rows = torch.randn(1, 160, 40)
+    target = rows @ fc.weight.detach().T + rows @ torch.randn(1, 40, 700) * 0.05 + 0.3 * torch.randn(1, 160, 700)
+    found = []
+    for mixes in (256, 700):
+        monkeypatch.setattr("taut.recovery.solving.MIXES", mixes)
+        found.append(least_squares(fc, Moments.of(rows.clone(), centred=False), target, centred=False)[0])
+    assert torch.equal(*found)
+
+
 def test_noise_alone_moves_nothing():
     """What does not help on held-out rows is left alone: the weight stays exactly."""
     fc = nn.Linear(30, 4).double()

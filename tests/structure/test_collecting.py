@@ -175,7 +175,14 @@ def passed(module, x, held, samples=None):
     return m.finish()[0]
 
 
+@pytest.fixture(params=[1024, 64])
+def large(monkeypatch, request):
+    """From how many inputs on fewer rows than these are held as they are."""
+    monkeypatch.setattr("taut.structure.collecting.LARGE", request.param)
+
+
 @pytest.mark.parametrize("n", [40, 300, 1200])
+@pytest.mark.usefixtures("large")
 def test_few_rows_predict_what_fresh_rows_lose(n):
     """Energy lost by the best rank for the moment found, against the truth, at 0.3 to 10 rows per input."""
     k, rank = 128, 50
@@ -190,6 +197,7 @@ def test_few_rows_predict_what_fresh_rows_lose(n):
     assert predicted == pytest.approx(true, rel=0.15)
 
 
+@pytest.mark.usefixtures("large")
 def test_nothing_is_free_for_want_of_samples():
     """32 samples of 256 inputs: beyond rank 32 the sample itself has no energy at all."""
     module, x = nn.Linear(256, 256), torch.randn(32, 256)
@@ -199,6 +207,15 @@ def test_nothing_is_free_for_want_of_samples():
         lost = output_basis(W, found).lost(None)
         assert float(lost[64]) / found.energy(W) == pytest.approx(0.377, abs=0.06)  # of the best, for inputs alike
         assert bool((lost[:-1] > 0).all())
+
+
+def test_fewer_rows_than_inputs_have_the_moment_that_they_had(monkeypatch):
+    module, x = nn.Linear(100, 3), torch.randn(60, 100) * torch.arange(1, 101).float().rsqrt()
+    found = []
+    for limit in (1024, 64):
+        monkeypatch.setattr("taut.structure.collecting.LARGE", limit)
+        found.append(passed(module, x, slice(0, 12)).full[0])
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3 * float(found[0].diagonal().mean()))
 
 
 def test_one_sample_judges_itself_by_its_last_rows():

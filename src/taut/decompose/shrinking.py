@@ -143,24 +143,37 @@ def _leading(A: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def shrunk_rows(rows: Tensor, held: HeldOut, total: Tensor) -> tuple[Tensor, Tensor]:
-    """The same of fewer rows than columns, whose moment is rows^T rows.
+    """The same of fewer rows than columns, whose moment is rows^T rows, as rows again.
 
     Returns:
         Rows (g, m, k), and (g,) what is added to their moment in all directions: the mean energy beside them.
     """
+    V, energies, beside = _judged(rows, held, total)
+    over = (energies - beside[:, None]).clamp_min(0)
+    return (over.sqrt()[..., None].to(V) * V.mT).contiguous(), beside.float()
+
+
+def shrunk_moment(rows: Tensor, held: HeldOut, total: Tensor) -> Tensor:
+    """The same as a matrix (g, k, k) in float32."""
+    V, energies, beside = _judged(rows, held, total)
+    A = (V * (energies - beside[:, None])[:, None].to(V)) @ V.mT
+    A.diagonal(dim1=-2, dim2=-1).add_(beside[:, None].to(A))
+    return A.float()
+
+
+def _judged(rows: Tensor, held: HeldOut, total: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Directions (g, k, m) that rows (g, m, k) have, their energies (g, m), and the mean energy (g,) beside them."""
     m, k = rows.shape[1:]
     U, values = spectrum(rows @ rows.mT)
     seen = values > SEEN * values[:, :1]
-    V = rows.mT @ (U / torch.where(seen, values, 1.0).sqrt()[:, None]).to(rows)  # (g, k, m)
-    inside = held.along(V) * seen
+    V = rows.mT @ (U / torch.where(seen, values, 1.0).sqrt()[:, None]).to(rows) * seen[:, None]
+    inside = held.along(V)
     beside = (held.trace() - inside.sum(-1)).clamp_min(0) / (k - seen.sum(-1)).clamp_min(1)
     energies = beside[:, None].repeat(1, k)
     energies[:, :m] = torch.where(seen, inside, energies[:, :m])
     padded = torch.cat([values * seen, values.new_zeros(len(values), k - m)], -1)
     energies = _smoothed(padded, energies, total)
-    beside = energies[:, -1]
-    over = (energies[:, :m] - beside[:, None]).clamp_min(0) * seen
-    return (over.sqrt()[..., None].to(V) * V.mT).contiguous(), beside.float()
+    return V, energies[:, :m], energies[:, -1]
 
 
 def _smoothed(values: Tensor, held: Tensor, total: Tensor) -> Tensor:

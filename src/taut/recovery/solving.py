@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor, nn
 
+from taut.core.modes import generator
 from taut.decompose.linalg import cholesky
 from taut.structure.patches import gram, grouped_weight
 
@@ -16,6 +17,10 @@ RIDGES = (1e-3, 1e-2, 1e-1, 1.0)
 
 HELD_OUT = 0.2
 """Share of the rows, the last ones and so other samples, on which the ridge is chosen."""
+
+
+MIXES = 256
+"""Combinations of a layer's outputs on which its ridge is chosen."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -115,9 +120,20 @@ def _step(moments: Moments, residual: Tensor) -> Tensor:
     if moments.gram is None:
         return _dual_step(moments, residual)
     held, whole = _cross(residual[:, cut:], rows[:, cut:]), _cross(residual, rows)
-    gains = {share: _gain(_solve(moments, whole - held, share, trial=True), moments.held, held) for share in RIDGES}
+    few, all_few = _mixed(held), _mixed(whole)
+    gains = {share: _gain(_solve(moments, all_few - few, share, trial=True), moments.held, few) for share in RIDGES}
     best = max(gains, key=gains.__getitem__)
     return _solve(moments, whole, best, trial=False) if gains[best] > 0 else torch.zeros_like(whole)
+
+
+def _mixed(H: Tensor) -> Tensor:
+    """MIXES random combinations of many outputs (g, o, k): sums of squares over these are those over all, about."""
+    outputs = H.shape[1]
+    if outputs <= 2 * MIXES:
+        return H
+    signs = torch.randint(0, 2, (MIXES, outputs), generator=generator(0)).to(H) * 2 - 1
+    mixed: Tensor = (signs / MIXES**0.5) @ H
+    return mixed
 
 
 def _gain(D: Tensor, G: Tensor, H: Tensor) -> float:

@@ -7,9 +7,9 @@ from torch import Tensor, nn
 
 from taut.core.example import TautControl
 from taut.core.modes import generator
-from taut.decompose.linalg import add_gram, mirrored
+from taut.decompose.linalg import LARGE, add_gram, mirrored
 from taut.decompose.outputs import LIMIT, OutputMoment, rows_for
-from taut.decompose.shrinking import HeldOut, shrunk, shrunk_rows
+from taut.decompose.shrinking import HeldOut, shrunk, shrunk_moment, shrunk_rows
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import DataError
 from taut.nn import GroupedLinear
@@ -106,6 +106,8 @@ class InputMoments:
         self.fitted: Moments | Sketch = Moments()
         if self.form == "sketch":
             self.fitted = Sketch(sketch_size(weight_of(module).shape[0] // groups, columns), generator(seed))
+        elif self.form == "full" and budget < columns > LARGE:  # the rows are smaller than their moment
+            self.fitted = Sketch(columns, generator(seed))
         most = min(HELD_ROWS, max(1, HELD_BYTES // (4 * columns * groups)))
         self.held: Moments | Kept = Moments() if self.form == "full" and columns <= most else Kept(most)
         self.held_share = self.share if self.form == "full" else min(1.0, max(self.share, 16 * most / max(whole, 1)))
@@ -127,7 +129,8 @@ class InputMoments:
             return Weighting()
         scale = positions / self.fitted.weight
         if isinstance(self.fitted, Sketch):
-            return self._sketched(self.fitted.take().mul_(scale**0.5), positions)
+            rows = self.fitted.take().mul_(scale**0.5)
+            return self._sketched(rows, positions) if self.form == "sketch" else self._full(rows, positions)
         if self.form == "channel":  # of every offset a row: there are enough
             return Weighting(channel=self.fitted.take().mul_(scale).float())
         if self.held.count and self.fitted.count >= ENOUGH * self.size:
@@ -168,6 +171,14 @@ class InputMoments:
         held = self._held(positions)
         rows, beside = shrunk_rows(rows, held, self._total(rows.flatten(1).double().square().sum(1), held))
         return Weighting(sketch=rows, beside=beside)
+
+    def _full(self, rows: Tensor, positions: float) -> Weighting:
+        """The moment of fewer rows than columns."""
+        total = rows.flatten(1).double().square().sum(1)
+        if not self.held.count:
+            return Weighting(full=_blended(rows.mT @ rows, total, self.fitted.count).float())
+        held = self._held(positions)
+        return Weighting(full=shrunk_moment(rows, held, self._total(total, held)))
 
     def _held(self, positions: float) -> HeldOut:
         scale = positions / self.held.weight
