@@ -156,6 +156,30 @@ def test_measured_damages_of_ranks_and_predicted_ones_of_channels_are_not_added(
     assert planner._promising({"macs": 1.0}) == (FIRST_SHARES, SHARES_TRIED)
 
 
+class Attending(torch.nn.Module):
+    """Of its multiply-accumulates a third are products of queries and keys, which fall with the heads."""
+
+    def __init__(self):
+        super().__init__()
+        self.attend = torch.nn.MultiheadAttention(32, 8, batch_first=True)
+        self.first, self.last = torch.nn.Linear(32, 64), torch.nn.Linear(64, 32)
+
+    def forward(self, x):
+        x = x + self.attend(x, x, x, need_weights=False)[0]
+        return self.last(self.first(x).relu())
+
+
+@pytest.mark.parametrize("left", [0.6, 0.35])
+def test_what_falls_beside_the_layers_is_given_back(left):
+    torch.manual_seed(0)
+    model, x = Attending().eval(), torch.randn(32, 64, 32)
+    settings = {"budget": Budget(macs=left), "methods": ["channels"], "output": "values", "compare": False}
+    result = taut.compress(model, x[:2], data=[x], **settings)
+    whole, small = (taut.trace(net, x[:2]).cost.macs for net in (model, result.model))
+    assert 0.9 * left * whole < small <= left * whole
+    assert result.plan.after.macs == small
+
+
 class Upward(torch.nn.Module):
     def __init__(self):
         super().__init__()

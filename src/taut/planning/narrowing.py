@@ -14,11 +14,12 @@ from typing import Any, cast
 from torch import nn
 
 from taut.errors import CallError
+from taut.measure.counting import count
 from taut.methods import resolve, settings
 from taut.planning.execution import looked_at
 from taut.planning.step_checks import listed, staying_in
 from taut.structure.statistics import Statistics
-from taut.structure.surgery import answering, clone, locate, part
+from taut.structure.surgery import answering, clone, locate, part, shallow
 from taut.structure.surgery import replace as put
 from taut.types import Group, Kept, Looking, NothingToDo, Slimming, Step
 
@@ -32,7 +33,7 @@ class Made:
 
     Attributes:
         model: with narrower layers.
-        stats: of the narrower layers; of tables and the like that lost channels nothing is known any more.
+        stats: of the narrower layers; the network's MACs are counted.
         found: what is found out about it.
     """
 
@@ -111,5 +112,9 @@ def narrow(
         modules = resolved.rewrite({name: part(small, place) for name, place in places.items()}, found).modules
         for layer in group.layers:
             put(small, places[layer.name], answering(modules[layer.name], layer))
-        latest[key] = Made(small, stats.narrowed(small, resolved.after(group), lost))
+        left = stats.narrowed(small, resolved.after(group), lost)
+        # what no layer counts (products of queries and keys) falls with the channels, too
+        macs = count(shallow(small), stats.network.example).macs
+        network = replace(left.network, cost=replace(left.network.cost, macs=macs))
+        latest[key] = Made(small, replace(left, network=network))
     return Narrower(latest[key], done, staying_in(step, found.stays, stats.network))

@@ -62,6 +62,9 @@ FURTHEST = 7
 ALL_BUT_RANKS = 1 - 1e-9
 """Share of the way that channels go to the end, so that ranks may follow."""
 
+AIMS, CLOSE = 5, 0.02
+"""Times that channels are chosen anew as more fell than the layers count, and what share of the network is near."""
+
 ALIKE = 1.1
 """Budgets that differ by no more than this factor are served by the same share."""
 
@@ -312,18 +315,40 @@ class JointPlanner:
         return self._narrowed[key]
 
     def _narrow(self, share: float, limits: Limits) -> Behind | None:
-        """The network from which channels went until it costs f^share; None where these cannot go so far."""
-        step = self._channel_step(share, limits)
+        """The network from which channels went until it costs f^share; None where these cannot go so far.
+
+        What no layer counts, as the products of queries and keys, may fall with the channels: then less of these goes.
+        """
+        whole = self.ranks.whole("macs")
+        beside = whole - (narrowing_step(self.stats.network, self.method).group or Group(())).cost.macs
+        if "macs" not in limits or beside < CLOSE * whole:
+            return self._narrow_to(share, limits)
+        target = whole * min(1.0, limits["macs"] / whole) ** share
+        best, freed, bounds = None, 0.0, (0.0, beside)
+        for _ in range(AIMS):
+            narrowed = self._narrow_to(share, limits, freed)
+            left = 0.0 if narrowed is None else float(narrowed.stats.network.cost.macs)
+            bounds = (bounds[0], freed) if left > target else (freed, bounds[1])
+            best = best if left > target or narrowed is None else narrowed
+            if 0 <= target - left < CLOSE * whole:
+                break
+            freed = sum(bounds) / 2
+        return best
+
+    def _narrow_to(self, share: float, limits: Limits, freed: float = 0.0) -> Behind | None:
+        """The same where so many MACs fall that no layer counts."""
+        step = self._channel_step(share, limits, freed)
         narrowed = None if step is None else narrow(self.ranks.base, step, self.stats, self.latest, tell=self.asked)
         if narrowed is None:
             return None
         done = replace(narrowed.step, reason=f"{share:.0%} of the way; least damage per saved cost")
         return Behind(done, tuple(narrowed.kept), narrowed.made, self.ranks, self.low_rank, self.align)
 
-    def _channel_step(self, share: float, limits: Limits) -> Step | None:
+    def _channel_step(self, share: float, limits: Limits, freed: float) -> Step | None:
         """The step with which channels save their share of the way; None where all of them together cannot."""
         group = narrowing_step(self.stats.network, self.method).group or Group(())
-        asked = {key: self._kept_share(group, key, limit, share) for key, limit in limits.items()}
+        falls = {"macs": freed}
+        asked = {key: self._kept_share(group, key, limit, share, falls.get(key, 0.0)) for key, limit in limits.items()}
         if any(value <= 0 for value in asked.values()):
             return None
         keys: dict[str, Setting] = {("params" if key == "bytes" else key): min(1.0, v) for key, v in asked.items()}
@@ -331,8 +356,11 @@ class JointPlanner:
             keys["rates"] = [*self.ranks.latency_model.rates, float(self.ranks.latency_model.lanes)]
         return narrowing_step(self.stats.network, self.method, **keys)
 
-    def _kept_share(self, group: Group, key: str, limit: float, share: float) -> float:
-        """What is left of the layers' cost when the network's falls to the power `share` of its fraction."""
+    def _kept_share(self, group: Group, key: str, limit: float, share: float, freed: float) -> float:
+        """What is left of the layers' cost when the network's falls to the power `share` of its fraction.
+
+        `freed` falls beside them.
+        """
         total = self.ranks.whole(key)
         target: float = total * min(1.0, limit / total) ** share
         if key == "latency" and self.ranks.latency_model is not None:
@@ -341,7 +369,7 @@ class JointPlanner:
             mine = group.cost.params * total / max(self.stats.network.cost.params, 1)
         else:
             mine = float(getattr(group.cost, key))
-        return 1 - (total - target) / mine if mine > 0 else 0.0
+        return 1 - (total - freed - target) / mine if mine > 0 else 0.0
 
 
 def _next(losses: Mapping[float, float]) -> float:
