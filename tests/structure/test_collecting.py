@@ -218,6 +218,29 @@ def test_fewer_rows_than_inputs_have_the_moment_that_they_had(monkeypatch):
     torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-3 * float(found[0].diagonal().mean()))
 
 
+@pytest.mark.parametrize("part", [30, 90])
+def test_more_rows_than_were_to_come_are_summed(monkeypatch, part):
+    """The example is shorter than the data."""
+    monkeypatch.setattr("taut.structure.collecting.LARGE", 64)
+    module, x = nn.Linear(100, 3), torch.randn(1800, 100) + 3
+    m = moments(module, x[:2], samples=10)
+    for some in x.split(part):
+        m.add_input(some, module(some))
+    found = m.finish()[0].full[0] * 10
+    torch.testing.assert_close(found, x.T @ x, rtol=1e-4, atol=1e-2)
+
+
+@pytest.mark.parametrize("whole", [10, 1000])
+def test_a_wide_layer_that_only_held_out_rows_reach_is_known(monkeypatch, whole):
+    monkeypatch.setattr("taut.structure.collecting.LARGE", 64)
+    module, x = nn.Linear(100, 3), torch.randn(20, 100)
+    m = moments(module, x[:2], samples=whole)
+    m.held = True
+    m.add_input(x, module(x))
+    found = m.finish()[0].full[0]
+    assert float(found.diagonal().sum()) == pytest.approx(float(x.square().sum()) / whole, rel=1e-3)
+
+
 def test_one_sample_judges_itself_by_its_last_rows():
     module, x = nn.Linear(64, 64), torch.randn(1, 48, 64)
     m = moments(module, x)

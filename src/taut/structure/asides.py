@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from taut.decompose.outputs import OutputMoment, squared_error, weighed
 from taut.decompose.weighting import Weighting
@@ -37,26 +39,28 @@ class AsideStatistics(LayerStatistics):
     mean: Tensor | None = None
     kept: Sequence[Tensor] = field(default_factory=tuple)
 
-    def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> AsideStatistics:
-        """Of the layer with fewer channels: what it gives is taken to be what it gave.
+    def narrowed(
+        self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int], modules: tuple[nn.Module, nn.Module]
+    ) -> AsideStatistics:
+        """Of the layer with fewer channels; what it gives is tried on the inputs that were kept.
 
         Args:
             outputs: kept ones.
             inputs: kept ones of a transposed convolution; a table loses no rows.
             sizes: the first two of the weight before, inputs first.
+            modules: the layer before and after.
         """
         B = self.outputs if self.outputs is None or len(outputs) == sizes[1] else self.outputs.narrowed(outputs)
         found, A, S = replace(self, outputs=B), self.weighting.channel, self.products
         if A is None or S is None or self.mean is None:
             return found
-        into, out = inputs.to(A.device), outputs.to(S.device)
-        return replace(
-            found,
-            weighting=Weighting(channel=A[:, into][..., into]),
-            products=S[out][:, out],
-            mean=self.mean[out],
-            kept=tuple(x.index_select(1, inputs.to(x.device)) for x in self.kept),
-        )
+        whole = weighed(transposed_sums(modules[0], self.kept)[0], self.outputs)
+        share = weighed(S, self.outputs) / whole if whole > 0 else 0.0
+        kept = tuple(x.index_select(1, inputs.to(x.device)) for x in self.kept)
+        products, mean = (share * total for total in transposed_sums(modules[1], kept))
+        into = inputs.to(A.device)
+        A = A[:, into][..., into]
+        return replace(found, weighting=Weighting(channel=A), products=products, mean=mean, kept=kept)
 
     def overlap(self, W: Tensor) -> float:
         """The energy of what the taps of a transposed convolution give together over that of all taps apart.
@@ -68,6 +72,21 @@ class AsideStatistics(LayerStatistics):
             return 1.0
         apart = float(squared_error(self.weighting, W, self.outputs))
         return weighed(self.products, self.outputs) / apart if apart > 0 else 1.0
+
+
+def transposed_sums(module: nn.Module, inputs: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+    """Sums over positions of y y^T, (o, o), and of y, (o,), of what a transposed convolution gives without its bias."""
+    rows = [transposed_outputs(module, weight_of(module).detach().double(), x) for x in inputs]
+    return cast(Tensor, sum(y.T @ y for y in rows)), cast(Tensor, sum(y.sum(0) for y in rows))
+
+
+def transposed_outputs(module: Any, weight: Tensor, x: Tensor) -> Tensor:
+    """Outputs (positions, o) that a transposed convolution gives of a batch with another weight, and without bias."""
+    transposed = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
+    apply: Any = transposed[module.weight.ndim - 3]
+    settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
+    y = apply(x.to(weight), weight.reshape(module.weight.shape), output_padding=module.output_padding, **settings)
+    return cast(Tensor, y.movedim(1, -1).flatten(0, -2))
 
 
 def smoothed(counts: Tensor) -> Tensor:

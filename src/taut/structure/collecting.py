@@ -27,7 +27,7 @@ from taut.structure.patches import (
     row_budget,
     weight_of,
 )
-from taut.structure.sums import PIECE_BYTES, Kept, Moments, Sketch
+from taut.structure.sums import PIECE_BYTES, Kept, Moments, Rows, Sketch
 from taut.types import Layer
 
 EXACT_LIMIT = 8192
@@ -44,6 +44,9 @@ SKETCH_BYTES = 1 << 28
 
 ROWS, UNFOLDED_ROWS = 32, 16
 """Sampled rows per input: a basis made from them loses 3 % more than the best at most. Of a convolution fewer do."""
+
+FEW = 2
+"""Inputs per row from which on the rows of a wide layer are held themselves, until there are more of them."""
 
 ENOUGH = 16
 """Rows per input from which on a moment is taken as it is; of fewer, held-out rows put its energies right."""
@@ -103,11 +106,11 @@ class InputMoments:
         budget = min(whole, max(per_input * min(columns, EXACT_LIMIT), 8192))
         budget = row_budget(columns, whole) if self.form == "channel" else budget
         self.share = budget / max(whole, 1)
-        self.fitted: Moments | Sketch = Moments()
+        self.fitted: Moments | Rows | Sketch = Moments()
         if self.form == "sketch":
             self.fitted = Sketch(sketch_size(weight_of(module).shape[0] // groups, columns), generator(seed))
-        elif self.form == "full" and budget < columns > LARGE:  # the rows are smaller than their moment
-            self.fitted = Sketch(columns, generator(seed))
+        elif self.form == "full" and columns > LARGE and FEW * budget < columns:
+            self.fitted = Rows()
         most = min(HELD_ROWS, max(1, HELD_BYTES // (4 * columns * groups)))
         self.held: Moments | Kept = Moments() if self.form == "full" and columns <= most else Kept(most)
         self.held_share = self.share if self.form == "full" else min(1.0, max(self.share, 16 * most / max(whole, 1)))
@@ -116,6 +119,8 @@ class InputMoments:
         """Add unfolded rows (g, n, k), each of which stands for `weight` positions; they may be changed."""
         if self.form != "channel":
             (self.held if held else self.fitted).add(rows, weight)
+            if isinstance(self.fitted, Rows) and FEW * self.fitted.count > self.size:  # more than were to come
+                self.fitted = self.fitted.summed()
             return
         if held:
             self.held.add(rows, weight)
@@ -128,7 +133,7 @@ class InputMoments:
         if not self.fitted.count:
             return Weighting()
         scale = positions / self.fitted.weight
-        if isinstance(self.fitted, Sketch):
+        if not isinstance(self.fitted, Moments):
             rows = self.fitted.take().mul_(scale**0.5)
             return self._sketched(rows, positions) if self.form == "sketch" else self._full(rows, positions)
         if self.form == "channel":  # of every offset a row: there are enough
@@ -151,8 +156,9 @@ class InputMoments:
 
     def _give_back(self) -> None:
         """Held-out rows that are not needed count like the others."""
-        if isinstance(self.held, Moments) and isinstance(self.fitted, Moments):
-            self.fitted = self.fitted.joined(self.held)
+        if isinstance(self.held, Moments) and not isinstance(self.fitted, Sketch):
+            own = self.fitted.summed() if isinstance(self.fitted, Rows) else self.fitted
+            self.fitted = own.joined(self.held)
         elif isinstance(self.held, Kept) and self.held.count:
             share = self.held.weight / self.held.count
             self.fitted.add(self.held.take(weighed=False), share)

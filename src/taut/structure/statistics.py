@@ -40,14 +40,18 @@ class LayerStatistics:
     scale: float | None = None
     held: Tensor | None = None
 
-    def narrowed(self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int]) -> LayerStatistics:
+    def narrowed(
+        self, outputs: Tensor, inputs: Tensor, sizes: tuple[int, int], modules: tuple[nn.Module, nn.Module]
+    ) -> LayerStatistics:
         """Of the layer with fewer channels, as far as they are known.
 
         Args:
             outputs: kept ones.
             inputs: kept ones, of each group.
             sizes: of outputs and inputs before.
+            modules: the layer before and after.
         """
+        del modules  # what it gives is not looked at
         weighting, held = self.weighting, self.held
         if len(inputs) < sizes[1] or (len(outputs) < sizes[0] and weighting.groups > 1):
             weighting = weighting.narrowed(outputs, inputs, sizes)
@@ -143,7 +147,10 @@ class Statistics:
         modules = {name: model.get_submodule(name) if name in cuts else m for name, m in self.modules.items()}
 
         def left(name: str, stats: LayerStatistics) -> LayerStatistics:
-            return stats.narrowed(*cuts[name], before[name].weight[:2]) if name in cuts else stats  # type: ignore[arg-type]
+            if name not in cuts:
+                return stats
+            sizes: Any = before[name].weight[:2]
+            return stats.narrowed(*cuts[name], sizes, (self.module(name), model.get_submodule(name)))
 
         return replace(
             self,

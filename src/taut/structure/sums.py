@@ -73,6 +73,35 @@ class Moments:
         return both
 
 
+class Rows:
+    """Rows that pass, as they are: smaller than their moment while they are few."""
+
+    def __init__(self) -> None:
+        """Nothing seen."""
+        self.count = 0
+        self.weight = 0.0
+        self.parts: list[tuple[Tensor, float]] = []
+
+    def add(self, rows: Tensor, weight: float) -> None:
+        """Add rows (g, n, k), each of which stands for `weight` positions."""
+        self.count += rows.shape[1]
+        self.weight += weight * rows.shape[1]
+        self.parts.append((rows.clone(), weight))
+
+    def take(self) -> Tensor:
+        """Rows whose moment is that of all; the memory is handed over."""
+        parts, self.parts = self.parts, []
+        return torch.cat([rows.mul_(weight**0.5) for rows, weight in parts], 1)
+
+    def summed(self) -> Moments:
+        """Their moment; the memory is handed over."""
+        moments = Moments()
+        parts, self.parts = self.parts, []
+        for rows, weight in parts:
+            moments.add(rows, weight)
+        return moments
+
+
 class Sketch:
     """Rows (g, size, k) with the expected second moment of all rows that passed: them themselves, then signed sums."""
 

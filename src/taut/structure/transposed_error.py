@@ -7,10 +7,9 @@ from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from taut.decompose.outputs import weighed
-from taut.structure.asides import AsideStatistics
+from taut.structure.asides import AsideStatistics, transposed_outputs
 from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
 
@@ -44,14 +43,5 @@ class Trial:
         return self._energy(change) * self._scale
 
     def _energy(self, weight: Tensor) -> float:
-        return sum(weighed(_moment(self.layer, weight, x), self.known.outputs) for x in self.known.kept)
-
-
-def _moment(module: Any, weight: Tensor, x: Tensor) -> Tensor:
-    """Sum over positions of y yᵀ, (o, o), of the outputs that another weight gives."""
-    transposed = (functional.conv_transpose1d, functional.conv_transpose2d, functional.conv_transpose3d)
-    apply: Any = transposed[module.weight.ndim - 3]
-    settings = {"stride": module.stride, "padding": module.padding, "dilation": module.dilation}
-    y = apply(x.to(weight), weight.reshape(module.weight.shape), output_padding=module.output_padding, **settings)
-    rows = y.movedim(1, -1).flatten(0, -2)
-    return cast(Tensor, rows.T @ rows)
+        rows = (transposed_outputs(self.layer, weight, x) for x in self.known.kept)
+        return sum(weighed(y.T @ y, self.known.outputs) for y in rows)

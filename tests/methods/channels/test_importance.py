@@ -17,8 +17,10 @@ from taut.decompose.weighting import Weighting
 from taut.methods.channels import importance
 from taut.methods.channels.compensation import refilled
 from taut.methods.channels.importance import curves_of
+from taut.structure.asides import transposed_outputs
 from taut.structure.channels.groups import coupled
 from taut.structure.narrowing import Cut
+from taut.structure.support import TRANSPOSED_KINDS
 
 
 @pytest.fixture(scope="module")
@@ -110,27 +112,29 @@ def test_an_order_is_searched_once_for_the_same_weights_and_observations(seen, m
     assert len(searched) == 2 * len(groups) + 1, "others were observed"
 
 
-def transposed(stride, kernel=2):
+def transposed(stride, kernel=2, axes=2):
     """A net whose channels a transposed convolution reads, its groups, statistics, and what that layer reads."""
     torch.manual_seed(0)
-    reader = nn.ConvTranspose2d(8, 3, kernel, stride=stride)
-    net = sequential(a=nn.Conv2d(3, 8, 3), r=nn.ReLU(), b=reader).eval()
-    x = torch.randn(64, 3, 6, 6)
+    conv, reader = ((nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1], TRANSPOSED_KINDS[axes - 1])
+    up = reader(8, 6, kernel, stride=stride, padding=(kernel - stride) // 2 if kernel > stride else 0)
+    net = sequential(a=conv(3, 8, 3), r=nn.ReLU(), b=up, mixes=conv(6, 2, 1)).eval()
+    x = torch.randn(64, 3, *[6] * axes)
     stats = taut.observe(taut.trace(net, x[:2]), net, x, output="values")
     with quiet(), torch.no_grad():
-        return net, coupled(net, Example(net, x[:2])).groups, stats.seen("b"), net.r(net.a(x))
+        groups = [group for group in coupled(net, Example(net, x[:2])).groups if group.name == "a"]
+        return net, groups, stats.seen("b"), net.r(net.a(x))
 
 
 def lost(net, seen, read, weight):
     """What outputs by another weight add to the loss, run position by position."""
     with torch.no_grad():
-        rows = nn.functional.conv_transpose2d(read, net.b.weight - weight, stride=net.b.stride).movedim(1, -1)
-    rows = rows.flatten(0, -2).double()
+        rows = transposed_outputs(net.b, (net.b.weight - weight).double(), read)
     return float((rows @ seen.outputs.full[0].double() * rows).sum()) / len(read) / (2 * seen.positions)
 
 
-def test_what_a_transposed_convolution_loses_with_each_channel_is_what_it_gives_otherwise():
-    net, groups, seen, read = transposed(stride=2)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_what_a_transposed_convolution_loses_with_each_channel_is_what_it_gives_otherwise(axes):
+    net, groups, seen, read = transposed(stride=2, axes=axes)
     (curve,) = curves_of(net, groups, {"b": seen}, "obd", {"b": "b"})
     assert curve.comparable
     wanted = []
@@ -138,24 +142,35 @@ def test_what_a_transposed_convolution_loses_with_each_channel_is_what_it_gives_
         weight = net.b.weight.detach().clone()
         weight[gone] = 0
         wanted.append(lost(net, seen, read, weight))
-    np.testing.assert_allclose(np.diff(curve.damages), sorted(wanted), rtol=1.5e-2)  # .01 of its mean is added to B
+    # a hundredth of its mean is added to B, which has one direction in three here
+    np.testing.assert_allclose(np.diff(curve.damages), sorted(wanted), rtol=0.05, atol=0.01 * max(wanted))
 
 
-@pytest.mark.parametrize(("stride", "kernel"), [(2, 2), (1, 3), (2, 3)])
+@pytest.mark.parametrize(("stride", "kernel"), [(2, 2), (1, 3), (2, 4)])
 def test_without_any_channel_a_transposed_convolution_loses_all_that_it_gave(stride, kernel):
     net, groups, seen, read = transposed(stride, kernel)
     (curve,) = curves_of(net, groups, {"b": seen}, "obs", {"b": "b"})
-    assert curve.damages[-1] == pytest.approx(lost(net, seen, read, torch.zeros_like(net.b.weight)), rel=2e-2)
+    assert curve.damages[-1] == pytest.approx(lost(net, seen, read, torch.zeros_like(net.b.weight)), rel=0.1)
 
 
-def test_the_weights_that_a_transposed_convolution_keeps_make_up_for_the_others():
-    net, groups, seen, read = transposed(stride=2)
+@pytest.mark.parametrize("axes", [1, 2, 3])
+def test_the_weights_that_a_transposed_convolution_keeps_make_up_for_the_others(axes):
+    net, groups, seen, read = transposed(stride=2, axes=axes)
     (curve,) = curves_of(net, groups, {"b": seen}, "obs", {"b": "b"})
     kept = np.sort(curve.order[3:])
-    cut = Cut(torch.arange(3), torch.from_numpy(kept))
+    cut = Cut(torch.arange(6), torch.from_numpy(kept))
     weight = torch.zeros_like(net.b.weight)
     weight[kept] = refilled(net.b, cut, seen).weight.detach()
     bare = torch.zeros_like(weight)
     bare[kept] = net.b.weight.detach()[kept]
-    assert lost(net, seen, read, weight) == pytest.approx(curve.damages[3], rel=2e-2)
+    assert lost(net, seen, read, weight) == pytest.approx(curve.damages[3], rel=0.1)
     assert lost(net, seen, read, weight) < 0.9 * lost(net, seen, read, bare)
+
+
+def test_channels_that_a_transposed_convolution_reads_have_an_order_where_no_gradient_is_known():
+    net, groups, seen, _ = transposed(stride=2)
+    (curve,) = curves_of(net, groups, {"b": replace(seen, outputs=None, scale=3.0)}, "obd", {"b": "b"})
+    (weighed,) = curves_of(net, groups, {"b": seen}, "obd", {"b": "b"})
+    assert curve.comparable
+    assert np.diff(curve.damages).sum() < 2 * 3.0  # shares of its energy, each for itself, in units of the loss
+    assert sorted(curve.order) == sorted(weighed.order)

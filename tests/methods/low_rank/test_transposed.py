@@ -120,3 +120,13 @@ def test_a_generator_is_halved_saved_loaded_trained_and_exported(tmp_path):
     small(z).square().sum().backward()
     assert all(p.grad is not None for p in small.parameters())
     assert all(parity.holds for parity in result.export(tmp_path / "small.onnx").parity)
+
+
+def test_a_generator_is_halved_by_the_default_call(tmp_path):
+    model, z = generator(), torch.randn(64, 16, 1, 1)
+    result = taut.compress(model, z[:8], budget=taut.Budget(macs=0.5), data=[z], output="values", compare=False)
+    assert any(step.method == "channels" for step in result.plan.steps)
+    assert result.plan.after.macs <= 0.5 * result.plan.before.macs
+    assert result.plan.after == taut.measure.count(result.model, taut.trace(model, z[:8]).example)
+    result.save(tmp_path / "small")
+    assert torch.equal(taut.load(tmp_path / "small", base=generator)(z), result.model(z))

@@ -16,7 +16,7 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.criteria import channels as criteria
 from taut.criteria.channels import Reader, removal
-from taut.decompose.linalg import ridge
+from taut.decompose.linalg import metric_factor, ridge
 from taut.decompose.weighting import WIDE, Weighting
 from taut.errors import CallError
 from taut.methods.channels.widths import Curve
@@ -171,8 +171,7 @@ def problems(
     module: Any = model.get_submodule(member.layer)
     if stats is None or not stats.weighting.known:
         return []
-    g = groups_of(module)
-    W = grouped_weight(module).cpu().double()
+    g, W = groups_of(module), grouped_weight(module)
     owner = torch.full((member.width,), -1)
     owner[member.index] = torch.arange(len(member.index))[:, None].expand_as(member.index)
     owner = owner.reshape(g, -1)
@@ -180,7 +179,7 @@ def problems(
     energy = 1.0 if known else stats.weighting.energy(W)
     scale = 1 / (2 * stats.positions) if known else (stats.scale or 1.0) / max(energy, 1e-300)
     scale *= stats.overlap(W) if known and isinstance(stats, AsideStatistics) else 1.0
-    B = regular(stats.outputs)
+    W, B = W.cpu().double(), regular(stats.outputs)
     if stats.outputs is not None and stats.outputs.rows is not None:  # B = R^T R: R W has the same errors, without B
         W = torch.einsum("gmo,gocs->gmcs", stats.outputs.rows.cpu().double(), W)
     held = stats.weighting.handy(W.shape[2])
@@ -212,9 +211,8 @@ class _Part:
             return Reader(self.W.flatten(1), A, self.owner.repeat_interleave(taps), self.B, self.scale)
         if self.held.channel is not None:
             A = ridge(self.held.channel[0], RIDGE).cpu()
-            rows = self.W.movedim(2, 0).flatten(0, 1)  # taps are outputs of their own
-            wide = None if self.B is None else self.B.diagonal().repeat(taps)
-            return Reader(rows, A, self.owner, wide, self.scale)
+            W = self.W if self.B is None else torch.einsum("op,pcs->ocs", metric_factor(self.B[None])[0][0], self.W)
+            return Reader(W.movedim(2, 0).flatten(0, 1), A, self.owner, None, self.scale)  # taps are outputs apart
         return None
 
     def apart(self, classes: int) -> Reader:

@@ -199,7 +199,7 @@ def _moment(module: Any, seen: AsideStatistics) -> Tensor:
     taps = torch.eye(height, dtype=torch.float64, device=module.weight.device).tile(c, 1, 1)[..., None]
     total = taps.new_zeros(c * height, c * height)
     settings: Any = {key: (getattr(module, key)[0], value) for key, value in IDLE.items()}
-    for sample in (one for x in seen.kept for one in (x if x.ndim == module.weight.ndim else x[None])):
+    for sample in (one for x in seen.kept for one in x):
         placed = functional.conv_transpose2d(sample[None].to(taps), taps, groups=c, **settings)[0].flatten(1)
         total += placed @ placed.T
     return total
