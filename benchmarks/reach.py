@@ -7,8 +7,9 @@ Every network in a process of its own; finished rows are kept in results/reach.j
 that crashed, are run.
 
     true size  share of the MACs, by shapes (architectures/true_size.py), in layers that low rank takes, that channels
-               narrow, that one of both does; outside of layers, in products of activations (queries and keys); and in
-               layers that neither takes. Where two blocks stand for all, theirs count as often as there are blocks
+               narrow, that one of both does; outside of layers, in products of activations (queries and keys: what a
+               module without a matrix of its own multiplies); and in layers that neither takes, and why. Where two
+               blocks stand for all, theirs count as often as there are blocks
     macs       the small network of families.py at half of its MACs, of every layer a quarter of the weights kept at
                least (`keep={"*": 0.25}`): what is left, the smallest share of a layer's full rank or width, whether
                the output has the same structure, whether the saved folder computes the same bits, the worst difference
@@ -79,7 +80,8 @@ def reach(name: str) -> Row:
     groups = [net.group([layer.name]) for layer in net.layers if layer.skip is None or layer.skip in aside]
     taken = [each for each in (*groups, *net.tied) if any(method.refuses(each) is None for method in methods)]
     low = {name for each in taken for name in each.names}
-    narrow = {member.layer for group in coupled(model, net.example).groups for member in group.members}
+    coupling = coupled(model, net.example)
+    narrow = {member.layer for group in coupling.groups for member in group.members}
     often = BLOCKS.get(name, MADE) / MADE
     macs = {n.name: n.macs * (often if BLOCK.search(n.name) else 1.0) for n in net.layers}
     own = {layer.name for layer in net.layers if _multiplies_no_weight(model.get_submodule(layer.name), layer.skip)}
@@ -90,7 +92,8 @@ def reach(name: str) -> Row:
         return round(sum(value for key, value in macs.items() if key in names) / whole, 4)
 
     shares = {"low_rank": share(low), "channels": share(narrow), "either": share(low | narrow)}
-    rest = {name: net[name].skip for name, n in macs.items() if n > 0.005 * whole and name not in low | narrow}
+    heavy = [name for name, n in macs.items() if n > 0.005 * whole and name not in low | narrow]
+    rest = {name: net[name].skip or coupling.stays.get(name) for name in heavy}
     beside = {"outside": round(outside / whole, 4), "neither": share(macs.keys() - low - narrow), "why": rest}
     return {"params_made": net.cost.params, "macs": round(whole), **shares, **beside}
 
@@ -201,8 +204,8 @@ def bounds(rows: list[Row]) -> list[Bound]:
     generate = [row["cache"] for row in halves if (row.get("cache") or {}).get("before") is not None]
     agree = sum(_same(cache["before"]) and _same(cache["after"]) for cache in generate)
     return [
-        Bound("reach: families with 90 % of the layers' MACs within reach, at true widths", len(true), of_layers),
-        Bound("reach: the same of all MACs, products of queries and keys among them", len(true), within),
+        Bound("reach: families with 90 % of the MACs within reach, at true widths", len(true), within),
+        Bound("reach: the same of the MACs of layers, without products of queries and keys", len(true), of_layers),
         Bound("reach: families at half, keep=1/4 of the weights, no layer below an eighth", len(TRUE_SIZE), len(met)),
         Bound("reach: crashed, structures or bits changed", 0, len(broken), at_most=True),
         Bound("reach: ONNX files of DCGAN, GPT-2, T5, Whisper, Mixtral that agree", len(NAMED), len(exported & NAMED)),
@@ -216,12 +219,12 @@ def _same(found: Row | None) -> bool:
     return (found or {}).get("worst", 1.0) <= LIMIT
 
 
-def kept(mark: str, again: list[str]) -> None:
+def kept(mark: str, again: list[str], parts: list[str]) -> None:
     """Forget rows that crashed, that other versions made, or that are to run again."""
     if ROWS.exists():
         rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
         rows = [row for row in rows if row["mark"] == mark and "crashed" not in row["results"]]
-        rows = [row for row in rows if row["settings"]["net"] not in again]
+        rows = [r for r in rows if r["settings"]["net"] not in again or r["settings"]["part"] not in parts]
         ROWS.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -238,7 +241,7 @@ def main() -> None:
         return
     libraries = versions()
     mark = json.dumps(libraries | {"keep": KEPT, "tokens": TOKENS}, sort_keys=True)
-    kept(mark, args.only if args.redo else [])
+    kept(mark, args.only if args.redo else [], args.parts)
     rows = run_grid(cells(net=args.only, part=args.parts), measured, ROWS, "networks", mark)
     missed = [row["net"] for row in rows if row["part"] == "macs" and not meets(row)]
     rows += run_grid(cells(net=missed, part=["params"]), measured, ROWS, "networks", mark) if missed else []

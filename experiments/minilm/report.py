@@ -56,9 +56,9 @@ def limits(untrained: Rows, distilled: Rows) -> list[Bound]:
         bounds.append(Bound("untrained, that file: percent lost", 5.0, file[0], at_most=True))
     rounded = _of(untrained, "taut, file in half precision")
     if rounded:
-        bounds.append(Bound("tuned, that file in half precision: percent lost", 5.0, rounded[0], at_most=True))
+        bounds.append(Bound("a file of that size in half precision: percent lost", 5.0, rounded[0], at_most=True))
     if trained := _of(distilled, "taut, file"):
-        bounds.append(Bound("tuned, that file distilled: percent lost", 5.0, trained[0], at_most=True))
+        bounds.append(Bound("that file distilled: percent lost", 5.0, trained[0], at_most=True))
     if tuned:
         bounds.append(Bound("distilled: percent lost", 2.0, tuned[-1], at_most=True))
     return bounds

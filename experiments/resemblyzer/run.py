@@ -167,7 +167,8 @@ def main(data: Path | None, out: Path, paper: bool, quick: bool, seeds: int | No
     mark = f"taut {taut_version()}, torch {torch.__version__}, {study.partials} partials"
     grid = [*cells(way=["taut"], seed=range(1 if quick else seeds or 3)), {"way": "original", "seed": 0}]
     untrained = run_grid(grid, study.untrained, out / f"{marker}untrained.jsonl", "untrained", mark)
-    distilled = run_grid(study.training, study.trained, out / f"{marker}distilled.jsonl", "distilling", mark)
+    trained_mark = f"{mark}, rate {RATE}"
+    distilled = run_grid(study.training, study.trained, out / f"{marker}distilled.jsonl", "distilling", trained_mark)
     bounds = [] if quick else limits(untrained, distilled)
     (out / "table.md").write_text(markdown(untrained, distilled, bounds))
     settings = {
