@@ -108,7 +108,7 @@ def reach(name: str) -> Row:
 
 
 def falling(model: nn.Module, net: taut.Network, outside: float) -> float:
-    """What share of the MACs outside of layers falls with the channels: half of every group, and twice what it saves."""
+    """The share of MACs outside of layers that falls with the channels: twice what goes with half of each group."""
     halved = narrowing_step(net, METHODS["channels"](criterion="l2", even=True), sparsity=0.5)
     narrowed = narrow(model, halved, taut.observe(net, model))
     if narrowed is None or not outside:
