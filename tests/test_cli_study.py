@@ -62,6 +62,25 @@ def test_a_killed_study_goes_on_in_several_processes_and_ends_in_the_same_rows(
     assert [row["method"] for row in sheet("whole")] == ["original", *["magnitude"] * 2, *["svd"] * 2]
 
 
+def test_explore_in_several_processes_goes_on_after_sigterm(place: Place) -> None:
+    words = ("--compare", "none", "--methods", "svd")
+    command = ["explore", f"{place.module}:build", "--task", "tasks.py", *words]
+    script = Path(sys.executable).with_name("taut")
+    process = subprocess.Popen([script, *command, "--out", "o", "--jobs", "2"], stderr=subprocess.PIPE, text=True)
+    while process.poll() is None and not list(Path("o").glob("point-*.json")):
+        time.sleep(0.01)
+    process.terminate()
+    _, said = process.communicate()
+    assert process.returncode == 143
+    assert "error: terminated; nothing was left half-written. The same command goes on: the points" in said
+    first = {path.name: path.read_bytes() for path in Path("o").iterdir()}
+    assert first
+    found = place("explore", "NETS:build", *words, "--out", "o")
+    assert found.code == 0
+    assert {name: Path("o", name).read_bytes() for name in first} == first
+    assert place("explore", "NETS:build", *words).out == found.out
+
+
 def test_ctrl_c_says_how_to_go_on(place: Place, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupted(*_: object) -> None:
         raise KeyboardInterrupt

@@ -3,6 +3,8 @@
 import errno
 import json
 import os
+import sys
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 
 import pytest
 import torch
@@ -146,6 +148,114 @@ def test_it_goes_on_where_it_stopped(few, tmp_path):
     taut.explore(model, example, data=data, evaluate=evaluate, folder=tmp_path)
     assert lost.exists()
     assert evaluate.calls == before + 2  # the original and the missing point
+
+
+ASKED, FAILS_AT = [], []
+
+
+def asked(model):
+    """At the top level, where workers find it."""
+    ASKED.append(model)
+    if len(ASKED) in FAILS_AT:
+        raise ValueError("no more")
+    with torch.no_grad():
+        return float(sum(parameter.double().abs().sum() for parameter in model.parameters()))
+
+
+class AtOnce(Executor):
+    """Works while it is handed the work."""
+
+    def submit(self, function, *arguments):
+        future = Future()
+        future.set_result(function(*arguments))
+        return future
+
+
+def without_times(front):
+    return [{k: v for k, v in point.items() if k not in TIMES} for point in json.loads(front.to_json())]
+
+
+TIMES = ("ms_before", "ms_after", "speedup_low", "speedup_high", "apart")
+
+
+@pytest.fixture
+def _asked_anew():
+    ASKED.clear()
+    FAILS_AT.clear()
+
+
+@pytest.mark.usefixtures("_asked_anew")
+@pytest.mark.parametrize("jobs", ["threads", 2])
+def test_whoever_works_the_front_is_the_same(few, tmp_path, jobs):
+    model, example, data, _ = setting()
+    given = {"data": data, "evaluate": asked, "compare": False}
+    alone = taut.explore(model, example, **given, folder=tmp_path / "alone")
+    executor = ThreadPoolExecutor(2)
+    with untouched(model):
+        front = taut.explore(model, example, **given, folder=tmp_path / "o", jobs=jobs if jobs == 2 else executor)
+    assert front.to_json() == alone.to_json()
+    assert files(tmp_path / "o") == files(tmp_path / "alone")
+    assert len(files(tmp_path / "o")) == 4
+
+
+def files(folder):
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+@pytest.mark.usefixtures("_asked_anew")
+def test_what_workers_made_is_timed_afterwards(few, planted):
+    model, example, data, _ = setting()
+    alone = taut.explore(model, example, data=data, evaluate=asked)
+    front = taut.explore(model, example, data=data, evaluate=asked, jobs=ThreadPoolExecutor(2))
+    assert front == alone
+    assert len(planted) == 6
+    for before, after in planted[3:]:
+        assert macs(before, example) > macs(after, example)
+
+
+@pytest.mark.usefixtures("_asked_anew")
+@pytest.mark.parametrize("jobs", [1, "again"])
+def test_an_error_in_a_worker_costs_nothing_that_is_finished(few, planted, tmp_path, jobs):
+    model, example, data, _ = setting()
+    FAILS_AT.append(4)
+    given = {"data": data, "evaluate": asked, "folder": tmp_path}
+    with pytest.raises(DataError, match="evaluate raised ValueError: no more") as caught:
+        taut.explore(model, example, **given, jobs=AtOnce())
+    assert [point.ratio for point in caught.value.result.points] == [1.0, 1.5, 3.0]
+    assert {path.name for path in tmp_path.iterdir()} == {"point-1.json", "untimed-1.5", "untimed-3"}
+    front = taut.explore(model, example, **given, jobs=1 if jobs == 1 else AtOnce())
+    assert len(ASKED) == 5 + 2  # the original, and the one that was missing
+    assert set(files(tmp_path)) == {f"point-{ratio:g}.json" for ratio in (1, 1.5, 2, 3)}
+    assert [point.ms_after for point in front.points] == [8.0, 4.0, 4.0, 4.0]
+    assert without_times(front) == without_times(taut.explore(model, example, data=data, evaluate=asked))
+
+
+@pytest.mark.usefixtures("_asked_anew")
+def test_a_damaged_model_that_waits_to_be_timed_is_made_again(few, planted, tmp_path, monkeypatch):
+    model, example, data, _ = setting()
+    given = {"data": data, "evaluate": asked, "folder": tmp_path, "jobs": AtOnce()}
+    with monkeypatch.context() as patch:
+        patch.setattr("taut.search.exploration.compared_models", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            taut.explore(model, example, **given)
+    assert {path.name for path in tmp_path.iterdir()} == {"point-1.json", "untimed-1.5", "untimed-2", "untimed-3"}
+    (tmp_path / "untimed-2" / "model.safetensors").write_bytes(b"torn")
+    before = len(ASKED)
+    assert len(taut.explore(model, example, **given).points) == 4
+    assert len(ASKED) == before + 2
+
+
+def interrupted(*_, **__):
+    raise KeyboardInterrupt
+
+
+def test_an_evaluate_that_cannot_be_sent_is_refused_with_the_remedy(few, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)
+    model, example, data, _ = setting()
+    with pytest.raises(CallError, match=r"cannot be sent to other processes.*no lambda, no inner function"):
+        taut.explore(model, example, data=data, evaluate=lambda model: 1.0, jobs=2, compare=False)
+    with pytest.raises(CallError, match=r"Executor \(of Dask: client\.get_executor\(\)\)"):
+        taut.explore(model, example, data=data, jobs="many")
 
 
 def test_a_killed_exploration_keeps_what_it_measured(few, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import multiprocessing
+import sys
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import pytest
@@ -87,7 +89,11 @@ def test_several_processes_give_the_same_in_the_same_order(tmp_path):
 
 @pytest.mark.parametrize(
     ("ending", "error", "message"),
-    [("raise", BudgetError, "too small"), ("die", DataError, r"\{'a': 2\} died \(signal 9")],
+    [
+        ("raise", BudgetError, "too small"),
+        ("exit", DataError, r"\{'a': 2\} died \(exit code 3\)"),
+        ("die", DataError, r"\{'a': 2\} died \(signal 9, as when memory runs out, 3 times\)"),
+    ],
 )
 def test_a_run_that_fails_in_a_process_ends_the_grid_and_keeps_what_is_finished(tmp_path, ending, error, message):
     path = tmp_path / "runs.jsonl"
@@ -97,7 +103,24 @@ def test_a_run_that_fails_in_a_process_ends_the_grid_and_keeps_what_is_finished(
     assert not multiprocessing.active_children()
 
 
-def test_work_that_cannot_be_sent_is_refused_with_the_way_out(tmp_path):
+def test_the_work_of_a_killed_process_is_done_again(tmp_path):
+    wanted = cells(a=[1, 2, 3])
+    found = run_grid(wanted, partial(grid_work.killed_once, tmp_path), tmp_path / "runs.jsonl", jobs=2)
+    assert found == [{"a": 1, "square": 1}, {"a": 2, "square": 4}, {"a": 3, "square": 9}]
+    assert (tmp_path / "killed").exists()
+    assert not multiprocessing.active_children()
+
+
+def test_an_executor_gives_the_same_in_the_same_order(tmp_path):
+    wanted = [*cells(a=[3, 1, 2]), {"a": 3}]
+    alone = run_grid(wanted, grid_work.square, tmp_path / "alone.jsonl")
+    with ThreadPoolExecutor(2) as executor:
+        assert run_grid(wanted, grid_work.square, tmp_path / "runs.jsonl", jobs=executor) == alone
+    assert lines(tmp_path / "runs.jsonl") == lines(tmp_path / "alone.jsonl")
+
+
+def test_work_that_cannot_be_sent_is_refused_with_the_way_out(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "cloudpickle", None)  # which would send it
     with pytest.raises(CallError, match="top level of a module"):
         run_grid(cells(a=[1]), lambda cell: {}, tmp_path / "runs.jsonl", jobs=2)
     with pytest.raises(CallError, match="'jobs' of a grid must be"):

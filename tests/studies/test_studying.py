@@ -3,6 +3,7 @@
 import csv
 import json
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -143,6 +144,18 @@ def test_a_broken_study_goes_on_and_ends_like_a_whole_one(tmp_path):
     study(subject, tmp_path / "broken", grid)
     assert sheet(tmp_path / "broken") == sheet(tmp_path / "whole")
     assert (tmp_path / "broken" / "runs.jsonl").read_text().startswith(lines)
+
+
+@pytest.mark.usefixtures("_no_picture")
+def test_an_executor_makes_the_same_rows(tmp_path):
+    grid = Grid(("svd", "magnitude"), (0.5,))
+    study(subject, tmp_path / "alone", grid)
+    with ThreadPoolExecutor(2) as executor:
+        study(subject, tmp_path / "o", grid, executor)
+    assert sheet(tmp_path / "o") == sheet(tmp_path / "alone")
+    assert json.loads((tmp_path / "o" / "study.json").read_text())["settings"]["jobs"] == "ThreadPoolExecutor"
+    with pytest.raises(CallError, match=r"client\.get_executor"):
+        study(subject, tmp_path / "new", grid, "dask")
 
 
 @pytest.mark.usefixtures("_no_picture")

@@ -52,6 +52,7 @@ def explore(
         Path | None, typer.Option(help="Folder for the measured points; run again, only missing ones are measured.")
     ] = None,
     plot: Annotated[Path | None, typer.Option(help="Draw the front into this image file (.svg, .png).")] = None,
+    jobs: Annotated[int, typer.Option(min=1, help="Points at a time, each in a process of its own.")] = 1,
 ) -> None:
     """Measure what a model can become, from 1x to 16x smaller; nothing is chosen or saved."""
     _require(model, task, weights, base, recipe)
@@ -64,7 +65,7 @@ def explore(
     net, job = models.load(model, weights, base), tasks.read(task)
     signals.work_begins()
     try:
-        front = _front(net, job, wish, out)
+        front = _front(net, job, wish, out, jobs)
     except KeyboardInterrupt:
         if out is not None:
             signals.advise(f"The same command goes on: the points that were measured are kept in {out}.")
@@ -227,7 +228,7 @@ def _finish(result: taut.Result, job: tasks.Task, out: Path) -> None:
     _unchecked(job)
 
 
-def _front(net: nn.Module, job: tasks.Task, wish: Recipe, folder: Path | None) -> taut.Front:
+def _front(net: nn.Module, job: tasks.Task, wish: Recipe, folder: Path | None, jobs: int = 1) -> taut.Front:
     _unchecked(job)
     return taut.explore(
         net,
@@ -241,6 +242,7 @@ def _front(net: nn.Module, job: tasks.Task, wish: Recipe, folder: Path | None) -
         compare="torch" if wish.compare is None else wish.compare,
         seed=wish.seed,
         folder=folder,
+        jobs=jobs,
     )
 
 

@@ -3,24 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from pydantic import TypeAdapter, ValidationError
 from torch import nn
-from typing_extensions import TypedDict  # pydantic needs this one below Python 3.12
 
+from taut.artifact.comparison import compared_models
 from taut.core.atomic_folder import rehearse_within
 from taut.core.data import collect
 from taut.core.example import Example, Mask
-from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
 from taut.core.modes import quiet
-from taut.core.progress import track
+from taut.core.progress import stage, track
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
+from taut.core.workers import Jobs, check_jobs, finished
 from taut.measure import model_times
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
@@ -29,10 +28,11 @@ from taut.methods import settings as settings_of
 from taut.methods.channels.channels import Channels
 from taut.nn import Recurrent
 from taut.recovery.samples import SAMPLES
-from taut.search.finishing import compared
+from taut.search.candidates import Candidate, Candidates, candidate_at
 from taut.search.front import Front, Point
 from taut.search.held_out import Batches
-from taut.search.limits import Evaluate, Evaluation, model_at_ratio
+from taut.search.kept_points import Store
+from taut.search.limits import Evaluate, Evaluation
 from taut.search.session import Session, bare, can_judge
 from taut.structure.answers import Output
 from taut.structure.calling import read_example
@@ -61,6 +61,7 @@ def explore(  # noqa: PLR0913 - the call is documented with these
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
     folder: str | Path | None = None,
+    jobs: Jobs = 1,
 ) -> Front:
     """Measure what a model can become, without choosing.
 
@@ -78,12 +79,16 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         seed: of everything random.
         folder: where finished points are kept; started again with the same model and settings, only the missing ones
             are measured.
+        jobs: how many points are made at a time, each in a process of its own with one thread; 1 stays in this process.
+            Or a `concurrent.futures.Executor` that makes them, here or on other machines. The front is the same, and
+            times are measured afterwards in this process.
 
     Returns:
         Up to nine points; ratios that no plan reaches are left out.
     """
     seed = check_seed(seed)
     check_timing(compare)
+    check_jobs(jobs)
     chosen()  # the runtimes that are asked for are here
     if folder is not None:
         rehearse_within(folder)
@@ -100,25 +105,115 @@ def explore(  # noqa: PLR0913 - the call is documented with these
         asked = asked if compare == "torch" else (*asked, compare)
         asked = asked if output == "auto" and mask is None else (*asked, _named(output), _named(mask))
         mark = fingerprint(model, (example.value, inputs), (*asked, shares) if shares else asked)
-        store = None if folder is None else _Store(Path(folder), mark)
-        points: dict[float, Point] = {} if store is None else store.read()
-        if any(ratio not in points for ratio in RATIOS):
-            _fill(points, Session.open(model, example, data, asked_for, keep=shares), evaluation, compare, store)
-    return _front(points)
+        candidates = Candidates(model, example, data, asked_for, shares, evaluation, seed, compare is not False)
+        front = _Measuring(candidates, compare, None if folder is None else Store(Path(folder), mark))
+        front.run(jobs)
+    return _front(front.points)
 
 
-def _fill(
-    points: dict[float, Point], session: Session, evaluation: Evaluation | None, timing: Timing, store: _Store | None
-) -> None:
-    """Measure the points that are missing, and keep each in the store."""
-    milliseconds = _original_time(session, points, timing)
-    with _not_lost(points):
-        for ratio in track([ratio for ratio in RATIOS if ratio not in points], "exploring"):
-            point = _measure(session, ratio, evaluation, milliseconds, timing)
-            if point is not None:
-                points[ratio] = point
-                if store is not None:
-                    store.write(point)
+class _Measuring:
+    """A front while it is measured.
+
+    Attributes:
+        points: those that are there.
+    """
+
+    def __init__(self, candidates: Candidates, timing: Timing, store: Store | None) -> None:
+        """Begin with what was measured earlier."""
+        self.candidates, self.timing, self.store = candidates, timing, store
+        self.points: dict[float, Point] = {} if store is None else store.read()
+
+    @property
+    def missing(self) -> list[float]:
+        """The ratios without a point."""
+        return [ratio for ratio in RATIOS if ratio not in self.points]
+
+    def run(self, jobs: Jobs) -> None:
+        """Measure the points that are missing, and keep each in the store."""
+        if not self.missing:
+            return
+        with _not_lost(self.points):
+            if jobs == 1:
+                self._here(self.candidates.session, self._original_time())
+            else:
+                self._by_workers(jobs, self._original_time())
+
+    def _here(self, session: Session, milliseconds: float | None) -> None:
+        self._time(self._untimed(), milliseconds)
+        for ratio in track(self.missing, "exploring"):
+            candidate = candidate_at(session, ratio, self.candidates.evaluation, self.candidates.seed)
+            if candidate is not None:
+                self._keep(self._timed(_point(ratio, candidate, milliseconds), candidate.model))
+
+    def _by_workers(self, jobs: Jobs, milliseconds: float | None) -> None:
+        """Made and judged by workers; timed here when they are done, since other work would disturb it."""
+        waiting = self._untimed()
+        self.points |= {ratio: point for ratio, (point, _) in waiting.items()}
+        items = [{"ratio": ratio} for ratio in self.missing]
+        with stage("exploring", len(items)) as bar, closing(finished(self.candidates, items, jobs)) as results:
+            for place, candidate in results:
+                bar()
+                if candidate is None:
+                    continue
+                point = _point(items[place]["ratio"], candidate, milliseconds)
+                if candidate.model is None:
+                    self._keep(point)
+                    continue
+                self.points[point.ratio], waiting[point.ratio] = point, (point, candidate.model)
+                if self.store is not None:
+                    self.store.write_untimed(point, candidate.model)
+        self._time(waiting, milliseconds)
+
+    def _untimed(self) -> dict[float, tuple[Point, nn.Module]]:
+        """What an earlier call left to be timed."""
+        found = {} if self.store is None else self.store.untimed(self.candidates.model)
+        return {ratio: each for ratio, each in found.items() if ratio in self.missing}
+
+    def _time(self, waiting: dict[float, tuple[Point, nn.Module]], milliseconds: float | None) -> None:
+        for ratio in track(sorted(waiting), "timing"):
+            point, model = waiting.pop(ratio)
+            self._keep(self._timed(replace(point, ms_before=milliseconds, ms_after=milliseconds), model))
+
+    def _original_time(self) -> float | None:
+        """Milliseconds of the original in its fastest runtime, to which all points refer: those that are there, too."""
+        if self.timing is False:
+            return None
+        for point in self.points.values():
+            return point.ms_before
+        model, example = self.candidates.model, self.candidates.example
+        times = model_times(shallow(model), example, quick=self.timing == "torch").runtimes
+        return min(estimate.value for estimate in times.values())
+
+    def _keep(self, point: Point) -> None:
+        self.points[point.ratio] = point
+        if self.store is not None:
+            self.store.write(point)
+
+    def _timed(self, point: Point, model: nn.Module | None) -> Point:
+        """With its time; the original is not timed against itself: it is 1x by definition."""
+        if model is None or point.ms_before is None or not point.plan.steps:
+            return point
+        original, example = self.candidates.model, self.candidates.example
+        latency = compared_models(original, model, None, example, timing=self.timing).latency
+        best = latency.best if latency else None
+        if best is None:
+            return point
+        return replace(
+            point,
+            ms_after=point.ms_before / best.ratio,
+            speedup_low=best.low,
+            speedup_high=best.high,
+            apart=best.apart,
+        )
+
+
+def _point(ratio: float, candidate: Candidate, milliseconds: float | None) -> Point:
+    """All that is known of a candidate but its time."""
+    point = Point(ratio, candidate.plan, candidate.before, candidate.after, milliseconds, milliseconds)
+    score = candidate.score
+    if score is None:
+        return point
+    return replace(point, metric=score.name, value=score.value, low=score.low, high=score.high)
 
 
 def _front(points: Mapping[float, Point]) -> Front:
@@ -148,75 +243,3 @@ def _unasked(model: nn.Module, example: Example, data: Batches | None) -> Iterat
 def _named(value: Any) -> Any:
     """A function by its name."""
     return getattr(value, "__qualname__", value)
-
-
-def _original_time(session: Session, points: Mapping[float, Point], timing: Timing) -> float | None:
-    """Milliseconds of the original in its fastest runtime, to which all points refer: as in those that are there."""
-    if timing is False:
-        return None
-    for point in points.values():
-        return point.ms_before
-    times = model_times(shallow(session.original), session.example, quick=timing == "torch").runtimes
-    return min(estimate.value for estimate in times.values())
-
-
-def _measure(
-    session: Session, ratio: float, evaluation: Evaluation | None, milliseconds: float | None, timing: Timing
-) -> Point | None:
-    """One point; the original is not timed against itself: it is 1x by definition."""
-    built = model_at_ratio(session, ratio)
-    if built is None:
-        return None
-    small, plan = built
-    if plan.steps:
-        comparison = compared(session, small, evaluation, timing=timing)
-        score, best = comparison.score_after, comparison.latency.best if comparison.latency else None
-    else:
-        score, best = None if evaluation is None else evaluation.score(small), None
-    point = Point(ratio, plan, session.network.cost, session.cost(small), milliseconds, milliseconds)
-    if score is not None:
-        point = replace(point, metric=score.name, value=score.value, low=score.low, high=score.high)
-    if best is None or milliseconds is None:
-        return point
-    return replace(
-        point,
-        ms_after=milliseconds / best.ratio,
-        speedup_low=best.low,
-        speedup_high=best.high,
-        apart=best.apart,
-    )
-
-
-class _Store:
-    """Finished points as files of a folder, each with the digest of the model it belongs to."""
-
-    def __init__(self, folder: Path, fingerprint: str) -> None:
-        self.folder, self.fingerprint = folder, fingerprint
-
-    def read(self) -> dict[float, Point]:
-        """Points of this model and these settings; damaged files count as missing."""
-        points = {}
-        for path in sorted(self.folder.glob("point-*.json")):
-            try:
-                record = TypeAdapter(_Record).validate_json(path.read_bytes())
-            except (ValidationError, OSError):
-                continue
-            if record["fingerprint"] == self.fingerprint:
-                points[record["point"].ratio] = record["point"]
-        return points
-
-    def write(self, point: Point) -> None:
-        """Keep a point.
-
-        Raises:
-            ArtifactError: the folder cannot be written.
-        """
-        record = _Record(fingerprint=self.fingerprint, point=point)
-        with guarded(f"Cannot keep the front in '{self.folder}'"):
-            self.folder.mkdir(parents=True, exist_ok=True)
-        write_atomic(self.folder / f"point-{point.ratio:g}.json", TypeAdapter(_Record).dump_json(record, indent=1))
-
-
-class _Record(TypedDict):
-    fingerprint: str
-    point: Point

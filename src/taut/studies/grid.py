@@ -14,8 +14,8 @@ from typing import Any
 from taut.core.atomic_folder import recover
 from taut.core.files import guarded
 from taut.core.progress import stage
+from taut.core.workers import Jobs, check_jobs, finished
 from taut.errors import CallError
-from taut.studies.processes import finished
 
 Cell = dict[str, Any]
 """Settings of one run: plain data, its identity."""
@@ -32,7 +32,7 @@ def run_grid(
     path: Path,
     title: str = "runs",
     mark: str = "",
-    jobs: int = 1,
+    jobs: Jobs = 1,
 ) -> list[dict[str, Any]]:
     """The results of all wanted cells, in their order; those that `path` holds are not run again.
 
@@ -41,25 +41,26 @@ def run_grid(
         work: cell -> results that JSON can carry. With several jobs it is sent to other processes: a function at the
             top level of a module that they can import (modules beside a study's run.py are, for `sys.path` goes
             along), or `functools.partial` of one with plain arguments. What run.py itself defines is not: its module
-            has a name in the first process only.
+            has a name in the first process only. Where cloudpickle is installed, all functions go.
         path: JSON lines, one for every finished run, flushed to the disk; a line torn by a kill is dropped.
         title: shown beside the progress.
         mark: of everything else that the results depend on, such as versions and constants; lines of another one do
             not count.
-        jobs: how many runs at a time, each in a process of its own that has its share of torch's threads; 1 stays in
-            this process. Only this process writes `path`; a kill or Ctrl-C loses the runs in progress and no others.
+        jobs: how many runs at a time, each in a process of its own with one thread; 1 stays in this process. Or a
+            `concurrent.futures.Executor` that runs them, here or on other machines. What a killed worker was at is
+            done again by another, twice at most. Only this process writes `path`; a kill or Ctrl-C loses the runs in
+            progress and no others.
 
     Returns:
-        One dict per cell: its settings and its results, in the same order whatever `jobs` is; with another number of
-        threads torch rounds sums otherwise.
+        One dict per cell: its settings and its results, the same in the same order whoever works; with 1 job and
+        several threads torch rounds sums otherwise.
 
     Raises:
-        CallError: a cell or a result is no plain data, results use the name of a setting, `jobs` is no positive
-            number, or `work` cannot be sent to other processes.
-        DataError: a process died, for example because memory ran out; the message says in which run.
+        CallError: a cell or a result is no plain data, results use the name of a setting, `jobs` is neither a
+            positive number nor an executor, or `work` cannot be sent to other processes.
+        DataError: a worker was lost, for example because memory ran out; the message says in which run.
     """
-    if not isinstance(jobs, int) or jobs < 1:
-        raise CallError(f"The 'jobs' of a grid must be a whole number, at least 1. Got {jobs!r} instead.")
+    check_jobs(jobs, " of a grid")
     wanted = list(wanted)
     known = _read(recover(path.parent) / path.name, mark)
     missing = list({key: cell for cell in wanted if (key := _key(cell)) not in known}.values())

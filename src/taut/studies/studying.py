@@ -23,6 +23,7 @@ from taut.core.atomic_folder import rehearse_within
 from taut.core.data import collect
 from taut.core.files import guarded, write_atomic
 from taut.core.fingerprint import fingerprint
+from taut.core.workers import Jobs, check_jobs
 from taut.errors import CallError
 from taut.measure.accuracy import measure
 from taut.recovery.samples import SAMPLES
@@ -40,7 +41,7 @@ RUNS, LATENCY, MODELS = "runs.jsonl", "latency.jsonl", "models"
 SHEET, TABLE, PICTURE, RESULTS = "study.csv", "table.md", "pareto.svg", "study.json"
 
 
-def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int = 1) -> tuple[Row, ...]:
+def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: Jobs = 1) -> tuple[Row, ...]:
     """Run a grid of methods, sizes and seeds on a model, and write down what each run costs and is worth.
 
     With several jobs runs are made in processes of their own. Latency is always measured afterwards, in this one, one
@@ -50,17 +51,19 @@ def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int =
         source: builds the model and its task; with several jobs a function that other processes can import.
         out: a folder; the finished runs in it count if they belong to the same model, task, training and versions.
         grid: what to run; None for its defaults.
-        jobs: how many runs at a time.
+        jobs: how many runs at a time, or a `concurrent.futures.Executor` that runs them, as in `run_grid`; on other
+            machines `out` must be the same folder.
 
     Returns:
         A row for every run, the original and the controls first.
 
     Raises:
         CallError: no such method or setting, the training has no data, or `out` is a file.
-        DataError: `evaluate` or the training data cannot be used, or a process died.
+        DataError: `evaluate` or the training data cannot be used, or a worker was lost.
         ModelError: the model cannot be run.
         ArtifactError: the folder cannot be written, or a model that it should hold is gone.
     """
+    check_jobs(jobs)
     grid, folder = grid or Grid(), Path(out)
     rehearse_within(folder)
     opened.cache_clear()  # what the source builds may have changed
@@ -70,11 +73,11 @@ def study(source: Source, out: str | Path, grid: Grid | None = None, jobs: int =
         folder.mkdir(parents=True, exist_ok=True)
     asked: tuple[Any, ...] = (subject.identity, grid.epochs, taut_version(), torch.__version__)
     mark = fingerprint(subject.model, None, (*asked, dict(grid.keep)) if grid.keep else asked)
-    run = Run(source, subject.state, grid.epochs, folder / MODELS, mark, grid.keep)
+    run = Run(source, subject.state, grid.epochs, (folder / MODELS).absolute(), mark, grid.keep)
     found = run_grid(grid.cells(), run, folder / RUNS, "runs", mark, jobs)
     times = _timed(found, Timing(source, folder / MODELS), mark, folder)
     rows = tuple(Row(**(each | times.get(each.get("model", ""), {}))) for each in found)
-    _write(folder, rows, asdict(grid) | {"jobs": jobs})
+    _write(folder, rows, asdict(grid) | {"jobs": jobs if isinstance(jobs, int) else type(jobs).__name__})
     return rows
 
 
