@@ -107,6 +107,9 @@ def compress(
     output: OutputText = None,
     compare: Compare = None,
     seed: Seed = None,
+    jobs: Annotated[
+        int, typer.Option(min=1, help="Candidates at a time, each in a process of its own: of a budget of drop alone.")
+    ] = 1,
 ) -> None:
     """Compress a model to a budget and save it. Without a budget: show what is possible, change nothing."""
     wanted = _budget(budget)
@@ -128,10 +131,10 @@ def compress(
     net, job = models.load(model, weights, base), tasks.read(task)
     signals.work_begins()
     if wish.budget is None:
-        show(_front(net, job, wish, None))
+        show(_front(net, job, wish, None, jobs))
         say("No budget was given, so nothing was changed. Choose a row, and say for example --budget macs=0.25.")
         return
-    _run(net, job, wish, out, overwrite)
+    _run(net, job, wish, out, overwrite, jobs)
 
 
 def resume(
@@ -150,7 +153,7 @@ def resume(
     _run(net, job, wish, out, overwrite=False)
 
 
-def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bool) -> None:
+def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bool, jobs: int = 1) -> None:
     """Compress, train where that is wished, save; what is interrupted can be resumed."""
     if wish.budget is None:
         raise CallError("The unfinished run names no budget.")
@@ -172,6 +175,7 @@ def _run(net: nn.Module, job: tasks.Task, wish: Recipe, out: Path, overwrite: bo
             align=wish.align,
             compare=True if wish.compare is None else wish.compare,
             seed=wish.seed,
+            jobs=jobs,
         )
     except (TautError, KeyboardInterrupt) as error:
         _settle(error, job, out, state, new=new)

@@ -22,49 +22,65 @@ AGAIN = 2
 """How often work is done again whose worker was lost."""
 
 
-def in_processes(work: bytes, items: Sequence[Item], count: int) -> Generator[tuple[int, Any]]:
-    """The place and the result of each item, in the order in which they are finished.
+class Processes:
+    """Processes of one thread each; they also end when this process does."""
 
-    Closing the generator, or an error, ends all workers at once; they also end when this process does.
+    def __init__(self, work: bytes, count: int) -> None:
+        """None is started yet.
 
-    Args:
-        work: from `taut.core.parcels.parcel`.
-        items: plain data.
-        count: processes at most, of one thread each.
+        Args:
+            work: from `taut.core.parcels.parcel`.
+            count: processes at most.
+        """
+        self.work, self.count = work, count
+        self.workers: list[_Worker] = []
 
-    Raises:
-        DataError: a worker died: by itself, or was killed more than `AGAIN` times over the same item.
-        Exception: what the work raised; results that other workers had finished by then come first.
-    """
-    waiting, lost = iter(range(len(items))), Counter[int]()
-    workers: list[_Worker] = []
-    try:
-        workers.extend(_Worker(work) for _ in range(min(count, len(items))))
-        for worker in workers:
-            worker.start(next(waiting), items)
-        while busy := {worker.pipe: worker for worker in workers if worker.place is not None}:
-            failure: BaseException | None = None
-            for pipe in wait(list(busy)):
-                worker = busy[cast(Connection, pipe)]
-                place, answer = cast(int, worker.place), worker.answer()
-                good, value = (False, None) if answer is None else opened(answer)
-                if good:
-                    worker.start(next(waiting, None), items)
-                    yield place, value
-                elif answer is not None:
-                    failure = failure or value
-                elif worker.killed and lost[place] < AGAIN:
-                    lost[place] += 1
-                    workers.remove(worker)
-                    workers.append(_Worker(work))
-                    workers[-1].start(place, items)
-                else:
-                    failure = failure or DataError(_obituary(worker.exit, items[place], lost[place] + 1))
-            if failure is not None:
-                raise failure
-    finally:
-        for worker in workers:
+    def results(self, items: Sequence[Item]) -> Generator[tuple[int, Any]]:
+        """The place and the result of each item, in the order in which they are finished.
+
+        Closing the generator, or an error, ends all workers at once.
+
+        Args:
+            items: plain data.
+
+        Raises:
+            DataError: a worker died: by itself, or was killed more than `AGAIN` times over the same item.
+            Exception: what the work raised; results that other workers had finished by then come first.
+        """
+        waiting, lost = iter(range(len(items))), Counter[int]()
+        try:
+            while len(self.workers) < min(self.count, len(items)):
+                self.workers.append(_Worker(self.work))
+            for worker in self.workers:
+                worker.start(next(waiting, None), items)
+            while busy := {worker.pipe: worker for worker in self.workers if worker.place is not None}:
+                failure: BaseException | None = None
+                for pipe in wait(list(busy)):
+                    worker = busy[cast(Connection, pipe)]
+                    place, answer = cast(int, worker.place), worker.answer()
+                    good, value = (False, None) if answer is None else opened(answer)
+                    if good:
+                        worker.start(next(waiting, None), items)
+                        yield place, value
+                    elif answer is not None:
+                        failure = failure or value
+                    elif worker.killed and lost[place] < AGAIN:
+                        lost[place] += 1
+                        self.workers[self.workers.index(worker)] = replacement = _Worker(self.work)
+                        replacement.start(place, items)
+                    else:
+                        failure = failure or DataError(_obituary(worker.exit, items[place], lost[place] + 1))
+                if failure is not None:
+                    raise failure
+        except BaseException:
+            self.end()
+            raise
+
+    def end(self) -> None:
+        """End all, whatever they do."""
+        for worker in self.workers:
             worker.end()
+        self.workers = []
 
 
 class _Worker:

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import pickle
 from collections import Counter
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, CancelledError, Executor, Future, wait
-from contextlib import closing
+from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from taut.core.files import one_line
 from taut.core.parcels import Item, Work, answered, opened, parcel
-from taut.core.processes import AGAIN, in_processes
+from taut.core.processes import AGAIN, Processes
 from taut.core.text import brief
 from taut.errors import CallError, DataError
 
-__all__ = ["Item", "Jobs", "Work", "check_jobs", "finished"]
+__all__ = ["Item", "Jobs", "Results", "Work", "check_jobs", "crew", "finished"]
 
 Jobs = int | Executor
 """How many processes work, 1 being this one; or who does in their place."""
@@ -34,6 +35,10 @@ def check_jobs(jobs: object, of: str = "") -> None:
         )
 
 
+Results = Callable[[Sequence[Item]], Iterator[tuple[int, Any]]]
+"""Of a lot of items: the place and the result of each, in the order in which they are finished."""
+
+
 def finished(work: Work, items: Sequence[Item], jobs: Jobs) -> Generator[tuple[int, Any]]:
     """The place and the result of each item, in the order in which they are finished.
 
@@ -50,14 +55,24 @@ def finished(work: Work, items: Sequence[Item], jobs: Jobs) -> Generator[tuple[i
         DataError: a worker was lost; the message says with which item.
         Exception: what `work` raised; results that other workers had finished by then come first.
     """
+    with crew(work, jobs) as results:
+        yield from results(items)
+
+
+@contextmanager
+def crew(work: Work, jobs: Jobs) -> Iterator[Results]:
+    """Workers who stay for several lots of items, one lot after the other; arguments and errors as of `finished`."""
     if jobs == 1:
-        yield from enumerate(map(work, items))
+        yield lambda items: enumerate(map(work, items))
         return
-    sent = parcel(work, ours=not isinstance(jobs, Executor))
-    with closing(
-        _through(jobs, sent, items) if isinstance(jobs, Executor) else in_processes(sent, items, jobs)
-    ) as done:
-        yield from done
+    if isinstance(jobs, Executor):
+        yield partial(_through, jobs, parcel(work, ours=False))
+        return
+    processes = Processes(parcel(work, ours=True), jobs)
+    try:
+        yield processes.results
+    finally:
+        processes.end()
 
 
 class _Handed:
@@ -107,7 +122,7 @@ class _Handed:
 
 
 def _through(executor: Executor, work: bytes, items: Sequence[Item]) -> Generator[tuple[int, Any]]:
-    """As `in_processes`, by an executor."""
+    """The results of an executor."""
     handed = _Handed(executor, work, items)
     try:
         for place in range(len(items)):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -12,9 +13,11 @@ from torch import nn
 from taut.core.example import Example
 from taut.core.modes import quiet
 from taut.core.randomness import own_states, seed_globals
+from taut.core.workers import Results
 from taut.measure.accuracy import Score
 from taut.search.held_out import Batches
-from taut.search.limits import Evaluation, model_at_ratio
+from taut.search.limits import DropLimit, Evaluation, model_at_ratio
+from taut.search.ranks import Built
 from taut.search.session import Session
 from taut.types import Cost, Plan
 from taut.types.keep import Keep
@@ -56,7 +59,8 @@ class Candidates:
     Attributes:
         model, example, data, methods, keep, seed: as `Session.open` takes them.
         evaluation: the user's metric.
-        timed: whether networks that are not the original go back, to be timed.
+        whole: whether networks that are not the original go back, as to be timed.
+        measured, align: as `Session.open` takes them.
     """
 
     model: nn.Module
@@ -66,17 +70,68 @@ class Candidates:
     keep: Keep
     evaluation: Evaluation | None
     seed: int
-    timed: bool
+    whole: bool = True
+    measured: bool = False
+    align: int = 1
 
     @cached_property
     def session(self) -> Session:
         """Opened once per worker."""
-        return Session.open(self.model, self.example, self.data, self.methods, keep=self.keep)
+        return Session.open(
+            self.model,
+            self.example,
+            self.data,
+            self.methods,
+            keep=self.keep,
+            measured=self.measured,
+            align=self.align,
+        )
 
     def __call__(self, item: dict[str, Any]) -> Candidate | None:
         """The candidate of a ratio."""
         with quiet(self.seed):
             candidate = candidate_at(self.session, item["ratio"], self.evaluation, self.seed)
-        if candidate is None or (self.timed and candidate.plan.steps):
+        if candidate is None or (self.whole and candidate.plan.steps):
             return candidate
         return replace(candidate, model=None)
+
+
+class Ahead:
+    """A bisection made in advance: with the candidate that is asked for those that may be asked for next.
+
+    Those are the ones that it would come to one after the other, however each is judged; decided is in the same order.
+    """
+
+    def __init__(self, results: Results, width: int) -> None:
+        """None is made yet.
+
+        Args:
+            results: of the workers, whose work is `Candidates`.
+            width: candidates at a time.
+        """
+        self.results, self.width = results, width
+        self.made: dict[float, Candidate | None] = {}
+
+    def __call__(self, limit: DropLimit, left: int) -> tuple[Built, float] | None:
+        """The model for the ratio that is asked for, and its metric; None where no plan is that small."""
+        if limit.ratio not in self.made:
+            ratios = self._ratios(limit, left)
+            results = self.results([{"ratio": ratio} for ratio in ratios])
+            self.made = {ratios[place]: candidate for place, candidate in results}
+        made = self.made.pop(limit.ratio)
+        if made is None or made.model is None or made.score is None:
+            return None
+        return (made.model, made.plan), made.score.value
+
+    def _ratios(self, limit: DropLimit, left: int) -> list[float]:
+        """The ratio that is asked for, and as many of those that may follow as are made at a time."""
+        found: list[float] = []
+        coming = deque([(limit, left)])
+        while coming and len(found) < self.width:
+            here, tries = coming.popleft()
+            found.append(here.ratio)
+            for amount in (here.floor, None) if tries > 1 else ():
+                after = replace(here)
+                after.correct(amount)
+                coming.append((after, tries - 1))
+        return found

@@ -11,16 +11,20 @@ from typing import Any
 from torch import nn
 
 from taut.core.atomic_folder import rehearse
+from taut.core.data import collect
 from taut.core.example import Mask
 from taut.core.modes import quiet
 from taut.core.randomness import check_seed
 from taut.core.showing import shown
 from taut.core.text import brief
+from taut.core.workers import Jobs, check_jobs, crew
 from taut.errors import BudgetError, CallError, TautError
 from taut.measure.runtimes import chosen
 from taut.measure.timing import Timing, check_timing
 from taut.methods import choose
 from taut.planning.application import warn_of_training
+from taut.recovery.samples import SAMPLES
+from taut.search.candidates import Ahead, Candidates
 from taut.search.finishing import Result, controlled, counted, finished
 from taut.search.limits import Evaluate, Evaluation, Missed, meet_budget
 from taut.search.ranks import Built
@@ -35,6 +39,9 @@ from taut.training.state import OURS
 from taut.types import Budget, BudgetLike, Plan
 from taut.types.keep import Keep
 from taut.types.method import MethodLike
+
+WIDTH = 3
+"""Candidates that an executor is given at a time: two steps of a bisection."""
 
 
 @shown
@@ -55,6 +62,7 @@ def compress(  # noqa: PLR0913 - the call is documented with these
     compare: Timing = True,
     progress: bool | None = None,  # noqa: ARG001 - read by the decorator
     seed: int = 0,
+    jobs: Jobs = 1,
 ) -> Result:
     """One budget in, the best plan out: applied, recovered and measured, as a `taut.Result`.
 
@@ -82,6 +90,9 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             alone; False: nothing, costs are counted and `evaluate` is asked.
         progress: whether it is shown: True, False, or None: on a terminal or in a notebook, once it takes long.
         seed: of everything random; the same seed gives the same bytes, but with a budget of `latency`: times differ.
+        jobs: for a budget of `drop` alone: how many candidates are made at a time, each in a process of its own with
+            one thread, or a `concurrent.futures.Executor` that makes them. The result is that of 1, in less time: with
+            3 jobs two steps of the search are one.
 
     Raises:
         BudgetError: the budget cannot be met; `.best` is the closest Result.
@@ -89,17 +100,31 @@ def compress(  # noqa: PLR0913 - the call is documented with these
             `evaluate` or a loss, carries it as `.result`.
     """
     budget, seed = Budget.of(budget), check_seed(seed)
+    check_jobs(jobs)
     methods = None if methods is None else choose(methods)
     _check(budget, evaluate, finetune, compare, measured=sensitivity and data is None)
     model, keep = bare(model), shares_of(model, keep)
     evaluation = None if evaluate is None else Evaluation.of(evaluate, model)
     with quiet(seed):
         call = read_example(model, example, output, mask)
-        session = Session.open(
-            model, call, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
-        )
-        built, missed = meet_budget(session, budget, evaluation)
+        data = collect(call, data, SAMPLES) if jobs != 1 and data is not None else data
+        given = Candidates(model, call, data, methods, keep, evaluation, seed, measured=sensitivity, align=align)
+        with _ahead(given, budget, jobs) as ahead:
+            session = Session.open(
+                model, call, data, methods, keep=keep, measured=sensitivity, align=align, latency=_timed(budget)
+            )
+            built, missed = meet_budget(session, budget, evaluation, ahead)
         return _answered(session, built, missed, _Asked(budget, evaluation, finetune, compare, seed))
+
+
+@contextmanager
+def _ahead(candidates: Candidates, budget: Budget, jobs: Jobs) -> Iterator[Ahead | None]:
+    """Candidates made by workers, where the search is one that can be made in advance."""
+    if jobs == 1 or budget.drop is None or budget != Budget(drop=budget.drop):
+        yield None
+        return
+    with crew(candidates, jobs) as results:
+        yield Ahead(results, jobs if isinstance(jobs, int) else WIDTH)
 
 
 @dataclass(frozen=True)

@@ -7,9 +7,11 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import torch
 from torch import nn
 
 from taut.core.progress import stage, track
+from taut.core.randomness import own_states, seed_globals
 from taut.measure.accuracy import Score, measure
 from taut.planning.plan import unmet_plan
 from taut.search.nearest import explain, find_nearest
@@ -52,8 +54,9 @@ class Evaluation:
             return cls(evaluate, measure(evaluate, original))
 
     def score(self, model: nn.Module) -> Score:
-        """What it says of a model."""
-        with stage("evaluating"):
+        """What it says of a model, from the random state of the seed in force whatever was drawn before."""
+        with stage("evaluating"), own_states():
+            seed_globals(torch.initial_seed())
             return measure(self.evaluate, model)
 
 
@@ -198,6 +201,10 @@ class DropLimit:
         return True
 
 
+Ahead = Callable[[DropLimit, int], tuple[Built, float] | None]
+"""A limit and how many tries are left -> the model for the ratio that it asks for, made elsewhere, and its metric."""
+
+
 class BudgetSearch:
     """The one search for plans: propose for the aims of all limits, build, measure, correct the aims, keep the best.
 
@@ -205,31 +212,46 @@ class BudgetSearch:
         session: the model and what plans are made from.
         limits: the keys of the budget.
         evaluation: needed for a `DropLimit`.
+        ahead: gives candidates of a `DropLimit` that stands alone; None: they are made here.
     """
 
-    def __init__(self, session: Session, limits: Iterable[Limit], evaluation: Evaluation | None = None) -> None:
+    def __init__(
+        self,
+        session: Session,
+        limits: Iterable[Limit],
+        evaluation: Evaluation | None = None,
+        ahead: Ahead | None = None,
+    ) -> None:
         """Nothing is tried yet."""
-        self.session, self.limits, self.evaluation = session, tuple(limits), evaluation
+        self.session, self.limits, self.evaluation, self.ahead = session, tuple(limits), evaluation, ahead
         self.best: Built | None = None
         self._merit = -math.inf
 
     def run(self) -> Built | None:
         """The best model within all limits; None where none was found."""
-        for _ in track(range(max(limit.tries for limit in self.limits)), "searching"):
-            built = self.session.best_within(aims) if (aims := self._aims()) else None
-            amounts = {} if built is None else self.amounts(built[0])
+        tries = max(limit.tries for limit in self.limits)
+        for tried in track(range(tries), "searching"):
+            built, amounts = self._made(tries - tried)
             failed = {} if built is None else _rolled_back(built[1])
             held = built is not None and self.note(built, amounts)
             if held and not self._spares(amounts):
                 break
             if failed:
-                self.session = self.session.without(failed)
+                self.session, self.ahead = self.session.without(failed), None  # workers know nothing of it
             if failed and not held:
                 continue  # the same aims, by other layers
             corrected = [limit.correct(amounts.get(limit.key)) for limit in self.limits]
             if not any(corrected):
                 break
         return self.best
+
+    def _made(self, left: int) -> tuple[Built | None, dict[str, float]]:
+        """The next model, and what it comes to by every key; `left`: how many tries there are, with this one."""
+        if self.ahead is not None and isinstance(limit := self.limits[0], DropLimit):
+            judged = self.ahead(limit, left)
+            return (None, {}) if judged is None else (judged[0], {"drop": judged[1]})
+        built = self.session.best_within(aims) if (aims := self._aims()) else None
+        return built, {} if built is None else self.amounts(built[0])
 
     def amounts(self, model: nn.Module) -> dict[str, float]:
         """What a built model comes to by every key: counted, timed, judged."""
@@ -279,13 +301,16 @@ class Missed:
     only_drop: bool = False
 
 
-def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None = None) -> tuple[Built, Missed | None]:
+def meet_budget(
+    session: Session, budget: Budget, evaluation: Evaluation | None = None, ahead: Ahead | None = None
+) -> tuple[Built, Missed | None]:
     """The model with the least damage within a budget; of `drop` alone the smallest.
 
     Args:
         session: of the model.
         budget: its keys all have to hold.
         evaluation: for the key `drop`.
+        ahead: for that key alone, as of `BudgetSearch`.
 
     Returns:
         Beside it, where it is not within the budget but the closest, why.
@@ -295,7 +320,7 @@ def meet_budget(session: Session, budget: Budget, evaluation: Evaluation | None 
         return _meet_costs(session, costs)
     floor = evaluation.original.value - budget.drop
     if not costs:
-        built = BudgetSearch(session, [DropLimit(floor)], evaluation).run()
+        built = BudgetSearch(session, [DropLimit(floor)], evaluation, ahead).run()
         return built or session.uncompressed(), None
     built, missed = _meet_costs(session, costs)
     score = evaluation.score(built[0])
