@@ -307,7 +307,7 @@ def test_a_layer_that_ranks_change_is_not_told_to_stay_as_well():
 def test_a_search_looks_for_what_goes_together_once_and_makes_each_width_once(monkeypatch, methods, traces):
     looked, traced, found = [], [], []
 
-    def coupled(model, *args):
+    def with_heads(model, *args):
         looked.append(model)
         return coupling(model, *args)
 
@@ -319,8 +319,8 @@ def test_a_search_looks_for_what_goes_together_once_and_makes_each_width_once(mo
         found.append(narrow(*args, **told))
         return found[-1]
 
-    coupling = sight.coupled
-    monkeypatch.setattr(sight, "coupled", coupled)
+    coupling = sight.with_heads
+    monkeypatch.setattr(sight, "with_heads", with_heads)
     monkeypatch.setattr(behind, "trace", trace)
     monkeypatch.setattr(joint, "narrow", narrowed)
     made("resnet", methods, macs=0.5)

@@ -151,4 +151,4 @@ def _leads(plan: Plan, done: Sequence[Step]) -> bool:
 
 
 def _plain(settings: Mapping[str, object]) -> list[tuple[str, object]]:
-    return [(key, value) for key, value in settings.items() if not isinstance(value, list)]
+    return [(key, value) for key, value in settings.items() if not isinstance(value, list | dict)]

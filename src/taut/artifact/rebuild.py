@@ -15,8 +15,8 @@ from taut.methods import resolve, settings
 from taut.nn import Answering, Rebuilt, Reorder
 from taut.structure.reordering import sides
 from taut.structure.rules import UNIT, narrowed_unit
-from taut.structure.surgery import answering, forget_hooks, locate, part, replace
-from taut.types import Fitting, Group, Kept, Layer, Plan, Restoring, Step
+from taut.structure.surgery import answering, forget_hooks, locate, part, renumber, renumbered, replace
+from taut.types import Fitting, Group, Kept, Layer, Plan, Renumbering, Restoring, Step
 from taut.types.gone import gone_blocks, without_gone
 
 Shapes = dict[str, tuple[int, ...]]
@@ -42,7 +42,7 @@ def split(model: nn.Module, plan: Plan) -> tuple[dict[int, Step], tuple[Kept, ..
         if isinstance(left, str):
             kept += [Kept(name, f"it went with '{left}'") for name in wanted.layers]
             continue
-        step = _fitted(with_sides(model, left), shapes)
+        step = _fitted(with_sides(model, left), shapes, renumbered(model))
         places = _places(shapes, step, gone)
         if places is None:
             reason = f"{step.method} was rolled back, or would not shrink it: the layer has its original shape"
@@ -75,6 +75,7 @@ def replay(model: nn.Module, steps: Iterable[Step]) -> None:
                 replace(model, place, answering(module.to(device_of(old)), layer))
             for name, sizes in getattr(resolve(step), "units", _no_units)(_group(step)).items():
                 replace(model, name, _unit(model.get_submodule(name), name, sizes))
+            renumber(model, method.renumbered() if isinstance(method, Renumbering) else {})
         except CallError as error:
             raise ArtifactError(f"The base does not fit the saved folder: {error}") from None
         except Exception as error:  # settings of a wrong type or size, found by torch
@@ -138,12 +139,26 @@ def with_sides(model: nn.Module, step: Step) -> Step:
         return step  # no such layer, or a step that was rolled back: whoever asked finds out
 
 
-def _fitted(step: Step, shapes: Shapes) -> Step:
-    """The step with the settings that what it built tells, where the plan at hand is the one from before `apply`."""
+def _fitted(step: Step, shapes: Shapes, counting: str | None) -> Step:
+    """The step with the settings that what it built tells, where the plan at hand is the one from before `apply`.
+
+    Args:
+        step: of the plan.
+        shapes: of all parameters.
+        counting: a module of which heads went, if there is one.
+
+    Raises:
+        CallError: shapes do not tell how many went.
+    """
     method = resolve(step)
     if not isinstance(method, Fitting):
         return step
     found = method.fitted(_group(step), {name: _below(shapes, name) for name in step.layers})
+    if isinstance(method, Renumbering) and found != method and counting is not None:
+        raise CallError(
+            f"How many heads '{counting}' has is told by the plan that made it alone: save that one, as it was applied "
+            "or as the plan of a taut.Result."
+        )
     return replace_fields(step, settings=settings(found))
 
 

@@ -56,6 +56,17 @@ def sizes_of(layer: Layer) -> Sizes:
     return layer.weight[0], layer.weight[min(1, len(layer.weight) - 1)]
 
 
+def is_kept(layer: Layer, sizes: Sizes) -> bool:
+    """Whether these are the sizes that a layer has anyway."""
+    return sizes in {sizes_of(layer), (0, 0)}
+
+
+def groups_left(now: Layer, before: Layer) -> int:
+    """Groups of a narrower layer: of a depthwise one as many fewer as it has channels fewer."""
+    alone = before.groups > 1 and len(before.weight) > 2 and before.weight[1] == 1
+    return before.groups * now.weight[0] // before.weight[0] if alone else before.groups
+
+
 def slimmed(layer: Layer, sizes: Sizes) -> Layer:
     """The description of a layer with other sizes, its calls and costs included."""
     outputs, inputs = sizes

@@ -22,7 +22,7 @@ from taut.structure.narrowing import Cut, composed
 from taut.structure.outputs import Outputs
 from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.surgery import answering, held_outside, locate, part, shallow
+from taut.structure.surgery import answering, held_outside, locate, part, renumber, shallow
 from taut.structure.surgery import replace as put
 from taut.types import (
     Automatic,
@@ -31,6 +31,7 @@ from taut.types import (
     Looking,
     Method,
     NothingToDo,
+    Renumbering,
     Restoring,
     Slimming,
     Step,
@@ -207,10 +208,13 @@ def _carry_out(small: nn.Module, step: Step, stats: Statistics, check: Check | N
     before = shallow(small) if tried and method.exact else None
     for name, place in places.items():
         put(small, place, answering(rewrite.modules[name], next(x for x in group.layers if x.name == name)))
+    numbers = rewrite.resolved.renumbered() if isinstance(rewrite.resolved, Renumbering) else {}
+    renumber(small, numbers)
     failed = check(small, before) if check and tried else None
     failed = failed or (without_kernel(small, places.values()) if check else None)
     if failed is not None:
         _restore(small, places, modules)
+        renumber(small, {key: (after, before) for key, (before, after) in numbers.items()})
         return Outcome(step, reason=f"rolled back: {failed}", code="rolled back", warns=True)
     resolved = rewrite.resolved
     after = resolved.cost(group)

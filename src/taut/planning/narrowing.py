@@ -19,9 +19,9 @@ from taut.methods import resolve, settings
 from taut.planning.execution import looked_at
 from taut.planning.step_checks import listed, staying_in
 from taut.structure.statistics import Statistics
-from taut.structure.surgery import answering, clone, locate, part, shallow
+from taut.structure.surgery import answering, clone, locate, part, renumber, shallow
 from taut.structure.surgery import replace as put
-from taut.types import Group, Kept, Looking, NothingToDo, Slimming, Step
+from taut.types import Group, Kept, Looking, NothingToDo, Renumbering, Slimming, Step
 
 REMEMBERED = 4
 """Networks that are remembered: each is as large as what is left of the model, and of its statistics."""
@@ -112,6 +112,7 @@ def narrow(
         modules = resolved.rewrite({name: part(small, place) for name, place in places.items()}, found).modules
         for layer in group.layers:
             put(small, places[layer.name], answering(modules[layer.name], layer))
+        renumber(small, resolved.renumbered() if isinstance(resolved, Renumbering) else {})
         left = stats.narrowed(small, resolved.after(group), lost)
         # what no layer counts (products of queries and keys) falls with the channels, too
         macs = count(shallow(small), stats.network.example).macs

@@ -15,10 +15,11 @@ from taut.core.showing import shown
 from taut.core.text import count, numbered, shape, table
 from taut.errors import CallError, ModelError
 from taut.methods import METHODS
+from taut.methods.channels.heads import with_heads
 from taut.planning.plain_form import in_plain_form
 from taut.report.remedies import remedy
 from taut.structure.calling import read_example
-from taut.structure.channels.groups import Coupling, coupled
+from taut.structure.channels.groups import Coupling
 from taut.structure.surgery import shallow
 from taut.structure.tracing import trace
 from taut.structure.wrappers import unwrapped
@@ -189,7 +190,7 @@ def inspect(model: nn.Module, example: Any, data: Any = None) -> Inspection:
     plain, base, steps = in_plain_form(model, network)
     note = None
     try:
-        channels = coupled(shallow(plain), base.example)
+        channels = with_heads(shallow(plain), base.example)
     except ModelError as error:
         channels, note = Coupling(()), f"Channels could not be followed: {error}"
     first = {name: step.method for step in steps for name in step.layers}

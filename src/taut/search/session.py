@@ -19,6 +19,7 @@ from taut.measure import LatencyMeter, LatencyModel
 from taut.measure.counting import count as count_cost
 from taut.methods import choose, settings
 from taut.methods.channels.channels import Channels
+from taut.methods.channels.heads import with_heads
 from taut.planning.blocks import survey_all
 from taut.planning.damage_measurement import sensitivity as measure_damage
 from taut.planning.narrowing import Latest
@@ -295,7 +296,7 @@ def _unasked(base: nn.Module, net: Network, data: Batches | None, align: int) ->
     if judged or recurrent:
         with suppress(TautError):
             coupling = coupled(base, net.example)
-            if judged and coupling.groups:
+            if judged and (coupling.groups or with_heads(base, net.example).groups):
                 return Channels(align=several)
             if recurrent and hidden_alone(coupling, base).groups:
                 return Channels(hidden=True, align=several)

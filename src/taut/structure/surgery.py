@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -190,6 +190,35 @@ def nests(module: nn.Module) -> bool:
     return isinstance(module, FilledEncoder) or bool(getattr(module, "use_nested_tensor", False))
 
 
+def renumber(model: nn.Module, numbers: Mapping[str, Sequence[int]]) -> None:
+    """Let modules hold other whole numbers, such as how many heads they have.
+
+    Args:
+        model: is changed.
+        numbers: "module.attribute" -> what it is, and what it is to be.
+
+    Raises:
+        CallError: a module does not hold such a number; then none is changed.
+    """
+    for key, (before, _) in numbers.items():
+        owner, attribute = _owner(model, key)
+        value = None if owner is None else vars(owner).get(attribute)
+        if type(value) is not int or value != before:
+            raise CallError(f"'{key}' of the model is {value!r}, and not {before}.")
+    for key, (_, after) in numbers.items():
+        owner, attribute = _owner(model, key)
+        held = vars(owner)
+        first = {attribute: held[attribute], **held.pop(NUMBERED, {})}
+        held[attribute] = after
+        if changed := {name: number for name, number in first.items() if held[name] != number}:
+            held[NUMBERED] = changed
+
+
+def renumbered(model: nn.Module) -> str | None:
+    """The first module that holds other whole numbers than it was made with, as far as `renumber` changed them."""
+    return next((name for name, module in model.named_modules() if NUMBERED in vars(module)), None)
+
+
 def answering(module: nn.Module, layer: Layer) -> nn.Module:
     """A replacement that answers what other code asks of the layer; itself where nobody asks, or it does anyway."""
     if not layer.answers or isinstance(module, Skipped):
@@ -227,6 +256,9 @@ def forget_hooks(module: nn.Module) -> None:
     for attribute in HOOKS:
         getattr(module, attribute).clear()
 
+
+NUMBERED = "numbers_before"
+"""The attribute that says which whole numbers a module held before heads went."""
 
 NESTED = "nested_before"
 """The attribute that says whether an encoder used nested tensors before."""

@@ -10,7 +10,8 @@ from torch.nn.modules.conv import _ConvTransposeNd
 
 from taut.core.example import Example
 from taut.errors import CallError
-from taut.structure.channels.groups import Member, coupled
+from taut.methods.channels.heads import with_heads
+from taut.structure.channels.groups import Member
 from taut.types import Plan, Stage
 
 LEAST = 1e-12
@@ -43,7 +44,7 @@ class GroupLasso:
             CallError: no channels can go.
         """
         self.model, self.strength = model, strength
-        coupling = coupled(model, example)
+        coupling = with_heads(model, example)
         self._groups = [group for group in coupling.groups if {m.layer for m in group.members}.isdisjoint(kept)]
         if not self._groups:
             why = next((f", '{name}' for one: {reason}" for name, reason in coupling.stays.items()), "")

@@ -29,6 +29,9 @@ def without_gone(step: Step, blocks: Sequence[str]) -> Step | str:
     if isinstance(spare := asked.get("spare"), list):
         places = {place % len(step.layers) for place in spare if isinstance(place, int)}
         asked["spare"] = [number for number, place in enumerate(stay) if place in places]
+    if isinstance(heads := asked.get("heads"), dict):
+        inside = tuple(f"{block}." for block in blocks)
+        asked["heads"] = {key: pair for key, pair in heads.items() if not key.startswith(inside)} or None
     group = None if step.group is None else Group(tuple(step.group.layers[place] for place in stay))
     before = step.before if group is None else group.cost
     return replace(step, layers=tuple(step.layers[place] for place in stay), group=group, settings=asked, before=before)

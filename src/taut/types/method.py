@@ -172,6 +172,14 @@ class Slimming(Protocol):
 
 
 @runtime_checkable
+class Renumbering(Protocol):
+    """A method with which modules around its layers hold other whole numbers, such as how many heads they have."""
+
+    def renumbered(self) -> Mapping[str, Sequence[int]]:
+        """'module.attribute' -> what it is before and after this resolved step."""
+
+
+@runtime_checkable
 class Restoring(Protocol):
     """A method that makes of a layer one of its own kind, whatever that is: loading does the same to the base's."""
 

@@ -7,9 +7,9 @@ from collections import Counter
 from collections.abc import Iterable, Set
 from dataclasses import MISSING, dataclass, field, fields, replace
 from functools import cache
-from typing import Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
+from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, TypeAdapter, ValidationError, model_serializer
 
 from taut.core.text import count, fold, numbered, table, unique_keys
 from taut.errors import CallError
@@ -18,7 +18,10 @@ from taut.types.keep import AS_ASKED
 from taut.types.method import METHODS
 from taut.types.network import WHOLE, Group, Network
 
-Setting = bool | int | float | str | list[int] | list[float] | None
+Numbers = Annotated[dict[str, list[int]], Field(min_length=1)]
+"""Whole numbers by name: an empty mapping says nothing."""
+
+Setting = bool | int | float | str | list[int] | list[float] | Numbers | None
 """A value that a method's settings may hold: what JSON can carry."""
 
 KeptCode = Literal["kept", "skipped", "rolled back", "nothing to do", "taken out", "as asked"]
@@ -334,7 +337,13 @@ def _defaults(method: str) -> dict[str, Setting]:
 
 
 def _brief(value: Setting) -> str:
-    """A setting as a table shows it: of a list with something about every layer only the length."""
+    """A setting as a table shows it: of a list with something about every layer only the length.
+
+    Of whole numbers that modules hold the first that change.
+    """
+    if isinstance(value, dict):
+        changed = [f"{key} {old} -> {new}" for key, (old, new) in value.items() if old != new]
+        return ", ".join([*changed[:FEW], *(["..."] if len(changed) > FEW else [])]) or "(as they were)"
     if isinstance(value, list) and len(value) > 2 * FEW:
         return f"({len(value)} numbers)"
     return f"{value:.4g}" if isinstance(value, float) else str(value)

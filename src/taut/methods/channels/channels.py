@@ -26,10 +26,12 @@ from taut.methods.narrow_layers import (
     Sizes,
     empty_layer,
     flat_sizes,
+    groups_left,
+    is_kept,
     sizes_of,
     slimmed,
 )
-from taut.structure.channels.cuts import cuts_of
+from taut.structure.channels.cuts import cuts_of, numbers_of
 from taut.structure.channels.groups import ChannelGroup
 from taut.structure.narrowing import Cut
 from taut.structure.rules import UNIT
@@ -99,6 +101,8 @@ class Channels:
         counts: channels that every group keeps, in the order of the network; filled in when the step is carried out,
             and an order when given.
         widths: outputs and inputs, layer after layer; filled in when the step is carried out.
+        heads: "module.attribute" -> what it is before and after, of the whole numbers that modules hold and that say
+            how many heads there are; filled in when the step is carried out. Where it is given, no others change.
     """
 
     macs: float | None = None
@@ -113,6 +117,7 @@ class Channels:
     floors: list[int] | None = None
     counts: list[int] | None = None
     widths: list[int] | None = None
+    heads: dict[str, list[int]] | None = None
     name: ClassVar[str] = "channels"
     uses_statistics: ClassVar[bool] = True
     default: ClassVar[bool] = False
@@ -153,6 +158,9 @@ class Channels:
             isinstance(floors, list) and all(type(least) is int and least >= 0 for least in floors)
         )
         self._must("floors", good, "whole numbers, at least 0")
+        heads: Any = self.heads
+        good = heads is None or (isinstance(heads, dict) and heads and all(_fewer(*pair) for pair in heads.items()))
+        self._must("heads", bool(good), "two whole numbers for every 'module.attribute', before and after")
 
     def _must(self, key: str, good: bool, wanted: str) -> None:
         if not good:
@@ -183,7 +191,8 @@ class Channels:
         names = {place: name for name, place in places.items()}
         if self.widths is not None and self.counts is None:
             raise CallError("The 'widths' of channels are a record: give 'counts', or what the layers may cost.")
-        sight = seen_at(model, example, places, known, (self.criterion, self.hidden), seen)
+        numbers = None if self.heads is None and self.counts is None else frozenset(self.heads or ())
+        sight = seen_at(model, example, places, known, (self.criterion, self.hidden, numbers), seen)
         groups, curves, stays = sight.groups, sight.curves, dict(sight.stays)
         usable = list(range(len(groups)))
         while usable:
@@ -197,7 +206,8 @@ class Channels:
             if not bad:
                 cuts = {names[place]: cut for place, cut in cuts_of(model, groups, gone).items()}
                 sizes = flat_sizes(model, places, cuts)
-                resolved = replace(self, counts=counts, widths=sizes, latency=None, rates=None)  # one machine's times
+                heads = numbers_of(groups, gone, model) or None
+                resolved = replace(self, counts=counts, widths=sizes, heads=heads, latency=None, rates=None)
                 return resolved, Narrowing(cuts, stays, known, damage_of(groups, curves, counts))
             if self.counts is not None:
                 place, reason = next(iter(bad.items()))
@@ -289,13 +299,13 @@ class Channels:
         return {
             layer.name: empty_layer(layer, sizes)
             for layer, sizes in found
-            if layer.skip != UNIT and not _kept(layer, sizes)
+            if layer.skip != UNIT and not is_kept(layer, sizes)
         }
 
     def units(self, group: Group) -> Mapping[str, Sizes]:
         """The modules with a channel rule of the user's that are not as they were: their outputs and inputs."""
         sized = zip(group.layers, self._checked(group), strict=True)
-        return {layer.name: sizes for layer, sizes in sized if layer.skip == UNIT and not _kept(layer, sizes)}
+        return {layer.name: sizes for layer, sizes in sized if layer.skip == UNIT and not is_kept(layer, sizes)}
 
     def fitted(self, group: Group, shapes: Mapping[str, Mapping[str, tuple[int, ...]]]) -> Channels:
         """Itself with the widths that the parameters of the step's layers have, where it is not resolved.
@@ -320,8 +330,12 @@ class Channels:
                 "plan of a taut.Result, or the model that apply or finetune returned itself and not a copy of it."
             )
         now = [replace(layer, weight=shapes.get(layer.name, {}).get("weight", layer.weight)) for layer in group.layers]
-        grouped = [replace(n, groups=_groups(n, old)) for n, old in zip(now, group.layers, strict=True)]
+        grouped = [replace(n, groups=groups_left(n, old)) for n, old in zip(now, group.layers, strict=True)]
         return replace(self, widths=[size for layer in grouped for size in sizes_of(layer)])
+
+    def renumbered(self) -> Mapping[str, Sequence[int]]:
+        """What modules around the layers hold, before and after."""
+        return self.heads or {}
 
     def cost(self, group: Group) -> Cost:
         """Of the narrower layers; before they are known, of the layers as they are."""
@@ -332,7 +346,7 @@ class Channels:
     def after(self, group: Group) -> tuple[Layer, ...]:
         """The layers as this resolved step leaves them."""
         found = zip(group.layers, self._checked(group), strict=True)
-        return tuple(layer if _kept(layer, sizes) else slimmed(layer, sizes) for layer, sizes in found)
+        return tuple(layer if is_kept(layer, sizes) else slimmed(layer, sizes) for layer, sizes in found)
 
     def _checked(self, group: Group) -> list[Sizes]:
         """The widths layer by layer.
@@ -364,6 +378,11 @@ def _number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
+def _fewer(key: Any, pair: Any) -> bool:
+    whole = isinstance(pair, list) and len(pair) == 2 and all(type(number) is int for number in pair)
+    return isinstance(key, str) and whole and 1 <= pair[1] <= pair[0]
+
+
 def _refuse(layer: Layer) -> str | None:
     if layer.skip == UNIT:
         return None if layer.weight else UNIT
@@ -372,16 +391,6 @@ def _refuse(layer: Layer) -> str | None:
     if layer.skip is not None and layer.skip.startswith(READ_ELSEWHERE):
         return None
     return refuse_layer(layer)
-
-
-def _groups(now: Layer, before: Layer) -> int:
-    """Groups of a narrower layer: of a depthwise one as many fewer as it has channels fewer."""
-    alone = before.groups > 1 and len(before.weight) > 2 and before.weight[1] == 1
-    return before.groups * now.weight[0] // before.weight[0] if alone else before.groups
-
-
-def _kept(layer: Layer, sizes: Sizes) -> bool:
-    return sizes in {sizes_of(layer), (0, 0)}
 
 
 def _why(stays: Mapping[str, str]) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from taut.core.example import Example
+from taut.methods.channels.heads import with_heads
 from taut.methods.channels.importance import curves_of, orders
 from taut.methods.channels.verification import failing
 from taut.methods.channels.widths import Curve
@@ -47,7 +48,7 @@ def seen_at(
     example: Example,
     places: Mapping[str, str],
     stats: Mapping[str, Any],
-    wish: tuple[str, bool],
+    wish: tuple[str, bool, frozenset[str] | None],
     seen: dict[Any, Any] | None,
 ) -> Sight:
     """What is seen of `model`, or was when it was looked at before.
@@ -57,20 +58,24 @@ def seen_at(
         example: how it is called.
         places: the step's layers -> where they stand.
         stats: of them.
-        wish: the criterion, and whether hidden units alone may go.
+        wish: the criterion, whether hidden units alone may go, and which whole numbers of modules may fall with heads
+            (`with_heads`).
         seen: of this very model before; what is new is added. None: it may have been another one.
     """
     key = wish, tuple(places.items()), len(example.paths)
     if seen is not None and key in seen:
         known: Sight = seen[key]
         return known
-    names, (criterion, hidden) = {place: name for name, place in places.items()}, wish
-    coupling = coupled(model, example, orders(model, stats, criterion, names))
+    names, (criterion, hidden, numbers) = {place: name for name, place in places.items()}, wish
+    ranked = orders(model, stats, criterion, names)
+    coupling = coupled(model, example, ranked) if hidden else with_heads(model, example, ranked, numbers)
     groups, stays = _within(hidden_alone(coupling, model) if hidden else coupling, names)
     layers, curves = described(model, example, names), curves_of(model, groups, stats, criterion, names)
     found = Sight(groups, curves, layers, stays)
     if seen is not None:
         seen[key] = found
+        resolved = frozenset(number.key for group in groups for number in group.numbers)
+        seen[(criterion, hidden, resolved), *key[1:]] = found  # as a step that was resolved on it asks for it
     return found
 
 

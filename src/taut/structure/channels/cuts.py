@@ -38,6 +38,22 @@ def cuts_of(model: nn.Module, groups: Sequence[ChannelGroup], gone: Sequence[Ten
     return found
 
 
+def numbers_of(groups: Sequence[ChannelGroup], gone: Sequence[Tensor], model: nn.Module) -> dict[str, list[int]]:
+    """What modules hold as whole numbers that become smaller with channels, by `Number.key`: before, and after.
+
+    Args:
+        groups: of the model's channels.
+        gone: the channels that go, of every group.
+        model: the network.
+    """
+    found: dict[str, list[int]] = {}
+    for group, index in zip(groups, gone, strict=True):
+        for number in group.numbers:
+            value = vars(model.get_submodule(number.module))[number.attribute]
+            found[number.key] = [value, value - number.step * len(index)]
+    return found
+
+
 def _left(width: int, gone: Tensor) -> Tensor:
     stay = torch.ones(width, dtype=torch.bool)
     stay[gone] = False

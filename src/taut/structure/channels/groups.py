@@ -7,7 +7,7 @@ Channels that reach the output, or meet what has a width of its own, stay.
 
 from __future__ import annotations
 
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from taut.core.example import Example
 from taut.core.text import some
 from taut.nn import StateLinear
+from taut.structure.channels.heads import Number, Split, Splits
 from taut.structure.channels.mentions import named_in_code
 from taut.structure.channels.recurrent_rules import pair_units, stacked
 from taut.structure.channels.runs import End, LabelledRuns, run_labelled
@@ -50,11 +51,13 @@ class ChannelGroup:
         name: of the first layer that gives them.
         members: in the order of the model.
         rules: names of what these channels go through that a rule of the user's describes.
+        numbers: what modules hold as whole numbers, and what becomes smaller with each of them.
     """
 
     name: str
     members: tuple[Member, ...]
     rules: tuple[str, ...] = ()
+    numbers: tuple[Number, ...] = ()
 
     @property
     def size(self) -> int:
@@ -76,19 +79,22 @@ class Coupling:
         foreign: layers that read channels times, or plus, something that comes neither from a layer nor from the
             model's own tensors (a mask): what it is in another run is not known.
         unreached: layers that code may use and the example does not reach, so that all channels stay.
+        splits: views that split channels, where these were asked for, with the places of the groups that their channels
+            are, and whether all of them are those of one group.
     """
 
     groups: tuple[ChannelGroup, ...]
     stays: Mapping[str, str] = field(default_factory=dict)
     foreign: frozenset[str] = frozenset()
     unreached: tuple[str, ...] = ()
+    splits: tuple[tuple[Split, frozenset[int], bool], ...] = ()
 
 
 Orders = Callable[[Sequence["ChannelGroup"]], Sequence[Any]]
 """Groups -> the channels of each in the order in which they should go."""
 
 
-def coupled(model: nn.Module, example: Example, orders: Orders | None = None) -> Coupling:
+def coupled(model: nn.Module, example: Example, orders: Orders | None = None, splits: Splits | None = None) -> Coupling:
     """The groups of channels that can be taken out of `model`.
 
     Args:
@@ -96,11 +102,12 @@ def coupled(model: nn.Module, example: Example, orders: Orders | None = None) ->
         example: how it is called; it is run on a few of its samples, and on noise where it takes numbers.
         orders: which hidden units of the layers and directions of one recurrent layer go together: the first of each,
             and so on. None: by the weights that read them.
+        splits: where views that split channels are noted, and of which modules whole heads go; None: nowhere, of none.
 
     Raises:
         ModelError: the model cannot be run.
     """
-    runs = run_labelled(model, example)
+    runs = run_labelled(model, example, splits=splits)
     unreached = named_in_code(runs.copied, runs.unreached())
     if runs.blind:
         _pin_all(runs, "the model returns no tensor that could be compared")
@@ -116,7 +123,8 @@ def coupled(model: nn.Module, example: Example, orders: Orders | None = None) ->
             runs.labels.atoms.pin(side, f"other code uses a parameter of '{name}'")
     sides, pinned = runs.classes(), runs.labels.atoms.pinned()
     groups, left = _grouped(sides, pinned, runs)
-    return Coupling(groups, _reasons(sides, pinned | left), frozenset(runs.foreign), unreached)
+    seen = () if splits is None else _within(splits.settled(runs.labels), groups, sides)
+    return Coupling(groups, _reasons(sides, pinned | left), frozenset(runs.foreign), unreached, seen)
 
 
 def hidden_alone(coupling: Coupling, model: nn.Module) -> Coupling:
@@ -175,6 +183,24 @@ def _grouped(
         else:
             left |= dict.fromkeys(numbers, ALONE if len(numbers) == 1 else UNREAD)
     return tuple(sorted(groups, key=lambda group: rank[group.name])), left
+
+
+def _within(
+    splits: Sequence[Split], groups: Sequence[ChannelGroup], sides: Mapping[tuple[str, End], Tensor]
+) -> tuple[tuple[Split, frozenset[int], bool], ...]:
+    """Views with the groups of their channels: see `Coupling`."""
+    owner: dict[int, int] = {}
+    for place, group in enumerate(groups):
+        first = group.members[0]
+        owner.update(dict.fromkeys(sides[first.layer, first.end][first.index[:, 0]].tolist(), place))
+    found = []
+    for split in splits:
+        times = Counter(split.rows.tolist())
+        places = {owner.get(number) for number in times}
+        known = frozenset(place for place in places if place is not None)
+        whole = len(places) == 1 == len(known) and len(times) == groups[min(known)].size
+        found.append((split, known, whole and len({*times.values()}) == 1))
+    return tuple(found)
 
 
 def _reasons(sides: Mapping[tuple[str, End], Tensor], pinned: Mapping[int, str]) -> dict[str, str]:

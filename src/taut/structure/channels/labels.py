@@ -8,13 +8,16 @@ channels that meet; operations that mix channels, or have a size of their own, p
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from taut.core.tensors import tensors
 from taut.structure.channels.classes import Atoms
+
+if TYPE_CHECKING:
+    from taut.structure.channels.heads import Splits
 
 
 class Labels:
@@ -26,12 +29,14 @@ class Labels:
             same, one by one, and what gives and reads them knows them by their places.
         numbers: whether the network is handed plain numbers, so that those of an operation may be others next time.
         ruled: classes that went through something with a rule of the user's, and the name of that.
+        splits: what is noted of views that split channels; None: nothing.
     """
 
     def __init__(self, atoms: Atoms, own: Iterable[Tensor] = (), *, tying: bool = True, numbers: bool = False) -> None:
         """No tensor is labelled yet; `own` are the parameters and buffers of the network."""
         self.atoms, self.tying, self.numbers = atoms, tying, numbers
         self.ruled: list[tuple[Tensor, str]] = []
+        self.splits: Splits | None = None
         self._own = {id(t) for t in own}
         self._held: Any = WeakTensorKeyDictionary()
         self._crossed: Any = WeakTensorKeyDictionary()

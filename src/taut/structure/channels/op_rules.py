@@ -87,7 +87,8 @@ def _shifted(call: Call) -> None:
 def view(call: Call) -> None:
     """Another shape; where the channels of one axis come to lie on several, only one of these may become shorter.
 
-    That is the one whose length the code leaves open (-1), or else the longest.
+    That is the one whose length the code leaves open (-1), or else the longest; that of whole heads where it is tried
+    whether these can go (`Splits`).
     """
     before = call.before
     if before is None:
@@ -97,11 +98,16 @@ def view(call: Call) -> None:
     if len(axes) > max(1, len(varying(before))):
         wish = [axis for axis in axes if call.name == "view" and call.args[1][axis] == -1]
         free = max(wish or axes, key=lambda axis: (label.shape[axis], axis))
+        splits, lengths = call.labels.splits, {axis: label.shape[axis] for axis in axes}
+        heads = None if splits is None or wish else splits.axis(lengths)
+        free = free if heads is None else heads
         for axis in axes:
             if axis != free:
                 rows = compact(label)
                 call.labels.tie(rows, rows.narrow(axis, 0, 1).expand_as(rows))
         label = call.labels.atoms.roots(compact(label)).expand(label.shape)
+        if splits is not None:
+            splits.note(label, lengths, free, call.labels)
     call.give([label])
 
 

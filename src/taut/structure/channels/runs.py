@@ -23,6 +23,7 @@ from taut.errors import ModelError
 from taut.nn import Recurrent
 from taut.nn.tensor_names import ASKED, LIKE
 from taut.structure.channels.classes import Atoms
+from taut.structure.channels.heads import Splits
 from taut.structure.channels.labels import Labels
 from taut.structure.channels.layer_rules import OPAQUE, Sides, computes_as_its_kind, gives_its_own, narrowable, passes
 from taut.structure.channels.op_calls import Call, operands
@@ -43,7 +44,9 @@ TURNS = frozenset("detach alias t transpose permute numpy_T".split())  # noqa: S
 OUTPUT = "they reach the model's output"
 
 
-def run_labelled(model: nn.Module, example: Example, *, tying: bool = True) -> LabelledRuns:
+def run_labelled(
+    model: nn.Module, example: Example, *, tying: bool = True, splits: Splits | None = None
+) -> LabelledRuns:
     """Run a copy of a model with labelled channels.
 
     The example's first samples are run, or all where the model does not run on few; then what takes other paths, and
@@ -55,12 +58,14 @@ def run_labelled(model: nn.Module, example: Example, *, tying: bool = True) -> L
         example: how it is called.
         tying: whether channels that can only go together are one class, as a `ChannelGroup` needs it; without, a class
             are channels that are the same, one by one, and noise is run for layers that were not reached alone.
+        splits: where views that split channels are noted; None: nowhere.
 
     Raises:
         ModelError: the model cannot be run.
     """
     numbers = len(all_values(example.value)) > len(all_tensors(example.value))
     runs = LabelledRuns(shallow(model), tying=tying, numbers=numbers)
+    runs.labels.splits = splits
     for part in dict.fromkeys((few(example), example)):
         try:
             runs.run(part, part.value)
@@ -160,7 +165,8 @@ class LabelledRuns:
 
     def run(self, example: Example, value: Any, *, training: bool = False) -> None:
         """One run, in eval mode or in train mode; what reaches the output stays."""
-        handles = []
+        splits = self.labels.splits
+        handles = [] if splits is None else splits.hooked(self.copied)
         for name, module in self.layers.items():
             handles += [
                 module.register_forward_pre_hook(self._enter, with_kwargs=True),  # behind the user's own
@@ -181,6 +187,8 @@ class LabelledRuns:
         finally:
             for handle in handles:
                 handle.remove()
+            if splits is not None:
+                splits.running.clear()
         # a cache is as wide as what the model puts into it, and is read by the model alone
         returned = all_tensors(opened(output) if self.labels.tying else output)
         self.note_use(None, returned, ())
