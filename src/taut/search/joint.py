@@ -62,7 +62,7 @@ FURTHEST = 7
 ALL_BUT_RANKS = 1 - 1e-9
 """Share of the way that channels go to the end, so that ranks may follow."""
 
-AIMS, CLOSE = 5, 0.02
+AIMS, CLOSE = 6, 0.02
 """Times that channels are chosen anew as more fell than the layers count, and what share of the network is near."""
 
 ALIKE = 1.1
@@ -332,7 +332,8 @@ class JointPlanner:
             best = best if left > target or narrowed is None else narrowed
             if 0 <= target - left < CLOSE * whole:
                 break
-            freed = sum(bounds) / 2
+            unused = freed + target - left  # by layers that fit as they are
+            freed = unused if bounds[0] < unused < bounds[1] else sum(bounds) / 2
         return best
 
     def _narrow_to(self, share: float, limits: Limits, freed: float = 0.0) -> Behind | None:

@@ -33,7 +33,7 @@ from taut.structure.masks import settle
 from taut.structure.padding import Padding, real_share, tallied
 from taut.structure.pooling import pooled_groups, pooled_statistics
 from taut.structure.statistics import LayerStatistics, Statistics
-from taut.structure.support import is_aside
+from taut.structure.support import is_looked_at
 from taut.structure.surgery import shallow
 from taut.structure.tracing import covered
 from taut.structure.wrappers import unwrapped
@@ -98,7 +98,7 @@ def observe(  # noqa: PLR0913 - the call is documented with these
     if batches:
         settle(model, net.example, batches[0][0])
     net = net if batches is None else covered(net, model, batches)
-    aside = {layer.name: modules[layer.name] for layer in net.layers if is_aside(layer)}
+    aside = {layer.name: modules[layer.name] for layer in net.layers if is_looked_at(layer)}
     modules = {layer.name: modules[layer.name] for layer in net.layers if layer.skip is None}
     if batches is None:
         return Statistics(net, modules, {}, asides={name: (m, _unseen(net[name])) for name, m in aside.items()})

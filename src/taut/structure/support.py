@@ -209,7 +209,13 @@ def tied_kind(module: nn.Module) -> str | None:
 
 def is_aside(layer: Layer) -> bool:
     """Whether methods of their own may rewrite a layer that all others leave alone."""
-    return (layer.skip in OF_THEIR_OWN or bool(layer.tied)) and layer.whole is None and layer.skip != AS_ASKED
+    return is_looked_at(layer) and layer.whole is None
+
+
+def is_looked_at(layer: Layer) -> bool:
+    """Whether it is observed beside the layers that all methods take: one that is given a size loses channels, too."""
+    wanted = layer.skip in OF_THEIR_OWN or bool(layer.tied)
+    return wanted and layer.whole in {None, SIZED} and layer.skip != AS_ASKED
 
 
 def _holds_weight_alone(module: nn.Module) -> bool:

@@ -336,9 +336,22 @@ def test_surgery_is_nearer_than_the_norm_untrained(build):
     assert nearer[0] < nearer[1]
 
 
-def test_of_what_a_transposed_convolution_reads_the_least_goes_and_the_rest_makes_up():
+class Sized(nn.Module):
+    """A transposed convolution that is told how large its output is to be, or not."""
+
+    def __init__(self, *size):
+        super().__init__()
+        self.a, self.up, self.last = nn.Conv2d(3, 12, 3), nn.ConvTranspose2d(12, 6, 2, 2), nn.Conv2d(6, 2, 1)
+        self.size = size
+
+    def forward(self, x):
+        return self.last(self.up(self.a(x), *self.size))
+
+
+@pytest.mark.parametrize("size", [(), ([8, 8],), ([9, 9],)], ids=str)
+def test_of_what_a_transposed_convolution_reads_the_least_goes_and_the_rest_makes_up(size):
     """Three of its inputs follow from the others: nothing is lost without them."""
-    model = sequential(a=nn.Conv2d(3, 12, 3), up=nn.ConvTranspose2d(12, 6, 2, 2), last=nn.Conv2d(6, 2, 1)).eval()
+    model = Sized(*size).eval()
     with torch.no_grad():
         model.a.weight[9:], model.a.bias[9:] = model.a.weight[:3] * 2, model.a.bias[:3] * 2
     small, _ = pruned(model, X, [X], counts=[9, 6])
