@@ -48,11 +48,11 @@ from torch import nn
 
 import taut
 from taut.methods import METHODS, choose, resolve
+from taut.methods.channels.heads import with_heads
 from taut.methods.narrow_layers import sizes_of
 from taut.planning.narrowing import narrow
 from taut.planning.plain_form import in_plain_form
 from taut.planning.plan import narrowing_step
-from taut.structure.channels.groups import coupled
 from taut.studies import Bound, run_grid
 from taut.studies.grid import cells
 
@@ -83,7 +83,7 @@ def reach(name: str) -> Row:
     groups = [net.group([layer.name]) for layer in net.layers if layer.skip is None or layer.skip in aside]
     taken = [each for each in (*groups, *net.tied) if any(method.refuses(each) is None for method in methods)]
     low = {name for each in taken for name in each.names}
-    coupling = coupled(model, net.example)
+    coupling = with_heads(model, net.example)
     narrowed = {member.layer for group in coupling.groups for member in group.members}
     often = BLOCKS.get(name, MADE) / MADE
     macs = {n.name: n.macs * (often if BLOCK.search(n.name) else 1.0) for n in net.layers}
