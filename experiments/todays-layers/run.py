@@ -7,9 +7,6 @@ alone, and by Torch-Pruning 1.6.1 in four ways, of which the best on validation 
 equal training of all sides and of the uncompressed control: the same samples, epochs, loss and optimizer, at one
 learning rate per net, chosen on validation samples of the control, the default call and the peer at a half.
 
-In the U-Net the channels that a transposed convolution reads all stay: `channels` does not know what such a layer
-loses, and takes the size of its weights for it (`methods/channels/importance.py`). The peer takes them out.
-
 Test samples are read once per net that is shown, and only there; the difference of ours and the peer's is paired over
 them. --paper changes nothing here, and one seed trains. speed.py measures times afterwards.
 """
