@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import taut
 from taut.cli.app import app, run
 from taut.recipe import Recipe
+from taut.structure import rules
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -58,6 +59,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
     for package in optional(page):
         pytest.importorskip(package)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))  # what a page registers is its own
     names = users_own()
     for block in blocks(page, "python"):
         exec(compile(block, f"{page.name}", "exec"), names)  # noqa: S102 - our own documentation
@@ -65,6 +67,7 @@ def test_python_blocks_run(page: Path, tmp_path: Path, monkeypatch: pytest.Monke
 
 def test_the_readme_reloads_what_it_saved(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(rules, "_RULES", dict(rules._RULES))  # what a page registers is its own
     names = users_own()
     exec(blocks(ROOT / "README.md", "python")[0], names)  # noqa: S102
     example, outputs = names["example"], names["outputs"]

@@ -86,6 +86,6 @@ def test_patches_of_fewer_channels(monkeypatch):
     _, _, stats = observed(monkeypatch, smooth(64))
     one = stats.layers["conv"]
     keep = torch.tensor([0, 2, 5])
-    few = one.narrowed(torch.arange(4), keep, (16, 6))
+    few = one.narrowed(torch.arange(4), keep, (16, 6), (stats.modules["conv"], stats.modules["conv"]))
     taps = (keep[:, None] * 9 + torch.arange(9)).flatten()
     assert torch.equal(few.held, one.held[:, :, taps])
