@@ -91,8 +91,8 @@ def compress(  # noqa: PLR0913 - the call is documented with these
         progress: whether it is shown: True, False, or None: on a terminal or in a notebook, once it takes long.
         seed: of everything random; the same seed gives the same bytes, but with a budget of `latency`: times differ.
         jobs: for a budget of `drop` alone: how many candidates are made at a time, each in a process of its own with
-            one thread, or a `concurrent.futures.Executor` that makes them. The result is that of 1, in less time: with
-            3 jobs two steps of the search are one.
+            one thread, or a `concurrent.futures.Executor` that makes them. The result is that of 1; with 3
+            jobs two steps of the search are one.
 
     Raises:
         BudgetError: the budget cannot be met; `.best` is the closest Result.

@@ -324,13 +324,14 @@ class JointPlanner:
         if "macs" not in limits or beside < CLOSE * whole:
             return self._narrow_to(share, limits)
         target = whole * min(1.0, limits["macs"] / whole) ** share
-        best, freed, bounds = None, 0.0, (0.0, beside)
+        best, most, freed, bounds = None, 0.0, 0.0, (0.0, beside)
         for _ in range(AIMS):
             narrowed = self._narrow_to(share, limits, freed)
             left = 0.0 if narrowed is None else float(narrowed.stats.network.cost.macs)
             bounds = (bounds[0], freed) if left > target else (freed, bounds[1])
-            best = best if left > target or narrowed is None else narrowed
-            if 0 <= target - left < CLOSE * whole:
+            if most < left <= target:  # heads go one by one: what comes later may use less
+                best, most = narrowed, left
+            if best is not None and target - most < CLOSE * whole:
                 break
             unused = freed + target - left  # by layers that fit as they are
             freed = unused if bounds[0] < unused < bounds[1] else sum(bounds) / 2
