@@ -51,16 +51,20 @@ class AsideStatistics(LayerStatistics):
             modules: the layer before and after.
         """
         B = self.outputs if self.outputs is None or len(outputs) == sizes[1] else self.outputs.narrowed(outputs)
-        found, A, S = replace(self, outputs=B), self.weighting.channel, self.products
-        if A is None or S is None or self.mean is None:
+        found, A = replace(self, outputs=B), self.weighting.channel
+        if A is None or not self.kept:
             return found
-        whole = weighed(transposed_sums(modules[0], self.kept)[0], self.outputs)
-        share = weighed(S, self.outputs) / whole if whole > 0 else 0.0
+        share = self.share(modules[0])
         kept = tuple(x.index_select(1, inputs.to(x.device)) for x in self.kept)
         products, mean = (share * total for total in transposed_sums(modules[1], kept))
         into = inputs.to(A.device)
         A = A[:, into][..., into]
         return replace(found, weighting=Weighting(channel=A), products=products, mean=mean, kept=kept)
+
+    def share(self, module: nn.Module) -> float:
+        """The energy of all outputs of a transposed convolution over that of the inputs that were kept."""
+        kept = weighed(transposed_sums(module, self.kept)[0], self.outputs)
+        return weighed(cast(Tensor, self.products), self.outputs) / kept if kept > 0 else 0.0
 
     def overlap(self, W: Tensor) -> float:
         """The energy of what the taps of a transposed convolution give together over that of all taps apart.

@@ -10,7 +10,6 @@ from torch import Tensor, nn
 
 from taut.decompose.outputs import weighed
 from taut.structure.asides import AsideStatistics, transposed_outputs
-from taut.structure.patches import weight_of
 from taut.structure.statistics import LayerStatistics
 
 
@@ -35,8 +34,7 @@ class Trial:
     @cached_property
     def _scale(self) -> float:
         """The energy of the outputs over that of the inputs that were kept."""
-        whole = self._energy(weight_of(self.layer).detach().double())
-        return weighed(cast(Tensor, self.known.products), self.known.outputs) / whole if whole > 0 else 0.0
+        return self.known.share(self.layer)
 
     def error(self, change: Tensor) -> float:
         """tr(B E[e eᵀ]) of e = change * x, brought to the scale of all inputs."""
